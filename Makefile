@@ -1,0 +1,55 @@
+# `make test` on a fresh machine with Python 3.10 or later: makes .venv here, installs into it, runs the tests.
+PYTHON ?= python3
+JOBS ?= logical
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# One computing thread a process: the tests run one process a core.
+TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8
+
+.PHONY: help setup test test-slow check lint format clean
+
+help:
+	@echo "make test       the fast tests            make lint    formatting, rules, types"
+	@echo "make test-slow  all tests                 make check   lint, then the fast tests"
+	@echo "make setup      .venv with all that is needed"
+	@echo "make format     rewrite the formatting    make clean   remove .venv and caches"
+
+setup: $(READY)
+
+test: $(READY)
+	$(TESTS)
+
+test-slow: $(READY)
+	$(TESTS) --slow
+
+check: lint test
+
+lint: $(READY)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+format: $(READY)
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+# Made again when the requirements or the Python change. The stamp comes last: a set-up that was cut short starts over.
+$(READY): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Mars needs Python 3.10 or later, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	@# The ordinary wheel wants a screen's libraries; a server without them gets the one that does not.
+	@$(RUN) -c 'import cv2' 2>/dev/null || { \
+	  echo "import cv2 fails here with opencv-python: taking opencv-python-headless"; \
+	  $(RUN) -m pip uninstall --quiet --yes opencv-python && \
+	  $(RUN) -m pip install --quiet --force-reinstall --no-deps opencv-python-headless && \
+	  $(RUN) -c 'import cv2'; }
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

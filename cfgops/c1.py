@@ -1,0 +1,51 @@
+"""MAR20: twenty types of aircraft from above, at once (full) or ten after ten (teacher, then distillation)."""
+
+from config import mconfig
+from config.errors import UserError
+
+TAGS = {
+    "full": "all twenty classes from random weights",
+    "teacher": "the labels of A1 to A10 only",
+    "distillation": "a student that starts from the teacher and learns A11 to A20 on the small split",
+    "ema": "evaluate and save the moving average of the weights",
+}
+
+AIRCRAFT = [f"A{number}" for number in range(1, 21)]
+OLD = 10  # the teacher knows the first ten
+
+
+def mcfg(tags):
+    mcfg = mconfig.ModelConfig()
+    mcfg.dataDir = "{root}/mar20"  # the course's layout or the official download's; --data DIR for another place
+    mcfg.classList = AIRCRAFT
+    mcfg.paintImages = True
+
+    if sum(tag in tags for tag in ("full", "teacher", "distillation")) > 1:
+        raise UserError("c1: full, teacher and distillation are runs of their own; keep one of these tags")
+
+    if "full" in tags:
+        # No backboneFreezeEpochs: a frozen backbone with random weights teaches the head to read noise.
+        mcfg.maxEpoch = 200
+
+    if "teacher" in tags:
+        mcfg.maxEpoch = 200
+        mcfg.trainSelectedClasses = AIRCRAFT[:OLD]
+
+    if "distillation" in tags:
+        mcfg.modelName = "distillation"
+        mcfg.teacherModelFile = "{root}/c1.{phase}.teacher/weights/best.pth"
+        mcfg.checkpointModelFile = mcfg.teacherModelFile
+        mcfg.teacherClassIndexes = range(OLD)
+        mcfg.distilLossWeights = (1.0, 0.2, 0.01)
+        mcfg.temperature = 2.0
+        mcfg.maxEpoch = 100
+        mcfg.backboneFreezeEpochs = range(
+            5
+        )  # the teacher's backbone holds still until the head has found its new classes
+        mcfg.trainSplitName = "small"
+        mcfg.epochValidation = False
+
+    if "ema" in tags:
+        mcfg.useEMA = True
+
+    return mcfg

@@ -1,0 +1,38 @@
+"""Two configs of one run compared: may the second go on where the first stopped?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from config.mconfig import ModelConfig, field_alters, field_names
+
+Differences = dict[str, tuple[Any, Any]]
+
+
+def training_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
+    """Field -> (old, new) value of what makes it another training, so that resuming must be refused.
+
+    Both are what `ModelConfig.to_dict` gives. A field that one of them lacks (written by another version) counts with
+    its default. Files below root are compared relative to it: a root may move. Nothing differs: an empty dict.
+    """
+    return _differences(old, new, "training")
+
+
+def schedule_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
+    """Field -> (old, new) value of what makes it the same training, only longer or at another learning rate."""
+    return _differences(old, new, "schedule")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], alters: str) -> Differences:
+    before, after = ({**ModelConfig().to_dict(), **config} for config in (old, new))
+    return {
+        name: (before[name], after[name])
+        for name in field_names()
+        if field_alters(name) == alters and _movable(before, name) != _movable(after, name)
+    }
+
+
+def _movable(config: Mapping[str, Any], name: str) -> Any:
+    value = config[name]
+    if isinstance(value, str) and config["root"]:
+        return value.replace(config["root"].rstrip("/") + "/", "{root}/", 1)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,71 @@
+"""What no single field can get wrong: values that do not go together. One sentence each, with the way out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from config.errors import UserError
+from config.fields import nearest
+from config.mconfig import ModelConfig
+
+
+def refuse_contradictions(mcfg: ModelConfig, code_dir: Path) -> None:
+    """Raise `UserError` for the first contradiction in a config whose names and paths are settled."""
+    for complaint in _complaints(mcfg, code_dir):
+        raise UserError(complaint)
+
+
+def _complaints(mcfg: ModelConfig, code_dir: Path) -> Iterator[str]:
+    yield from _root(mcfg, code_dir)
+    yield from _schedule(mcfg)
+    yield from _classes(mcfg)
+    yield from _teacher(mcfg)
+
+
+def _root(mcfg: ModelConfig, code_dir: Path) -> Iterator[str]:
+    root = Path(mcfg.root).resolve()
+    if code_dir in (root, *root.parents):
+        yield (
+            f"root={mcfg.root}: lies inside the code folder {code_dir}; runs belong outside of it, "
+            f"e.g. --root {code_dir.parent / 'mars-running'}"
+        )
+    elif root.exists() and not root.is_dir():
+        yield f"root={mcfg.root}: is a file; give the folder that is to hold the runs"
+
+
+def _schedule(mcfg: ModelConfig) -> Iterator[str]:
+    if mcfg.minLearningRate > mcfg.baseLearningRate:
+        yield (
+            f"minLearningRate={mcfg.minLearningRate}: above baseLearningRate={mcfg.baseLearningRate}, "
+            "where the schedule starts; lower it, e.g. to a hundredth of that"
+        )
+    if mcfg.startEpoch >= mcfg.maxEpoch:
+        yield (
+            f"startEpoch={mcfg.startEpoch}: no epoch is left before maxEpoch={mcfg.maxEpoch}; "
+            "epochs are counted from 0, so raise maxEpoch"
+        )
+
+
+def _classes(mcfg: ModelConfig) -> Iterator[str]:
+    if mcfg.classList is None or isinstance(mcfg.classList, str):
+        return  # found out from the data; the config is loaded again with it then
+    for field in ("trainSelectedClasses", "testSelectedClasses", "distilSelectedClasses"):
+        for name in getattr(mcfg, field) or ():
+            if name not in mcfg.classList:
+                known = ", ".join(mcfg.classList)
+                yield f"{field}={name}: not in classList{nearest(name, mcfg.classList)}; the classes are {known}"
+
+
+def _teacher(mcfg: ModelConfig) -> Iterator[str]:
+    if mcfg.modelName == "distillation" and mcfg.teacherModelFile is None:
+        yield (
+            "modelName=distillation: a student needs a teacher; give its weights, "
+            "e.g. --set teacherModelFile=ROOT/c1.nano.teacher/weights/best.pth"
+        )
+    if mcfg.teacherClassIndexes is None or mcfg.classList is None:
+        return
+    last = len(mcfg.classList) - 1
+    for index in mcfg.teacherClassIndexes:
+        if index > last:
+            yield (
+                f"teacherClassIndexes={index}: classList holds {last + 1} classes, so the indexes run from 0 to {last}"
+            )

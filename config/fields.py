@@ -1,0 +1,193 @@
+"""How one config field is declared, checked and read from text.
+
+A field is an annotation, a default and a sentence. The annotation decides what is accepted: `coerce` takes Python
+values (recipes, overrides), `parse` takes text (`--set FIELD=VALUE`, value tags). Both raise `UserError`.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from config.errors import UserError
+
+Check = Callable[[Any], "str | None"]  # a value -> what is wrong with it, or None
+
+# What changing a field does to a run that has begun: another training (refused on resuming), a longer or differently
+# paced one (allowed and said), other data (the trainer compares image names and classes, not paths), or nothing.
+Alters = Literal["training", "schedule", "data", "nothing"]
+
+BOOL_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+TYPE_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a dictionary",
+    type(None): "none",
+}
+
+
+def declare(default: Any, doc: str, check: Check | None = None, *, alters: Alters = "training") -> Any:
+    """A dataclass field: its default (or `dict`, for a fresh one), its meaning and unit, and a check of the value."""
+    metadata = {"doc": doc, "check": check, "alters": alters}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def positive(value: int | float) -> str | None:
+    return None if value > 0 else "must be above 0"
+
+
+def not_negative(value: int | float) -> str | None:
+    return None if value >= 0 else "must not be negative"
+
+
+def fraction(value: int | float) -> str | None:
+    return None if 0 <= value <= 1 else "must lie between 0 and 1"
+
+
+def one_of(*words: str) -> Check:
+    """Accept these words only; the complaint names them and the nearest."""
+
+    def check(value: str) -> str | None:
+        return None if value in words else f"must be one of {', '.join(words)}{nearest(value, words)}"
+
+    return check
+
+
+def each(check: Check) -> Check:
+    """The same check for every entry of a list."""
+
+    def check_all(values: Iterable[Any]) -> str | None:
+        return next((f"{value!r} {complaint}" for value in values if (complaint := check(value))), None)
+
+    return check_all
+
+
+def unless_none(check: Check) -> Check:
+    """The same check for a field that may also be none."""
+    return lambda value: None if value is None else check(value)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A space and `(did you mean 'X'?)` for the closest known word, or the empty string."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+
+
+def coerce(name: str, value: Any, annotation: Any) -> Any:
+    """`value` as the annotation wants it: lists become tuples, ints become floats, devices and paths become words.
+
+    Raises `UserError` with field, value and the type that is wanted.
+    """
+    try:
+        return _coerce(value, annotation)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={value!r}: wants {describe(annotation)}, not {type(value).__name__}") from None
+
+
+def parse(name: str, text: str, annotation: Any) -> Any:
+    """A value from text: `320`, `384,640`, `0-4,9`, `none`, `yes`, `a,b,c`. Raises `UserError` as `coerce` does."""
+    try:
+        return _coerce(_parse(text.strip(), annotation), annotation)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={text}: wants {describe(annotation)}") from None
+
+
+def describe(annotation: Any) -> str:
+    """The annotation in words for an error message."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(arg) for arg in args)
+    if origin is tuple and args[-1] is Ellipsis:
+        return {int: "a list of whole numbers", str: "a list of names"}[args[0]]
+    if origin is tuple:
+        return f"{len(args)} values ({', '.join(describe(arg) for arg in args)})"
+    return TYPE_WORDS[origin or annotation]
+
+
+def _coerce(value: Any, annotation: Any) -> Any:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _first_that_fits(value, args, _coerce)
+    if origin is tuple:
+        return _coerce_tuple(value, args)
+    if origin is dict:
+        return {_coerce(key, args[0]): _coerce(entry, args[1]) for key, entry in dict(value).items()}
+    if annotation is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif annotation is str and type(value).__name__ == "device":
+        value = str(value)  # recipes of the assignment write torch.device("cuda:0"); config does not import torch
+    elif type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()
+    if annotation is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
+        raise TypeError
+    if annotation is float and not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _coerce_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes, dict, set, frozenset)):
+        raise TypeError  # a set has no order, and the order of classes is their numbering
+    items = (value, value) if args == (int, int) and type(value) is int else tuple(value)  # inputShape=320 is square
+    if args[-1] is Ellipsis:
+        return tuple(_coerce(item, args[0]) for item in items)
+    return tuple(_coerce(item, arg) for item, arg in zip(items, args, strict=True))
+
+
+def _parse(text: str, annotation: Any) -> Any:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(text, args)
+    if origin is tuple:
+        return _parse_tuple(text, args)
+    if origin is dict:
+        return {key.strip(): _parse(entry, args[1]) for key, entry in (p.split(":", 1) for p in text.split(","))}
+    if annotation is bool:
+        if text.lower() not in BOOL_WORDS:
+            raise ValueError
+        return BOOL_WORDS[text.lower()]
+    return annotation(text)
+
+
+def _parse_union(text: str, args: tuple[Any, ...]) -> Any:
+    if text.lower() == "none" and type(None) in args:
+        return None
+    if str in args and ("/" in text or "\\" in text or text.endswith(".txt")):
+        return text  # names or a file that lists them: this is the file
+    return _first_that_fits(text, [arg for arg in args if arg is not type(None)], _parse)
+
+
+def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if args == (int, ...):
+        return () if text.lower() == "none" else tuple(number for part in parts for number in _parse_range(part))
+    if args == (int, int) and len(parts) == 1:
+        parts = parts * 2
+    wanted = [args[0]] * len(parts) if args[-1] is Ellipsis else list(args)
+    return tuple(_parse(part, arg) for part, arg in zip(parts, wanted, strict=True))
+
+
+def _parse_range(text: str) -> range:
+    """`7` is 7 alone, `0-4` is 0, 1, 2, 3, 4."""
+    first, dash, last = text.partition("-")
+    return range(int(first), int(last if dash else first) + 1)
+
+
+def _first_that_fits(value: Any, options: Iterable[Any], convert: Callable[[Any, Any], Any]) -> Any:
+    for option in options:
+        try:
+            return convert(value, option)
+        except (TypeError, ValueError):
+            continue
+    raise TypeError

@@ -1,0 +1,88 @@
+"""The texts of `python mars.py --help` and `--fields`, written from the recipes and the fields themselves."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from config.fields import describe
+from config.mconfig import PHASES, field_default, field_doc, field_names, field_type
+from config.recipes import RECIPE_DIR, RecipeInfo, describe_recipes
+
+_MODES = {
+    "pipe": "train, evaluate the test split, paint it; what happens when no mode is named",
+    "train": "train, or go on with a run that was stopped or is to become longer",
+    "eval": "evaluate a run: --split NAME (test), --weights FILE (the run's best)",
+}
+
+_OPTIONS = {
+    "--data DIR": "folder of the data set: images, annotations, splits and classes are found in it",
+    "--root DIR": "folder that holds all runs (default: $MARS_ROOT, else ../mars-running)",
+    "--name NAME": "folder of this run below it (default: the CFGNAME)",
+    "--nobuf": "start afresh; an older run of that name is kept under another one",
+    "--set FIELD=VALUE ...": "change config fields, above recipe and tags: --set maxEpoch=60 inputShape=320",
+    "--quiet": "print results only; everything said is in the run's mars.log",
+    "--fields": "list all config fields with default and meaning",
+}
+
+_VALUE_TAGS = {
+    "cuda@N": "the GPU to compute on",
+    "batch@N": "images a step",
+    "epochs@N": "epochs",
+    "size@N, size@HxW": "network input in pixels, multiples of 32",
+    "seed@N": "seed of weights, order and augmentation",
+    "workers@N": "loader processes",
+}
+
+
+def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
+    """Modes, recipes with their tags, tags for all of them, options, and three commands to copy."""
+    return "\n".join(
+        [
+            "Mars trains YOLOv8 detectors.",
+            "",
+            f"    python mars.py [{'|'.join(modes)}] CFGNAME [options]",
+            "",
+            "A CFGNAME is a recipe and tags with dots between: voc.nano.full, c1.small.teacher.cuda@0",
+            "",
+            *_section("Modes", {mode: _MODES[mode] for mode in modes}),
+            "Recipes (cfgops/NAME.py; copy one to make your own)",
+            *[line for recipe in describe_recipes(recipe_dir) for line in _recipe(recipe)],
+            *_section("Tags of every recipe", {" ".join(PHASES): "scale of the network (nano)", **_VALUE_TAGS}),
+            *_section("Options", _OPTIONS),
+            "Examples",
+            "  python mars.py voc.nano.full --data ~/birds --set maxEpoch=60",
+            "  python mars.py c1.nano.full.cuda@0.batch@32 --data ~/MAR20",
+            "  python mars.py eval voc.nano.full --data ~/birds --split validation",
+            "",
+        ]
+    )
+
+
+def fields_text() -> str:
+    """Every config field: its default, its type and what it means."""
+    lines = ["Config fields, for recipes (mcfg.FIELD = ...) and for --set FIELD=VALUE", ""]
+    for name in field_names():
+        lines.append(f"{name} = {_plain(field_default(name))}")
+        lines += textwrap.wrap(
+            f"{field_doc(name)} [{describe(field_type(name))}]", 100, initial_indent="    ", subsequent_indent="    "
+        )
+    return "\n".join(lines)
+
+
+def _recipe(recipe: RecipeInfo) -> list[str]:
+    first_line = recipe.doc.partition("\n")[0]
+    return [f"  {recipe.name:<8}{first_line}", *[f"    .{tag:<14}{doc}" for tag, doc in recipe.tags.items()], ""]
+
+
+def _section(title: str, entries: dict[str, str]) -> list[str]:
+    width = max(map(len, entries)) + 2
+    return [title, *[f"  {name:<{width}}{doc}" for name, doc in entries.items()], ""]
+
+
+def _plain(value: object) -> str:
+    """A default as one would type it behind --set."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or "empty"
+    if value is None or value == {} or value == "":
+        return "none"
+    return str(value)

@@ -1,0 +1,74 @@
+"""Where things lie: root, the run's name, and the paths that a recipe only names.
+
+A recipe may write `{root}` and `{phase}` in a path, and `{cfgname}` (without machine tags) and `{data}` (the data
+folder's name) in `runName`. Here they are filled in, `~` is expanded and every path becomes absolute.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from config.errors import UserError
+from config.mconfig import ModelConfig
+
+PATH_FIELDS = ("dataDir", "imageDir", "annotationDir", "checkpointModelFile", "teacherModelFile")
+FILE_SCHEME = "file://"
+
+
+def default_root(code_dir: Path) -> str:
+    """$MARS_ROOT, else `mars-running` beside the code folder."""
+    return os.environ.get("MARS_ROOT") or str(code_dir.parent / "mars-running")
+
+
+def absolute(path: str) -> str:
+    """`~` expanded, relative paths taken from the working directory."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def settle(mcfg: ModelConfig, run_name: str) -> None:
+    """Fill in names and paths of `mcfg`, in place, and read a class list that is given as a file.
+
+    Raises `UserError` when that file cannot be read.
+    """
+    mcfg.root = absolute(mcfg.root)
+    words = {"{root}": mcfg.root, "{phase}": mcfg.phase}
+    for field in PATH_FIELDS:
+        value = getattr(mcfg, field)
+        if value is not None:
+            setattr(mcfg, field, _place(value, words))
+    mcfg.subsetMap = {
+        split: _place(names, words) if isinstance(names, str) else names for split, names in mcfg.subsetMap.items()
+    }
+    if mcfg.pretrainedBackboneUrl is not None:
+        file = mcfg.pretrainedBackboneUrl.removeprefix(FILE_SCHEME)
+        mcfg.pretrainedBackboneUrl = FILE_SCHEME + _place(file, words)
+    if isinstance(mcfg.classList, str):
+        mcfg.classList = read_class_list(_place(mcfg.classList, words))
+    data = Path(mcfg.dataDir).name if mcfg.dataDir else ""
+    names = {"{cfgname}": run_name, "-{data}": f"-{data}" if data else "", "{data}": data}
+    mcfg.runName = _fill(mcfg.runName or run_name, names)
+
+
+def read_class_list(file: str) -> tuple[str, ...]:
+    """The names in `file`, one a line, blank lines left out. Raises `UserError` when it cannot be read or is empty."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise UserError(
+            f"classList={file}: {reason}; give a text file with one class name a line, or the names"
+        ) from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise UserError(f"classList={file}: the file names no class; write one class name a line")
+    return names
+
+
+def _place(path: str, words: Mapping[str, str]) -> str:
+    return absolute(_fill(path, words))
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text

@@ -1,0 +1,161 @@
+"""Pascal VOC xml as people have it -> boxes and labels.
+
+What is not needed may be missing (`difficult`, `pose`, `depth`, `folder`) or lie (`filename`, `path`): an annotation
+belongs to the image with its own stem. Coordinates are taken as written, floats kept, nothing subtracted.
+"""
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from dl.faults import DataFault
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
+
+
+class VocObject(NamedTuple):
+    """One <object> as written."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    is_difficult: bool
+
+
+class VocFile(NamedTuple):
+    """One xml file as written; `size` is (width, height), None when missing or zero."""
+
+    size: tuple[int, int] | None
+    objects: tuple[VocObject, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """One image with its cleaned labels. No objects: boxes (0, 4), labels (0,), difficult (0,)."""
+
+    image_id: str  # the stem that image and xml share
+    image_path: Path
+    annotation_path: Path
+    width: int  # of the image as `read_image(image_path, (width, height))` delivers it
+    height: int
+    boxes: Float32[np.ndarray, "N 4"]  # xyxy in pixels of that image, inside it, area above 0
+    labels: Int64[np.ndarray, " N"]  # indexes into the class list
+    difficult: Bool[np.ndarray, " N"]
+
+
+@dataclass
+class Tally:
+    """What cleaning one annotation changed."""
+
+    clipped: int = 0
+    degenerate: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)  # class outside the list -> objects
+
+
+def read_voc(path: Path) -> VocFile:
+    """Read one Pascal VOC file. Raises `DataFault` that starts with the path."""
+    root = _parse(path)
+    if root.tag.lower() != "annotation":
+        raise DataFault(f"{path}: is not a Pascal VOC annotation (its root is <{root.tag}>)")
+    objects = tuple(_read_object(node, number, path) for number, node in enumerate(root.findall("object"), start=1))
+    return VocFile(_read_size(root, path), objects)
+
+
+def clean(
+    voc: VocFile, image_path: Path, annotation_path: Path, size: tuple[int, int], class_list: tuple[str, ...]
+) -> tuple[Annotation, Tally]:
+    """Fit what was written to the image: classes outside the list ignored, boxes clipped, boxes without area dropped.
+
+    `size` is (width, height) of the image as delivered. Dropped are boxes that are inverted, thin as a line, or wholly
+    outside the image. The tally counts each change.
+    """
+    tally = Tally(ignored=Counter(entry.name for entry in voc.objects if entry.name not in class_list))
+    known = [entry for entry in voc.objects if entry.name in class_list]
+    written = np.array([entry.box for entry in known], dtype=np.float64).reshape(-1, 4)
+    # float32 before the test: a side of 1e-9 pixels must not become a box of zero area afterwards
+    boxes = written.clip(0, np.array(size * 2)).astype(np.float32)
+    is_sound = ((boxes[:, 2:] > boxes[:, :2]) & (written[:, 2:] > written[:, :2])).all(axis=1)
+    is_clipped = ((written < 0) | (written > np.array(size * 2))).any(axis=1)
+    tally.degenerate = int((~is_sound).sum())
+    tally.clipped = int((is_clipped & is_sound).sum())
+    labels = np.array([class_list.index(entry.name) for entry in known], dtype=np.int64)
+    difficult = np.array([entry.is_difficult for entry in known], dtype=bool)
+    kept = (boxes[is_sound], labels[is_sound], difficult[is_sound])
+    return Annotation(annotation_path.stem, image_path, annotation_path, *size, *kept), tally
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    try:
+        raw = path.read_bytes().lstrip(b" \t\r\n")
+    except FileNotFoundError:
+        raise DataFault(f"{path}: no such annotation file") from None
+    except OSError as error:
+        raise DataFault(f"{path}: the annotation cannot be read ({error.strerror or error})") from None
+    try:
+        return ElementTree.fromstring(raw)
+    except (ElementTree.ParseError, ValueError, LookupError):
+        pass
+    try:  # expat knows few encodings, and <path> is often written in the machine's own without saying so
+        return ElementTree.fromstring(_decode(raw))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataFault(f"{path}: the xml does not parse ({error})") from None
+
+
+def _decode(raw: bytes) -> str:
+    """The text by its declared encoding, else UTF-8; unreadable bytes become U+FFFD, the declaration goes."""
+    head = re.match(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"']", raw)
+    text = raw.decode(head.group(1).decode("ascii") if head else "utf-8", errors="replace")
+    return re.sub(r"^<\?xml[^>]*\?>", "", text)
+
+
+def _read_size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
+    texts = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+    if not all(texts):
+        return None
+    width, height = (
+        _number(text, f"<{side}> in <size>", path) for text, side in zip(texts, ("width", "height"), strict=True)
+    )
+    return (int(width), int(height)) if width and height else None
+
+
+def _read_object(node: ElementTree.Element, number: int, path: Path) -> VocObject:
+    name = (node.findtext("name") or "").strip()
+    if not name:
+        raise DataFault(f"{path}: object {number} has no <name>")
+    where = f"object {number} ({name})"
+    box = node.find("bndbox")
+    if box is None:
+        if node.find("robndbox") is not None:
+            raise DataFault(
+                f"{path}: {where} has only an oriented box (<robndbox>); give the horizontal annotations (<bndbox>), "
+                "for MAR20 those in 'Annotations/Horizontal Bounding Boxes'"
+            )
+        raise DataFault(f"{path}: {where} has no <bndbox>")
+    xmin, ymin, xmax, ymax = (
+        _number((box.findtext(side) or "").strip(), f"<{side}> of {where}", path) for side in _SIDES
+    )
+    return VocObject(name, (xmin, ymin, xmax, ymax), _is_difficult(node, where, path))
+
+
+def _number(text: str, what: str, path: Path) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataFault(f"{path}: {what} is '{text}', not a number")
+    return value
+
+
+def _is_difficult(node: ElementTree.Element, where: str, path: Path) -> bool:
+    text = (node.findtext("difficult") or "").strip().lower()
+    if text not in _YES + _NO:
+        raise DataFault(f"{path}: <difficult> of {where} is '{text}', neither 0 nor 1")
+    return text in _YES

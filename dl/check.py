@@ -1,0 +1,218 @@
+"""Is this data set fit to train on? Every fault in one pass, every amendment counted."""
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+from config.errors import UserError
+from config.fields import nearest
+from config.mconfig import ModelConfig
+from dl.annotations import Annotation, Tally, VocFile, clean, read_voc
+from dl.discover import DataSource, locate
+from dl.faults import DataFault
+from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, index_by_stem
+from dl.images import ImageFacts, inspect_image, plan_delivery
+from dl.report import DataReport, SplitReport
+from dl.splits import find_split
+from dl.verified import VerifiedImages
+from ops.device import usable_cores
+
+_MOST_PRINTED = 20
+
+
+@dataclass(frozen=True)
+class CheckedData:
+    """Cleaned annotations by split name as asked for, and the report about them."""
+
+    splits: dict[str, list[Annotation]]
+    report: DataReport
+    source: DataSource
+
+
+@dataclass
+class _Examined:
+    """One image with its annotation: fit (annotation and tally are set) or with faults."""
+
+    annotation: Annotation | None = None
+    tally: Tally = field(default_factory=Tally)
+    is_ambiguous: bool = False
+    has_size: bool = True
+    faults: list[str] = field(default_factory=list)
+
+
+def check_data(mcfg: ModelConfig, split_names: Sequence[str], cache_file: Path | None = None) -> CheckedData:
+    """Read and decode every image and annotation of these splits.
+
+    Raises one `UserError` that lists all faults, each with its file: missing or unreadable image or xml, `<size>` that
+    disagrees, empty or unknown split, an image in two splits (`small` may share with `train`), a class list that knows
+    none of the objects. With badFiles=skip the images with a fault of their own are left out and counted instead.
+    `cache_file` remembers decoded images, so that a second start is quick. Prints nothing.
+    """
+    source = locate(mcfg)
+    asked = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}
+    faults = [_unknown_split(name, source) for name, key in asked.items() if key is None]
+    ids = {key: tuple(dict.fromkeys(source.splits[key])) for key in asked.values() if key is not None}
+    faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
+    faults += _overlaps(ids, source)
+    every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
+    examined = _examine_all(_Folder.of(source, mcfg.suffix), list(every_id), cache_file)
+    skipped = [fault for one in examined.values() for fault in one.faults]
+    if mcfg.badFiles == "stop":
+        faults, skipped = faults + skipped, []
+    faults += _emptied(ids, examined) if skipped else []
+    faults += _strange_classes(examined.values(), source)
+    if faults:
+        can_skip = mcfg.badFiles == "stop" and any(one.faults for one in examined.values())
+        raise UserError(_list_faults(faults, can_skip))
+    splits = {name: _annotations(ids[key], examined) for name, key in asked.items() if key is not None}
+    reports = {name: _count(source, source.splits[key], ids[key], examined) for name, key in asked.items() if key}
+    return CheckedData(splits, DataReport(source.class_list, reports, tuple(skipped), tuple(source.notes)), source)
+
+
+class _Folder(NamedTuple):
+    """The data set's files, listed once."""
+
+    source: DataSource
+    images: Mapping[str, list[Path]]
+    annotations: Mapping[str, list[Path]]
+    suffix: str  # wins when one stem has several image files
+
+    @classmethod
+    def of(cls, source: DataSource, suffix: str) -> "_Folder":
+        images = index_by_stem(source.image_dir, IMAGE_SUFFIXES)
+        return cls(source, images, index_by_stem(source.annotation_dir, XML_SUFFIXES), suffix)
+
+    def image(self, image_id: str) -> Path:
+        paths = self.images.get(image_id, [])
+        if not paths:
+            raise DataFault(f"{self.source.image_dir / image_id}{self.suffix}: no such image, nor with another suffix")
+        if len(paths) > 1:
+            paths = [path for path in paths if path.suffix.lower() == self.suffix.lower()] or paths
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise DataFault(f"{self.source.image_dir / image_id}: several images of that name ({names}); set suffix")
+        return paths[0]
+
+    def annotation(self, image_id: str) -> Path:
+        paths = self.annotations.get(image_id)
+        if not paths:
+            path = self.source.annotation_dir / f"{image_id}.xml"
+            raise DataFault(f"{path}: no such annotation (an image without objects has an xml without <object>)")
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise DataFault(f"{self.source.annotation_dir / image_id}: several annotations of that name ({names})")
+        return paths[0]
+
+
+def _examine_all(folder: _Folder, ids: Sequence[str], cache_file: Path | None) -> dict[str, _Examined]:
+    verified = VerifiedImages(cache_file)
+    with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # decoders release the interpreter lock
+        results = list(pool.map(lambda image_id: _examine(folder, image_id, verified), ids))
+    verified.save()
+    return dict(zip(ids, results, strict=True))
+
+
+def _examine(folder: _Folder, image_id: str, verified: VerifiedImages) -> _Examined:
+    """Both files are looked at even when one has a fault: the user mends them in one go."""
+    faults: list[str] = []
+    image: tuple[Path, ImageFacts] | None = None
+    voc: tuple[Path, VocFile] | None = None
+    try:
+        path = folder.image(image_id)
+        image = path, _facts(path, verified)
+    except DataFault as fault:
+        faults.append(str(fault))
+    try:
+        path = folder.annotation(image_id)
+        voc = path, read_voc(path)
+    except DataFault as fault:
+        faults.append(str(fault))
+    if image is None or voc is None:
+        return _Examined(faults=faults)
+    try:
+        delivery = plan_delivery(*image, voc[1].size)
+    except DataFault as fault:
+        return _Examined(faults=[str(fault)])
+    size = (delivery.width, delivery.height)
+    annotation, tally = clean(voc[1], image[0], voc[0], size, folder.source.class_list)
+    return _Examined(annotation, tally, delivery.is_ambiguous, voc[1].size is not None)
+
+
+def _facts(path: Path, verified: VerifiedImages) -> ImageFacts:
+    facts = verified.get(path)
+    if facts is None:
+        facts = inspect_image(path)
+        verified.add(path, facts)
+    return facts
+
+
+def _unknown_split(name: str, source: DataSource) -> str:
+    known = ", ".join(source.splits)
+    return (
+        f"split '{name}' does not exist for {source.image_dir}{nearest(name, source.splits)}; there are: {known}; "
+        f"name one of these, e.g. --set testSplitName=validation"
+    )
+
+
+def _overlaps(ids: Mapping[str, tuple[str, ...]], source: DataSource) -> list[str]:
+    faults = []
+    for one, other in combinations(ids, 2):
+        shared = sorted(set(ids[one]) & set(ids[other]))
+        if shared and {one, other} != {"train", "small"}:  # small is drawn from train by design
+            names = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
+            faults.append(f"splits '{one}' and '{other}' share {len(shared)} images of {source.image_dir}: {names}")
+    return faults
+
+
+def _emptied(ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _Examined]) -> list[str]:
+    gone = [key for key, names in ids.items() if names and not any(examined[i].annotation for i in names)]
+    return [f"split '{key}' is empty once its {len(ids[key])} bad images are skipped" for key in gone]
+
+
+def _strange_classes(examined: Collection[_Examined], source: DataSource) -> list[str]:
+    ignored = sum((one.tally.ignored for one in examined), start=Tally().ignored)
+    num_known = sum(len(one.annotation.labels) + one.tally.degenerate for one in examined if one.annotation)
+    if not ignored or num_known:
+        return []
+    found = ", ".join(name for name, _ in ignored.most_common(10))
+    known = ", ".join(source.class_list[:10])
+    fault = f"{source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list ({known})"
+    return [f"{fault}; the xml files say {found}"]
+
+
+def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
+    way_out = "; badFiles=skip leaves out and counts images that cannot be used" if can_skip else ""
+    if len(faults) == 1:
+        return faults[0] + way_out
+    lines = [f"  {fault}" for fault in faults[:_MOST_PRINTED]]
+    if len(faults) > _MOST_PRINTED:
+        lines.append(f"  and {len(faults) - _MOST_PRINTED} more")
+    return "\n".join([f"the data set has {len(faults)} faults{way_out}:", *lines])
+
+
+def _annotations(names: Sequence[str], examined: Mapping[str, _Examined]) -> list[Annotation]:
+    return [annotation for name in names if (annotation := examined[name].annotation) is not None]
+
+
+def _count(
+    source: DataSource, listed: Sequence[str], names: Sequence[str], examined: Mapping[str, _Examined]
+) -> SplitReport:
+    report = SplitReport(duplicates=len(listed) - len(names))
+    for one in (examined[name] for name in names):
+        if one.annotation is None:
+            report.skipped += 1
+            continue
+        report.images += 1
+        report.objects += len(one.annotation.labels)
+        report.per_class.update(source.class_list[label] for label in one.annotation.labels)
+        report.difficult += int(one.annotation.difficult.sum())
+        report.without_objects += not len(one.annotation.labels)
+        report.clipped += one.tally.clipped
+        report.degenerate += one.tally.degenerate
+        report.ignored.update(one.tally.ignored)
+        report.ambiguous_turn += one.is_ambiguous
+        report.without_size += not one.has_size
+    return report

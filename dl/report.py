@@ -1,0 +1,80 @@
+"""What a data set holds and what was amended, as one aligned table."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SplitReport:
+    """Counts of one split. `objects` are those that are kept; the rest say what was amended or left out."""
+
+    images: int = 0
+    objects: int = 0
+    per_class: Counter[str] = field(default_factory=Counter)
+    without_objects: int = 0  # images that are negatives
+    difficult: int = 0
+    clipped: int = 0
+    degenerate: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)  # class outside the list -> objects
+    duplicates: int = 0
+    ambiguous_turn: int = 0
+    without_size: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts per split, the files that were skipped, and what was decided on the way."""
+
+    class_list: tuple[str, ...]
+    splits: dict[str, SplitReport]
+    skipped: tuple[str, ...] = ()  # faults passed over because of badFiles=skip, each naming its file
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_warnings(self) -> int:
+        """How many things were amended or left out, over all splits."""
+        return sum(sum(values) for _, values in self._warnings())
+
+    def table(self) -> str:
+        """Classes and warnings down, splits across; warnings that did not occur have no row."""
+        splits = self.splits.values()
+        rows = [
+            ("images", [split.images for split in splits]),
+            ("objects", [split.objects for split in splits]),
+            *((f"  {name}", [split.per_class[name] for split in splits]) for name in self.class_list),
+            *((f"! {label}", values) for label, values in self._warnings()),
+        ]
+        head = ["", *self.splits]
+        body = [[label, *map(str, values)] for label, values in rows]
+        widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
+        lines = [_aligned(row, widths) for row in [head, *body]]
+        return "\n".join(lines)
+
+    def _warnings(self) -> list[tuple[str, list[int]]]:
+        splits = list(self.splits.values())
+        rows = [
+            ("images without objects (negatives)", [split.without_objects for split in splits]),
+            ("boxes clipped at the image's border", [split.clipped for split in splits]),
+            ("boxes without area, dropped", [split.degenerate for split in splits]),
+            *self._ignored_rows(splits),
+            ("difficult objects (trained on, not evaluated)", [split.difficult for split in splits]),
+            ("names listed twice", [split.duplicates for split in splits]),
+            ("EXIF turn that <size> cannot confirm (turned)", [split.ambiguous_turn for split in splits]),
+            ("annotations without <size>", [split.without_size for split in splits]),
+            ("images skipped (badFiles=skip)", [split.skipped for split in splits]),
+        ]
+        return [(label, values) for label, values in rows if any(values)]
+
+    @staticmethod
+    def _ignored_rows(splits: list[SplitReport]) -> list[tuple[str, list[int]]]:
+        total = sum((split.ignored for split in splits), Counter())
+        return [
+            (f"'{name}' is not in the class list, ignored", [split.ignored[name] for split in splits])
+            for name, _ in total.most_common()
+        ]
+
+
+def _aligned(row: list[str], widths: list[int]) -> str:
+    cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+    return "  ".join(cells).rstrip()

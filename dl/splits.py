@@ -1,0 +1,68 @@
+"""Split names as people write them, and splits made where there are none: image level, seeded, repeatable."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from config.errors import UserError
+
+VALIDATION_SHARE = 0.15
+TEST_SHARE = 0.15
+
+_ALIASES = {
+    "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
+}  # fmt: skip
+
+Splits = Mapping[str, tuple[str, ...]]
+
+
+def canonical_name(name: str) -> str:
+    """val, valid, Val -> validation; a name without an alias stays as it is."""
+    lower = name.lower()
+    return _ALIASES.get(lower, lower if lower in ("train", "validation", "test", "small") else name)
+
+
+def find_split(name: str, splits: Splits) -> str | None:
+    """The key of `splits` that is meant by `name`: itself, else by its alias; None when there is none."""
+    if name in splits:
+        return name
+    by_canonical = {canonical_name(key): key for key in splits}
+    return by_canonical.get(canonical_name(name))
+
+
+def make_splits(ids: Iterable[str], seed: int) -> dict[str, tuple[str, ...]]:
+    """70 % train, 15 % validation, 15 % test, at least one image each. Raises `UserError` below three images."""
+    ranked = _ranked(ids, seed)
+    if len(ranked) < 3:
+        raise UserError(f"{len(ranked)} images: three are the least from which train, validation and test can be made")
+    num_validation = max(1, round(VALIDATION_SHARE * len(ranked)))
+    num_test = max(1, round(TEST_SHARE * len(ranked)))
+    held_out = num_validation + num_test
+    return {
+        "train": tuple(sorted(ranked[held_out:])),
+        "validation": tuple(sorted(ranked[:num_validation])),
+        "test": tuple(sorted(ranked[num_validation:held_out])),
+    }
+
+
+def carve_validation(train: Iterable[str], bound: Iterable[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split `train` into (train, validation), 15 % of its images but at least one.
+
+    `bound` are images that must stay where they are, e.g. those of `small`, which is trained on too. Raises
+    `UserError` when nothing is left to move.
+    """
+    train, bound = tuple(train), set(bound)
+    free = [image for image in _ranked(train, seed) if image not in bound]
+    count = min(max(1, round(VALIDATION_SHARE * len(set(train)))), len(free))
+    validation = set(free[:count])
+    rest = tuple(image for image in train if image not in validation)
+    if not validation or not rest:
+        raise UserError(f"{len(set(train))} training images: too few to carve a validation part out of them; list one")
+    return rest, tuple(sorted(validation))
+
+
+def _ranked(ids: Iterable[str], seed: int) -> list[str]:
+    """Ids in an order drawn from the seed alone.
+
+    By hash and not by a generator: the same on every machine and version, and a new image moves hardly any other.
+    """
+    return sorted(set(ids), key=lambda image: (hashlib.sha256(f"{seed}/{image}".encode()).digest(), image))

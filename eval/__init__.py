@@ -1,0 +1,1 @@
+"""From raw maps to numbers and pictures: predictions, average precision, tables, painted images and curves."""

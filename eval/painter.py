@@ -1,0 +1,174 @@
+"""Truth and predictions painted on the image: truth purple, right predictions green, wrong ones yellow.
+
+One image is read, painted and written at a time, so that memory does not grow with the split.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageDraw
+
+from dl.annotations import Annotation
+from dl.images import read_image
+from eval.chips import Colour, Label, Rect, draw_chips, draw_legend, place_chips, place_legend
+from eval.metrics import pair_up
+from eval.predictor import Detections
+from ops.boxes import pairwise_iou
+from ops.files import write_whole
+
+PURPLE = (150, 40, 235)  # truth
+GREEN = (0, 205, 75)  # right: same class as a truth, and enough overlap
+YELLOW = (255, 212, 0)  # wrong
+_INK = {PURPLE: (255, 255, 255), GREEN: (0, 24, 8), YELLOW: (40, 28, 0)}  # text that reads on each
+_JPEG_QUALITY = 92
+
+
+class Verdict(NamedTuple):
+    """The detections above the score asked for, best first, and how they meet the truth."""
+
+    shown: Detections
+    is_right: Bool[np.ndarray, " K"]
+    is_found: Bool[np.ndarray, " N"]  # truths that a right detection stands for
+
+
+def judge(annotation: Annotation, detections: Detections, min_iou: float, paint_conf: float) -> Verdict:
+    """Pair detections of at least `paint_conf` with the truth, the best first, each truth once.
+
+    A detection takes the truth of its class that it overlaps most among those still free, if by at least `min_iou`.
+    """
+    order = detections.scores.argsort(descending=True, stable=True)
+    order = order[detections.scores[order] >= paint_conf]
+    shown = Detections(detections.image_id, *(part[order] for part in detections[1:]))
+    is_right, is_found = np.zeros(len(order), dtype=bool), np.zeros(len(annotation.labels), dtype=bool)
+    overlaps = pairwise_iou(shown.boxes, torch.from_numpy(annotation.boxes).float()).numpy()
+    if overlaps.size:
+        overlaps = np.where(shown.labels.numpy()[:, None] == annotation.labels[None, :], overlaps, -1.0)
+        for index in range(len(order)):
+            free = np.where(is_found, -1.0, overlaps[index])
+            best = int(free.argmax())
+            if free[best] >= max(min_iou, 1e-9):
+                is_right[index] = is_found[best] = True
+    return Verdict(shown, is_right, is_found)
+
+
+def paint(
+    image: UInt8[np.ndarray, "H W 3"],
+    annotation: Annotation,
+    detections: Detections,
+    class_names: Sequence[str],
+    min_iou: float = 0.5,
+    paint_conf: float = 0.2,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A painted copy of the RGB image, of the same size; the image itself stays as it is.
+
+    Every truth is outlined in purple, with its class where nothing found it; every detection of at least `paint_conf`
+    in green or yellow, with class and score (on a small crowded image the score alone, or nothing for the lowest).
+    Lines and letters grow with the image.
+    """
+    canvas = Image.fromarray(image)  # a copy
+    verdict = judge(annotation, detections, min_iou, paint_conf)
+    truths = [_to_pixels(box, canvas.size) for box in annotation.boxes.tolist()]
+    found = [_to_pixels(box, canvas.size) for box in verdict.shown.boxes.tolist()]
+    _draw_boxes(canvas, truths, found, verdict)
+    _draw_words(canvas, truths, found, verdict, annotation, class_names)
+    return np.asarray(canvas)
+
+
+def paint_split(
+    annotations: Sequence[Annotation],
+    detections: Sequence[Detections],
+    class_names: Sequence[str],
+    folder: Path | str,
+    min_iou: float = 0.5,
+    paint_conf: float = 0.2,
+    on_image: Callable[[int, int], None] | None = None,
+) -> int:
+    """Paint every image into `folder`/image_id.jpg; how many were written.
+
+    `on_image` hears how many are done, of how many. Raises what `dl.images.read_image` and `pair_up` raise.
+    """
+    pairs = pair_up(annotations, detections)
+    names = file_names(annotation.image_id for annotation in annotations)
+    for done, (annotation, found) in enumerate(pairs, start=1):
+        image = read_image(annotation.image_path, (annotation.width, annotation.height))
+        painted = Image.fromarray(paint(image, annotation, found, class_names, min_iou, paint_conf))
+        content = io.BytesIO()
+        painted.save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # thin coloured lines need full colour
+        write_whole(Path(folder) / names[annotation.image_id], content.getvalue())
+        if on_image is not None:
+            on_image(done, len(pairs))
+    return len(pairs)
+
+
+def file_names(image_ids: Iterable[str]) -> dict[str, str]:
+    """image id -> the name of its JPEG: `id.jpg`, without path separators, and no two alike on any file system."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for image_id in image_ids:
+        stem = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", image_id).lstrip(".")[:120] or "image"
+        name, number = stem, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        names[image_id] = f"{name}.jpg"
+    return names
+
+
+def _draw_boxes(canvas: Image.Image, truths: Sequence[Rect], found: Sequence[Rect], verdict: Verdict) -> None:
+    draw = ImageDraw.Draw(canvas)
+    line = max(1, round(max(canvas.size) / 420))
+    for box in truths:
+        # twice the width, so that purple shows inside a green line that covers it
+        _outline(draw, box, PURPLE, 2 * line)
+    last_on_top = list(zip(found, verdict.is_right.tolist(), strict=True))[::-1]
+    for box, is_right in sorted(last_on_top, key=lambda one: one[1]):  # right above wrong, better above worse
+        _outline(draw, box, GREEN if is_right else YELLOW, line)
+
+
+def _outline(draw: ImageDraw.ImageDraw, box: Rect, colour: Colour, width: int) -> None:
+    """The box's border, drawn inwards from its edge; thinner on boxes that it would fill."""
+    width = max(1, min(width, min(box.x1 - box.x0, box.y1 - box.y0) // 5))
+    draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=colour, width=width)
+
+
+def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> Rect:
+    """The whole pixels that a box covers, inside the image and at least one."""
+    x0, y0 = (min(max(round(low), 0), limit - 1) for low, limit in zip(box[:2], size, strict=True))
+    x1, y1 = (min(round(high), limit) for high, limit in zip(box[2:], size, strict=True))
+    return Rect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
+
+
+def _draw_words(
+    canvas: Image.Image,
+    truths: Sequence[Rect],
+    found: Sequence[Rect],
+    verdict: Verdict,
+    annotation: Annotation,
+    class_names: Sequence[str],
+) -> None:
+    """Class and score of every detection, the class of every truth that was missed, and a legend that counts them."""
+    labels = []
+    _, _, scores, classes = verdict.shown
+    for box, score, label, is_right in zip(found, scores.tolist(), classes.tolist(), verdict.is_right, strict=True):
+        colour = GREEN if is_right else YELLOW
+        labels.append(Label(f"{class_names[int(label)]} {score:.2f}", f"{score:.2f}", box, colour, _INK[colour]))
+    for box, label, is_found in zip(truths, annotation.labels, verdict.is_found, strict=True):
+        if not is_found:
+            labels.append(Label(class_names[int(label)], "", box, PURPLE, _INK[PURPLE]))
+    num_right = int(verdict.is_right.sum())
+    entries = [
+        (PURPLE, f"truth {len(truths)}"),
+        (GREEN, f"right {num_right}"),
+        (YELLOW, f"wrong {len(found) - num_right}"),
+    ]
+    legend = place_legend(entries, canvas.size, [*truths, *found])
+    draw_chips(canvas, place_chips(labels, canvas.size, [legend] if legend else []))
+    if legend:
+        draw_legend(canvas, entries, legend)

@@ -1,0 +1,159 @@
+"""Curves of a run: the loss and its parts on the left, how well the network detects on the right."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from ops.files import write_whole
+
+Rows = Sequence[dict[str, Any]]
+
+_INK, _FAINT, _GRID, _SHADE = "#2b2d33", "#8d949c", "#e4e7ea", "#e1ebf6"
+_PART_COLOURS = ("#2f6fb3", "#d1662b", "#3a9a5c", "#8a5bb5", "#b5476b", "#8c6d46")
+_AP_LINES = (("map50", "mAP50", "#7a3fb0"), ("map50_95", "mAP50-95", "#12857f"))
+_LEGEND_STYLE = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 1.6}
+_MANY_POINTS = 40  # beyond these, markers run into each other
+
+
+def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("box", "cls", "dfl")) -> Path:
+    """Draw the rows of `metrics.jsonl` into a PNG; the file is whole or not there.
+
+    Rows are those of `train.trainer`, one an epoch; there may be none. `loss_parts` names the fields drawn beside
+    "loss". None and NaN are gaps in a loss; epochs without validation are skipped by the AP, whose points are joined.
+    No global state of matplotlib is touched and nothing is kept, so it may be called after every epoch.
+    """
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.05)
+    figure = Figure(figsize=(12.5, 4.6), dpi=110, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        _dress(axes, history)
+    _draw_losses(left, history, loss_parts)
+    _draw_learning_rate(left, history)
+    _draw_precision(right, history)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return write_whole(path, content.getvalue())
+
+
+def _dress(axes: Axes, history: Rows) -> None:
+    """Quiet axes over all epochs, with the epochs in which the backbone was frozen shaded."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.tick_params(colors=_INK, labelsize=9, color=_FAINT)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("epoch", fontsize=9, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
+    epochs = _epochs(history)
+    if epochs.size:
+        axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+    for number, (first, last) in enumerate(_frozen_spans(history)):
+        label = "backbone frozen" if number == 0 else None  # once in the legend
+        axes.axvspan(first - 0.5, last + 0.5, color=_SHADE, linewidth=0, zorder=0, label=label)
+
+
+def _draw_losses(axes: Axes, history: Rows, parts: Sequence[str]) -> None:
+    axes.set_title("Training loss", fontsize=11, color=_INK, loc="left", fontweight="bold")
+    _draw_line(axes, history, "loss", "total", _INK, 2.2)
+    for number, part in enumerate(parts):
+        _draw_line(axes, history, part, part, _PART_COLOURS[number % len(_PART_COLOURS)], 1.5)
+    if axes.lines:
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper right", **_LEGEND_STYLE)
+    else:
+        _say_empty(axes, "no epoch yet")
+
+
+def _draw_learning_rate(axes: Axes, history: Rows) -> None:
+    """Thin and grey on an axis of its own: background to the losses."""
+    rates = _values(history, "lr")
+    if not np.isfinite(rates).any():
+        return
+    beside = axes.twinx()
+    beside.spines[["top", "left", "bottom"]].set_visible(False)
+    beside.spines["right"].set_color(_GRID)
+    beside.plot(_epochs(history), rates, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 2)), marker=_marker(rates))
+    beside.set_ylim(0, float(np.nanmax(rates)) * 1.15 or 1.0)
+    beside.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    beside.yaxis.get_offset_text().set(color=_FAINT, fontsize=8)
+    beside.tick_params(colors=_FAINT, labelsize=8)
+    beside.set_ylabel("learning rate (dashed)", fontsize=8, color=_FAINT)
+
+
+def _draw_precision(axes: Axes, history: Rows) -> None:
+    axes.set_title("Validation", fontsize=11, color=_INK, loc="left", fontweight="bold")
+    measured = [row for row in history if np.isfinite(_values([row], "map50")).any()]
+    axes.set_ylim(0, 1)
+    if not measured:
+        _say_empty(axes, "no validation yet")
+        return
+    top = 0.0
+    for key, name, colour in _AP_LINES:
+        _draw_line(axes, measured, key, name, colour, 2.0)
+        top = float(np.nanmax([top, *_values(measured, key)]))
+    axes.set_ylim(0, max(1.0, top * 1.05))  # the assignment's figure may pass 1
+    _mark_best(axes, measured)
+    axes.legend(loc="best" if len(measured) < 400 else "lower right", **_LEGEND_STYLE)
+
+
+def _mark_best(axes: Axes, measured: Rows) -> None:
+    """A ring on each line at the epoch whose weights were kept as best, and its figures in the corner."""
+    best = [row for row in measured if row.get("is_best")]
+    if not best:
+        return
+    row, told = best[-1], []
+    axes.axvline(row["epoch"], color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    for key, name, colour in _AP_LINES:
+        value = float(_values([row], key)[0])
+        if np.isfinite(value):
+            axes.plot(row["epoch"], value, "o", ms=9, mfc="white", mec=colour, mew=2, zorder=4)
+            told.append(f"{name} {value:.3f}")
+    axes.set_title(f"best: epoch {row['epoch']},  {',  '.join(told)}", fontsize=9, color=_INK, loc="right")
+
+
+def _draw_line(axes: Axes, rows: Rows, key: str, label: str, colour: str, width: float) -> None:
+    values = _values(rows, key)
+    if np.isfinite(values).any():
+        axes.plot(
+            _epochs(rows), values, color=colour, linewidth=width, label=label, marker=_marker(values), markersize=3.5
+        )
+
+
+def _marker(values: np.ndarray) -> str:
+    """Dots while the points are few, or where one stands between two gaps, without a line to be seen by."""
+    present = np.concatenate(([False], np.isfinite(values), [False]))
+    is_alone = present[1:-1] & ~present[:-2] & ~present[2:]
+    return "o" if values.size <= _MANY_POINTS or is_alone.any() else ""
+
+
+def _say_empty(axes: Axes, text: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_FAINT, fontsize=11)
+
+
+def _epochs(rows: Rows) -> np.ndarray:
+    return np.array([row["epoch"] for row in rows], dtype=float)
+
+
+def _values(rows: Rows, key: str) -> np.ndarray:
+    """The field over the epochs, NaN where it is missing, None or not finite."""
+    values = np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _frozen_spans(rows: Rows) -> Iterator[tuple[int, int]]:
+    """First and last epoch of each stretch with a frozen backbone."""
+    frozen = sorted(row["epoch"] for row in rows if row.get("frozen"))
+    starts = [epoch for epoch in frozen if epoch - 1 not in frozen]
+    ends = [epoch for epoch in frozen if epoch + 1 not in frozen]
+    return zip(starts, ends, strict=True)

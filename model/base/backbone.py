@@ -1,0 +1,45 @@
+"""Layers 0 to 9: from an image to four feature maps."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.base.components import SPPF, C2f, ConvModule
+from model.base.scales import Scale
+
+
+class BackboneFeatures(NamedTuple):
+    """Four maps at strides 4, 8, 16 and 32; the neck takes the last three."""
+
+    feat0: Float[Tensor, "B c0 h4 w4"]
+    feat1: Float[Tensor, "B c1 h8 w8"]
+    feat2: Float[Tensor, "B c2 h16 w16"]
+    feat3: Float[Tensor, "B c3 h32 w32"]
+
+
+class Backbone(nn.Module):
+    """Five halvings, a C2f with shortcuts after all but the first, SPPF at the end."""
+
+    def __init__(self, scale: Scale):
+        super().__init__()
+        c0, c1, c2, c3, c4 = (scale.channels(width) for width in (64, 128, 256, 512, 1024))
+        r2, r4, r6, r8 = (scale.repeats(count) for count in (3, 6, 6, 3))
+        self.l0 = ConvModule(3, c0, 3, 2)
+        self.l1 = ConvModule(c0, c1, 3, 2)
+        self.l2 = C2f(c1, c1, r2, add=True)
+        self.l3 = ConvModule(c1, c2, 3, 2)
+        self.l4 = C2f(c2, c2, r4, add=True)
+        self.l5 = ConvModule(c2, c3, 3, 2)
+        self.l6 = C2f(c3, c3, r6, add=True)
+        self.l7 = ConvModule(c3, c4, 3, 2)
+        self.l8 = C2f(c4, c4, r8, add=True)
+        self.l9 = SPPF(c4, c4)
+        self.out_channels = (c2, c3, c4)  # of feat1, feat2, feat3
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneFeatures:
+        feat0 = self.l2(self.l1(self.l0(images)))
+        feat1 = self.l4(self.l3(feat0))
+        feat2 = self.l6(self.l5(feat1))
+        feat3 = self.l9(self.l8(self.l7(feat2)))
+        return BackboneFeatures(feat0, feat1, feat2, feat3)

@@ -1,0 +1,75 @@
+"""The blocks of YOLOv8. Submodule names are fixed: checkpoints are mapped by them.
+
+Legend: B images, h and w cells of a map.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+BN_EPS = 1e-3
+BN_MOMENTUM = 0.03
+
+
+class ConvModule(nn.Module):
+    """Convolution without bias, batch norm, SiLU. Padding keeps h and w at stride 1 (odd kernels)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: Float[Tensor, "B in_channels h w"]) -> Float[Tensor, "B out_channels h2 w2"]:
+        return self.act(self.bn(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """Two 3 x 3 convolutions of equal width; with `add`, the input is added to the result."""
+
+    def __init__(self, channels: int, add: bool):
+        super().__init__()
+        self.cv1 = ConvModule(channels, channels, 3)
+        self.cv2 = ConvModule(channels, channels, 3)
+        self.add = add
+
+    def forward(self, x: Float[Tensor, "B channels h w"]) -> Float[Tensor, "B channels h w"]:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+class C2f(nn.Module):
+    """CSP layer with two convolutions (CSPLayer_2Conv in the assignment): every bottleneck's output is kept.
+
+    The first convolution gives two halves; bottlenecks follow on the second, and all of them join the last convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, repeats: int, add: bool):
+        super().__init__()
+        hidden = out_channels // 2
+        self.cv1 = ConvModule(in_channels, 2 * hidden)
+        self.cv2 = ConvModule((2 + repeats) * hidden, out_channels)
+        self.m = nn.ModuleList(Bottleneck(hidden, add) for _ in range(repeats))
+
+    def forward(self, x: Float[Tensor, "B in_channels h w"]) -> Float[Tensor, "B out_channels h w"]:
+        parts = list(self.cv1(x).chunk(2, dim=1))
+        for bottleneck in self.m:
+            parts.append(bottleneck(parts[-1]))
+        return self.cv2(torch.cat(parts, dim=1))
+
+
+class SPPF(nn.Module):
+    """Spatial pyramid pooling, fast: three 5 x 5 max-pools in a row see 5, 9 and 13 cells; all are joined."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        hidden = in_channels // 2
+        self.cv1 = ConvModule(in_channels, hidden)
+        self.cv2 = ConvModule(4 * hidden, out_channels)
+        self.pool = nn.MaxPool2d(kernel_size=5, stride=1, padding=2)
+
+    def forward(self, x: Float[Tensor, "B in_channels h w"]) -> Float[Tensor, "B out_channels h w"]:
+        parts = [self.cv1(x)]
+        for _ in range(3):
+            parts.append(self.pool(parts[-1]))
+        return self.cv2(torch.cat(parts, dim=1))

@@ -1,0 +1,47 @@
+"""Layer 22: the decoupled, anchor-free head."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.base.components import ConvModule
+from ops.anchors import STRIDES
+
+BOX_BIAS = 2.0  # today's reference; 1.0 in the release of 2023
+OBJECTS_AN_IMAGE = 5  # the class bias starts at this many objects on a 640 pixel image
+REFERENCE_SIDE = 640
+
+
+class Head(nn.Module):
+    """For each of three maps one branch for box distributions and one for class logits, joined to a raw map."""
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, reg_max: int):
+        super().__init__()
+        box_width = max(16, in_channels[0] // 4, 4 * reg_max)
+        cls_width = max(in_channels[0], min(num_classes, 100))
+        self.box = nn.ModuleList(_branch(width, box_width, 4 * reg_max) for width in in_channels)
+        self.cls = nn.ModuleList(_branch(width, cls_width, num_classes) for width in in_channels)
+        # The reference keeps the bins of the box distribution as a frozen convolution and counts them among its
+        # parameters. They are kept here so that checkpoints map one to one; decoding computes the same numbers itself.
+        self.dfl = nn.Conv2d(reg_max, 1, 1, bias=False).requires_grad_(False)
+        self._start(num_classes, reg_max)
+
+    @torch.no_grad()
+    def _start(self, num_classes: int, reg_max: int) -> None:
+        self.dfl.weight.copy_(torch.arange(reg_max, dtype=torch.float32).view(1, reg_max, 1, 1))
+        for box, cls, stride in zip(self.box, self.cls, STRIDES, strict=True):
+            box[-1].bias.fill_(BOX_BIAS)
+            cls[-1].bias.fill_(math.log(OBJECTS_AN_IMAGE / num_classes / (REFERENCE_SIDE / stride) ** 2))
+
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Tensor]:
+        """Three maps (B, c, h, w) -> three raw maps (B, 4R + C, h, w), box channels first."""
+        return [torch.cat((box(x), cls(x)), dim=1) for box, cls, x in zip(self.box, self.cls, features, strict=True)]
+
+
+def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvModule(in_channels, width, 3), ConvModule(width, width, 3), nn.Conv2d(width, out_channels, 1)
+    )

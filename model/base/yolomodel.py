@@ -1,0 +1,60 @@
+"""The whole network, and what training does to its backbone."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.base.backbone import Backbone
+from model.base.head import Head
+from model.base.neck import Neck
+from model.base.scales import SCALES
+from ops.anchors import STRIDES
+
+
+class YoloModel(nn.Module):
+    """YOLOv8: images (B, 3, H, W) in [0, 1] -> three raw maps (B, 4R + C, h, w), in train and in eval mode."""
+
+    strides = STRIDES
+
+    def __init__(self, phase: str, num_classes: int, reg_max: int = 16):
+        super().__init__()
+        scale = SCALES[phase]
+        self.phase, self.num_classes, self.reg_max = phase, num_classes, reg_max
+        self.backbone = Backbone(scale)
+        self.neck = Neck(self.backbone.out_channels, scale)
+        self.head = Head(self.neck.out_channels, num_classes, reg_max)
+        self._trainable_before_freeze: list[nn.Parameter] | None = None
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        return self.forward_features(images)[0]
+
+    def forward_features(self, images: Float[Tensor, "B 3 H W"]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Raw maps, and the features they were made from: feat0 .. feat3 of the backbone, C, X, Y, Z of the neck."""
+        features = self.backbone(images)
+        joined = self.neck(features.feat1, features.feat2, features.feat3)
+        raw_maps = self.head((joined.X, joined.Y, joined.Z))
+        return raw_maps, {**features._asdict(), **joined._asdict()}
+
+    @property
+    def is_backbone_frozen(self) -> bool:
+        return self._trainable_before_freeze is not None
+
+    def freezeBackbone(self) -> None:
+        """Hold the backbone still: no gradients, and batch norm keeps its statistics. Twice is once."""
+        if self._trainable_before_freeze is None:
+            self._trainable_before_freeze = [p for p in self.backbone.parameters() if p.requires_grad]
+            for parameter in self._trainable_before_freeze:
+                parameter.requires_grad_(False)
+        self.backbone.eval()
+
+    def unfreezeBackbone(self) -> None:
+        """Give back exactly what was trainable before `freezeBackbone`."""
+        for parameter in self._trainable_before_freeze or ():
+            parameter.requires_grad_(True)
+        self._trainable_before_freeze = None
+        self.backbone.train(self.training)
+
+    def train(self, mode: bool = True) -> "YoloModel":
+        super().train(mode)
+        if self.is_backbone_frozen:
+            self.backbone.eval()  # without this, training would move the frozen statistics
+        return self

@@ -1,0 +1,125 @@
+"""Read weights from a file, map their names to ours, and say what matched.
+
+Understood: our own checkpoints (`best.pth`, `last.pth`), plain state dicts, and backbone files whose keys are
+`backbone.l0.conv.weight` or `l0.conv.weight`. Files are read with `torch.load(weights_only=True)`: nothing in them runs.
+"""
+
+import pickle
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config.errors import UserError
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass
+class LoadReport:
+    """What became of a file's tensors. `skipped` are of the file, `missing` of the model; both keep their random start."""
+
+    source: str
+    matched: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"weights from {self.source}: {len(self.matched)} tensors matched"]
+        for title, names in (("skipped (no place or another shape)", self.skipped), ("missing (random)", self.missing)):
+            if names:
+                shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+                lines.append(f"  {len(names)} {title}: {shown}")
+        return "\n".join(lines)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Copy every tensor of the file whose name and shape fit into `model`, in place.
+
+    A file of a whole model must fill everything except the class branch, whose shapes depend on the class list; a
+    backbone file must fill the backbone. Anything less is a `UserError`: half a network is never left random in silence.
+    """
+    path = Path(path)
+    state = {our_key(key): value for key, value in read_state_dict(path).items()}
+    if state and all(re.match(r"l\d+\.", key) for key in state):
+        state = {f"backbone.{key}": value for key, value in state.items()}
+    report = _copy(model, state, str(path))
+    wants_backbone_only = bool(state) and all(key.startswith("backbone.") for key in state)
+    must_match = [key for key in report.missing if key.startswith("backbone.")] if wants_backbone_only else [
+        key for key in report.missing if not key.startswith("head.cls.")
+    ]  # fmt: skip
+    if must_match:
+        wanted = f"the {getattr(model, 'phase', 'given')} network"
+        raise UserError(
+            f"{path}: its tensors do not fit {wanted}: {len(must_match)} are missing or have another shape, first "
+            f"{must_match[0]}; take weights of the same phase and regMax, or set the phase that the file was trained with"
+        )
+    return report
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The tensors of a weights file, the averaged ones when it holds an average. Raises `UserError` naming the file."""
+    path = Path(path).expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on pickle protocols is no use to who reads the error
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused, because reading it could run code that is in it; wanted is a .pth of Mars or a plain state dict"
+        ) from error
+    except (EOFError, RuntimeError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read as weights, it is damaged, cut short or no weights file ({type(error).__name__})"
+        ) from error
+    state = _find_tensors(content)
+    if not state:
+        raise UserError(f"{path}: holds no tensors; wanted is a .pth of Mars or a plain state dict")
+    return state
+
+
+def our_key(key: str) -> str:
+    """Ultralytics' name of a tensor -> ours; every other name stays. `model.22.cv2.0.1.bn.bias` is `head.box.0.1.bn.bias`."""
+    match = re.match(r"(?:model\.)+(\d+)\.(.+)", key)
+    if not match:
+        return key
+    layer, rest = int(match[1]), match[2]
+    if layer <= 9:
+        return f"backbone.l{layer}.{rest}"
+    if layer < 22:
+        return f"neck.l{layer}.{rest}"
+    for theirs, ours in (("cv2.", "head.box."), ("cv3.", "head.cls."), ("dfl.conv.", "head.dfl.")):
+        if rest.startswith(theirs):
+            return ours + rest[len(theirs) :]
+    return key
+
+
+def _find_tensors(content: Any) -> StateDict:
+    if not isinstance(content, dict):
+        return {}
+    for name in ("ema", "model", "state_dict"):
+        if isinstance(content.get(name), dict):
+            return _find_tensors(content[name])
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+@torch.no_grad()
+def _copy(model: nn.Module, state: StateDict, source: str) -> LoadReport:
+    report = LoadReport(source)
+    own = model.state_dict()  # shares memory with the model
+    for key, value in state.items():
+        if key in own and own[key].shape == value.shape:
+            own[key].copy_(value)  # to the model's dtype and device
+            report.matched.append(key)
+        else:
+            report.skipped.append(key)
+    matched = set(report.matched)
+    report.missing = [key for key in own if key not in matched]
+    return report

@@ -1,0 +1,1 @@
+"""What every floor of the house shares: boxes, anchors, batches and the look-outs inside the arithmetic."""

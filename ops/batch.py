@@ -1,0 +1,72 @@
+"""The values that travel: one sample, one padded batch, and the letterbox that undoes itself.
+
+Legend: B images, M most boxes on one image (may be 0), N boxes on one image, H and W pixels.
+A box is xyxy in pixels: of the image as read for a `Sample`, of the network input for a `Batch`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from torch import Tensor
+
+
+class Letterbox(NamedTuple):
+    """How an image was put into the network input: input = image * scale + offset, in pixels."""
+
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+    height: int  # of the image as read
+    width: int
+
+    def apply(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) of the image -> boxes (N, 4) of the network input, not clipped."""
+        scale = np.array([self.scale_x, self.scale_y] * 2, dtype=boxes.dtype)
+        offset = np.array([self.offset_x, self.offset_y] * 2, dtype=boxes.dtype)
+        return boxes * scale + offset
+
+    def undo(self, boxes: Tensor) -> Tensor:
+        """Boxes (..., 4) of the network input -> boxes of the image, clipped to it."""
+        scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
+        offset = boxes.new_tensor([self.offset_x, self.offset_y] * 2)
+        limit = boxes.new_tensor([self.width, self.height] * 2)
+        return ((boxes - offset) / scale).clamp(min=0).minimum(limit)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its labels. No objects: boxes (0, 4), labels (0,)."""
+
+    image: UInt8[np.ndarray, "H W 3"]  # RGB
+    boxes: Float32[np.ndarray, "N 4"]
+    labels: Int64[np.ndarray, " N"]
+    image_id: str
+    letterbox: Letterbox | None = None  # set once the image has the network's size without random changes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch. `valid` tells real boxes from padding; M is 0 when no image of the batch has a box."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    boxes: Float[Tensor, "B M 4"]
+    labels: Int64[Tensor, "B M"]
+    valid: Bool[Tensor, "B M"]
+    image_ids: tuple[str, ...]
+    letterboxes: tuple[Letterbox | None, ...] = ()
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device, non_blocking: bool = True) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        moved = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.boxes, self.labels, self.valid))
+        return Batch(*moved, image_ids=self.image_ids, letterboxes=self.letterboxes)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; the loader calls it."""
+        pinned = (t.pin_memory() for t in (self.images, self.boxes, self.labels, self.valid))
+        return Batch(*pinned, image_ids=self.image_ids, letterboxes=self.letterboxes)

@@ -1,0 +1,232 @@
+import shutil
+
+import pytest
+
+from config.errors import UserError
+from dl.discover import as_overrides, locate
+
+SPLITS = {"train": ["a", "b", "c"], "validation": ["d"], "test": ["e", "f"]}
+EXPECTED = {name: tuple(ids) for name, ids in SPLITS.items()}
+
+
+def test_course_layout(three_splits, config):
+    source = locate(config(three_splits))
+    assert source.image_dir == three_splits / "images"
+    assert source.annotation_dir == three_splits / "annotations"
+    assert source.class_list == ("cat", "dog")
+    assert source.splits == EXPECTED
+
+
+def test_course_layout_with_versions_of_splits(make_folder, config):
+    base = make_folder(SPLITS, lists="splits/v5")
+    make_folder({"train": ["a"], "test": ["b"]}, lists="splits/v10")
+    assert locate(config(base)).splits == EXPECTED
+
+
+def test_without_v5_the_last_version_counts(make_folder, config):
+    base = make_folder({"train": ["a"], "test": ["b"]}, lists="splits/v2")
+    make_folder(SPLITS, lists="splits/v10")
+    assert locate(config(base)).splits == EXPECTED
+
+
+@pytest.mark.parametrize("nesting", ["", "VOC2007", "VOCdevkit/VOC2007"])
+def test_vocdevkit(make_folder, config, tmp_path, nesting):
+    base = make_folder(
+        {
+            "train": ["a", "b"],
+            "val": ["c"],
+            "test": ["d"],
+            "cat_train": ["a"],
+            "dog_val": ["c"],
+            "trainval": ["a", "b", "c"],
+        },
+        base=tmp_path / "voc" / nesting,
+        images="JPEGImages",
+        annotations="Annotations",
+        lists="ImageSets/Main",
+        classes=(),
+    )
+    source = locate(config(tmp_path / "voc"))
+    assert source.image_dir == base / "JPEGImages"
+    assert source.splits == {"train": ("a", "b"), "validation": ("c",), "test": ("d",), "trainval": ("a", "b", "c")}
+    assert source.class_list == ("cat",)
+    assert any("1 classes found in the xml files: cat" in note for note in source.notes)
+
+
+def test_voc_with_trainval_and_test_only(make_folder, config):
+    names = [f"n{i}" for i in range(10)]
+    base = make_folder({"trainval": names, "test": ["t"]}, lists="ImageSets/Main")
+    source = locate(config(base))
+    assert sorted(source.splits["train"] + source.splits["validation"]) == names
+    assert len(source.splits["validation"]) == 2
+    assert "no train list: 'trainval' is the training split" in source.notes
+
+
+def test_several_data_sets_must_be_told_apart(make_folder, config, tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        make_folder(SPLITS, base=tmp_path / "kit" / year)
+    with pytest.raises(UserError, match=f"{tmp_path}/kit holds several data sets .*VOC2007, .*VOC2012"):
+        locate(config(tmp_path / "kit"))
+
+
+def test_official_mar20(make_folder, config, tmp_path):
+    names = [str(i) for i in range(1, 21)]
+    base = make_folder(
+        {"train": names, "test": ["100", "101"]},
+        images="JPEGImages",
+        annotations="Annotations/Horizontal Bounding Boxes",
+        lists="ImageSets/Main",
+        classes=(),
+    )
+    (base / "Annotations" / "Oriented Bounding Boxes").mkdir()
+    source = locate(config(base))
+    assert source.annotation_dir == base / "Annotations" / "Horizontal Bounding Boxes"
+    assert source.splits["test"] == ("100", "101")
+    assert len(source.splits["validation"]) == 3
+    assert sorted(source.splits["train"] + source.splits["validation"]) == sorted(names)
+    assert "no validation list: 3 images carved out of train by seed 859" in source.notes
+    assert locate(config(base)) == source
+    assert locate(config(base, seed=1)).splits != source.splits
+
+
+def test_carving_leaves_small_a_part_of_train(make_folder, config):
+    names = [f"n{i}" for i in range(12)]
+    base = make_folder({"train": names, "test": ["t"], "small": names[:6]})
+    splits = locate(config(base)).splits
+    assert splits["validation"]
+    assert not set(splits["validation"]) & set(splits["small"])
+    assert set(splits["small"]) <= set(splits["train"])
+
+
+def test_no_splits_at_all(make_folder, config):
+    base = make_folder({"any": [f"n{i}" for i in range(20)]}, lists="")
+    source = locate(config(base))
+    assert {name: len(ids) for name, ids in source.splits.items()} == {"train": 14, "validation": 3, "test": 3}
+    assert "no split files found: split by seed 859 into 14 train, 3 validation, 3 test images" in source.notes
+
+
+def test_two_images_are_too_few_to_split(make_folder, config):
+    with pytest.raises(UserError, match="2 images: three are the least"):
+        locate(config(make_folder({"any": ["a", "b"]}, lists="")))
+
+
+def test_images_and_xml_side_by_side(make_folder, config):
+    base = make_folder({"any": ["a", "b", "c", "d"]}, images="", annotations="", lists="")
+    source = locate(config(base))
+    assert source.image_dir == source.annotation_dir == base
+    assert sum(map(len, source.splits.values())) == 4
+
+
+def test_lists_beside_the_folders(make_folder, config):
+    base = make_folder(SPLITS, lists=".")
+    assert locate(config(base)).splits == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a\nb\nc\n", "a.jpg\r\nb.JPG\r\n\r\nc.xml", "\ufeffimages/a.jpg\n  ./images/b.jpg \n\n\nC:\\x\\c.jpg\n"],
+)
+def test_split_files_as_people_write_them(three_splits, config, content):
+    (three_splits / "splits/train.txt").write_bytes(content.encode())
+    assert locate(config(three_splits)).splits["train"] == ("a", "b", "c")
+
+
+def test_duplicates_stay_for_the_check_to_count(three_splits, config):
+    (three_splits / "splits/train.txt").write_text("a\nb.jpg\nb\n")
+    assert locate(config(three_splits)).splits["train"] == ("a", "b", "b")
+
+
+def test_the_exact_name_of_a_split_wins_over_its_alias(three_splits, config):
+    (three_splits / "splits/val.txt").write_text("a\n")
+    source = locate(config(three_splits))
+    assert source.splits == EXPECTED
+    assert any("val.txt left aside" in note for note in source.notes)
+
+
+def test_classes_from_the_xml_files_in_natural_order(three_splits, config, write_voc):
+    (three_splits / "classes.txt").unlink()
+    write_voc(three_splits / "annotations/a.xml", objects=[(name, (1, 1, 5, 5)) for name in ("A10", "A2", "A1")])
+    (three_splits / "annotations/b.xml").write_text("broken, for the check to report")
+    source = locate(config(three_splits))
+    assert source.class_list == ("A1", "A2", "A10", "cat")
+    assert "no classes.txt: 4 classes found in the xml files: A1, A2, A10, cat" in source.notes
+
+
+def test_no_class_anywhere(make_folder, config, write_voc):
+    base = make_folder(SPLITS, classes=())
+    for name in "abcdef":
+        write_voc(base / f"annotations/{name}.xml", objects=())
+    with pytest.raises(UserError, match="annotations: no xml file there has an object"):
+        locate(config(base))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("cat\ndog\ncat\n", "class cat is listed twice"), ("\n\n", "no class in it")]
+)
+def test_bad_class_lists(three_splits, config, content, message):
+    (three_splits / "classes.txt").write_text(content)
+    with pytest.raises(UserError, match=f"{three_splits}/classes.txt: {message}"):
+        locate(config(three_splits))
+
+
+def test_explicit_fields_win(three_splits, config, tmp_path):
+    shutil.copytree(three_splits / "images", tmp_path / "elsewhere")
+    shutil.copytree(three_splits / "annotations", tmp_path / "notes")
+    (tmp_path / "mine.txt").write_text("a.jpg\nb\n")
+    source = locate(
+        config(
+            three_splits,
+            imageDir=str(tmp_path / "elsewhere"),
+            annotationDir=str(tmp_path / "notes"),
+            classList=("dog", "cat", "cow"),
+            subsetMap={"train": str(tmp_path / "mine.txt"), "test": ("c.jpg", "d")},
+        )
+    )
+    assert source.image_dir == tmp_path / "elsewhere"
+    assert source.annotation_dir == tmp_path / "notes"
+    assert source.class_list == ("dog", "cat", "cow")
+    assert source.splits == {"train": ("a", "b"), "test": ("c", "d")}
+
+
+def test_explicit_folders_without_a_data_folder(three_splits, config):
+    fields = {"imageDir": str(three_splits / "images"), "annotationDir": str(three_splits / "annotations")}
+    source = locate(config(**fields, classList=str(three_splits / "classes.txt")))
+    assert source.class_list == ("cat", "dog")
+    assert sum(map(len, source.splits.values())) == 6
+
+
+def test_a_list_may_be_named_relative_to_the_data_folder(three_splits, config):
+    assert locate(config(three_splits, subsetMap={"train": "splits/test.txt"})).splits == {"train": ("e", "f")}
+
+
+def test_overrides_find_the_same_again(three_splits, config):
+    source = locate(config(three_splits))
+    again = locate(config(**as_overrides(source)))
+    assert (again.image_dir, again.annotation_dir) == (source.image_dir, source.annotation_dir)
+    assert (again.class_list, again.splits, again.notes) == (source.class_list, source.splits, [])
+
+
+def test_errors_show_the_absolute_path_that_was_tried(three_splits, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ({"folder": "nowhere"}, f"dataDir=nowhere: {tmp_path}/nowhere is no such folder"),
+        ({"folder": "data/classes.txt"}, f"{tmp_path}/data/classes.txt is a file, not a folder"),
+        ({"folder": "empty"}, f"{tmp_path}/empty: no data set found there .*tried {tmp_path}/empty/images"),
+        ({"folder": "data", "imageDir": "pictures"}, f"imageDir=pictures: {tmp_path}/pictures is no such folder"),
+        ({"folder": "data", "classList": "names.txt"}, f"{tmp_path}/names.txt: No such file"),
+        (
+            {"folder": "data", "subsetMap": {"train": "t.txt"}},
+            f"split 'train'; tried {tmp_path}/t.txt, {tmp_path}/data/t.txt",
+        ),
+        (
+            {"folder": "empty", "imageDir": "data/images"},
+            f"{tmp_path}/empty: found neither {tmp_path}/empty/annotations",
+        ),
+        ({"imageDir": "data/images"}, "annotationDir is not"),
+        ({"imageDir": "empty", "annotationDir": "empty"}, f"{tmp_path}/empty: no images"),
+        ({}, "no data set is named: give --data DIR"),
+    ]
+    for fields, message in cases:
+        with pytest.raises(UserError, match=message):
+            locate(config(**fields))

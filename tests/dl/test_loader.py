@@ -1,0 +1,160 @@
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from config.errors import UserError
+from dl.check import check_data
+from dl.loader import EpochSampler, build_loader, collate
+from ops.batch import Sample
+
+
+def sample(boxes, name="a", size=(8, 6)):
+    image = np.random.default_rng(len(boxes)).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), np.arange(len(boxes)), name)
+
+
+def test_collate_pads_to_the_most_boxes():
+    samples = [sample([[1, 2, 3, 4]], "x"), sample([], "y"), sample([[0, 0, 5, 5], [1, 1, 2, 2]], "z")]
+    batch = collate(samples)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous()
+    for row, one in enumerate(samples):
+        assert np.array_equal(batch.images[row].numpy(), one.image.transpose(2, 0, 1))
+    assert batch.valid.tolist() == [[True, False], [False, False], [True, True]]
+    assert batch.boxes[2].tolist() == [[0, 0, 5, 5], [1, 1, 2, 2]]
+    assert batch.boxes[1].abs().sum() == 0
+    assert batch.labels.tolist() == [[0, 0], [0, 0], [0, 1]]
+    assert (batch.boxes.dtype, batch.labels.dtype, batch.valid.dtype) == (torch.float32, torch.int64, torch.bool)
+    assert batch.image_ids == ("x", "y", "z")
+    assert len(batch) == 3
+
+
+def test_collate_of_images_without_boxes_has_no_columns():
+    batch = collate([sample([]), sample([])])
+    assert batch.boxes.shape == (2, 0, 4)
+    assert batch.labels.shape == batch.valid.shape == (2, 0)
+
+
+def test_collate_of_nothing():
+    with pytest.raises(ValueError, match="at least one sample"):
+        collate([])
+
+
+def test_sampler_in_order_and_shuffled():
+    assert list(EpochSampler(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+    assert len(EpochSampler(5, 2)) == 3
+    assert list(EpochSampler(0, 2)) == []
+    sampler = EpochSampler(50, 8, shuffle_seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.epoch = epoch
+        keys = [key for batch in sampler for key in batch]
+        assert sorted(keys) == [(epoch, index) for index in range(50)]
+        orders.append([index for _, index in keys])
+    assert orders[0] == orders[2] != orders[1]
+    assert orders[0] != list(range(50))
+
+
+@pytest.fixture
+def many(make_folder):
+    return make_folder({"train": [f"n{i}" for i in range(7)], "validation": ["v", "w", "x"], "test": ["t"]})
+
+
+def epochs_of(loader, epochs):
+    batches = []
+    for epoch in epochs:
+        loader.set_epoch(epoch)
+        batches.append(list(loader))
+    return batches
+
+
+def same(one, other):
+    tensors = all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("images", "boxes", "labels", "valid"))
+    return tensors and one.image_ids == other.image_ids
+
+
+def test_the_same_bits_with_0_and_2_workers_and_after_a_restart(many, config):
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    alone = epochs_of(build_loader(config(many), "train"), range(3))
+    helped = epochs_of(build_loader(config(many, dcore=2), "train"), range(3))
+    restarted = epochs_of(build_loader(config(many, dcore=2), "train"), [2])
+    assert [len(batch) for batch in alone[0]] == [2, 2, 2, 1]
+    for epoch in range(3):
+        assert all(same(one, other) for one, other in zip(alone[epoch], helped[epoch], strict=True))
+    assert all(same(one, other) for one, other in zip(alone[2], restarted[0], strict=True))
+    assert not same(alone[0][0], alone[1][0])
+    assert torch.equal(state, torch.random.get_rng_state()), "the run's own randomness is not touched"
+
+
+def test_an_epoch_left_early_does_not_leak_into_the_next(many, config):
+    loader = build_loader(config(many, dcore=2), "train")
+    expected = epochs_of(build_loader(config(many), "train"), [1])[0]
+    next(iter(loader))
+    assert all(same(one, other) for one, other in zip(epochs_of(loader, [1])[0], expected, strict=True))
+
+
+def test_evaluation_is_letterboxed_in_order(many, config):
+    loader = build_loader(config(many), "validation")
+    assert len(loader) == 2
+    assert len(loader.dataset) == 3
+    first, last = list(loader)
+    assert first.image_ids + last.image_ids == ("v", "w", "x")
+    assert first.letterboxes[0] == (1.6, 1.6, 0, 8, 30, 40)
+    assert torch.allclose(first.boxes[0], torch.tensor([[8.0, 17.6, 40, 49.6]]))
+
+
+def test_train_says_whether_to_augment(many, config):
+    assert next(iter(build_loader(config(many), "train", train=False))).letterboxes[0] is not None
+    assert next(iter(build_loader(config(many), "validation", train=True))).letterboxes[0] is None
+    plain = build_loader(config(many, augmentation="none"), "train")
+    batches = [name for batch in plain for name in batch.image_ids]
+    assert sorted(batches) == [f"n{i}" for i in range(7)] != batches
+    assert next(iter(plain)).letterboxes[0] is not None
+    small = config(many, trainSplitName="validation")
+    assert next(iter(build_loader(small, "validation"))).letterboxes[0] is None
+
+
+def test_annotations_may_be_given(many, config):
+    mcfg = config(many)
+    annotations = check_data(mcfg, ["train"]).splits["train"][:3]
+    assert len(build_loader(mcfg, "train", annotations).dataset) == 3
+
+
+def test_selected_classes_are_for_training_only(many, config):
+    mcfg = config(many, trainSelectedClasses=("dog",))
+    assert not any(batch.valid.any() for batch in build_loader(mcfg, "train"))
+    assert next(iter(build_loader(mcfg, "validation"))).valid.all()
+    with pytest.raises(UserError, match="did you mean 'cat'"):
+        build_loader(config(many, trainSelectedClasses=("catt",)), "train")
+    with pytest.raises(UserError, match="unselectedImages=drop"):
+        build_loader(config(many, trainSelectedClasses=("dog",), unselectedImages="drop"), "train")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named_in_one_sentence(many, config, truncated_jpeg, workers):
+    loader = build_loader(config(many, dcore=workers), "train")
+    path = truncated_jpeg(many / "images/n3.jpg")
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(f"{path}: the image cannot be read (")
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_end_at_once_when_told(many, config):
+    loader = build_loader(config(many, dcore=2), "train")
+    first = next(iter(loader))
+    before = {child.pid for child in multiprocessing.active_children()}
+    loader.close()
+    assert len(before) >= 2
+    assert not before & {child.pid for child in multiprocessing.active_children()}
+    assert same(first, next(iter(loader)))
+    loader.close()
+
+
+def test_workers_are_no_more_than_batches(many, config):
+    assert build_loader(config(many, dcore=8), "test").num_workers == 1
+    assert 0 <= build_loader(config(many, dcore=None), "train").num_workers <= 4

@@ -1,0 +1,191 @@
+"""Colours at pixels that are known, and pictures that survive every kind of image."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import eval.painter
+from eval.chips import Label, Rect, place_chips, place_legend
+from eval.painter import GREEN, PURPLE, YELLOW, file_names, judge, paint, paint_split
+
+NAMES = ("ant", "bee")
+GREY = (90, 90, 90)
+
+
+def blank(width=640, height=480):
+    return np.full((height, width, 3), GREY[0], dtype=np.uint8)
+
+
+def has(image, colour):
+    return bool((image == np.array(colour, dtype=np.uint8)).all(axis=2).any())
+
+
+def test_known_pixels(make_truth, make_found):
+    truth = make_truth("a", [[100, 100, 200, 200, 0, 0], [400, 300, 500, 400, 1, 0]])
+    found = make_found("a", [[110, 105, 205, 205, 0, 0.9], [300, 100, 350, 150, 1, 0.5]])
+    image = blank()
+    painted = paint(image, truth, found, NAMES)
+    assert painted.shape == image.shape and painted.dtype == np.uint8
+    assert (image == GREY[0]).all()  # the original is left alone
+    assert tuple(painted[150, 100]) == PURPLE  # left edge of the first truth: column 100
+    assert tuple(painted[150, 99]) == GREY
+    assert tuple(painted[399, 450]) == PURPLE  # its last row, 399, of the box that ends at 400
+    assert tuple(painted[400, 450]) == GREY
+    assert tuple(painted[150, 110]) == GREEN
+    assert tuple(painted[150, 204]) == GREEN
+    assert tuple(painted[149, 320]) == YELLOW
+    assert tuple(painted[150, 150]) == GREY  # nothing is filled
+
+
+def test_a_prediction_that_covers_the_truth_leaves_it_visible(make_truth, make_found):
+    painted = paint(
+        blank(), make_truth("a", [[100, 100, 200, 200, 0, 0]]), make_found("a", [[100, 100, 200, 200, 0, 0.9]]), NAMES
+    )
+    assert tuple(painted[150, 100]) == GREEN
+    assert tuple(painted[150, 102]) == PURPLE
+
+
+def test_nothing_to_paint_changes_the_legend_only(make_truth, make_found):
+    painted = paint(blank(), make_truth("a"), make_found("a"), NAMES)
+    changed = (painted != GREY[0]).any(axis=2)
+    assert changed.any() and changed.mean() < 0.05
+
+
+@pytest.mark.parametrize(("score", "is_painted"), [(0.2, False), (0.26, True), (0.25, True)])
+def test_the_lowest_score_that_is_painted(make_truth, make_found, score, is_painted):
+    found = make_found("a", [[10, 10, 60, 60, 0, score]])
+    assert len(judge(make_truth("a"), found, 0.5, 0.25).shown.scores) == is_painted
+
+
+class TestJudge:
+    def verdict(self, make_truth, make_found, truth, found, min_iou=0.5):
+        return judge(make_truth("a", truth), make_found("a", found), min_iou, 0.2)
+
+    def test_each_truth_once_the_best_score_first(self, make_truth, make_found):
+        truth = [[0, 0, 100, 100, 0, 0]]
+        found = [[0, 0, 100, 98, 0, 0.6], [0, 0, 100, 90, 0, 0.9], [0, 0, 100, 100, 0, 0.3]]
+        verdict = self.verdict(make_truth, make_found, truth, found)
+        assert verdict.shown.scores.tolist() == pytest.approx([0.9, 0.6, 0.3])
+        assert verdict.is_right.tolist() == [True, False, False]
+        assert verdict.is_found.tolist() == [True]
+
+    def test_the_second_best_truth_will_do_when_the_best_is_taken(self, make_truth, make_found):
+        truth = [[0, 0, 100, 100, 0, 0], [0, 0, 100, 120, 0, 0]]
+        found = [[0, 0, 100, 100, 0, 0.9], [0, 0, 100, 101, 0, 0.8]]
+        assert self.verdict(make_truth, make_found, truth, found).is_right.tolist() == [True, True]
+
+    def test_another_class_or_too_little_overlap_is_wrong(self, make_truth, make_found):
+        truth = [[0, 0, 100, 100, 0, 0]]
+        assert not self.verdict(make_truth, make_found, truth, [[0, 0, 100, 100, 1, 0.9]]).is_right.any()
+        assert self.verdict(make_truth, make_found, truth, [[0, 0, 100, 50, 0, 0.9]]).is_right.all()
+        assert not self.verdict(make_truth, make_found, truth, [[0, 0, 100, 49, 0, 0.9]]).is_right.any()
+        assert self.verdict(make_truth, make_found, truth, [[0, 0, 100, 49, 0, 0.9]], min_iou=0.4).is_right.all()
+
+    def test_no_overlap_is_never_right(self, make_truth, make_found):
+        truth, found = [[0, 0, 10, 10, 0, 0]], [[50, 50, 60, 60, 0, 0.9]]
+        assert not self.verdict(make_truth, make_found, truth, found, min_iou=0.0).is_right.any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 48), (640, 480), (4000, 3000)])
+def test_every_size(make_truth, make_found, size):
+    width, height = size
+    truth = make_truth("a", [[0, 0, width, height, 0, 0]], width, height)
+    found = make_found("a", [[-5, -5, width * 2, height / 2, 1, 0.9], [width, height, width, height, 0, 0.8]])
+    painted = paint(blank(width, height), truth, found, ("a" * 200, "飞机 é"))
+    assert painted.shape == (height, width, 3)
+
+
+def test_three_hundred_boxes_leave_the_picture_visible(make_truth, make_found):
+    draw = np.random.default_rng(0)
+    low = draw.uniform(0, 600, (300, 2))
+    rows = np.column_stack([low, low + 30, draw.integers(0, 2, 300), draw.uniform(0.3, 1, 300)])
+    painted = paint(blank(640, 640), make_truth("a"), make_found("a", rows), NAMES)
+    assert (painted == GREY[0]).all(axis=2).mean() > 0.3
+    assert has(painted, YELLOW)
+
+
+def label_at(box, text="bee 0.50"):
+    return Label(text, "0.50", Rect(*box), YELLOW, (0, 0, 0))
+
+
+def overlap(a, b):
+    return max(min(a.x1, b.x1) - max(a.x0, b.x0), 0) * max(min(a.y1, b.y1) - max(a.y0, b.y0), 0)
+
+
+def test_chips_keep_out_of_each_others_way():
+    cells = [label_at((x, y, x + 90, y + 70)) for y in range(0, 440, 40) for x in range(0, 600, 80)]
+    chips = place_chips(cells, (640, 480), [Rect(440, 0, 640, 22)])
+    assert len(chips) == len(cells) > 80
+    rects = [chip.rect for chip in chips]
+    clashes = sum(overlap(a, b) > 0 for number, a in enumerate(rects) for b in rects[:number])
+    assert clashes == 0
+    assert not any(overlap(rect, Rect(440, 0, 640, 22)) for rect in rects)
+
+
+boxes = st.tuples(st.integers(0, 99), st.integers(0, 79), st.integers(1, 90), st.integers(1, 70))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(boxes, max_size=12), st.text(max_size=30))
+def test_chips_stay_inside_the_image(corners, text):
+    labels = [label_at((x, y, min(100, x + w), min(80, y + h)), text) for x, y, w, h in corners]
+    for chip in place_chips(labels, (100, 80)):
+        assert 0 <= chip.rect.x0 < chip.rect.x1 <= 100
+        assert 0 <= chip.rect.y0 < chip.rect.y1 <= 80
+
+
+def test_the_legend_takes_the_emptiest_corner_or_none():
+    entries = [(PURPLE, "truth 3"), (GREEN, "right 2"), (YELLOW, "wrong 1")]
+    rect = place_legend(entries, (640, 480), [Rect(0, 0, 640, 240), Rect(0, 240, 200, 480)])
+    assert rect.x1 == 640 and rect.y1 == 480
+    assert place_legend(entries, (90, 90), []) is None
+
+
+def test_file_names_are_safe_and_differ():
+    ids = ["a", "A", "x/y", "x_y", "..\\up", ".hidden", "", "a-2", "é", "n" * 500]
+    names = file_names(ids)
+    assert list(names) == ids
+    assert len({name.casefold() for name in names.values()}) == len(ids)
+    for name in names.values():
+        assert name.endswith(".jpg") and not set(name) & set("/\\") and not name.startswith(".")
+        assert len(name.encode()) < 255
+    assert names["a"] == "a.jpg" and names["x/y"] == "x_y.jpg"
+
+
+def test_paint_split_holds_one_image_at_a_time(make_truth, make_found, tmp_path, monkeypatch):
+    events = []
+
+    def read(path, size):
+        events.append(f"read {path.name} {size}")
+        return blank(*size)
+
+    def write(path, content):
+        events.append(f"write {path.name}")
+        path.write_bytes(content)
+        return path
+
+    monkeypatch.setattr(eval.painter, "read_image", read)
+    monkeypatch.setattr(eval.painter, "write_whole", write)
+    truth = [make_truth(name, [[20, 20, 90, 90, 0, 0]], 200, 100, f"{name}.png") for name in ("b/x", "a")]
+    found = [make_found("a", [[20, 20, 90, 90, 0, 0.9]]), make_found("b/x")]
+    steps = []
+    assert paint_split(truth, found, NAMES, tmp_path, on_image=lambda *step: steps.append(step)) == 2
+    assert events == ["read x.png (200, 100)", "write b_x.jpg", "read a.png (200, 100)", "write a.jpg"]
+    assert steps == [(1, 2), (2, 2)]
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (200, 100)
+        assert np.abs(np.array(image)[60, 20].astype(int) - GREEN).max() < 40  # as JPEG keeps it
+
+
+def test_paint_split_on_real_files(make_truth, make_found, tmp_path):
+    Image.fromarray(blank(120, 80)).save(tmp_path / "one.png")
+    truth = make_truth("one", [[20, 20, 90, 70, 0, 0]], 120, 80)
+    truth = dataclasses.replace(truth, image_path=tmp_path / "one.png")
+    out = tmp_path / "deep" / "folder"
+    paint_split([truth], [make_found("one")], NAMES, out)
+    assert [path.name for path in out.iterdir()] == ["one.jpg"]
+    assert paint_split([], [], NAMES, out) == 0

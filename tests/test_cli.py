@@ -1,0 +1,175 @@
+"""Every mistake that a newcomer makes at the command line: exit status 2, one sentence, no traceback."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def mars(tmp_path):
+    """Run `python mars.py ...` in an empty folder; runs go below it."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        env = {**os.environ, "MARS_ROOT": str(tmp_path / "runs"), "PYTHONPATH": "", **environment}
+        command = [sys.executable, str(ROOT / "mars.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120, check=False)
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder that looks like a data set from afar: its one xml names a class, its image is no image."""
+    for name in ("images", "annotations", "splits"):
+        (tmp_path / "cats" / name).mkdir(parents=True)
+    (tmp_path / "cats/images/a.jpg").write_bytes(b"no image")
+    (tmp_path / "cats/annotations/a.xml").write_text(
+        "<annotation><size><width>8</width><height>8</height><depth>3</depth></size><object><name>cat</name>"
+        "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
+    )
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"cats/splits/{split}.txt").write_text("a\n" if split == "train" else f"{split}\n")
+    return tmp_path / "cats"
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("mars: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    missing = [word for word in words if word not in done.stderr]
+    assert not missing, f"{missing} not in: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        # no or a wrong CFGNAME
+        ("", ["which CFGNAME", "c1 (full, teacher, distillation, ema)", "voc (full, ema)", "--data DIR"]),
+        ("train", ["which CFGNAME"]),
+        ("vox.nano.full", ["vox", "did you mean 'voc'", "c1, voc"]),
+        ("c1.nano.ful", ["'ful'", "did you mean 'full'", "teacher", "cuda@N"]),
+        ("c1.nano.small", ["'nano' and 'small'", "phase", "keep one"]),
+        ("c1.batch@many", ["batch@many", "whole number"]),
+        ("c1.size@300", ["size@300", "inputShape", "multiples of 32", "288,288"]),
+        ("c1 nano full", ["c1 nano full", "one CFGNAME"]),
+        # modes
+        ("trian c1.nano", ["trian", "did you mean 'train'"]),
+        ("train eval c1", ["train and eval", "one mode"]),
+        ("-train -eval c1", ["train and eval", "one mode"]),
+        ("predict c1 x.jpg", ["predict", "not there yet", "pipe, train, eval"]),
+        ("doctor c1", ["doctor", "not there yet"]),
+        ("export c1 --format onnx", ["no such option"]),
+        ("split DIR", ["split", "not there yet"]),
+        ("incremental c1", ["incremental", "not there yet"]),
+        ("c1 --trace", ["--trace", "not there yet"]),
+        ("eval c1 --nobuf", ["--nobuf", "leave it out"]),
+        ("train c1 --weights x.pth", ["--weights", "eval CFGNAME"]),
+        # options
+        ("c1 --epochs 3", ["--epochs", "--set FIELD=VALUE", "maxEpoch"]),
+        ("c1 --dta x", ["--dta", "did you mean '--data'"]),
+        ("c1 --data", ["--data", "expected one argument"]),
+        ("c1 --set", ["--set", "expected at least one argument"]),
+        ("c1 maxEpoch=3", ["--set maxEpoch=3"]),
+        ("c1 --set maxEpoch 3", ["--set maxEpoch=VALUE"]),
+        # fields
+        ("c1 --set maxEpochs=3", ["maxEpochs", "did you mean 'maxEpoch'", "--fields"]),
+        ("c1 --set maxEpoch=ten", ["maxEpoch=ten", "whole number"]),
+        ("c1 --set inputShape=333", ["inputShape=(333, 333)", "multiples of 32", "320,320"]),
+        ("c1 --set useEMA=maybe", ["useEMA=maybe", "true or false"]),
+        ("c1 --set minLearningRate=1", ["minLearningRate=1.0", "baseLearningRate=0.01", "lower it"]),
+        ("c1 --set startEpoch=500", ["startEpoch=500", "maxEpoch=200", "raise maxEpoch"]),
+        ("c1 --set modelName=distillation", ["modelName=distillation", "teacherModelFile"]),
+        ("c1 --set trainSelectedClasses=B1", ["trainSelectedClasses=B1", "classList", "A20"]),
+        ("c1 --set device=gpu", ["device='gpu'", "cuda:N"]),
+        ("c1 --set pretrainedBackboneUrl=https://x/y", ["https://x/y", "file:///"]),
+        # places
+        ("voc.nano.full", ["--data DIR"]),
+        (f"c1 --root {ROOT / 'runs'}", ["root=", "inside the code folder", "--root"]),
+        ("c1 --name a/b", ["runName='a/b'", "--root"]),
+        ("eval c1 --weights best.pth", ["best.pth", "no such weights file"]),
+        # a student
+        ("c1.nano.distillation", ["modelName=distillation", "not there yet", "teacher"]),
+    ],
+)  # fmt: skip
+def test_mistakes(mars, command, words):
+    assert_one_sentence(mars(*command.split()), *words)
+
+
+def test_mistakes_answer_at_once(mars):
+    started = time.perf_counter()
+    for _ in range(3):
+        mars("c1.nano.ful")
+    assert (time.perf_counter() - started) / 3 < 1, "something heavy is imported before the config is read"
+
+
+def test_a_mistake_leaves_nothing_behind(mars, tmp_path):
+    mars("c1.nano.full", "--data", "nowhere")
+    assert not (tmp_path / "runs").exists()
+
+
+# Mistakes that only the data show; torch is imported for them
+
+
+def test_data_that_are_not_there(mars, tmp_path):
+    assert_one_sentence(mars("voc.nano", "--data", "nowhere"), str(tmp_path / "nowhere"))
+    assert_one_sentence(mars("c1.nano.full"), str(tmp_path / "runs" / "mar20"))
+
+
+def test_data_with_faults_are_listed_with_their_files(mars, data):
+    done = mars("voc.nano", "--data", str(data), "--set", "dcore=0")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for file in ("images/a.jpg", "images/validation", "images/test"):
+        assert str(data / file) in done.stderr
+
+
+def test_eval_before_training(mars, data):
+    done = mars("eval", "voc.nano", "--data", str(data))
+    assert_one_sentence(
+        done, "runs/voc.nano-cats/weights/", "no such weights file", "train first: python mars.py train voc.nano"
+    )
+
+
+# What is no mistake
+
+
+@pytest.mark.parametrize("command", ["--help", "-h", "train --help"])
+def test_help(mars, command):
+    done = mars(*command.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in (
+        "pipe",
+        "train",
+        "eval",
+        "c1",
+        "voc",
+        ".distillation",
+        "cuda@N",
+        "--set FIELD=VALUE",
+        "--nobuf",
+        "--root",
+    ):
+        assert word in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_fields(mars):
+    done = mars("--fields")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nmaxEpoch = 200\n" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_a_bug_shows_its_traceback_and_is_not_the_users_mistake(mars, tmp_path):
+    broken = "def broken(*args):\n    raise ZeroDivisionError('a bug')\n"
+    (tmp_path / "sitecustomize.py").write_text(f"import config.load\n{broken}config.load.load_config = broken\n")
+    done = mars("c1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    assert "ZeroDivisionError: a bug" in done.stderr

@@ -1,0 +1,131 @@
+"""The loss where no reference is needed: known answers, empty batches, precision, look-outs."""
+
+import math
+
+import pytest
+import torch
+
+from model import YoloModel
+from ops.batch import Batch
+from ops.probe import listening
+from train.loss import DetectionLoss
+
+
+def empty_batch(b=2, m=0, side=64) -> Batch:
+    return Batch(
+        torch.zeros(b, 3, side, side, dtype=torch.uint8),
+        torch.zeros(b, m, 4),
+        torch.zeros(b, m, dtype=torch.long),
+        torch.zeros(b, m, dtype=torch.bool),
+        tuple(str(i) for i in range(b)),
+    )
+
+
+def maps(b=2, classes=3, side=64, value=0.0):
+    return [torch.full((b, 64 + classes, side // s, side // s), value, requires_grad=True) for s in (8, 16, 32)]
+
+
+@pytest.mark.parametrize("m", [0, 3])
+def test_a_batch_without_boxes_is_finite_with_gradients(m):
+    raw = maps()
+    out = DetectionLoss(3)(raw, empty_batch(m=m))
+    assert out.parts["box"] == 0 and out.parts["dfl"] == 0
+    points = 2 * (64 + 16 + 4) * 3
+    assert out.parts["cls"].item() == pytest.approx(0.5 * points * math.log(2), rel=1e-5)  # normaliser 1, gain .5
+    out.total.backward()
+    assert all(torch.isfinite(r.grad).all() and r.grad.abs().sum() > 0 for r in raw)
+
+
+def test_a_perfect_prediction_costs_almost_nothing():
+    """One box of 4 strides a side around each of its points cannot be right everywhere; one point can."""
+    raw = [torch.zeros(1, 65, 1, 1) for _ in range(3)]
+    logits = raw[2]  # stride 32, point (16, 16)
+    logits[0, 64] = 40.0
+    for side in range(4):
+        logits[0, side * 16 + 1] = 40.0  # one stride to each side
+    for other in raw[:2]:
+        other[0, 64] = -40.0
+    raw = [r.requires_grad_() for r in raw]
+    batch = Batch(
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+        torch.tensor([[[-16.0, -16.0, 48.0, 48.0]]]),
+        torch.zeros(1, 1, dtype=torch.long),
+        torch.ones(1, 1, dtype=torch.bool),
+        ("a",),
+    )
+    out = DetectionLoss(1)(raw, batch)
+    assert out.parts["box"].item() == pytest.approx(0, abs=1e-5)
+    assert out.parts["dfl"].item() == pytest.approx(0, abs=1e-5)
+    assert out.total.item() == pytest.approx(sum(p.item() for p in out.parts.values()), abs=1e-6)
+
+
+def test_wrong_classes_filtered_out_leave_a_background_batch():
+    """What the assignment's teacher sees when an image holds none of its classes: a mask that is still boolean."""
+    seen = {}
+    with listening(lambda name, value: seen.setdefault(name, value)):
+        out = DetectionLoss(3)(maps(), empty_batch(m=2))
+    assert torch.isfinite(out.total)
+    assert seen["loss.normaliser"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_maps_and_autocast_are_lifted_to_float32(dtype):
+    random = torch.Generator().manual_seed(0)
+    raw = [torch.randn(2, 67, n, n, generator=random).to(dtype) for n in (8, 4, 2)]
+    batch = empty_batch(m=1)
+    batch.boxes[:, 0] = torch.tensor([4.0, 4, 50, 60])
+    batch.valid[:] = True
+    exact = DetectionLoss(3)([r.float() for r in raw], batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = DetectionLoss(3)(raw, batch)
+    assert half.total.dtype == torch.float32
+    torch.testing.assert_close(half.total, exact.total)
+
+
+def test_gradients_of_class_and_distribution_terms_equal_finite_differences():
+    """The box term is left to the parity test: CIoU's alpha carries no gradient by definition."""
+    random = torch.Generator().manual_seed(3)
+    raw = [torch.randn(1, 66, n, n, generator=random, dtype=torch.float64).requires_grad_() for n in (4, 2, 1)]
+    batch = empty_batch(b=1, m=2, side=32)
+    batch.boxes[0] = torch.tensor([[2.0, 3, 20, 25], [10, 8, 30, 31]])
+    batch.labels[0] = torch.tensor([0, 1])
+    batch.valid[:] = True
+    loss = DetectionLoss(2, gains=(0.0, 0.5, 1.5))
+    loss(raw, batch).total.backward()
+    frozen = {}  # the assignment carries no gradient: hold it still while the maps are moved
+    assigner = loss.assigner
+    loss.assigner = lambda *args: frozen.setdefault("a", assigner(*args))
+    checked = 0
+    for tensor in raw:
+        for index in torch.randint(0, tensor.numel(), (12,), generator=random).tolist():
+            flat, step = tensor.data.view(-1), 1e-6
+            before = flat[index].item()
+            frozen or loss(raw, batch)
+            flat[index] = before + step
+            up = loss(raw, batch).total.item()
+            flat[index] = before - step
+            down = loss(raw, batch).total.item()
+            flat[index] = before
+            assert tensor.grad.view(-1)[index].item() == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-7)
+            checked += 1
+    assert checked == 36
+
+
+def test_look_outs_are_free_when_nobody_listens_and_named_when_somebody_does():
+    names = []
+    with listening(lambda name, value: names.append(name)):
+        batch = empty_batch(m=1)
+        batch.valid[:] = True
+        batch.boxes[:] = torch.tensor([4.0, 4, 50, 60])
+        DetectionLoss(3)(maps(), batch)
+    assert {"tal.score", "tal.overlap", "tal.metric", "tal.share", "tal.target"} <= set(names)
+    assert {"loss.logits", "loss.pred_boxes", "loss.normaliser", "loss.ciou", "loss.dfl", "loss.box_part"} <= set(names)
+
+
+def test_from_config_takes_what_the_model_has():
+    from config.mconfig import ModelConfig
+
+    mcfg = ModelConfig()
+    mcfg.lossWeights, mcfg.talTopk = (1, 2, 3), 7
+    loss = DetectionLoss.from_config(mcfg, YoloModel("nano", 4, reg_max=8))
+    assert (loss.num_classes, loss.reg_max, loss.box_gain, loss.assigner.topk) == (4, 8, 1, 7)

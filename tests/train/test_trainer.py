@@ -1,0 +1,178 @@
+"""The loop: resuming is exact, freezing holds, nothing that is not finite gets in, and the folder tells the truth."""
+
+import json
+
+import pytest
+import torch
+
+from config.errors import UserError
+from eval.evaluator import Evaluator
+from model import build_model
+from model.pretrained import load_weights
+from train.checkpoint import load_checkpoint
+from train.trainer import Trainer, TrainingDiverged
+
+
+class Stopped(Exception):
+    """The power cut of these tests."""
+
+
+def stop_after(trainer: Trainer, epochs: int) -> None:
+    """Run until this many epochs are saved, then end as a killed process does: nothing is tidied up."""
+    save = trainer.save
+
+    def save_and_stop(epoch, row):
+        save(epoch, row)
+        if epoch + 1 == epochs:
+            raise Stopped
+
+    trainer.save = save_and_stop
+    with pytest.raises(Stopped):
+        trainer.run()
+
+
+def same(one, other) -> bool:
+    """Equal to the last bit, through dictionaries and lists."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_and_continued_equals_never_stopped(squares_config, workers):
+    fields = {"dcore": workers, "maxEpoch": 4, "useEMA": True, "backboneFreezeEpochs": [0, 2]}
+    whole = Trainer(squares_config("whole", **fields)).run()
+    stop_after(Trainer(squares_config("parts", **fields)), 2)
+    parts = Trainer(squares_config("parts", **fields)).run()
+    one, other = load_checkpoint(whole.last), load_checkpoint(parts.last)
+    for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best"):
+        assert same(one[key], other[key]), key
+    for key in ("torch", "numpy"):  # the type checker of the tests draws from Python's own generator
+        assert same(one["random"][key], other["random"][key]), key
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in json.loads(c["history"])]
+        for c in (one, other)
+    ]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 4
+
+
+def test_the_number_of_workers_does_not_matter(squares_config):
+    runs = [Trainer(squares_config(f"w{n}", dcore=n, maxEpoch=2)).run() for n in (0, 2)]
+    one, other = (load_checkpoint(run.last)["model"] for run in runs)
+    assert same(one, other)
+
+
+def test_a_stop_between_weights_and_metrics_leaves_no_gap(squares_config):
+    stop_after(Trainer(squares_config()), 1)
+    folder = Trainer(squares_config()).folder
+    folder.metrics.unlink()
+    Trainer(squares_config()).run()
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+
+
+def test_a_finished_run_is_left_alone_and_goes_on_when_extended(squares_config):
+    folder = Trainer(squares_config(maxEpoch=2)).run()
+    before = folder.last.read_bytes()
+    Trainer(squares_config(maxEpoch=2)).run()
+    assert folder.last.read_bytes() == before
+    Trainer(squares_config(maxEpoch=3, baseLearningRate=0.005)).run()
+    assert load_checkpoint(folder.last)["epoch"] == 3
+
+
+def test_another_training_in_the_same_folder_is_refused_with_the_difference(squares_config):
+    stop_after(Trainer(squares_config()), 1)
+    with pytest.raises(UserError, match=r"batchSize 3 -> 4.*--name.*--nobuf"):
+        Trainer(squares_config(batchSize=4)).run()
+
+
+def test_another_data_set_in_the_same_folder_is_refused(squares_config):
+    stop_after(Trainer(squares_config()), 1)
+    with pytest.raises(UserError, match=r"another data set.*class list"):
+        Trainer(squares_config(classList=["blue", "red"])).run()
+    with pytest.raises(UserError, match=r"another data set.*split train.*8 images.*7 images"):
+        Trainer(
+            squares_config(
+                subsetMap={"train": [f"scene_{i:02}" for i in range(7)], "validation": ["scene_08", "scene_09"]}
+            )
+        ).run()
+
+
+def test_a_frozen_backbone_holds_for_its_epochs_only(squares_config):
+    trainer = Trainer(squares_config(backboneFreezeEpochs=[0, 1]))
+    start = {name: value.clone() for name, value in trainer.model.backbone.state_dict().items()}
+    trainer.preEpochSetup(0)
+    row = trainer.fit_one_epoch(0)
+    assert row["frozen"] and same(start, dict(trainer.model.backbone.state_dict()))
+    trainer.preEpochSetup(2)
+    row = trainer.fit_one_epoch(2)
+    assert not row["frozen"] and not same(start, dict(trainer.model.backbone.state_dict()))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(squares_config):
+    trainer = Trainer(squares_config())
+    trainer.preEpochSetup(0)
+    batch = next(iter(trainer.loader))
+    trainer.train_step(batch)
+    with torch.no_grad():
+        trainer.model.neck.l12.cv1.conv.weight[0, 0, 0, 0] = float("nan")
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(TrainingDiverged, match=rf"not finite.*{batch.image_ids[0]}"):
+        trainer.train_step(batch)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(7), before[name].nan_to_num(7)), name
+
+
+def test_without_epoch_validation_the_last_weights_count(squares_config):
+    mcfg = squares_config(epochValidation=False, maxEpoch=1)
+    folder = Trainer(mcfg).run()
+    assert not folder.best.exists() and folder.evaluated_weights(mcfg) == folder.last
+
+
+def test_best_weights_are_those_that_were_evaluated(squares_config):
+    mcfg = squares_config(useEMA=True, maxEpoch=2)
+    trainer = Trainer(mcfg)
+    folder = trainer.run()
+    model = build_model(mcfg)
+    report = load_weights(model, folder.best)
+    assert not report.missing and not report.skipped
+    best = max(row["map50_95"] for row in trainer.history)
+    assert load_checkpoint(folder.best)["fitness"] == best
+    assert Evaluator(mcfg).evaluate(model, "validation").map50_95 == pytest.approx(best, abs=1e-9)
+
+
+def test_validation_interval_skips_epochs_but_never_the_last(squares_config):
+    trainer = Trainer(squares_config(validationInterval=2, maxEpoch=3))
+    trainer.run()
+    assert [row["map50"] is not None for row in trainer.history] == [False, True, True]
+
+
+def test_a_run_may_start_from_given_weights(squares_config):
+    first = Trainer(squares_config("first", maxEpoch=1)).run()
+    second = Trainer(squares_config("second", maxEpoch=1, checkpointModelFile=str(first.last)))
+    second._start_or_resume()
+    assert same(dict(second.model.state_dict()), load_checkpoint(first.last)["model"])
+    assert second.epoch == 0 and second.weights_origin == str(first.last)
+
+
+def test_a_student_is_refused_until_its_losses_exist(squares_config):
+    with pytest.raises(UserError, match="not there yet"):
+        Trainer(squares_config(modelName="distillation", teacherModelFile="x.pth", teacherClassIndexes=[0]))
+
+
+def test_overfits_the_squares(squares_config):
+    """The whole chain learns: a handful of images is known by heart after a moment."""
+    mcfg = squares_config(
+        batchSize=8, augmentation="none", lossReduction="sum", optimizerType="AdamW", baseLearningRate=2e-3
+    )
+    trainer = Trainer(mcfg)
+    trainer.preEpochSetup(3)  # past the warm-up
+    (batch,) = trainer.loader
+    for _ in range(120):
+        trainer.train_step(batch)
+    result = Evaluator(mcfg).evaluate(trainer.model, "train")
+    assert result.map50 is not None and result.map50 > 0.95

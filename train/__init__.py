@@ -1,0 +1,1 @@
+"""From raw maps to better weights: assignment, losses, optimization, checkpoints and the loop."""

@@ -1,0 +1,39 @@
+"""An exponential moving average of a model."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ModelEMA:
+    """average = d * average + (1 - d) * model after every optimizer step, d = decay * (1 - e^(-step / ramp)).
+
+    The ramp lets the average follow closely while the first weights are still random. Floating tensors, batch-norm
+    statistics among them, are averaged; counters are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.ramp, self.steps = decay, ramp, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the step that `model` has just made into the average."""
+        self.steps += 1
+        d = self.decay * (1 - math.exp(-self.steps / self.ramp))
+        source = model.state_dict()
+        for name, average in self.model.state_dict().items():
+            if average.dtype.is_floating_point:
+                average.mul_(d).add_(source[name], alpha=1 - d)
+            else:
+                average.copy_(source[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights of the average; `steps` has to be kept beside them."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor], steps: int) -> None:
+        self.model.load_state_dict(state)
+        self.steps = steps

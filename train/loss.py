@@ -1,0 +1,110 @@
+"""The detection loss of YOLOv8: class, box and box-distribution terms over the points that were assigned.
+
+Legend: B images, A points, M most boxes on one image (may be 0), C classes, R bins a side.
+Everything is computed in float32 or better, under any autocast, and without a host round trip: every term runs over
+all A points and the background has weight zero, so no boolean index asks the device how long its result is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from config.mconfig import ModelConfig
+from ops.anchors import STRIDES, anchors_of, boxes_to_distances, distances_to_boxes, expected_distances, flatten_maps
+from ops.batch import Batch
+from ops.boxes import ciou
+from ops.probe import probe
+from train.tal import TaskAlignedAssigner
+
+LAST_BIN_MARGIN = 0.01  # a distance ends just before the last bin, so that it has a right neighbour
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """`total` is the sum of `parts`; parts are detached, weighted by their gains, and keep their names in every log."""
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class DetectionLoss:
+    """(raw maps, batch) -> `LossResult` with the parts box, cls and dfl; an image without boxes teaches background."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        reg_max: int = 16,
+        gains: tuple[float, float, float] = (7.5, 0.5, 1.5),  # box, cls, dfl
+        assigner: TaskAlignedAssigner | None = None,
+        strides: tuple[int, ...] = STRIDES,
+    ):
+        self.num_classes, self.reg_max, self.strides = num_classes, reg_max, strides
+        self.box_gain, self.cls_gain, self.dfl_gain = gains
+        self.assigner = assigner or TaskAlignedAssigner(num_classes=num_classes)
+
+    @classmethod
+    def from_config(cls, mcfg: ModelConfig, model: Any) -> "DetectionLoss":
+        """The loss that fits `model` (anything with num_classes, reg_max and strides) with the config's gains."""
+        assigner = TaskAlignedAssigner(mcfg.talTopk, model.num_classes, min_side=mcfg.talMinSide)
+        return cls(model.num_classes, model.reg_max, mcfg.lossWeights, assigner, model.strides)
+
+    def __call__(self, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
+        """Raw maps [(B, 4R + C, h, w), ...] against padded targets in pixels of the network input.
+
+        The normaliser, the sum of all target scores, is never below one: a batch without a box gives a finite loss
+        with gradients.
+        """
+        with torch.autocast(raw_maps[0].device.type, enabled=False):
+            return self._compute(raw_maps, batch)
+
+    def _compute(self, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
+        points, strides = anchors_of(raw_maps, self.strides)
+        distributions, logits = flatten_maps(raw_maps, self.reg_max)
+        cells = points / strides[:, None]  # the points, in strides of their own map
+        pred_boxes = distances_to_boxes(cells, expected_distances(distributions))  # (B, A, 4), in strides
+        probe("loss.logits", logits)
+        probe("loss.pred_boxes", pred_boxes)
+
+        assigned = self.assigner(
+            logits.detach().sigmoid(),
+            pred_boxes.detach() * strides[:, None],
+            points,
+            batch.labels[..., None],
+            batch.boxes,
+            batch.valid[..., None],
+        )
+        target_scores = assigned.target_scores
+        weight = target_scores.sum(dim=-1)  # (B, A), zero in the background
+        normaliser = probe("loss.normaliser", weight.sum().clamp(min=1))
+        target_boxes = assigned.target_bboxes / strides[:, None]
+
+        cls_loss = F.binary_cross_entropy_with_logits(logits, target_scores, reduction="sum") / normaliser
+        overlap = probe("loss.ciou", ciou(pred_boxes, target_boxes))
+        box_loss = ((1 - overlap) * weight).sum() / normaliser
+        dfl_loss = (self._distribution_loss(distributions, cells, target_boxes) * weight).sum() / normaliser
+        return self._sum_up(box=box_loss * self.box_gain, cls=cls_loss * self.cls_gain, dfl=dfl_loss * self.dfl_gain)
+
+    def _distribution_loss(self, distributions: Tensor, cells: Tensor, target_boxes: Tensor) -> Tensor:
+        """(B, A): cross-entropy with the two bins beside each true distance, weighted by nearness, mean over sides."""
+        last = self.reg_max - 1
+        target = boxes_to_distances(cells, target_boxes).clamp(0, last - LAST_BIN_MARGIN)  # (B, A, 4)
+        left = target.long()
+        to_the_right = target - left
+        log_p = distributions.unflatten(-1, (4, self.reg_max)).log_softmax(dim=-1)
+        log_left = log_p.gather(-1, left[..., None])[..., 0]
+        log_right = log_p.gather(-1, left[..., None] + 1)[..., 0]
+        loss = -(log_left * (1 - to_the_right) + log_right * to_the_right)
+        return probe("loss.dfl", loss.mean(dim=-1))
+
+    @staticmethod
+    def _sum_up(**parts: Tensor) -> LossResult:
+        for name, value in parts.items():
+            probe(f"loss.{name}_part", value)
+        return LossResult(
+            sum(parts.values(), start=torch.zeros_like(parts["cls"])), {n: v.detach() for n, v in parts.items()}
+        )
