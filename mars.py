@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         if error.name not in ("torch", "torchvision", "cv2", "numpy", "PIL", "jaxtyping", "tqdm", "matplotlib"):
             raise
         print(
-            f"mars: {error.name} is not installed in {sys.executable}; `make setup` makes .venv/bin/python, which has all",
+            f"mars: {error.name} is not installed in {sys.executable}; `make setup` makes .venv, which has all",
             file=sys.stderr,
         )
         return 1

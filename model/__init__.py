@@ -15,9 +15,7 @@ def build_model(mcfg: ModelConfig) -> YoloModel:
     The caller's random state is left as it was. Raises `UserError` when the classes are not known.
     """
     if not mcfg.classList or isinstance(mcfg.classList, str):
-        raise UserError(
-            f"classList={mcfg.classList!r}: the network's width depends on it; name the classes, or give --data DIR"
-        )
+        raise UserError(f"classList={mcfg.classList!r}: the network needs it; name the classes, or give --data DIR")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mcfg.seed)
         return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax)

@@ -1,7 +1,7 @@
 """Read weights from a file, map their names to ours, and say what matched.
 
 Understood: our own checkpoints (`best.pth`, `last.pth`), plain state dicts, and backbone files whose keys are
-`backbone.l0.conv.weight` or `l0.conv.weight`. Files are read with `torch.load(weights_only=True)`: nothing in them runs.
+`backbone.l0.conv.weight` or `l0.conv.weight`. `torch.load(weights_only=True)` reads them: nothing in a file runs.
 """
 
 import pickle
@@ -22,7 +22,7 @@ StateDict = dict[str, Tensor]
 
 @dataclass
 class LoadReport:
-    """What became of a file's tensors. `skipped` are of the file, `missing` of the model; both keep their random start."""
+    """What became of a file's tensors: `skipped` have no place in the model, `missing` keep their random start."""
 
     source: str
     matched: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Copy every tensor of the file whose name and shape fit into `model`, in place.
 
     A file of a whole model must fill everything except the class branch, whose shapes depend on the class list; a
-    backbone file must fill the backbone. Anything less is a `UserError`: half a network is never left random in silence.
+    backbone file must fill the backbone. Anything less is a `UserError`: no part is left random in silence.
     """
     path = Path(path)
     state = {our_key(key): value for key, value in read_state_dict(path).items()}
@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         wanted = f"the {getattr(model, 'phase', 'given')} network"
         raise UserError(
             f"{path}: its tensors do not fit {wanted}: {len(must_match)} are missing or have another shape, first "
-            f"{must_match[0]}; take weights of the same phase and regMax, or set the phase that the file was trained with"
+            f"{must_match[0]}; take weights of this phase and regMax, or set the phase of the file"
         )
     return report
 
@@ -73,7 +73,7 @@ def read_state_dict(path: str | Path) -> StateDict:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: refused, because reading it could run code that is in it; wanted is a .pth of Mars or a plain state dict"
+            f"{path}: refused: reading it could run code that is in it; wanted is a .pth of Mars or a state dict"
         ) from error
     except (EOFError, RuntimeError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise UserError(
@@ -86,7 +86,7 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def our_key(key: str) -> str:
-    """Ultralytics' name of a tensor -> ours; every other name stays. `model.22.cv2.0.1.bn.bias` is `head.box.0.1.bn.bias`."""
+    """Ultralytics' name of a tensor -> ours: `model.22.cv2.0.2.bias` is `head.box.0.2.bias`. Other names stay."""
     match = re.match(r"(?:model\.)+(\d+)\.(.+)", key)
     if not match:
         return key

@@ -63,7 +63,7 @@ def flatten_maps(raw_maps: Sequence[Tensor], reg_max: int) -> Flat:
 
 
 def expected_distances(distributions: Float[Tensor, "*A four_R"]) -> Float[Tensor, "*A 4"]:
-    """Logits over R bins a side -> the expected distance of each side, in strides (Li et al. 2020, arXiv 2006.04388)."""
+    """Logits over R bins a side -> expected distance of each side, in strides (Li et al. 2020, arXiv 2006.04388)."""
     bins = distributions.unflatten(-1, (4, -1)).softmax(dim=-1)
     return bins @ torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
 
@@ -74,7 +74,7 @@ def distances_to_boxes(points: Float[Tensor, "A 2"], distances: Float[Tensor, "*
 
 
 def boxes_to_distances(points: Float[Tensor, "A 2"], boxes: Float[Tensor, "*B A 4"]) -> Float[Tensor, "*B A 4"]:
-    """Boxes -> distances to left, top, right, bottom, in the unit of the points; negative where a point lies outside."""
+    """Boxes -> distances to left, top, right, bottom, in the unit of the points; negative from outside."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
 
 

@@ -36,6 +36,6 @@ def usable_cores() -> int:
 
 
 def use_all_cores() -> None:
-    """Let torch compute on every usable core unless OMP_NUM_THREADS says otherwise; by itself it may take half of them."""
+    """Let torch compute on every usable core, for by itself it may take half; OMP_NUM_THREADS wins."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(usable_cores())

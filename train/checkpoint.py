@@ -29,7 +29,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files; each means the same to the user
         raise UserError(
-            f"{path}: is damaged, cut short or no checkpoint ({type(error).__name__}); move it away, or start afresh with --nobuf"
+            f"{path}: is damaged or no checkpoint ({type(error).__name__}); move it away, or start afresh: --nobuf"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is not a checkpoint of this version ({FORMAT}); use --name for a new run, or --nobuf")
@@ -45,11 +45,12 @@ def seed_random_states(seed: int) -> None:
 
 def random_states() -> dict[str, Any]:
     """The state of every global random generator, as plain values and tensors."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [keys, numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
         "python": json.dumps(random.getstate()),
     }
 
@@ -59,7 +60,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-    kind, keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss_next = json.loads(states["python"])
     random.setstate((version, tuple(internal), gauss_next))

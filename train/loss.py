@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from config.mconfig import ModelConfig
 from ops.anchors import STRIDES, anchors_of, boxes_to_distances, distances_to_boxes, expected_distances, flatten_maps
 from ops.batch import Batch
 from ops.boxes import ciou
@@ -48,8 +47,8 @@ class DetectionLoss:
         self.assigner = assigner or TaskAlignedAssigner(num_classes=num_classes)
 
     @classmethod
-    def from_config(cls, mcfg: ModelConfig, model: Any) -> "DetectionLoss":
-        """The loss that fits `model` (anything with num_classes, reg_max and strides) with the config's gains."""
+    def from_config(cls, mcfg: Any, model: Any) -> "DetectionLoss":
+        """The loss that fits `model` (num_classes, reg_max, strides) with the gains and assigner of a ModelConfig."""
         assigner = TaskAlignedAssigner(mcfg.talTopk, model.num_classes, min_side=mcfg.talMinSide)
         return cls(model.num_classes, model.reg_max, mcfg.lossWeights, assigner, model.strides)
 

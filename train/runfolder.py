@@ -68,7 +68,7 @@ class RunFolder:
         old, new = json.loads(checkpoint["config"]), mcfg.to_dict()
         if others := _in_words(training_differences(old, new)):
             raise UserError(
-                f"{self.path}: this run was trained otherwise: {others}; set it back, or use --name for a new run, or --nobuf"
+                f"{self.path}: holds another training: {others}; set it back, or use --name for a new run, or --nobuf"
             )
         return checkpoint, _in_words(schedule_differences(old, new))
 

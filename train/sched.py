@@ -3,8 +3,6 @@
 import math
 from typing import Any, Protocol, runtime_checkable
 
-from config.mconfig import ModelConfig
-
 
 @runtime_checkable
 class Schedule(Protocol):
@@ -83,7 +81,7 @@ class PlateauSchedule:
         self.current, self.best, self.waited = state["current"], state["best"], state["waited"]
 
 
-def build_schedule(mcfg: ModelConfig) -> Schedule:
-    """The schedule that a config names."""
+def build_schedule(mcfg: Any) -> Schedule:
+    """The schedule that a ModelConfig names."""
     kind = {"COS": CosineSchedule, "plateau": PlateauSchedule}[mcfg.schedulerType]
     return kind(mcfg.baseLearningRate, mcfg.minLearningRate, mcfg.maxEpoch)

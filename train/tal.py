@@ -1,4 +1,4 @@
-"""Task-aligned assignment: which points answer for which object (Feng et al. 2021, TOOD, arXiv 2108.07755, section 3.2).
+"""Task-aligned assignment: which points answer for which object (TOOD, Feng et al. 2021, arXiv 2108.07755).
 
 Legend: B images, A points, M most boxes on one image (may be 0), C classes.
 Boxes and points are in pixels of the network input; scores are probabilities.

@@ -59,7 +59,7 @@ class Trainer:
         if self.device.type == "cpu":
             use_all_cores()
 
-        self.model = build_model(mcfg).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = build_model(mcfg).to(self.device).to(memory_format=torch.channels_last)
         self.loss = DetectionLoss.from_config(mcfg, self.model)
         self.optimizer = build_optimizer(mcfg, self.model)
         self.schedule = build_schedule(mcfg)
@@ -74,7 +74,7 @@ class Trainer:
         self.weights_origin = "random"
 
     def run(self) -> RunFolder:
-        """Train up to maxEpoch and leave weights, curves and metrics in the run's folder. A finished run is left as it is."""
+        """Train up to maxEpoch; weights, curves and metrics are in the run's folder. A finished run is left alone."""
         self._start_or_resume()
         if self.epoch >= self.mcfg.maxEpoch:
             log.info("already trained: %d of %d epochs; a larger maxEpoch goes on", self.epoch, self.mcfg.maxEpoch)
@@ -135,7 +135,7 @@ class Trainer:
         if not torch.isfinite(out.total.detach() + norm):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in out.parts.items())
             raise TrainingDiverged(
-                f"the loss or its gradient is not finite in epoch {self.epoch + 1}: {parts}, gradient norm {norm.item():.4g}, "
+                f"loss or gradient not finite in epoch {self.epoch + 1}: {parts}, gradient norm {norm.item():.4g}, "
                 f"images {', '.join(batch.image_ids)}; the weights are those of the step before"
             )
         self.optimizer.step()

@@ -22,26 +22,27 @@ class Head(nn.Module):
         super().__init__()
         box_width = max(16, in_channels[0] // 4, 4 * reg_max)
         cls_width = max(in_channels[0], min(num_classes, 100))
-        self.box = nn.ModuleList(_branch(width, box_width, 4 * reg_max) for width in in_channels)
-        self.cls = nn.ModuleList(_branch(width, cls_width, num_classes) for width in in_channels)
+        self.box = nn.ModuleList(_branch(width, box_width, 4 * reg_max, BOX_BIAS) for width in in_channels)
+        self.cls = nn.ModuleList(
+            _branch(width, cls_width, num_classes, _class_bias(num_classes, stride))
+            for width, stride in zip(in_channels, STRIDES, strict=True)
+        )
         # The reference keeps the bins of the box distribution as a frozen convolution and counts them among its
         # parameters. They are kept here so that checkpoints map one to one; decoding computes the same numbers itself.
         self.dfl = nn.Conv2d(reg_max, 1, 1, bias=False).requires_grad_(False)
-        self._start(num_classes, reg_max)
-
-    @torch.no_grad()
-    def _start(self, num_classes: int, reg_max: int) -> None:
-        self.dfl.weight.copy_(torch.arange(reg_max, dtype=torch.float32).view(1, reg_max, 1, 1))
-        for box, cls, stride in zip(self.box, self.cls, STRIDES, strict=True):
-            box[-1].bias.fill_(BOX_BIAS)
-            cls[-1].bias.fill_(math.log(OBJECTS_AN_IMAGE / num_classes / (REFERENCE_SIDE / stride) ** 2))
+        self.dfl.weight.data.copy_(torch.arange(reg_max).view(1, reg_max, 1, 1))
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Tensor]:
         """Three maps (B, c, h, w) -> three raw maps (B, 4R + C, h, w), box channels first."""
         return [torch.cat((box(x), cls(x)), dim=1) for box, cls, x in zip(self.box, self.cls, features, strict=True)]
 
 
-def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        ConvModule(in_channels, width, 3), ConvModule(width, width, 3), nn.Conv2d(width, out_channels, 1)
-    )
+def _branch(in_channels: int, width: int, out_channels: int, bias: float) -> nn.Sequential:
+    last = nn.Conv2d(width, out_channels, 1)
+    nn.init.constant_(last.bias, bias)  # type: ignore[arg-type]
+    return nn.Sequential(ConvModule(in_channels, width, 3), ConvModule(width, width, 3), last)
+
+
+def _class_bias(num_classes: int, stride: int) -> float:
+    """The logit at which the whole map expects `OBJECTS_AN_IMAGE` objects, so that training does not start with a storm."""
+    return math.log(OBJECTS_AN_IMAGE / num_classes / (REFERENCE_SIDE / stride) ** 2)

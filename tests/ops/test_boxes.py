@@ -20,7 +20,7 @@ def test_conversions_equal_torchvision(n):
     torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(b)), b)
 
 
-@pytest.mark.parametrize("n, m", [(0, 3), (3, 0), (1, 1), (20, 7)])
+@pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (1, 1), (20, 7)])
 def test_pairwise_iou_equals_torchvision(n, m):
     a, b = boxes(n), boxes(m, seed=1)
     torch.testing.assert_close(pairwise_iou(a, b), box_iou(a, b), rtol=1e-6, atol=1e-9)
