@@ -66,6 +66,8 @@ def main(arguments: Sequence[str]) -> int:
     except Exception:
         log.exception("stopped by an error of the program")
         raise
+    finally:
+        end_log()
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -81,6 +83,8 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for mode in MODES:
         parser.add_argument(f"-{mode}", dest="mode", action="append_const", const=mode)  # the assignment's spelling
     args, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if args.words and args.words[0] in LATER_MODES:  # first, because they have options of their own
+        raise UserError(f"{args.words[0]}: not there yet; the modes are {', '.join(MODES)}")
     if unknown:
         raise UserError(_unknown_option(unknown[0], parser))
     # `--set inputShape=320 voc.nano.full` reads the CFGNAME as one more setting
@@ -92,8 +96,6 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
     """Mode and CFGNAME out of the words that belong to no option."""
     words, modes = list(args.words), list(args.mode or [])
-    if words and words[0] in LATER_MODES:
-        raise UserError(f"{words[0]}: not there yet; the modes are {', '.join(MODES)}")
     while words and words[0] in MODES:
         modes.append(words.pop(0))
     if len(set(modes)) > 1:
@@ -287,6 +289,13 @@ def keep_log(folder: "RunFolder") -> None:
         memory.flush()
         log.removeHandler(memory)
     log.addHandler(file)
+
+
+def end_log() -> None:
+    """Close what `start_log` and `keep_log` opened."""
+    for handler in [handler for handler in log.handlers if not isinstance(handler, logging.NullHandler)]:
+        log.removeHandler(handler)
+        handler.close()
 
 
 if __name__ == "__main__":

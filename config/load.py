@@ -34,9 +34,11 @@ def load_config(
     parts = read_cfgname(cfgname)
     given = {"root": root, "dataDir": data, "runName": name, "nobuf": nobuf or None, **(overrides or {})}
     pins = {**parts.values, "cfgname": cfgname, **_checked(given, keep_none=overrides or {})}
-    with loading({"root": default_root(CODE_DIR)}, pins):
+    starts = {"root": default_root(CODE_DIR)}
+    with loading(starts, pins):
         mcfg = run_recipe(parts.recipe, parts.tags, parts.own, recipe_dir)
-    for field, value in pins.items():  # again, for a recipe that made its config elsewhere
+    # Once more, for a recipe that hands out a config made before this loading began.
+    for field, value in {"root": mcfg.root or starts["root"], **pins}.items():
         setattr(mcfg, field, value)
     if pins.get("dataDir"):
         for field in LOCATION_FIELDS:

@@ -1,10 +1,12 @@
 """What all tests share: shapes are checked while they run, one thread a process, and where ../shared lies."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image
 
 # Before torch and numpy are imported: pytest-xdist runs one process a core, and each would start a thread a core.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -13,6 +15,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 # Every annotated shape and type of these packages is checked at each call; in production they cost nothing.
 install_import_hook(["config", "ops", "dl", "model", "eval", "train"], "typecheck.check")
 
+IMAGE_OPEN = Image.open
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,10 +31,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow (make test-slow)"))
 
 
-@pytest.fixture(scope="session")
-def code_dir() -> Path:
-    """The checkout."""
-    return ROOT
+@pytest.fixture(autouse=True)
+def _libraries_as_they_are() -> None:
+    """Importing ultralytics replaces PIL's Image.open and torch.save in the whole process: put them back."""
+    if "ultralytics" in sys.modules:
+        torch = sys.modules["torch"]
+        Image.open, torch.save = IMAGE_OPEN, torch.serialization.save
 
 
 @pytest.fixture(scope="session")

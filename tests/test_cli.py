@@ -65,7 +65,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         ("-train -eval c1", ["train and eval", "one mode"]),
         ("predict c1 x.jpg", ["predict", "not there yet", "pipe, train, eval"]),
         ("doctor c1", ["doctor", "not there yet"]),
-        ("export c1 --format onnx", ["no such option"]),
+        ("export c1 --format onnx", ["export", "not there yet"]),
         ("split DIR", ["split", "not there yet"]),
         ("incremental c1", ["incremental", "not there yet"]),
         ("c1 --trace", ["--trace", "not there yet"]),

@@ -44,5 +44,5 @@ def _branch(in_channels: int, width: int, out_channels: int, bias: float) -> nn.
 
 
 def _class_bias(num_classes: int, stride: int) -> float:
-    """The logit at which the whole map expects `OBJECTS_AN_IMAGE` objects, so that training does not start with a storm."""
+    """The logit at which the whole map expects `OBJECTS_AN_IMAGE` objects, so that training starts calmly."""
     return math.log(OBJECTS_AN_IMAGE / num_classes / (REFERENCE_SIDE / stride) ** 2)

@@ -4,7 +4,9 @@ import copy
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,6 +94,13 @@ def test_a_config_made_when_the_recipe_is_imported_obeys_tags_too(recipe):
 )
 def test_phase_and_value_tags(tag, field, value):
     assert getattr(load_config(f"c1.{tag}"), field) == value
+
+
+def test_a_config_made_before_the_loading_obeys_tags_too(recipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "made_before", SimpleNamespace(MADE=ModelConfig(batchSize=5)))
+    mcfg = load_config("r.batch@3", recipe_dir=recipe("mcfg = MADE", head="from made_before import MADE"))
+    assert mcfg.batchSize == 3
+    assert mcfg.root == str(CODE_DIR.parent / "mars-running")
 
 
 def test_data_wins_over_places_in_the_recipe_and_overrides_over_data(recipe, tmp_path):

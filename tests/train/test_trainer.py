@@ -164,15 +164,40 @@ def test_a_student_is_refused_until_its_losses_exist(squares_config):
         Trainer(squares_config(modelName="distillation", teacherModelFile="x.pth", teacherClassIndexes=[0]))
 
 
-def test_overfits_the_squares(squares_config):
-    """The whole chain learns: a handful of images is known by heart after a moment."""
-    mcfg = squares_config(
-        batchSize=8, augmentation="none", lossReduction="sum", optimizerType="AdamW", baseLearningRate=2e-3
-    )
+def overfit(mcfg, steps):
+    """One batch, known by heart; the figures on the images it was made of."""
     trainer = Trainer(mcfg)
     trainer.preEpochSetup(3)  # past the warm-up
     (batch,) = trainer.loader
-    for _ in range(120):
+    for _ in range(steps):
         trainer.train_step(batch)
-    result = Evaluator(mcfg).evaluate(trainer.model, "train")
+    return Evaluator(mcfg).evaluate(trainer.model, mcfg.trainSplitName)
+
+
+BY_HEART = {"augmentation": "none", "batchSize": 8, "lossReduction": "sum", "epochValidation": False, "maxEpoch": 100}
+
+
+def test_overfits_two_drawn_images(squares_config):
+    two = {"train": ["scene_00", "scene_01"], "test": ["scene_10"]}
+    result = overfit(squares_config(**BY_HEART, subsetMap=two, inputShape=96), steps=250)
+    assert result.images_evaluated == 2
     assert result.map50 is not None and result.map50 > 0.95
+
+
+@pytest.mark.slow
+def test_overfits_eight_real_images(shared, tmp_path):
+    from config.load import load_config
+
+    names = [path.stem for path in sorted((shared / "data/bccd/images").iterdir())[:8]]
+    overrides = {
+        **BY_HEART,
+        "classList": ["RBC", "WBC", "Platelets"],
+        "imageDir": str(shared / "data/bccd/images"),
+        "annotationDir": str(shared / "data/bccd/annotations"),
+        "subsetMap": {"train": names},
+        "inputShape": 320,
+        "device": "cpu",
+    }
+    result = overfit(load_config("voc.nano.full", root=str(tmp_path), overrides=overrides, name="eight"), steps=300)
+    assert result.images_evaluated == 8
+    assert result.map50 is not None and result.map50 >= 0.95

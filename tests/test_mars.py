@@ -1,0 +1,153 @@
+"""The modes, end to end on a data set that trains in a second: what is said, and what lies in the run's folder."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mars
+
+XML = """<annotation><size><width>64</width><height>64</height><depth>3</depth></size>
+<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>
+</annotation>"""
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory) -> Path:
+    """Eight images with one square each, red or blue, in the course's layout."""
+    folder, rng = tmp_path_factory.mktemp("data") / "squares", np.random.default_rng(0)
+    for name in ("images", "annotations", "splits"):
+        (folder / name).mkdir(parents=True)
+    for number in range(8):
+        pixels = np.full((64, 64, 3), 90, dtype=np.uint8)
+        x, y = rng.integers(0, 40, 2)
+        pixels[y : y + 24, x : x + 24] = (220, 0, 0) if number % 2 else (0, 0, 220)
+        Image.fromarray(pixels).save(folder / f"images/{number}.jpg")
+        text = XML.format(name="red" if number % 2 else "blue", x=x, y=y, right=x + 24, bottom=y + 24)
+        (folder / f"annotations/{number}.xml").write_text(text)
+    for split, ids in {"train": "0123", "validation": "45", "test": "67"}.items():
+        (folder / f"splits/{split}.txt").write_text("\n".join(ids) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run(squares, tmp_path, capsys):
+    """`mars.main` on the squares; exit status, what went to stdout, what went to stderr."""
+
+    def call(*arguments: str, cfgname: str = "voc.nano.batch@2.size@64.workers@0") -> tuple[int, str, str]:
+        words = [*arguments[:1], cfgname, "--root", str(tmp_path), "--data", str(squares), *arguments[1:]]
+        status = mars.main(words)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "voc.nano.batch@2.size@64-squares"
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_pipe_trains_evaluates_and_paints(run, folder):
+    status, out, err = run("pipe", "--set", "maxEpoch=1")
+    assert (status, err) == (0, "")
+    for file in ("config.json", "metrics.jsonl", "weights/best.pth", "weights/last.pth", "plots/loss.png", "mars.log"):
+        assert (folder / file).stat().st_size > 0, file
+    assert sorted(file.name for file in (folder / "eval/images").iterdir()) == ["6.jpg", "7.jpg"]
+    metrics = json.loads((folder / "eval/metrics.json").read_text())
+    assert (metrics["split"], metrics["images_expected"], metrics["images_evaluated"]) == ("test", 2, 2)
+    assert set(metrics["per_class"]) == {"red", "blue"}
+    for text in ("images   ", "objects", "all classes", "epoch 1/1", "2 of 2 images evaluated"):
+        assert text in out
+    log = (folder / "mars.log").read_text()
+    assert "python mars.py pipe voc.nano" in log
+    assert all(line in log for line in out.strip().splitlines())
+
+
+def test_train_then_longer_then_otherwise_then_afresh(run, folder):
+    assert run("train", "--set", "maxEpoch=1")[0] == 0
+    assert not (folder / "eval").exists()
+    status, out, _ = run("train", "--set", "maxEpoch=2")
+    assert status == 0
+    assert "maxEpoch 1 -> 2" in out
+    assert [row["epoch"] for row in rows(folder)] == [0, 1]
+
+    status, _, err = run("train", "--set", "maxEpoch=2", "talTopk=5")
+    assert status == 2
+    assert err.startswith(f"mars: {folder}: ")
+    assert "talTopk" in err
+    assert "--nobuf" in err
+    assert len(rows(folder)) == 2
+
+    status, out, _ = run("train", "--set", "maxEpoch=1", "talTopk=5", "--nobuf")
+    assert status == 0
+    (aside,) = [path for path in folder.parent.iterdir() if path != folder]
+    assert f"the older run is kept in {aside}" in out
+    assert (len(rows(aside)), len(rows(folder))) == (2, 1)
+
+
+def test_a_mistake_behind_nobuf_leaves_the_older_run_where_it_is(run, folder):
+    assert run("train", "--set", "maxEpoch=1")[0] == 0
+    status, _, err = run("train", "--nobuf", cfgname="voc.nano.batch@2.size@64.workers@0.cuda@99")
+    assert (status, err.startswith("mars: device=cuda:99")) == (2, True)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert len(rows(folder)) == 1
+
+
+def test_eval_of_a_split_quietly(run, folder):
+    assert run("train", "--set", "maxEpoch=1", "paintImages=no")[0] == 0
+    status, out, err = run("eval", "--split", "validation", "--quiet", "--set", "paintImages=no")
+    assert (status, err) == (0, "")
+    assert out.strip().splitlines()[0].startswith("Average precision on 'validation'")
+    assert out.strip().splitlines()[-1] == "2 of 2 images evaluated"
+    assert json.loads((folder / "eval/metrics.json").read_text())["weights"] == "weights/best.pth"
+    assert not (folder / "eval/images").exists()
+
+
+def test_weights_of_other_classes_are_refused(run, folder):
+    assert run("train", "--set", "maxEpoch=1")[0] == 0
+    for classes in ("red,blue", "red"):
+        status, _, err = run("eval", "--set", f"classList={classes}")
+        assert status == 2
+        assert f"best.pth: trained on blue, red, but classList is {', '.join(classes.split(','))};" in err
+    status, _, err = run("eval", "--weights", str(folder / "config.json"))
+    assert (status, "config.json" in err) == (2, True)
+
+
+def test_an_interruption_says_how_to_go_on(run, folder, monkeypatch):
+    from train.trainer import Trainer
+
+    def interrupted(self, epoch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit_one_epoch", interrupted)
+    status, _, err = run("train")
+    assert status == 130
+    assert err.count("\n") == 1
+    assert "the same command goes on" in err
+    assert "interrupted" in (folder / "mars.log").read_text()
+
+
+def test_a_bug_is_in_the_log_with_its_traceback(run, folder, monkeypatch):
+    from train.trainer import Trainer
+
+    monkeypatch.setattr(Trainer, "fit_one_epoch", lambda self, epoch: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run("train")
+    assert "ZeroDivisionError" in (folder / "mars.log").read_text()
+
+
+def test_nothing_stays_open(run):
+    run("train", "--set", "maxEpoch=1")
+    assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("mars").handlers)
+
+
+def test_a_student_is_refused_before_the_data_are_read(tmp_path, capsys):
+    assert mars.main(["train", "c1.nano.distillation", "--root", str(tmp_path)]) == 2
+    assert "its losses are not there yet" in capsys.readouterr().err
