@@ -4,7 +4,6 @@ Whatever needs torch is imported where it is used, so that the help and a mistak
 """
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -43,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; the exit status: 0 done, 2 the user's mistake, 130 interrupted. Other errors are raised."""
+    """Run one command; the exit status: 0 done, 2 the user's mistake, 1 diverged, 130 interrupted. Bugs are raised."""
     try:
         run(read_arguments(arguments), arguments)
         return 0
@@ -58,6 +57,10 @@ def main(arguments: Sequence[str]) -> int:
             f"mars: {error.name} is not installed in {sys.executable}; `make setup` makes .venv, which has all",
             file=sys.stderr,
         )
+        return 1
+    except FloatingPointError as error:  # the numbers broke, not the program: the sentence says where
+        log.error("%s", error)
+        print(f"mars: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         log.error("interrupted")
@@ -231,7 +234,6 @@ def _trained_model(mcfg: ModelConfig, path: Path) -> Any:
     from model import build_model
     from model.pretrained import load_weights
     from ops.device import pick_device, use_all_cores
-    from train.runfolder import RunFolder
 
     device = pick_device(mcfg.device, mcfg.cuda)
     if device.type == "cpu":
@@ -239,9 +241,8 @@ def _trained_model(mcfg: ModelConfig, path: Path) -> Any:
     model = build_model(mcfg)
     report = load_weights(model, path)
     log.debug("%s", report)
-    config = RunFolder(path.parent.parent).config
-    trained_on = json.loads(config.read_text(encoding="utf-8"))["classList"] if config.is_file() else None
-    if report.missing or trained_on not in (None, list(mcfg.classList or ())):
+    trained_on = report.class_list
+    if report.missing or trained_on not in (None, mcfg.classList):
         raise UserError(
             f"{path}: trained on {', '.join(trained_on) if trained_on else 'another number of classes'}, but classList "
             f"is {', '.join(mcfg.classList or ())}; evaluate with the class list these weights were trained on"

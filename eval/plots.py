@@ -111,13 +111,13 @@ def _mark_best(axes: Axes, measured: Rows) -> None:
     if not best:
         return
     row, told = best[-1], []
-    axes.axvline(row["epoch"], color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    axes.axvline(row["epoch"] + 1, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
     for key, name, colour in _AP_LINES:
         value = float(_values([row], key)[0])
         if np.isfinite(value):
-            axes.plot(row["epoch"], value, "o", ms=9, mfc="white", mec=colour, mew=2, zorder=4)
+            axes.plot(row["epoch"] + 1, value, "o", ms=9, mfc="white", mec=colour, mew=2, zorder=4)
             told.append(f"{name} {value:.3f}")
-    axes.set_title(f"best: epoch {row['epoch']},  {',  '.join(told)}", fontsize=9, color=_INK, loc="right")
+    axes.set_title(f"best: epoch {row['epoch'] + 1},  {',  '.join(told)}", fontsize=9, color=_INK, loc="right")
 
 
 def _draw_line(axes: Axes, rows: Rows, key: str, label: str, colour: str, width: float) -> None:
@@ -142,7 +142,7 @@ def _say_empty(axes: Axes, text: str) -> None:
 
 
 def _epochs(rows: Rows) -> np.ndarray:
-    return np.array([row["epoch"] for row in rows], dtype=float)
+    return np.array([row["epoch"] + 1 for row in rows], dtype=float)
 
 
 def _values(rows: Rows, key: str) -> np.ndarray:
@@ -153,7 +153,7 @@ def _values(rows: Rows, key: str) -> np.ndarray:
 
 def _frozen_spans(rows: Rows) -> Iterator[tuple[int, int]]:
     """First and last epoch of each stretch with a frozen backbone."""
-    frozen = sorted(row["epoch"] for row in rows if row.get("frozen"))
+    frozen = sorted(row["epoch"] + 1 for row in rows if row.get("frozen"))
     starts = [epoch for epoch in frozen if epoch - 1 not in frozen]
     ends = [epoch for epoch in frozen if epoch + 1 not in frozen]
     return zip(starts, ends, strict=True)

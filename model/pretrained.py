@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,13 @@ from torch import Tensor, nn
 from config.errors import UserError
 
 StateDict = dict[str, Tensor]
+
+
+class WeightsFile(NamedTuple):
+    """What a weights file holds: tensors by name, and the classes it was trained on where it says so."""
+
+    tensors: StateDict
+    class_list: tuple[str, ...] | None
 
 
 @dataclass
@@ -28,6 +35,7 @@ class LoadReport:
     matched: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    class_list: tuple[str, ...] | None = None  # what the file was trained on, when it says so
 
     def __str__(self) -> str:
         lines = [f"weights from {self.source}: {len(self.matched)} tensors matched"]
@@ -45,10 +53,12 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     backbone file must fill the backbone. Anything less is a `UserError`: no part is left random in silence.
     """
     path = Path(path)
-    state = {our_key(key): value for key, value in read_state_dict(path).items()}
+    file = read_weights(path)
+    state = {our_key(key): value for key, value in file.tensors.items()}
     if state and all(re.match(r"l\d+\.", key) for key in state):
         state = {f"backbone.{key}": value for key, value in state.items()}
     report = _copy(model, state, str(path))
+    report.class_list = file.class_list
     wants_backbone_only = bool(state) and all(key.startswith("backbone.") for key in state)
     must_match = [key for key in report.missing if key.startswith("backbone.")] if wants_backbone_only else [
         key for key in report.missing if not key.startswith("head.cls.")
@@ -62,8 +72,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     return report
 
 
-def read_state_dict(path: str | Path) -> StateDict:
-    """The tensors of a weights file, the averaged ones when it holds an average. Raises `UserError` naming the file."""
+def read_weights(path: str | Path) -> WeightsFile:
+    """Read a weights file; of raw and averaged weights the average. Raises `UserError` naming the file."""
     path = Path(path).expanduser().absolute()
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
@@ -82,7 +92,8 @@ def read_state_dict(path: str | Path) -> StateDict:
     state = _find_tensors(content)
     if not state:
         raise UserError(f"{path}: holds no tensors; wanted is a .pth of Mars or a plain state dict")
-    return state
+    names = content.get("class_list")
+    return WeightsFile(state, tuple(map(str, names)) if isinstance(names, list) else None)
 
 
 def our_key(key: str) -> str:
