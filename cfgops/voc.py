@@ -13,6 +13,7 @@ def mcfg(tags):
     mcfg = mconfig.ModelConfig()
     mcfg.runName = "{cfgname}-{data}"  # one run folder for each data set
     mcfg.paintImages = True
+    mcfg.lossReduction = "sum"  # trained better than "mean": docs/experiments.md
 
     if mcfg.dataDir is None and mcfg.imageDir is None:
         raise UserError("voc: which data? Add --data DIR, a folder with images/ and annotations/ or a VOCdevkit's")
