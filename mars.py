@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MODES = ("pipe", "train", "eval")
 LATER_MODES = ("predict", "doctor", "export", "split", "incremental")
+AS_TRAINED = ("inputShape", "regMax")  # what `eval` takes from the weights unless --set says otherwise
 RESULT = logging.INFO + 5  # what --quiet still shows
 
 log = logging.getLogger("mars")
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; the exit status: 0 done, 2 the user's mistake, 1 diverged, 130 interrupted. Bugs are raised."""
+    """Run one command; the exit status: 0 done, 2 the user's mistake, 1 diverged or interrupted. Bugs are raised."""
     try:
         run(read_arguments(arguments), arguments)
         return 0
@@ -51,7 +52,17 @@ def main(arguments: Sequence[str]) -> int:
         print(f"mars: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "torchvision", "cv2", "numpy", "PIL", "jaxtyping", "tqdm", "matplotlib"):
+        if error.name not in (
+            "torch",
+            "torchvision",
+            "cv2",
+            "numpy",
+            "PIL",
+            "jaxtyping",
+            "tqdm",
+            "matplotlib",
+            "faster_coco_eval",
+        ):
             raise
         print(
             f"mars: {error.name} is not installed in {sys.executable}; `make setup` makes .venv, which has all",
@@ -65,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         log.error("interrupted")
         print("mars: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
-        return 130
+        return 1
     except Exception:
         log.exception("stopped by an error of the program")
         raise
@@ -143,6 +154,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     mcfg = _load(args, settings)
     start_log(args.quiet)
     log.debug("python mars.py %s", shlex.join(arguments))
+    if args.mode == "eval":
+        settings = {**_as_trained(_weights_of(mcfg, args.weights), settings), **settings}
     mcfg = _find_data(args, mcfg, settings)
     if args.mode == "eval":
         evaluate(mcfg, args.split or mcfg.testSplitName, args.weights, args.quiet)
@@ -176,6 +189,41 @@ def _find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, 
     return _load(args, {**as_overrides(source), **settings})
 
 
+def _weights_of(mcfg: ModelConfig, given: str | None) -> Path:
+    """The weights that are evaluated: the file that was given, else the run's."""
+    from train.runfolder import RunFolder
+
+    path = Path(given).expanduser().absolute() if given else RunFolder.of(mcfg).evaluated_weights(mcfg)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; train first: python mars.py train {mcfg.cfgname}")
+    return path
+
+
+def _as_trained(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the network must be given as it was trained with, where the file says so and --set does not."""
+    from model.pretrained import read_weights
+
+    config = read_weights(path).config or {}
+    values = {field: config[field] for field in AS_TRAINED if field in config and field not in settings}
+    if values:
+        log.info("as %s was trained: %s", path.name, ", ".join(f"{field}={value}" for field, value in values.items()))
+    return values
+
+
+def _refuse_other_splits(mcfg: ModelConfig, path: Path, data: "CheckedData") -> None:
+    """The run's own weights must not be measured on images that they were trained on."""
+    from model.pretrained import read_weights
+    from train.runfolder import data_differences, data_identity
+
+    was = {what: digest for what, digest in (read_weights(path).data or {}).items() if what.startswith("split ")}
+    now = data_identity(data.source, [what.removeprefix("split ") for what in was])
+    if other := data_differences(was, now):
+        raise UserError(
+            f"{path}: trained on another data set ({other}), so its test images may have been trained on; evaluate "
+            f"with the splits and classes of {path.parent.parent / 'config.json'}, or name the file: --weights {path}"
+        )
+
+
 def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> "CheckedData":
     """Check the data, then train; the checked data, of the splits in `also` too."""
     from dl.check import check_data
@@ -187,7 +235,7 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> "CheckedD
     names = dict.fromkeys((mcfg.trainSplitName, *validation, *also))
     data = check_data(mcfg, list(names), cache_file=None if mcfg.nobuf else folder.data_check)
     log.info("%s", data.report.table())
-    trainer = Trainer(mcfg, data.splits, quiet=quiet)  # whatever is wrong so far leaves an older run where it is
+    trainer = Trainer(mcfg, data, quiet=quiet)  # whatever is wrong so far leaves an older run where it is
     aside = folder.move_aside() if mcfg.nobuf else None
     keep_log(folder)
     if aside is not None:
@@ -202,15 +250,15 @@ def evaluate(
     """Evaluate a split with the run's weights (or those in the file `weights`): table, metrics.json and pictures."""
     from dl.check import check_data
     from eval.evaluator import Evaluator
+    from eval.painter import remove_painted
     from eval.report import ap_table
     from train.runfolder import RunFolder
 
-    folder = RunFolder.of(mcfg)
-    path = Path(weights).expanduser().absolute() if weights else folder.evaluated_weights(mcfg)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file; train first: python mars.py train {mcfg.cfgname}")
+    folder, path = RunFolder.of(mcfg), _weights_of(mcfg, weights)
     if data is None:
         data = check_data(mcfg, [split], cache_file=folder.data_check)
+        if weights is None:
+            _refuse_other_splits(mcfg, path, data)
         keep_log(folder)
         log.info("%s", data.report.table())
     model = _trained_model(mcfg, path)
@@ -221,6 +269,7 @@ def evaluate(
     log.log(RESULT, "\n%s", ap_table(result))
     result.save(folder.eval_metrics)
     if mcfg.paintImages:
+        remove_painted(folder.painted)
         with ProgressBar(f"painting {split}", quiet) as bar:
             evaluator.paint(result, folder.painted, on_image=bar)
         log.info("painted images: %s", folder.painted)

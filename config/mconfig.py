@@ -42,6 +42,10 @@ def _file_address(address: str) -> str | None:
     return f"must be an address; for a file on this machine write file://{address}"
 
 
+def _momentum(value: float) -> str | None:
+    return None if 0 <= value < 1 else "must lie between 0 and 1, and 1 itself would never forget a step"
+
+
 def _not_empty(value: str) -> str | None:
     return None if value.strip() else "must not be empty; none leaves it out"
 
@@ -107,6 +111,9 @@ class ModelConfig:
     trainSplitName: str = declare("train", "split to train on", _not_empty)
     validationSplitName: str = declare("validation", "split to validate on after an epoch", _not_empty)
     testSplitName: str = declare("test", "split to evaluate at the end", _not_empty, alters="nothing")
+    splitSeed: int = declare(
+        859, "seed of splits that are drawn because the data set has none", not_negative, alters="data"
+    )
     trainSelectedClasses: tuple[str, ...] | None = declare(
         None, "train on the labels of these classes only; none: all", _classes
     )
@@ -164,7 +171,7 @@ class ModelConfig:
         0.0, "sides below this many pixels count as this long when points inside a box are sought", not_negative
     )
     optimizerType: str = declare("SGD", "SGD (Nesterov) or AdamW", one_of("SGD", "AdamW"))
-    optimizerMomentum: float = declare(0.937, "momentum, or beta1 of AdamW", fraction)
+    optimizerMomentum: float = declare(0.937, "momentum, or beta1 of AdamW", _momentum)
     optimizerWeightDecay: float = declare(5e-4, "on convolution weights only", not_negative)
     schedulerType: str = declare("COS", "COS (cosine with quadratic warm-up) or plateau", one_of("COS", "plateau"))
     baseLearningRate: float = declare(1e-2, "highest learning rate", positive, alters="schedule")

@@ -1,6 +1,6 @@
 """Is this data set fit to train on? Every fault in one pass, every amendment counted."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -15,12 +15,12 @@ from dl.discover import DataSource, locate
 from dl.faults import DataFault
 from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, index_by_stem
 from dl.images import ImageFacts, inspect_image, plan_delivery
-from dl.report import DataReport, SplitReport
+from dl.report import DataReport, SplitReport, listed
 from dl.splits import find_split
 from dl.verified import VerifiedImages
 from ops.device import usable_cores
 
-_MOST_PRINTED = 20
+OnImage = Callable[[int, int], None]  # hears how many images are done, of how many
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class CheckedData:
     """Cleaned annotations by split name as asked for, and the report about them."""
 
     splits: dict[str, list[Annotation]]
+    expected: dict[str, int]  # images that the split lists, each once, those that were skipped too
     report: DataReport
     source: DataSource
 
@@ -43,22 +44,25 @@ class _Examined:
     faults: list[str] = field(default_factory=list)
 
 
-def check_data(mcfg: ModelConfig, split_names: Sequence[str], cache_file: Path | None = None) -> CheckedData:
+def check_data(
+    mcfg: ModelConfig, split_names: Sequence[str], cache_file: Path | None = None, on_image: OnImage | None = None
+) -> CheckedData:
     """Read and decode every image and annotation of these splits.
 
     Raises one `UserError` that lists all faults, each with its file: missing or unreadable image or xml, `<size>` that
-    disagrees, empty or unknown split, an image in two splits (`small` may share with `train`), a class list that knows
-    none of the objects. With badFiles=skip the images with a fault of their own are left out and counted instead.
-    `cache_file` remembers decoded images, so that a second start is quick. Prints nothing.
+    disagrees, empty or unknown split, an image in two splits (also in those not asked for; `small` may share with
+    `train`), a class list that knows none of the objects. With badFiles=skip the images with a fault of their own are
+    left out and counted instead. `cache_file` remembers decoded images, so that a second start is quick. `on_image`
+    hears how many images are done, of how many. Prints nothing.
     """
     source = locate(mcfg)
     asked = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}
-    faults = [_unknown_split(name, source) for name, key in asked.items() if key is None]
+    faults = [_unknown_split(name, mcfg, source) for name, key in asked.items() if key is None]
     ids = {key: tuple(dict.fromkeys(source.splits[key])) for key in asked.values() if key is not None}
     faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
-    faults += _overlaps(ids, source)
+    faults += _overlaps(_apart(asked, mcfg, source), source)
     every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
-    examined = _examine_all(_Folder.of(source, mcfg.suffix), list(every_id), cache_file)
+    examined = _examine_all(_Folder.of(source, mcfg.suffix), list(every_id), cache_file, on_image)
     skipped = [fault for one in examined.values() for fault in one.faults]
     if mcfg.badFiles == "stop":
         faults, skipped = faults + skipped, []
@@ -69,7 +73,8 @@ def check_data(mcfg: ModelConfig, split_names: Sequence[str], cache_file: Path |
         raise UserError(_list_faults(faults, can_skip))
     splits = {name: _annotations(ids[key], examined) for name, key in asked.items() if key is not None}
     reports = {name: _count(source, source.splits[key], ids[key], examined) for name, key in asked.items() if key}
-    return CheckedData(splits, DataReport(source.class_list, reports, tuple(skipped), tuple(source.notes)), source)
+    expected = {name: len(ids[key]) for name, key in asked.items() if key is not None}
+    return CheckedData(splits, expected, DataReport(source.class_list, reports, tuple(skipped)), source)
 
 
 class _Folder(NamedTuple):
@@ -107,12 +112,18 @@ class _Folder(NamedTuple):
         return paths[0]
 
 
-def _examine_all(folder: _Folder, ids: Sequence[str], cache_file: Path | None) -> dict[str, _Examined]:
-    verified = VerifiedImages(cache_file)
+def _examine_all(
+    folder: _Folder, ids: Sequence[str], cache_file: Path | None, on_image: OnImage | None
+) -> dict[str, _Examined]:
+    verified, examined = VerifiedImages(cache_file), {}
     with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # decoders release the interpreter lock
-        results = list(pool.map(lambda image_id: _examine(folder, image_id, verified), ids))
+        results = pool.map(lambda image_id: _examine(folder, image_id, verified), ids)
+        for image_id, result in zip(ids, results, strict=True):
+            examined[image_id] = result
+            if on_image is not None:
+                on_image(len(examined), len(ids))
     verified.save()
-    return dict(zip(ids, results, strict=True))
+    return examined
 
 
 def _examine(folder: _Folder, image_id: str, verified: VerifiedImages) -> _Examined:
@@ -149,19 +160,40 @@ def _facts(path: Path, verified: VerifiedImages) -> ImageFacts:
     return facts
 
 
-def _unknown_split(name: str, source: DataSource) -> str:
+def _unknown_split(name: str, mcfg: ModelConfig, source: DataSource) -> str:
+    ways_out = {
+        mcfg.testSplitName: "--set testSplitName=NAME evaluates another, train alone needs none",
+        mcfg.validationSplitName: "--set validationSplitName=NAME takes another, --set epochValidation=false none",
+        mcfg.trainSplitName: "--set trainSplitName=NAME trains on another",
+    }
     known = ", ".join(source.splits)
     return (
         f"split '{name}' does not exist for {source.image_dir}{nearest(name, source.splits)}; there are: {known}; "
-        f"name one of these, e.g. --set testSplitName=validation"
+        + ways_out.get(name, "name one of these")
     )
 
 
-def _overlaps(ids: Mapping[str, tuple[str, ...]], source: DataSource) -> list[str]:
+def _apart(asked: Collection[str], mcfg: ModelConfig, source: DataSource) -> list[tuple[str, str]]:
+    """Pairs of splits that must not share an image.
+
+    Those asked for, but also the others that a run may use at another time: an evaluation by itself would not see
+    that its images were trained on.
+    """
+    groups = (("train", "validation", "test"), (mcfg.trainSplitName, mcfg.testSplitName), asked)
+    pairs: dict[frozenset[str], tuple[str, str]] = {}
+    for names in groups:
+        keys = dict.fromkeys(key for name in names if (key := find_split(name, source.splits)) is not None)
+        for pair in combinations(keys, 2):
+            pairs.setdefault(frozenset(pair), pair)
+    pairs.pop(frozenset(("train", "small")), None)  # small is drawn from train by design
+    return list(pairs.values())
+
+
+def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]:
     faults = []
-    for one, other in combinations(ids, 2):
-        shared = sorted(set(ids[one]) & set(ids[other]))
-        if shared and {one, other} != {"train", "small"}:  # small is drawn from train by design
+    for one, other in pairs:
+        shared = sorted(set(source.splits[one]) & set(source.splits[other]))
+        if shared:
             names = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
             faults.append(f"splits '{one}' and '{other}' share {len(shared)} images of {source.image_dir}: {names}")
     return faults
@@ -187,10 +219,7 @@ def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
     way_out = "; badFiles=skip leaves out and counts images that cannot be used" if can_skip else ""
     if len(faults) == 1:
         return faults[0] + way_out
-    lines = [f"  {fault}" for fault in faults[:_MOST_PRINTED]]
-    if len(faults) > _MOST_PRINTED:
-        lines.append(f"  and {len(faults) - _MOST_PRINTED} more")
-    return "\n".join([f"the data set has {len(faults)} faults{way_out}:", *lines])
+    return "\n".join([f"the data set has {len(faults)} faults{way_out}:", *listed(faults)])
 
 
 def _annotations(names: Sequence[str], examined: Mapping[str, _Examined]) -> list[Annotation]:

@@ -69,7 +69,7 @@ def select_classes(
     An image that held only other classes stays as background with "keep": the default, because so the teacher of the
     assignment was trained, and the network learns that those objects are none of its own. "drop" leaves it out, so
     that classes to be learned later are not taught as background. Images that never had objects stay either way.
-    Raises `UserError` for a class that is not listed, and when no image is left.
+    Raises `UserError` for a class that is not listed.
     """
     if selected is None:
         return list(annotations)
@@ -84,8 +84,4 @@ def select_classes(
             continue
         parts = (annotation.boxes[is_chosen], annotation.labels[is_chosen], annotation.difficult[is_chosen])
         kept.append(replace(annotation, **dict(zip(("boxes", "labels", "difficult"), parts, strict=True))))
-    if annotations and not kept:
-        raise UserError(
-            f"trainSelectedClasses={','.join(selected)}: no image holds one of them (unselectedImages=drop)"
-        )
     return kept

@@ -5,7 +5,7 @@ Annotations ImageSets/Main`), the official MAR20 download (`Annotations/Horizont
 side by side in one folder; each also one or two folders further down.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from config.mconfig import ModelConfig
 from dl.annotations import read_voc
 from dl.faults import DataFault
 from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, image_id, index_by_stem, natural_key, read_lines
-from dl.splits import canonical_name, carve_validation, make_splits
+from dl.splits import USUAL_NAMES, canonical_name, carve_validation, find_split, hinted_names, make_splits
 
 _IMAGE_FOLDERS = ("images", "jpegimages", "image", "imgs", "img")
 _ANNOTATION_FOLDERS = ("annotations", "annotation", "xmls", "xml")
 _HORIZONTAL = "horizontal bounding boxes"  # official MAR20 keeps the oriented ones beside them
 _COURSE_VERSION = "v5"  # of the split lists that the course hands out
+# Where lists may lie and how they may end: .txt in "splits" and "imagesets" is read, of the rest we complain.
+_LIST_FOLDERS = ("splits", "imagesets", "split", "sets", "lists")
+_LIST_SUFFIXES = ("", ".txt", ".csv", ".tsv", ".lst", ".list", ".json")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def locate(mcfg: ModelConfig) -> DataSource:
     ids = index_by_stem(image_dir, IMAGE_SUFFIXES).keys() | index_by_stem(annotation_dir, XML_SUFFIXES).keys()
     if not ids:
         raise UserError(f"{image_dir}: no images, and no xml files in {annotation_dir}")
-    splits = _explicit_splits(mcfg, base, ids) or _found_splits(base, ids, mcfg.seed, notes)
+    splits = _explicit_splits(mcfg, ids) or _found_splits(mcfg, base, ids, notes)
     return DataSource(image_dir, annotation_dir, _classes(mcfg, base, annotation_dir, notes), splits, notes)
 
 
@@ -138,23 +141,25 @@ def _missing_folder(base: Path, field_name: str, names: tuple[str, ...]) -> Path
     raise UserError(f"{base}: found neither {' nor '.join(str(base / name) for name in names)}; set {field_name}")
 
 
-def _explicit_splits(mcfg: ModelConfig, base: Path | None, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
+def _explicit_splits(mcfg: ModelConfig, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
     splits = {}
     for name, value in mcfg.subsetMap.items():
-        lines = read_lines(_list_file(name, value, base)) if isinstance(value, str) else value
+        lines = read_lines(_list_file(name, value)) if isinstance(value, str) else value
         splits[name] = tuple(image_id(line, ids) for line in lines)
     return splits
 
 
-def _list_file(name: str, text: str, base: Path | None) -> Path:
-    tried = [Path(text).expanduser().absolute()] + ([base / text] if base else [])
-    found = next((path for path in tried if path.is_file()), None)
-    if found is None:
-        raise UserError(f"subsetMap: no such file for split '{name}'; tried {', '.join(str(path) for path in tried)}")
-    return found
+def _list_file(name: str, text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"subsetMap: no such file for split '{name}': {path}")
+    return path
 
 
-def _found_splits(base: Path | None, ids: Collection[str], seed: int, notes: list[str]) -> dict[str, tuple[str, ...]]:
+def _found_splits(
+    mcfg: ModelConfig, base: Path | None, ids: Collection[str], notes: list[str]
+) -> dict[str, tuple[str, ...]]:
+    """The splits that lie there; drawn only where nothing looks like a list of them, for a test image must stay one."""
     splits: dict[str, tuple[str, ...]] = {}
     files = _split_files(base) if base else []
     for path in sorted(files, key=lambda path: path.stem != canonical_name(path.stem)):  # exact names before aliases
@@ -163,33 +168,63 @@ def _found_splits(base: Path | None, ids: Collection[str], seed: int, notes: lis
             notes.append(f"{path} left aside: another file already gives the split '{name}'")
         else:
             splits[name] = tuple(image_id(line, ids) for line in read_lines(path))
-    if not splits:
-        splits = make_splits(ids, seed)
+    known = (*USUAL_NAMES, "trainval", mcfg.trainSplitName, mcfg.validationSplitName, mcfg.testSplitName)
+    if not any(find_split(name, splits) for name in known):
+        _refuse_strange_lists(files or _unread_lists(base, ids), "train.txt, validation.txt (or val.txt) and test.txt")
+        splits = make_splits(ids, mcfg.splitSeed)
         counts = ", ".join(f"{len(names)} {name}" for name, names in splits.items())
-        notes.append(f"no split files found: split by seed {seed} into {counts} images")
+        notes.append(f"no split files found: split by splitSeed={mcfg.splitSeed} into {counts} images")
         return splits
     if "train" not in splits and "trainval" in splits:
         splits["train"] = splits["trainval"]
         notes.append("no train list: 'trainval' is the training split")
-    if splits.get("train") and "validation" not in splits:
+    if splits.get("train") and not any(find_split(name, splits) for name in ("validation", mcfg.validationSplitName)):
+        strange = [path for path in files if "validation" in hinted_names(path.stem)]
+        _refuse_strange_lists(strange, "validation.txt or val.txt")
         bound = [image for name, names in splits.items() if name not in ("train", "trainval") for image in names]
-        splits["train"], splits["validation"] = carve_validation(splits["train"], bound, seed)
-        notes.append(f"no validation list: {len(splits['validation'])} images carved out of train by seed {seed}")
+        splits["train"], splits["validation"] = carve_validation(splits["train"], bound, mcfg.splitSeed)
+        count = len(splits["validation"])
+        notes.append(f"no validation list: {count} images carved out of train by splitSeed={mcfg.splitSeed}")
     return splits
+
+
+def _refuse_strange_lists(files: Iterable[Path], expected: str) -> None:
+    """Stop rather than draw splits where the user has made some."""
+    paths = [str(path) for path in files]
+    if paths:
+        shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+        raise UserError(
+            f"{shown}: not understood as split lists; expected in the folder 'splits': {expected}, one image name per "
+            "line; or name the files, e.g. --set subsetMap=train:FILE,validation:FILE,test:FILE"
+        )
+
+
+def _unread_lists(base: Path | None, ids: Collection[str]) -> list[Path]:
+    """Files that look like lists of splits though none could be read; train_1.txt beside train_1.jpg is not one."""
+    if base is None:
+        return []
+    children = _subfolders(base)
+    found = [path for name in _LIST_FOLDERS if name in children for path in sorted(children[name].rglob("*"))]
+    visible = [path for path in [*found, *sorted(base.iterdir())] if not path.name.startswith(".")]
+    listlike = [path for path in visible if path.suffix.lower() in _LIST_SUFFIXES and hinted_names(path.stem)]
+    return [path for path in listlike if path.stem not in ids and path.is_file()]
 
 
 def _split_files(base: Path) -> list[Path]:
     """The lists of the first place that has any: splits, its v5 (else its last subfolder), ImageSets, the folder."""
     for folder in _split_folders(base):
-        files = sorted(
-            (p for p in folder.glob("*.txt") if not p.name.startswith(".")), key=lambda p: natural_key(p.name)
-        )
-        # VOC's Main also holds <class>_train.txt, which lists presence of a class and is no split
-        files = [path for path in files if not path.stem.endswith(("_train", "_val", "_trainval", "_test"))]
+        files = _text_files(folder)
+        if folder.name.lower() == "main":
+            # VOC's Main also holds <class>_train.txt, which lists presence of a class and is no split
+            files = [path for path in files if not path.stem.endswith(("_train", "_val", "_trainval", "_test"))]
         if files:
             return files
-    usual = ("train", "validation", "test", "small")  # beside them may lie classes.txt or a README
-    return [path for path in sorted(base.glob("*.txt")) if canonical_name(path.stem) in usual]
+    return [path for path in _text_files(base) if canonical_name(path.stem) in USUAL_NAMES]  # not classes.txt, README
+
+
+def _text_files(folder: Path) -> list[Path]:
+    files = [path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not path.name.startswith(".")]
+    return sorted(files, key=lambda path: natural_key(path.name))
 
 
 def _split_folders(base: Path) -> Iterator[Path]:
@@ -206,11 +241,9 @@ def _split_folders(base: Path) -> Iterator[Path]:
 
 
 def _classes(mcfg: ModelConfig, base: Path | None, annotation_dir: Path, notes: list[str]) -> tuple[str, ...]:
-    if isinstance(mcfg.classList, tuple):
-        return _checked_classes(mcfg.classList, "classList")
     if mcfg.classList is not None:
-        path = Path(mcfg.classList).expanduser().absolute()
-        return _checked_classes(read_lines(path), str(path))
+        assert not isinstance(mcfg.classList, str), "load_config puts the names in place of a class list's file"
+        return _checked_classes(tuple(mcfg.classList), "classList")
     path = base / "classes.txt" if base else None
     if path and path.is_file():
         return _checked_classes(read_lines(path), str(path))

@@ -1,5 +1,6 @@
 """Samples -> padded batches, the same for any number of workers and after any restart."""
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from dl.check import check_data
 from dl.dataset import ORDER_STREAM, DetectionDataset, random_stream, select_classes
 from dl.discover import locate
 from ops.batch import Batch, Sample
-from ops.device import usable_cores
+from ops.device import pick_device, usable_cores
+
+log = logging.getLogger("mars")
 
 Key = tuple[int, int]  # epoch, index
 
@@ -66,9 +69,15 @@ class BatchLoader:
     """Iterates over the batches of one epoch; `set_epoch` before each epoch of training."""
 
     def __init__(
-        self, dataset: DetectionDataset, batch_size: int, shuffle_seed: int | None = None, num_workers: int = 0
+        self,
+        dataset: DetectionDataset,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
+        self.pin_memory = pin_memory
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed)
         self.num_workers = min(num_workers, len(self.sampler))  # a worker without a batch would only cost its start
         self._loader = self._new_loader()
@@ -111,7 +120,7 @@ class BatchLoader:
             num_workers=self.num_workers,
             worker_init_fn=_one_thread,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else every epoch would draw a seed from the run's own random state
         )
 
@@ -143,17 +152,49 @@ def build_loader(
     """The loader of one split. `annotations` None: the split is checked first. `train` None: it is trainSplitName.
 
     Training: trainSelectedClasses only, augmented, in an order drawn from (seed, epoch). Otherwise: all labels,
-    letterboxed, in order. Raises `UserError` as `check_data` and `select_classes` do.
+    letterboxed, in order. Raises `UserError` as `check_data` and `select_classes` do, and when there is no object to
+    train on.
     """
     train = split == mcfg.trainSplitName if train is None else train
     if annotations is None:
         annotations = check_data(mcfg, [split]).splits[split]
-    if train and mcfg.trainSelectedClasses is not None:
-        class_list = locate(mcfg).class_list
-        annotations = select_classes(annotations, class_list, mcfg.trainSelectedClasses, mcfg.unselectedImages)
+    if train:
+        annotations = _select(mcfg, split, annotations)
+        _refuse_nothing_to_learn(mcfg, split, annotations)
     ranges = AugmentRanges() if train and mcfg.augmentation == "assignment" else None
     dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, ranges)
-    return BatchLoader(dataset, mcfg.batchSize, mcfg.seed if train else None, _num_workers(mcfg.dcore))
+    pin_memory = pick_device(mcfg.device, mcfg.cuda).type == "cuda"
+    return BatchLoader(dataset, mcfg.batchSize, mcfg.seed if train else None, _num_workers(mcfg.dcore), pin_memory)
+
+
+def _select(mcfg: ModelConfig, split: str, annotations: list[Annotation]) -> list[Annotation]:
+    """Labels of trainSelectedClasses only; the log says which images that leaves without."""
+    selected = mcfg.trainSelectedClasses
+    if selected is None:
+        return annotations
+    class_list = mcfg.classList if isinstance(mcfg.classList, tuple) else locate(mcfg).class_list
+    chosen = select_classes(annotations, class_list, selected, mcfg.unselectedImages)
+    without = _num_labelled(annotations) - _num_labelled(chosen)
+    fate = "are background" if mcfg.unselectedImages == "keep" else "are left out"
+    log.info(
+        "trainSelectedClasses=%s: of %d images of '%s', %d with other classes only %s (unselectedImages=%s)",
+        ",".join(selected), len(annotations), split, without, fate, mcfg.unselectedImages,
+    )  # fmt: skip
+    return chosen
+
+
+def _refuse_nothing_to_learn(mcfg: ModelConfig, split: str, annotations: list[Annotation]) -> None:
+    if _num_labelled(annotations):
+        return
+    where = f"split '{split}' (annotations in {mcfg.annotationDir or mcfg.dataDir})"
+    if mcfg.trainSelectedClasses:
+        names = ",".join(mcfg.trainSelectedClasses)
+        raise UserError(f"trainSelectedClasses={names}: {where} has no such object; select a class that it holds")
+    raise UserError(f"{where} has no object to train on; train on one whose xml files have objects of the class list")
+
+
+def _num_labelled(annotations: Sequence[Annotation]) -> int:
+    return sum(len(annotation.labels) > 0 for annotation in annotations)
 
 
 def _num_workers(dcore: int | None) -> int:

@@ -1,7 +1,18 @@
 """What a data set holds and what was amended, as one aligned table."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from ops.text import align_columns
+
+_MOST_PRINTED = 20
+
+
+def listed(lines: Sequence[str]) -> list[str]:
+    """The lines, indented; of many the first twenty and how many more there are."""
+    more = len(lines) - _MOST_PRINTED
+    return [f"  {line}" for line in lines[:_MOST_PRINTED]] + ([f"  and {more} more"] if more > 0 else [])
 
 
 @dataclass
@@ -24,20 +35,14 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts per split, the files that were skipped, and what was decided on the way."""
+    """Counts per split, and the files that were skipped."""
 
     class_list: tuple[str, ...]
     splits: dict[str, SplitReport]
     skipped: tuple[str, ...] = ()  # faults passed over because of badFiles=skip, each naming its file
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_warnings(self) -> int:
-        """How many things were amended or left out, over all splits."""
-        return sum(sum(values) for _, values in self._warnings())
 
     def table(self) -> str:
-        """Classes and warnings down, splits across; warnings that did not occur have no row."""
+        """Classes and warnings down, splits across; no row for a warning that did not occur. Below: what was skipped."""
         splits = self.splits.values()
         rows = [
             ("images", [split.images for split in splits]),
@@ -45,11 +50,9 @@ class DataReport:
             *((f"  {name}", [split.per_class[name] for split in splits]) for name in self.class_list),
             *((f"! {label}", values) for label, values in self._warnings()),
         ]
-        head = ["", *self.splits]
-        body = [[label, *map(str, values)] for label, values in rows]
-        widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
-        lines = [_aligned(row, widths) for row in [head, *body]]
-        return "\n".join(lines)
+        lines = align_columns([["", *self.splits], *([label, *map(str, values)] for label, values in rows)])
+        skipped = ["skipped (badFiles=skip):", *listed(self.skipped)] if self.skipped else []
+        return "\n".join([*lines, *skipped])
 
     def _warnings(self) -> list[tuple[str, list[int]]]:
         splits = list(self.splits.values())
@@ -73,8 +76,3 @@ class DataReport:
             (f"'{name}' is not in the class list, ignored", [split.ignored[name] for split in splits])
             for name, _ in total.most_common()
         ]
-
-
-def _aligned(row: list[str], widths: list[int]) -> str:
-    cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-    return "  ".join(cells).rstrip()

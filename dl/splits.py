@@ -1,10 +1,12 @@
 """Split names as people write them, and splits made where there are none: image level, seeded, repeatable."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 
 from config.errors import UserError
 
+USUAL_NAMES = ("train", "validation", "test", "small")
 VALIDATION_SHARE = 0.15
 TEST_SHARE = 0.15
 
@@ -18,7 +20,7 @@ Splits = Mapping[str, tuple[str, ...]]
 def canonical_name(name: str) -> str:
     """val, valid, Val -> validation; a name without an alias stays as it is."""
     lower = name.lower()
-    return _ALIASES.get(lower, lower if lower in ("train", "validation", "test", "small") else name)
+    return _ALIASES.get(lower, lower if lower in USUAL_NAMES else name)
 
 
 def find_split(name: str, splits: Splits) -> str | None:
@@ -27,6 +29,12 @@ def find_split(name: str, splits: Splits) -> str | None:
         return name
     by_canonical = {canonical_name(key): key for key in splits}
     return by_canonical.get(canonical_name(name))
+
+
+def hinted_names(text: str) -> set[str]:
+    """The splits that the words of a name speak of: bird_val -> validation, train2017 -> train, classes -> none."""
+    words = {canonical_name(word) for word in re.split(r"[^a-z]+", text.lower())}
+    return words & {"train", "validation", "test", "trainval"}
 
 
 def make_splits(ids: Iterable[str], seed: int) -> dict[str, tuple[str, ...]]:

@@ -3,14 +3,19 @@
 A rectangle is x0, y0, x1, y1 in whole pixels; x1 and y1 are the first column and row outside it.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+log = logging.getLogger("mars")
 
 Colour = tuple[int, int, int]
 _SMALLEST_LETTERS = 10.0  # pixels; below this nobody reads them
@@ -51,9 +56,30 @@ def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=32)
 def _font(letters: float) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(letters)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow without FreeType has letters of one size only"
-    return font
+    # Pillow's own letters end after ASCII; these come with matplotlib and write Latin, Greek and Cyrillic names. The
+    # basic layout never fails, whatever stands in a name.
+    file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(file, letters, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=8)
+def drawable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, with `class N` for those that our letters cannot write (Chinese, say); the log tells which."""
+    unknown = _shape_of("\uffff")  # the box that stands for a letter the font does not have
+    names = tuple(
+        name if all(letter.isspace() or _shape_of(letter) != unknown for letter in name) else f"class {label}"
+        for label, name in enumerate(class_names)
+    )
+    for name, shown in zip(class_names, names, strict=True):
+        if name != shown:
+            log.info("painted images say '%s' for %s, which their letters cannot write", shown, name)
+    return names
+
+
+def _shape_of(letter: str) -> bytes:
+    canvas = Image.new("L", (48, 48))
+    ImageDraw.Draw(canvas).text((8, 8), letter, fill=255, font=_font(24.0))
+    return canvas.tobytes()
 
 
 def place_chips(labels: Sequence[Label], size: tuple[int, int], taken: Sequence[Rect] = ()) -> list[Chip]:

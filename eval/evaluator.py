@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ class Evaluator:
         self.class_names = tuple(mcfg.classList)
         self.selected_names = _selected(self.class_names, mcfg.testSelectedClasses)
 
+    @classmethod
+    def for_validation(cls, mcfg: ModelConfig) -> "Evaluator":
+        """All classes by COCO's definition, whatever is reported: what picks the best epoch must not change."""
+        return cls(ModelConfig.from_dict({**mcfg.to_dict(), "apStyle": "coco", "testSelectedClasses": None}))
+
     def evaluate(
         self,
         model: nn.Module,
@@ -87,28 +93,31 @@ class Evaluator:
         annotations: Sequence[Annotation] | None = None,
         weights_name: str = "",
         on_batch: Callable[[int, int], None] | None = None,
+        images_expected: int | None = None,
     ) -> EvalResult:
         """Detect on every image of the split and measure the AP.
 
         `annotations` saves reading and checking the split again (it is validated after every epoch). `on_batch` hears
-        how many images are done, of how many. Truth and detections of classes outside `testSelectedClasses` are left
-        out. Raises `RuntimeError` when an image is missing or comes twice, `FloatingPointError` on NaN predictions.
+        how many images are done, of how many. `images_expected` is what the split lists, when faulty files were
+        skipped. Truth and detections of classes outside `testSelectedClasses` are left out. Raises `RuntimeError` when
+        an image is missing or comes twice, `FloatingPointError` on NaN predictions.
         """
         started = time.perf_counter()
         if annotations is None:
             annotations = check_data(self.mcfg, [split]).splits[split]
         predictor = Predictor.from_config(self.mcfg, model)
         detections: list[Detections] = []
-        for batch in build_loader(self.mcfg, split, annotations=list(annotations), train=False):
-            detections += predictor(batch)
-            if on_batch is not None:
-                on_batch(len(detections), len(annotations))
+        with closing(build_loader(self.mcfg, split, annotations=list(annotations), train=False)) as loader:
+            for batch in loader:
+                detections += predictor(batch)
+                if on_batch is not None:
+                    on_batch(len(detections), len(annotations))
         _stop_unless_each_once(split, annotations, detections)
         truth, found = self._only_selected(annotations, detections)
         return EvalResult(
             split=split,
             weights=weights_name,
-            images_expected=len(annotations),
+            images_expected=len(annotations) if images_expected is None else images_expected,
             images_evaluated=len({one.image_id for one in detections}),
             ap=self._measure(truth, found),
             ap_style=self.mcfg.apStyle,

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from dl.annotations import Annotation
 from dl.images import read_image
-from eval.chips import Colour, Label, Rect, draw_chips, draw_legend, place_chips, place_legend
+from eval.chips import Colour, Label, Rect, draw_chips, draw_legend, drawable_names, place_chips, place_legend
 from eval.metrics import pair_up
 from eval.predictor import Detections
 from ops.boxes import pairwise_iou
@@ -94,6 +94,7 @@ def paint_split(
     `on_image` hears how many are done, of how many. Raises what `dl.images.read_image` and `pair_up` raise.
     """
     pairs = pair_up(annotations, detections)
+    class_names = drawable_names(tuple(class_names))
     names = file_names(annotation.image_id for annotation in annotations)
     for done, (annotation, found) in enumerate(pairs, start=1):
         image = read_image(annotation.image_path, (annotation.width, annotation.height))
@@ -104,6 +105,12 @@ def paint_split(
         if on_image is not None:
             on_image(done, len(pairs))
     return len(pairs)
+
+
+def remove_painted(folder: Path) -> None:
+    """Take away the JPEGs of an earlier painting, so that the folder shows one split and no other."""
+    for file in folder.glob("*.jpg"):
+        file.unlink()
 
 
 def file_names(image_ids: Iterable[str]) -> dict[str, str]:

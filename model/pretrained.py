@@ -4,10 +4,12 @@ Understood: our own checkpoints (`best.pth`, `last.pth`), plain state dicts, and
 `backbone.l0.conv.weight` or `l0.conv.weight`. `torch.load(weights_only=True)` reads them: nothing in a file runs.
 """
 
+import json
 import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +23,12 @@ StateDict = dict[str, Tensor]
 
 
 class WeightsFile(NamedTuple):
-    """What a weights file holds: tensors by name, and the classes it was trained on where it says so."""
+    """What a weights file holds: tensors by name, and what it says of itself (nothing, when it is a plain one)."""
 
     tensors: StateDict
-    class_list: tuple[str, ...] | None
+    class_list: tuple[str, ...] | None = None
+    config: dict[str, Any] | None = None  # of the run that wrote it
+    data: dict[str, str] | None = None  # identity of the data it was trained on
 
 
 @dataclass
@@ -46,8 +50,11 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(model: nn.Module, path: str | Path, class_list: Sequence[str] | None = None) -> LoadReport:
     """Copy every tensor of the file whose name and shape fit into `model`, in place.
+
+    `class_list` names the model's classes: when the file was trained on others, its last class layers are left out even
+    where the numbers of classes agree, for their rows mean other things.
 
     A file of a whole model must fill everything except the class branch, whose shapes depend on the class list; a
     backbone file must fill the backbone. Anything less is a `UserError`: no part is left random in silence.
@@ -55,6 +62,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     path = Path(path)
     file = read_weights(path)
     state = {our_key(key): value for key, value in file.tensors.items()}
+    if class_list is not None and file.class_list not in (None, tuple(class_list)):
+        state = {key: value for key, value in state.items() if not re.match(r"head\.cls\.\d+\.2\.", key)}
     if state and all(re.match(r"l\d+\.", key) for key in state):
         state = {f"backbone.{key}": value for key, value in state.items()}
     report = _copy(model, state, str(path))
@@ -92,8 +101,9 @@ def read_weights(path: str | Path) -> WeightsFile:
     state = _find_tensors(content)
     if not state:
         raise UserError(f"{path}: holds no tensors; wanted is a .pth of Mars or a plain state dict")
-    names = content.get("class_list")
-    return WeightsFile(state, tuple(map(str, names)) if isinstance(names, list) else None)
+    if "class_list" not in content:
+        return WeightsFile(state)
+    return WeightsFile(state, tuple(content["class_list"]), json.loads(content["config"]), content.get("data"))
 
 
 def our_key(key: str) -> str:

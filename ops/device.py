@@ -13,7 +13,7 @@ def pick_device(word: str = "auto", allow_cuda: bool = True) -> torch.device:
     `auto` is the first GPU, or the CPU when there is none or `allow_cuda` is False.
     """
     if word == "auto":
-        return torch.device("cuda:0" if allow_cuda and torch.cuda.is_available() else "cpu")
+        word = "cuda:0" if allow_cuda and torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(word)
     except RuntimeError:
@@ -27,7 +27,10 @@ def pick_device(word: str = "auto", allow_cuda: bool = True) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
         raise UserError(f"device={word}: the last GPU here is cuda:{last}")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)  # else page-locked memory and new streams would open the first GPU, too
+    return device
 
 
 def usable_cores() -> int:

@@ -128,7 +128,7 @@ def test_an_interruption_says_how_to_go_on(run, folder, monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit_one_epoch", interrupted)
     status, _, err = run("train")
-    assert status == 130
+    assert status == 1
     assert err.count("\n") == 1
     assert "the same command goes on" in err
     assert "interrupted" in (folder / "mars.log").read_text()
@@ -151,3 +151,55 @@ def test_nothing_stays_open(run):
 def test_a_student_is_refused_before_the_data_are_read(tmp_path, capsys):
     assert mars.main(["train", "c1.nano.distillation", "--root", str(tmp_path)]) == 2
     assert "its losses are not there yet" in capsys.readouterr().err
+
+
+def test_eval_measures_as_the_weights_were_trained(run, folder):
+    assert run("train", "--set", "maxEpoch=1", "inputShape=96", cfgname="voc.nano.batch@2.workers@0")[0] == 0
+    status, out, _ = run("eval", cfgname="voc.nano.batch@2.workers@0")
+    assert (status, "inputShape=[96, 96]" in out) == (0, True)
+    metrics = folder.parent / "voc.nano.batch@2-squares/eval/metrics.json"
+    assert json.loads(metrics.read_text())["settings"]["input_shape"] == [96, 96]
+    assert run("eval", "--set", "inputShape=64", cfgname="voc.nano.batch@2.workers@0")[0] == 0
+    assert json.loads(metrics.read_text())["settings"]["input_shape"] == [64, 64]
+
+
+def test_eval_refuses_a_test_split_that_may_have_been_trained_on(run, folder, squares):
+    assert run("train", "--set", "maxEpoch=1")[0] == 0
+    train, test = (squares / f"splits/{name}.txt" for name in ("train", "test"))
+    before = train.read_text(), test.read_text()
+    try:
+        train.write_text("0\n1\n2\n6\n")
+        test.write_text("3\n7\n")
+        status, _, err = run("eval")
+        assert (status, "split train: 4 images" in err, "--weights" in err) == (2, True, True)
+        assert run("eval", "--weights", str(folder / "weights/best.pth"))[0] == 0
+    finally:
+        train.write_text(before[0])
+        test.write_text(before[1])
+
+
+def test_wrong_starting_weights_behind_nobuf_leave_the_older_run(run, folder):
+    assert run("train", "--set", "maxEpoch=1")[0] == 0
+    status, _, err = run("train", "--nobuf", "--set", "maxEpoch=1", "checkpointModelFile=typo.pth")
+    assert (status, "typo.pth: no such weights file" in err) == (2, True)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    own = str(folder / "weights/best.pth")
+    assert run("train", "--nobuf", "--set", "maxEpoch=1", f"checkpointModelFile={own}")[0] == 0
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_painting_another_split_leaves_no_picture_of_the_first(run, folder):
+    assert run("pipe", "--set", "maxEpoch=1")[0] == 0
+    assert run("eval", "--split", "validation")[0] == 0
+    assert sorted(file.name for file in (folder / "eval/images").iterdir()) == ["4.jpg", "5.jpg"]
+
+
+def test_a_loss_that_breaks_gets_a_sentence_and_status_1(run, folder, monkeypatch):
+    from train.trainer import Trainer, TrainingDiverged
+
+    def broken(self, batch):
+        raise TrainingDiverged("loss or gradient not finite in epoch 1")
+
+    monkeypatch.setattr(Trainer, "train_step", broken)
+    status, _, err = run("train")
+    assert (status, err) == (1, "mars: loss or gradient not finite in epoch 1\n")

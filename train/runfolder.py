@@ -10,6 +10,8 @@ from typing import Any
 from config.compare import Differences, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from dl.discover import DataSource
+from dl.splits import find_split
 from ops.files import write_whole
 from train.checkpoint import load_checkpoint
 
@@ -64,7 +66,11 @@ class RunFolder:
         if not self.last.exists():
             return None, ""
         checkpoint = load_checkpoint(self.last)
-        self._refuse_other_data(checkpoint, data)
+        if other := data_differences(checkpoint["data"], data):
+            raise UserError(
+                f"{self.path}: holds a run on another data set ({other}); "
+                "use --name for a new run, or --nobuf to start afresh"
+            )
         old, new = json.loads(checkpoint["config"]), mcfg.to_dict()
         if others := _in_words(training_differences(old, new)):
             raise UserError(
@@ -72,21 +78,22 @@ class RunFolder:
             )
         return checkpoint, _in_words(schedule_differences(old, new))
 
-    def _refuse_other_data(self, checkpoint: Mapping[str, Any], data: Mapping[str, str]) -> None:
-        for what, was in checkpoint["data"].items():
-            if was != data.get(what):
-                raise UserError(
-                    f"{self.path}: holds a run on another data set ({what}: {was} then, {data.get(what)} now); "
-                    "use --name for a new run, or --nobuf to start afresh"
-                )
 
-
-def data_identity(class_list: Sequence[str], splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """What makes a data set the same one: its class list and the image names of its splits, wherever they lie."""
-    identity = {"class list": f"{len(class_list)} classes, {_digest(class_list)}"}
-    for name, image_ids in splits.items():
-        identity[f"split {name}"] = f"{len(image_ids)} images, {_digest(sorted(image_ids))}"
+def data_identity(source: DataSource, split_names: Sequence[str]) -> dict[str, str]:
+    """What makes a data set the same one: its class list and the image names of these splits, wherever they lie."""
+    identity = {"class list": f"{len(source.class_list)} classes, {_digest(source.class_list)}"}
+    for name in split_names:
+        key = find_split(name, source.splits)
+        image_ids = sorted(set(source.splits[key])) if key else []
+        identity[f"split {name}"] = f"{len(image_ids)} images, {_digest(image_ids)}"
     return identity
+
+
+def data_differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What both identities speak of and differ in, in words; empty when they agree."""
+    return ", ".join(
+        f"{what}: {was[what]} then, {now[what]} now" for what in was if was[what] != now.get(what, was[what])
+    )
 
 
 def _in_words(differences: Differences) -> str:

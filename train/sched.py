@@ -51,17 +51,19 @@ class CosineSchedule:
 class PlateauSchedule:
     """The same warm-up, then a tenth of the rate whenever `patience` epochs in a row brought no better figure.
 
-    Epochs without a validation figure do not count.
+    Epochs without a figure do not count.
     """
 
     def __init__(self, base: float, lowest: float, max_epoch: int, patience: int = 10, factor: float = 0.1):
         self.warm = CosineSchedule(base, lowest, max_epoch)
         self.base, self.lowest, self.patience, self.factor = base, lowest, patience, factor
-        self.current, self.best, self.waited = base, -math.inf, 0
+        self.reductions, self.best, self.waited = 0, -math.inf, 0
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0, as far as is known now."""
-        return self.warm.rate(epoch) if epoch <= self.warm.warmup else self.current
+        if epoch <= self.warm.warmup:
+            return self.warm.rate(epoch)
+        return max(self.base * self.factor**self.reductions, self.lowest)
 
     def observe(self, fitness: float | None) -> None:
         """Tell the figure of the epoch that just ended; higher is better."""
@@ -72,13 +74,14 @@ class PlateauSchedule:
             return
         self.waited += 1
         if self.waited >= self.patience:
-            self.current, self.waited = max(self.current * self.factor, self.lowest), 0
+            self.reductions, self.waited = self.reductions + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"current": self.current, "best": self.best, "waited": self.waited}
+        return {"reductions": self.reductions, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.current, self.best, self.waited = state["current"], state["best"], state["waited"]
+        """Reductions are counted, not rates, so that a run that goes on with another base rate does so."""
+        self.reductions, self.best, self.waited = state["reductions"], state["best"], state["waited"]
 
 
 def build_schedule(mcfg: Any) -> Schedule:

@@ -4,20 +4,18 @@ import json
 import logging
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import torch
 from tqdm import tqdm
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from dl.annotations import Annotation
-from dl.check import check_data
+from config.places import FILE_SCHEME
+from dl.check import CheckedData, check_data
 from dl.loader import build_loader
 from eval.evaluator import Evaluator
 from eval.plots import plot_curves
@@ -44,17 +42,16 @@ class TrainingDiverged(FloatingPointError):
 class Trainer:
     """Everything one run trains with. `run()` goes on where the run's folder ends, or starts it."""
 
-    def __init__(
-        self, mcfg: ModelConfig, splits: Mapping[str, Sequence[Annotation]] | None = None, quiet: bool = False
-    ):
-        """`splits`: the checked training and validation split, when they are at hand; else they are checked now."""
+    def __init__(self, mcfg: ModelConfig, data: CheckedData | None = None, quiet: bool = False):
+        """`data`: the checked training and validation split, when they are at hand; else they are checked now."""
         if mcfg.modelName == "distillation":
             raise UserError("modelName=distillation: its losses are not there yet; train the tags full or teacher")
         self.mcfg, self.quiet = mcfg, quiet
         self.folder = RunFolder.of(mcfg)
         names = [mcfg.trainSplitName] + ([mcfg.validationSplitName] if mcfg.epochValidation else [])
-        self.splits = splits or check_data(mcfg, names, cache_file=self.folder.data_check).splits
-        self.data = data_identity(mcfg.classList or (), {n: [a.image_id for a in self.splits[n]] for n in names})
+        data = data or check_data(mcfg, names, cache_file=self.folder.data_check)
+        self.splits = data.splits
+        self.data = data_identity(data.source, names)
         self.device = pick_device(mcfg.device, mcfg.cuda)
         if self.device.type == "cpu":
             use_all_cores()
@@ -66,12 +63,14 @@ class Trainer:
         self.loader = build_loader(
             mcfg, mcfg.trainSplitName, annotations=list(self.splits[mcfg.trainSplitName]), train=True
         )
-        self.evaluator = Evaluator(mcfg) if mcfg.epochValidation else None
-        self.ema: ModelEMA | None = None  # made once the starting weights are in
+        self.evaluator = Evaluator.for_validation(mcfg) if mcfg.epochValidation else None
         self.epoch = mcfg.startEpoch
         self.best: float | None = None
         self.history: list[Row] = []
         self.weights_origin = "random"
+        if mcfg.nobuf or not self.folder.last.exists():  # now, so that a wrong file leaves an older run where it is
+            self._load_starting_weights()
+        self.ema = ModelEMA(self.model) if mcfg.useEMA else None
 
     def run(self) -> RunFolder:
         """Train up to maxEpoch; weights, curves and metrics are in the run's folder. A finished run is left alone."""
@@ -108,8 +107,7 @@ class Trainer:
                     sums[name] = sums.get(name, 0) + value
                 images += len(batch)
                 bar.update()
-                if self.device.type == "cpu" or step % 20 == 0:  # a look at a loss on CUDA waits for the device
-                    bar.set_postfix(self._bar_text(sums, step + 1, images / (time.perf_counter() - started)))
+                bar.set_postfix(self._bar_text(sums, step + 1, images / (time.perf_counter() - started)), refresh=False)
         seconds = time.perf_counter() - started
         means = {name: (value / len(self.loader)).item() for name, value in sums.items()}
         return {
@@ -155,7 +153,8 @@ class Trainer:
             row["is_best"] = fitness is not None and (self.best is None or fitness > self.best)
         if row["is_best"]:
             self.best = row["map50_95"]
-        self.schedule.observe(row["map50_95"])
+        # A run that is not validated has only its loss to tell whether it still gets anywhere.
+        self.schedule.observe(row["map50_95"] if self.evaluator is not None else -row["loss"])
 
     def save(self, epoch: int, row: Row) -> None:
         """Weights first, then everything that is derived from them; each file is whole or not there."""
@@ -165,8 +164,7 @@ class Trainer:
         if row["is_best"]:
             save_checkpoint(self.folder.best, {"model": self.evaluated_model.state_dict(), **about})
         save_checkpoint(self.folder.last, {**self._state(), **about})
-        self.folder.write_history(self.history)
-        plot_curves(self.history, self.folder.curves)
+        self._write_history()
         log.info("%s", self._epoch_line(row))
 
     @property
@@ -178,20 +176,22 @@ class Trainer:
         checkpoint, changes = self.folder.checkpoint_to_resume(self.mcfg, self.data)
         if checkpoint is None:
             seed_random_states(self.mcfg.seed)
-            self._load_starting_weights()
-        if self.mcfg.useEMA:
-            self.ema = ModelEMA(self.model)
-        if checkpoint is None:
             return
         self._restore(checkpoint)
+        self._write_history()  # again, for a run that was stopped between its weights and its curves
         changed = f", with {changes}" if changes else ""
         log.info("going on with %s after epoch %d%s", self.folder.path, self.epoch, changed)
 
+    def _write_history(self) -> None:
+        self.folder.write_history(self.history)
+        plot_curves(self.history, self.folder.curves)
+
     def _load_starting_weights(self) -> None:
-        for path in (_path_of(self.mcfg.pretrainedBackboneUrl), self.mcfg.checkpointModelFile):
+        backbone = self.mcfg.pretrainedBackboneUrl
+        for path in (backbone and backbone.removeprefix(FILE_SCHEME), self.mcfg.checkpointModelFile):
             if path is not None:
-                log.info("%s", load_weights(self.model, path))
-                self.weights_origin = str(path)
+                log.info("%s", load_weights(self.model, path, self.mcfg.classList))
+                self.weights_origin = path
 
     def _about(self, row: Row) -> dict[str, Any]:
         """What every weights file says of itself."""
@@ -202,6 +202,7 @@ class Trainer:
             "class_list": list(self.mcfg.classList or ()),
             "phase": self.mcfg.phase,
             "weights_origin": self.weights_origin,
+            "data": self.data,
             "commit": _commit(),
         }
 
@@ -215,7 +216,6 @@ class Trainer:
             "best": self.best,
             "history": json.dumps(self.history),
             "random": random_states(),
-            "data": self.data,
         }
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
@@ -257,13 +257,6 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _path_of(url: str | None) -> Path | None:
-    """file:// address -> path; None stays None."""
-    if url is None:
-        return None
-    return Path(unquote(urlparse(url).path)) if url.startswith("file://") else Path(url)
 
 
 @lru_cache(maxsize=1)

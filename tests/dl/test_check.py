@@ -27,7 +27,8 @@ def test_a_sound_data_set(three_splits, config):
     assert annotation.boxes.tolist() == [[5, 6, 25, 26]]
     report = checked.report.splits["train"]
     assert (report.images, report.objects, dict(report.per_class)) == (3, 3, {"cat": 3})
-    assert checked.report.num_warnings == 0
+    assert "!" not in checked.report.table()
+    assert checked.expected == {"train": 3, "validation": 1, "test": 2}
 
 
 def test_only_the_splits_asked_for_are_read(three_splits, config):
@@ -87,6 +88,7 @@ def test_faults_of_whole_splits(three_splits, config):
     (three_splits / "splits/validation.txt").write_text("\n")
     (three_splits / "splits/test.txt").write_text("e\na\nb\n")
     text = fault_of(config(three_splits), [*ALL, "tset"])
+    assert "name one of these" in text
     assert (
         f"split 'tset' does not exist for {three_splits}/images (did you mean 'test'?); there are: test, train" in text
     )
@@ -100,6 +102,45 @@ def test_small_may_share_with_train_but_with_nothing_else(three_splits, config):
     check_data(config(three_splits), [*ALL, "small"])
     (three_splits / "splits/small.txt").write_text("a\ne\n")
     assert "splits 'small' and 'test' share 1 images" in fault_of(config(three_splits), ["small", "test"])
+    check_data(config(three_splits), ["train"])
+    assert "splits 'small' and 'test' share" in fault_of(config(three_splits, trainSplitName="small"), ["test"])
+
+
+@pytest.mark.parametrize(
+    ("split", "image", "names"),
+    [("test", "a", "train' and 'test"), ("val", "b", "train' and 'val"), ("val", "e", "val' and 'test")],
+)
+@pytest.mark.parametrize("asked", ["train", "test"])
+def test_overlaps_are_found_whatever_is_asked(make_folder, config, split, image, names, asked):
+    lists = {"train": ["a", "b", "c"], "val": ["d"], "test": ["e", "f"]}
+    lists[split] = [*lists[split], image]
+    base = make_folder(lists, lists="")
+    text = fault_of(config(base, subsetMap=lists), [asked])
+    assert f"splits '{names}' share 1 images of {base}/images: {image}" in text
+
+
+def test_trainval_may_share_with_its_parts(make_folder, config):
+    lists = {"train": ["a"], "val": ["b"], "trainval": ["a", "b"], "test": ["c"]}
+    base = make_folder(lists, lists="ImageSets/Main")
+    check_data(config(base), ["trainval"])
+    check_data(config(base, trainSplitName="trainval"), ["trainval", "test"])
+    assert "splits 'trainval' and 'val" in fault_of(config(base), ["trainval", "validation"])
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out", "others"),
+    [
+        ("train", "trainSplitName", ("testSplitName", "epochValidation")),
+        ("validation", "epochValidation=false", ("testSplitName", "trainSplitName")),
+        ("test", "testSplitName", ("trainSplitName", "epochValidation")),
+    ],
+)
+def test_the_way_out_fits_the_split_that_is_missing(three_splits, config, name, way_out, others):
+    lists = {split: (image,) for split, image in zip(ALL, "abc", strict=True) if split != name}
+    text = fault_of(config(three_splits, subsetMap=lists))
+    assert text.startswith(f"split '{name}' does not exist for {three_splits}/images")
+    assert f"--set {way_out}" in text
+    assert not any(other in text for other in others)
 
 
 def test_skip_leaves_bad_images_out_and_counts_them(three_splits, config, truncated_jpeg):
@@ -111,7 +152,31 @@ def test_skip_leaves_bad_images_out_and_counts_them(three_splits, config, trunca
     assert [text.split(":")[0] for text in checked.report.skipped] == [
         f"{three_splits}/images/a.jpg", f"{three_splits}/annotations/b.xml",
     ]  # fmt: skip
-    assert "! images skipped (badFiles=skip)      2" in checked.report.table()
+    assert checked.expected == {"train": 3, "validation": 1, "test": 2}
+    table = checked.report.table().splitlines()
+    assert any(line.startswith("! images skipped (badFiles=skip)      2") for line in table)
+    assert table[-3:] == ["skipped (badFiles=skip):", *(f"  {text}" for text in checked.report.skipped)]
+    assert "images/a.jpg: the image cannot be read" in table[-2]
+
+
+def test_of_many_skipped_files_twenty_are_named(make_folder, config):
+    base = make_folder({"train": [f"n{i}" for i in range(30)], "validation": ["v"], "test": ["t"]})
+    for i in range(25):
+        (base / f"images/n{i}.jpg").unlink()
+    table = check_data(config(base, badFiles="skip"), ALL).report.table().splitlines()
+    assert sum("no such image" in line for line in table) == 20
+    assert table[-1] == "  and 5 more"
+
+
+def test_expected_counts_every_image_once(three_splits, config):
+    (three_splits / "splits/train.txt").write_text("a\nb.jpg\nb\n")
+    assert check_data(config(three_splits), ["train"]).expected == {"train": 2}
+
+
+def test_progress_is_told_after_every_image(three_splits, config):
+    told = []
+    check_data(config(three_splits), ALL, on_image=lambda done, total: told.append((done, total)))
+    assert told == [(done, 6) for done in range(1, 7)]
 
 
 def test_skip_does_not_pass_over_what_has_no_sound_way_out(three_splits, config):
@@ -137,11 +202,17 @@ def test_every_warning_is_counted(three_splits, config, write_voc, write_image):
     assert (train.clipped, train.degenerate, dict(train.ignored)) == (1, 1, {"cow": 1})
     assert (train.without_objects, train.duplicates, train.without_size, train.difficult) == (1, 1, 1, 1)
     assert report.splits["validation"].ambiguous_turn == 1
-    assert report.num_warnings == 8
     table = report.table()
     for word in ("clipped", "without area", "'cow'", "negatives", "twice", "EXIF", "without <size>", "difficult"):
         assert table.count(word) == 1
     assert len({len(line.rstrip()) for line in table.splitlines()}) == 1, "columns are aligned"
+
+
+def test_columns_are_aligned_by_what_is_seen(three_splits, config, write_voc):
+    write_voc(three_splits / "annotations/a.xml", objects=[("飞机", (1, 1, 9, 9))])
+    lines = check_data(config(three_splits, classList=("cat", "飞机")), ALL).report.table().splitlines()
+    assert "  飞机       1           0     0" in lines
+    assert "  cat        2           1     2" in lines
 
 
 def test_a_class_list_that_knows_no_object(three_splits, config):

@@ -84,9 +84,10 @@ def test_official_mar20(make_folder, config, tmp_path):
     assert source.splits["test"] == ("100", "101")
     assert len(source.splits["validation"]) == 3
     assert sorted(source.splits["train"] + source.splits["validation"]) == sorted(names)
-    assert "no validation list: 3 images carved out of train by seed 859" in source.notes
+    assert "no validation list: 3 images carved out of train by splitSeed=859" in source.notes
     assert locate(config(base)) == source
-    assert locate(config(base, seed=1)).splits != source.splits
+    assert locate(config(base, seed=1)) == source, "another training has the same test images"
+    assert locate(config(base, splitSeed=1)).splits != source.splits
 
 
 def test_carving_leaves_small_a_part_of_train(make_folder, config):
@@ -102,7 +103,59 @@ def test_no_splits_at_all(make_folder, config):
     base = make_folder({"any": [f"n{i}" for i in range(20)]}, lists="")
     source = locate(config(base))
     assert {name: len(ids) for name, ids in source.splits.items()} == {"train": 14, "validation": 3, "test": 3}
-    assert "no split files found: split by seed 859 into 14 train, 3 validation, 3 test images" in source.notes
+    assert "no split files found: split by splitSeed=859 into 14 train, 3 validation, 3 test images" in source.notes
+    assert locate(config(base, seed=1)).splits == source.splits
+    assert locate(config(base, splitSeed=1)).splits != source.splits
+
+
+BIRDS = {"bird_train": ["a", "b", "c"], "bird_val": ["d"], "bird_test": ["e", "f"]}
+
+
+@pytest.mark.parametrize("lists", ["splits", "splits/v5", "ImageSets/Main", "ImageSets/Action", "split", "."])
+def test_lists_that_are_not_understood_stop(make_folder, config, lists):
+    """Else test images of the user's lists would be drawn into training."""
+    base = make_folder(BIRDS, lists=lists)
+    with pytest.raises(UserError) as caught:
+        locate(config(base))
+    for part in (*(f"{base / lists / name}.txt" for name in BIRDS), "not understood", "validation.txt", "subsetMap="):
+        assert part in str(caught.value)
+
+
+def test_lists_of_another_kind_stop(make_folder, config):
+    base = make_folder({"any": ["a", "b", "c"]}, lists="")
+    (base / "splits").mkdir()
+    for name in ("train.csv", "test"):
+        (base / "splits" / name).write_text("a\n")
+    with pytest.raises(UserError, match=r"splits/test, .*splits/train\.csv: not understood as split lists"):
+        locate(config(base))
+
+
+def test_what_is_no_list_does_not_stop(make_folder, config):
+    base = make_folder({"any": ["a", "b", "train_1", "test_2"]}, images="", annotations="", lists="")
+    for name in ("README.txt", "train_1.txt", "test_2.json", "train.py", "._train.txt"):
+        (base / name).write_text("a\n")
+    (base / "splits").mkdir()
+    (base / "splits/README.md").write_text("none yet")
+    assert any("no split files found" in note for note in locate(config(base)).notes)
+
+
+def test_lists_of_any_name_once_the_config_names_them(make_folder, config):
+    fields = {"trainSplitName": "bird_train", "validationSplitName": "bird_val", "testSplitName": "bird_test"}
+    assert locate(config(make_folder(BIRDS), **fields)).splits == {name: tuple(ids) for name, ids in BIRDS.items()}
+
+
+def test_nothing_is_carved_beside_a_validation_list(make_folder, config):
+    lists = {"train": [f"n{i}" for i in range(9)], "bird_val": ["v"], "test": ["t"]}
+    base = make_folder(lists)
+    with pytest.raises(UserError, match=r"splits/bird_val\.txt: not understood as split lists"):
+        locate(config(base))
+    assert locate(config(base, validationSplitName="bird_val")).splits == {k: tuple(v) for k, v in lists.items()}
+
+
+def test_list_files_with_an_upper_case_suffix(three_splits, config):
+    for name in SPLITS:
+        (three_splits / f"splits/{name}.txt").rename(three_splits / f"splits/{name}.TXT")
+    assert locate(config(three_splits)).splits == EXPECTED
 
 
 def test_two_images_are_too_few_to_split(make_folder, config):
@@ -190,13 +243,9 @@ def test_explicit_fields_win(three_splits, config, tmp_path):
 
 def test_explicit_folders_without_a_data_folder(three_splits, config):
     fields = {"imageDir": str(three_splits / "images"), "annotationDir": str(three_splits / "annotations")}
-    source = locate(config(**fields, classList=str(three_splits / "classes.txt")))
+    source = locate(config(**fields, classList=("cat", "dog")))
     assert source.class_list == ("cat", "dog")
     assert sum(map(len, source.splits.values())) == 6
-
-
-def test_a_list_may_be_named_relative_to_the_data_folder(three_splits, config):
-    assert locate(config(three_splits, subsetMap={"train": "splits/test.txt"})).splits == {"train": ("e", "f")}
 
 
 def test_overrides_find_the_same_again(three_splits, config):
@@ -214,11 +263,7 @@ def test_errors_show_the_absolute_path_that_was_tried(three_splits, config, tmp_
         ({"folder": "data/classes.txt"}, f"{tmp_path}/data/classes.txt is a file, not a folder"),
         ({"folder": "empty"}, f"{tmp_path}/empty: no data set found there .*tried {tmp_path}/empty/images"),
         ({"folder": "data", "imageDir": "pictures"}, f"imageDir=pictures: {tmp_path}/pictures is no such folder"),
-        ({"folder": "data", "classList": "names.txt"}, f"{tmp_path}/names.txt: No such file"),
-        (
-            {"folder": "data", "subsetMap": {"train": "t.txt"}},
-            f"split 'train'; tried {tmp_path}/t.txt, {tmp_path}/data/t.txt",
-        ),
+        ({"folder": "data", "subsetMap": {"train": "t.txt"}}, f"no such file for split 'train': {tmp_path}/t.txt"),
         (
             {"folder": "empty", "imageDir": "data/images"},
             f"{tmp_path}/empty: found neither {tmp_path}/empty/annotations",

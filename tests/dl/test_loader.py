@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import dl.loader
 from config.errors import UserError
 from dl.check import check_data
 from dl.loader import EpochSampler, build_loader, collate
@@ -125,12 +126,55 @@ def test_annotations_may_be_given(many, config):
 
 def test_selected_classes_are_for_training_only(many, config):
     mcfg = config(many, trainSelectedClasses=("dog",))
-    assert not any(batch.valid.any() for batch in build_loader(mcfg, "train"))
     assert next(iter(build_loader(mcfg, "validation"))).valid.all()
     with pytest.raises(UserError, match="did you mean 'cat'"):
         build_loader(config(many, trainSelectedClasses=("catt",)), "train")
-    with pytest.raises(UserError, match="unselectedImages=drop"):
-        build_loader(config(many, trainSelectedClasses=("dog",), unselectedImages="drop"), "train")
+
+
+@pytest.mark.parametrize("unselected", ["keep", "drop"])
+def test_a_training_without_any_object_stops(many, config, write_voc, unselected):
+    fields = {"trainSelectedClasses": ("dog",), "unselectedImages": unselected}
+    message = rf"trainSelectedClasses=dog: split 'train' \(annotations in {many}\) has no such object; select"
+    with pytest.raises(UserError, match=message):
+        build_loader(config(many, **fields), "train")
+    for i in range(7):
+        write_voc(many / f"annotations/n{i}.xml", objects=())
+    with pytest.raises(UserError, match=rf"split 'train' \(annotations in {many}\) has no object to train on; "):
+        build_loader(config(many), "train")
+    assert len(build_loader(config(many), "train", train=False).dataset) == 7, "negatives may be evaluated"
+
+
+@pytest.mark.parametrize(("unselected", "left", "fate"), [("keep", 7, "are background"), ("drop", 4, "are left out")])
+def test_images_that_the_selection_leaves_without_objects_are_said(
+    many, config, write_voc, caplog, unselected, left, fate
+):
+    write_voc(many / "annotations/n0.xml", objects=())
+    for i in range(3):
+        write_voc(many / f"annotations/n{i + 1}.xml", objects=[("dog", (1, 1, 9, 9))])
+    mcfg = config(many, trainSelectedClasses=("cat",), unselectedImages=unselected)
+    with caplog.at_level("INFO", logger="mars"):
+        assert len(build_loader(mcfg, "train").dataset) == left
+        build_loader(mcfg, "validation")
+        build_loader(config(many), "train")
+    assert caplog.messages == [
+        f"trainSelectedClasses=cat: of 7 images of 'train', 3 with other classes only {fate} "
+        f"(unselectedImages={unselected})"
+    ]
+
+
+def test_the_class_list_of_the_config_is_taken(many, config, monkeypatch):
+    mcfg = config(many, classList=("cat", "dog"), trainSelectedClasses=("cat",))
+    annotations = check_data(mcfg, ["train"]).splits["train"]
+    monkeypatch.setattr(dl.loader, "locate", lambda mcfg: pytest.fail("searched again"))
+    assert len(build_loader(mcfg, "train", annotations)) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_pinned"), [({"device": "cpu"}, False), ({"cuda": False}, False), ({"device": "auto"}, True)]
+)
+def test_memory_is_pinned_for_the_gpu_that_is_used(many, config, monkeypatch, fields, is_pinned):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert build_loader(config(many, **fields), "train").pin_memory is is_pinned
 
 
 @pytest.mark.parametrize("workers", [0, 2])

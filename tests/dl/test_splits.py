@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import UserError
-from dl.splits import canonical_name, carve_validation, find_split, make_splits
+from dl.splits import canonical_name, carve_validation, find_split, hinted_names, make_splits
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,15 @@ from dl.splits import canonical_name, carve_validation, find_split, make_splits
 )  # fmt: skip
 def test_canonical_name(name, expected):
     assert canonical_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("bird_val", {"validation"}), ("train2017", {"train"}), ("VOC-Test", {"test"}), ("my.trainval", {"trainval"}),
+     ("train vs test", {"train", "test"}), ("classes", set()), ("README", set()), ("trains", set()), ("", set())],
+)  # fmt: skip
+def test_hinted_names(name, expected):
+    assert hinted_names(name) == expected
 
 
 def test_find_split_by_name_then_by_alias():

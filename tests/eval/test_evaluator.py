@@ -148,6 +148,13 @@ def batch_of(*image_ids):
     )
 
 
+class Loaded(list):
+    """Batches that are there already; a loader is closed after use."""
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("batches", "complaint"),
     [
@@ -158,7 +165,7 @@ def batch_of(*image_ids):
     ],
 )
 def test_a_split_is_evaluated_whole_or_not_at_all(squares, monkeypatch, batches, complaint):
-    loader = [batch_of(*image_ids) for image_ids in batches]
+    loader = Loaded([batch_of(*image_ids) for image_ids in batches])
     monkeypatch.setattr(eval.evaluator, "build_loader", lambda *_args, **_options: loader)
     with pytest.raises(RuntimeError, match=complaint):
         Evaluator(config()).evaluate(BlockFinder(), "test", squares)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import eval.painter
-from eval.chips import Label, Rect, place_chips, place_legend
+from eval.chips import Label, Rect, drawable_names, place_chips, place_legend
 from eval.painter import GREEN, PURPLE, YELLOW, file_names, judge, paint, paint_split
 
 NAMES = ("ant", "bee")
@@ -189,3 +189,7 @@ def test_paint_split_on_real_files(make_truth, make_found, tmp_path):
     paint_split([truth], [make_found("one")], NAMES, out)
     assert [path.name for path in out.iterdir()] == ["one.jpg"]
     assert paint_split([], [], NAMES, out) == 0
+
+
+def test_names_that_the_letters_cannot_write_become_numbers():
+    assert drawable_names(("plane", "飞机", "Flügel", "самолёт")) == ("plane", "class 1", "Flügel", "самолёт")

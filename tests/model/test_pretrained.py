@@ -68,6 +68,18 @@ def test_files_that_are_not_weights(tmp_path):
             load_weights(model, tmp_path / name)
 
 
+def test_class_rows_of_other_classes_are_left_out_even_when_their_number_fits(tmp_path):
+    source = YoloModel("nano", 2)
+    about = {"class_list": ["cat", "dog"], "config": "{}", "data": {}}
+    torch.save({"model": source.state_dict(), **about}, tmp_path / "w.pth")
+    same, other, unasked = YoloModel("nano", 2), YoloModel("nano", 2), YoloModel("nano", 2)
+    assert load_weights(same, tmp_path / "w.pth", ["cat", "dog"]).missing == []
+    report = load_weights(other, tmp_path / "w.pth", ["dog", "cat"])
+    assert report.class_list == ("cat", "dog")
+    assert sorted(report.missing) == [f"head.cls.{i}.2.{kind}" for i in range(3) for kind in ("bias", "weight")]
+    assert load_weights(unasked, tmp_path / "w.pth").missing == []
+
+
 class Command:
     """Unpickling this would run a command."""
 

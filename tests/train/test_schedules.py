@@ -40,6 +40,9 @@ def test_plateau_lowers_after_patience_and_remembers():
     for one in (schedule, twin):
         one.observe(0.15)
         assert one.rate(50) == pytest.approx(0.001)
+    other_base = PlateauSchedule(0.005, 0.0001, 100, patience=2)
+    other_base.load_state_dict(schedule.state_dict())
+    assert other_base.rate(50) == pytest.approx(0.0005)
     for _ in range(20):
         schedule.observe(0.0)
     assert schedule.rate(99) == 0.0001

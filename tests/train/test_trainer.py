@@ -66,11 +66,14 @@ def test_the_number_of_workers_does_not_matter(squares_config):
     assert same(one, other)
 
 
-def test_a_stop_between_weights_and_metrics_leaves_no_gap(squares_config):
-    stop_after(Trainer(squares_config()), 1)
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_stop_between_weights_and_metrics_leaves_no_gap(squares_config, epochs):
+    stop_after(Trainer(squares_config()), epochs)
     folder = Trainer(squares_config()).folder
     folder.metrics.unlink()
+    folder.curves.unlink()
     Trainer(squares_config()).run()
+    assert folder.curves.exists()
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1, 2]
 
@@ -151,12 +154,33 @@ def test_validation_interval_skips_epochs_but_never_the_last(squares_config):
     assert [row["map50"] is not None for row in trainer.history] == [False, True, True]
 
 
-def test_a_run_may_start_from_given_weights(squares_config):
+def test_a_run_may_start_from_given_weights_at_a_later_epoch(squares_config):
     first = Trainer(squares_config("first", maxEpoch=1)).run()
-    second = Trainer(squares_config("second", maxEpoch=1, checkpointModelFile=str(first.last)))
-    second._start_or_resume()
+    mcfg = squares_config("second", maxEpoch=7, startEpoch=5, checkpointModelFile=str(first.last))
+    second = Trainer(mcfg)
     assert same(dict(second.model.state_dict()), load_checkpoint(first.last)["model"])
-    assert second.epoch == 0 and second.weights_origin == str(first.last)
+    assert second.weights_origin == str(first.last)
+    second.run()
+    assert [row["epoch"] for row in second.history] == [5, 6]
+
+
+def test_validation_may_be_switched_off_on_the_way(squares_config):
+    stop_after(Trainer(squares_config()), 1)
+    trainer = Trainer(squares_config(epochValidation=False))
+    trainer.run()
+    assert [row["map50"] is None for row in trainer.history] == [False, True, True]
+
+
+def test_the_best_epoch_does_not_depend_on_what_is_reported(squares_config):
+    trainer = Trainer(squares_config(apStyle="assignment", testSelectedClasses=["red"], maxEpoch=1))
+    result = trainer.evaluator.evaluate(trainer.model, "validation")
+    assert (result.ap_style, list(result.ap.per_class)) == ("coco", ["red", "blue"])
+
+
+def test_a_plateau_without_validation_goes_by_the_loss(squares_config):
+    trainer = Trainer(squares_config(schedulerType="plateau", epochValidation=False, maxEpoch=2))
+    trainer.run()
+    assert trainer.schedule.best == max(-row["loss"] for row in trainer.history)
 
 
 def test_a_student_is_refused_until_its_losses_exist(squares_config):

@@ -1,0 +1,29 @@
+"""Plain text for a terminal: how wide it shows, and tables of it."""
+
+import unicodedata
+from collections.abc import Sequence
+
+
+def display_width(text: str) -> int:
+    """Columns on a terminal: Chinese and other wide characters take two, combining ones none."""
+    return sum(_columns(char) for char in text)
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line a row, two spaces between columns: the first column left, all others right. No rows: no lines.
+
+    Raises `ValueError` when rows differ in length.
+    """
+    widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(_pad(cell, widths[i], i > 0) for i, cell in enumerate(row)) for row in rows]
+
+
+def _columns(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _pad(cell: str, width: int, is_right: bool) -> str:
+    space = " " * (width - display_width(cell))
+    return space + cell if is_right else cell + space
