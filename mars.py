@@ -224,16 +224,22 @@ def _refuse_other_splits(mcfg: ModelConfig, path: Path, data: "CheckedData") -> 
         )
 
 
+def _check(mcfg: ModelConfig, splits: list[str], cache_file: Path | None, quiet: bool) -> "CheckedData":
+    from dl.check import check_data
+
+    with ProgressBar("checking the data", quiet) as bar:
+        return check_data(mcfg, splits, cache_file, on_image=bar)
+
+
 def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> "CheckedData":
     """Check the data, then train; the checked data, of the splits in `also` too."""
-    from dl.check import check_data
     from train.runfolder import RunFolder
     from train.trainer import Trainer
 
     folder = RunFolder.of(mcfg)
     validation = (mcfg.validationSplitName,) if mcfg.epochValidation else ()
     names = dict.fromkeys((mcfg.trainSplitName, *validation, *also))
-    data = check_data(mcfg, list(names), cache_file=None if mcfg.nobuf else folder.data_check)
+    data = _check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
     log.info("%s", data.report.table())
     trainer = Trainer(mcfg, data, quiet=quiet)  # whatever is wrong so far leaves an older run where it is
     aside = folder.move_aside() if mcfg.nobuf else None
@@ -248,7 +254,6 @@ def evaluate(
     mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, data: "CheckedData | None" = None
 ) -> None:
     """Evaluate a split with the run's weights (or those in the file `weights`): table, metrics.json and pictures."""
-    from dl.check import check_data
     from eval.evaluator import Evaluator
     from eval.painter import remove_painted
     from eval.report import ap_table
@@ -256,7 +261,7 @@ def evaluate(
 
     folder, path = RunFolder.of(mcfg), _weights_of(mcfg, weights)
     if data is None:
-        data = check_data(mcfg, [split], cache_file=folder.data_check)
+        data = _check(mcfg, [split], folder.data_check, quiet)
         if weights is None:
             _refuse_other_splits(mcfg, path, data)
         keep_log(folder)
@@ -265,7 +270,7 @@ def evaluate(
     evaluator = Evaluator(mcfg)
     name = str(path.relative_to(folder.path)) if path.is_relative_to(folder.path) else str(path)
     with ProgressBar(f"evaluating {split}", quiet) as bar:
-        result = evaluator.evaluate(model, split, data.splits[split], name, on_batch=bar)
+        result = evaluator.evaluate(model, split, data.splits[split], name, bar, data.expected[split])
     log.log(RESULT, "\n%s", ap_table(result))
     result.save(folder.eval_metrics)
     if mcfg.paintImages:

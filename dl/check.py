@@ -162,8 +162,8 @@ def _facts(path: Path, verified: VerifiedImages) -> ImageFacts:
 
 def _unknown_split(name: str, mcfg: ModelConfig, source: DataSource) -> str:
     ways_out = {
-        mcfg.testSplitName: "--set testSplitName=NAME evaluates another, train alone needs none",
-        mcfg.validationSplitName: "--set validationSplitName=NAME takes another, --set epochValidation=false none",
+        mcfg.testSplitName: "--set testSplitName=NAME evaluates another, and the mode train needs none",
+        mcfg.validationSplitName: "--set validationSplitName=NAME uses another, --set epochValidation=false needs none",
         mcfg.trainSplitName: "--set trainSplitName=NAME trains on another",
     }
     known = ", ".join(source.splits)
@@ -195,7 +195,8 @@ def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]
         shared = sorted(set(source.splits[one]) & set(source.splits[other]))
         if shared:
             names = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
-            faults.append(f"splits '{one}' and '{other}' share {len(shared)} images of {source.image_dir}: {names}")
+            fault = f"splits '{one}' and '{other}' share {len(shared)} images of {source.image_dir}: {names}"
+            faults.append(f"{fault}; leave each in one")
     return faults
 
 

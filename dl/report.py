@@ -42,7 +42,7 @@ class DataReport:
     skipped: tuple[str, ...] = ()  # faults passed over because of badFiles=skip, each naming its file
 
     def table(self) -> str:
-        """Classes and warnings down, splits across; no row for a warning that did not occur. Below: what was skipped."""
+        """Classes and warnings down, splits across, no row for a warning that did not occur; then what was skipped."""
         splits = self.splits.values()
         rows = [
             ("images", [split.images for split in splits]),

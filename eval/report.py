@@ -1,8 +1,7 @@
 """The table a person reads: one row a class, then all of them, then how many images that rests on."""
 
-import unicodedata
-
 from eval.evaluator import EvalResult
+from ops.text import align_columns, display_width
 
 _STYLES = {
     "coco": "COCO's definition",
@@ -17,10 +16,9 @@ def ap_table(result: EvalResult) -> str:
     rows = [(name, str(one.n_gt), _figure(one.ap50), _figure(one.ap50_95)) for name, one in result.ap.per_class.items()]
     total = sum(one.n_gt for one in result.ap.per_class.values())
     overall = ("all classes", str(total), _figure(result.map50), _figure(result.map50_95))
-    widths = [max(_width(row[column]) for row in [_HEADINGS, *rows, overall]) for column in range(len(_HEADINGS))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [_line(_HEADINGS, widths), rule, *(_line(row, widths) for row in rows), rule, _line(overall, widths)]
-    return "\n".join([_title(result), *lines, _images(result)])
+    head, *body, last = align_columns([_HEADINGS, *rows, overall])
+    rule = "-" * display_width(head)
+    return "\n".join([_title(result), head, rule, *body, rule, last, _images(result)])
 
 
 def _title(result: EvalResult) -> str:
@@ -33,16 +31,5 @@ def _images(result: EvalResult) -> str:
     return f"{result.images_evaluated} of {result.images_expected} {noun} evaluated"
 
 
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    name = cells[0] + " " * (widths[0] - _width(cells[0]))
-    return "  ".join([name, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))])
-
-
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: Chinese and other wide characters take two, combining ones none."""
-    wide = sum(1 for char in text if unicodedata.east_asian_width(char) in "WF")
-    return len(text) + wide - sum(1 for char in text if unicodedata.combining(char))

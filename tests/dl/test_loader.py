@@ -156,10 +156,8 @@ def test_images_that_the_selection_leaves_without_objects_are_said(
         assert len(build_loader(mcfg, "train").dataset) == left
         build_loader(mcfg, "validation")
         build_loader(config(many), "train")
-    assert caplog.messages == [
-        f"trainSelectedClasses=cat: of 7 images of 'train', 3 with other classes only {fate} "
-        f"(unselectedImages={unselected})"
-    ]
+    said = f"of 7 images of 'train', 3 with other classes only {fate} (unselectedImages={unselected})"
+    assert caplog.messages == [f"trainSelectedClasses=cat: {said}"]
 
 
 def test_the_class_list_of_the_config_is_taken(many, config, monkeypatch):
@@ -169,12 +167,13 @@ def test_the_class_list_of_the_config_is_taken(many, config, monkeypatch):
     assert len(build_loader(mcfg, "train", annotations)) == 4
 
 
-@pytest.mark.parametrize(
-    ("fields", "is_pinned"), [({"device": "cpu"}, False), ({"cuda": False}, False), ({"device": "auto"}, True)]
-)
-def test_memory_is_pinned_for_the_gpu_that_is_used(many, config, monkeypatch, fields, is_pinned):
+def test_memory_is_pinned_for_a_gpu_that_is_used_only(many, config, monkeypatch):
+    assert not build_loader(config(many, device="cpu"), "train").pin_memory
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert build_loader(config(many, **fields), "train").pin_memory is is_pinned
+    for fields in ({"device": "cpu"}, {"cuda": False}):
+        assert not build_loader(config(many, **fields), "train").pin_memory
+    monkeypatch.setattr(dl.loader, "pick_device", lambda word, _allow: torch.device(word))
+    assert build_loader(config(many, device="cuda:1"), "train").pin_memory
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import YoloModel
 from ops.batch import Batch
@@ -129,3 +130,35 @@ def test_from_config_takes_what_the_model_has():
     mcfg.lossWeights, mcfg.talTopk = (1, 2, 3), 7
     loss = DetectionLoss.from_config(mcfg, YoloModel("nano", 4, reg_max=8))
     assert (loss.num_classes, loss.reg_max, loss.box_gain, loss.assigner.topk) == (4, 8, 1, 7)
+
+
+class HostRoundTrips(TorchDispatchMode):
+    """Notes every operation that on a GPU would wait for the device to tell the host a number or a length."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal.", "repeat_interleave")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func.name().startswith("aten::index.") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or any(word in func.name() for word in self.WAITS):
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("m", [0, 4])
+def test_no_host_round_trip_forwards_or_backwards(m):
+    batch = empty_batch(m=m)
+    batch.boxes[:] = torch.tensor([4.0, 4, 50, 60])
+    batch.valid[:, :2] = True
+    raw, loss = maps(), DetectionLoss(3)
+    with HostRoundTrips() as trips:
+        loss(raw, batch).total.backward()
+    assert trips.found == []
+    with HostRoundTrips() as trips:  # the net has no hole: these are what it is there to catch
+        raw[0][raw[0] > 0].sum().item()
+    assert len(trips.found) >= 2
