@@ -234,5 +234,4 @@ def test_overfits_eight_real_images(shared, tmp_path):
         trainer.train_step(as_they_are if epoch >= 400 else next(iter(trainer.loader)))
     result = Evaluator(mcfg).evaluate(trainer.model, "train")
     assert result.images_evaluated == 8
-    print(result.ap)
     assert result.map50 is not None and result.map50 >= 0.95
