@@ -70,9 +70,9 @@ def as_overrides(source: DataSource) -> dict[str, Any]:
 def _existing(text: str, field_name: str) -> Path:
     path = Path(text).expanduser().absolute()
     if not path.is_dir():
-        raise UserError(
-            f"{field_name}={text}: {path} is {'a file, not a folder' if path.exists() else 'no such folder'}"
-        )
+        reason = "a file, not a folder" if path.exists() else "no such folder"
+        way_out = "--data DIR names the data set's folder" if field_name == "dataDir" else f"set {field_name} to it"
+        raise UserError(f"{field_name}={text}: {path} is {reason}; {way_out}")
     return path
 
 
