@@ -8,15 +8,20 @@ READY := $(VENV)/.ready
 # One computing thread a process: the tests run one process a core.
 TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8
 
-.PHONY: help setup test test-slow check lint format clean
+.PHONY: help setup demo test test-slow check lint format clean
 
 help:
+	@echo "make demo       draw a data set, train on it, evaluate, paint (about ten minutes on two cores)"
 	@echo "make test       the fast tests            make lint    formatting, rules, types"
 	@echo "make test-slow  all tests                 make check   lint, then the fast tests"
 	@echo "make setup      .venv with all that is needed"
 	@echo "make format     rewrite the formatting    make clean   remove .venv and caches"
 
 setup: $(READY)
+
+# The demo draws its data set, trains, evaluates and paints; results go to ../mars-running/demo.nano.full.
+demo: $(READY)
+	$(RUN) mars.py
 
 test: $(READY)
 	$(TESTS)

@@ -17,7 +17,6 @@ from config.fields import nearest
 from config.help import fields_text, help_text
 from config.load import DEFAULT_CFGNAME, load_config, parse_settings
 from config.mconfig import ModelConfig, field_names
-from config.recipes import describe_recipes, recipe_names
 
 if TYPE_CHECKING:
     from dl.check import CheckedData
@@ -142,8 +141,6 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     if args.fields:
         print(fields_text())
         return
-    if args.cfgname is None and DEFAULT_CFGNAME.split(".")[0] not in recipe_names():
-        raise UserError(_no_cfgname())
     if args.mode == "eval" and args.nobuf:
         raise UserError("--nobuf: starts a training afresh, and eval trains nothing; leave it out")
     if args.mode != "eval" and (args.split or args.weights):
@@ -165,14 +162,6 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         evaluate(mcfg, mcfg.testSplitName, None, args.quiet, data)
 
 
-def _no_cfgname() -> str:
-    recipes = "; ".join(f"{recipe.name} ({', '.join(recipe.tags) or 'no tags'})" for recipe in describe_recipes())
-    return (
-        f"which CFGNAME? The default, {DEFAULT_CFGNAME}, has no recipe yet; there are {recipes}, "
-        "e.g. python mars.py voc.nano.full --data DIR"
-    )
-
-
 def _load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
     return load_config(args.cfgname or DEFAULT_CFGNAME, args.root, args.data, overrides, args.name, args.nobuf)
 
@@ -183,10 +172,19 @@ def _find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, 
 
     if mcfg.modelName == "distillation" and args.mode != "eval":
         raise UserError("modelName=distillation: its losses are not there yet; train with the tag full or teacher")
+    if mcfg.drawnScenes and mcfg.dataDir:
+        _draw_scenes(mcfg.dataDir, mcfg.drawnScenes, args.quiet)
     source = locate(mcfg)
     for note in source.notes:
         log.info("%s", note)
     return _load(args, {**as_overrides(source), **settings})
+
+
+def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
+    from dl.synthetic import make_data_set
+
+    with ProgressBar("drawing scenes", quiet) as bar:
+        make_data_set(folder, num_images=count, on_image=bar)
 
 
 def _weights_of(mcfg: ModelConfig, given: str | None) -> Path:

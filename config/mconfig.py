@@ -99,6 +99,12 @@ class ModelConfig:
     dataDir: str | None = declare(
         None, "data set folder whose layout is found out; imageDir and annotationDir win over it", _path, alters="data"
     )
+    drawnScenes: int = declare(
+        0,
+        "scenes of aircraft to draw into dataDir first, unless they are there; 0: draw none",
+        not_negative,
+        alters="data",
+    )
     imageDir: str | None = declare(None, "folder with the images", _path, alters="data")
     annotationDir: str | None = declare(None, "folder with one Pascal VOC xml per image", _path, alters="data")
     classList: tuple[str, ...] | str | None = declare(

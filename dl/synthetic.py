@@ -28,8 +28,9 @@ from ops.files import write_whole
 
 AIRCRAFT = tuple(PLANFORMS)  # A1 to A20
 SETTINGS_FILE = "drawn.json"  # written last: where it lies, the set is whole
-DRAWING = 1  # raise it when the same seed gives other pixels than before
+DRAWING = 2  # raise it when the same seed gives other pixels than before
 SMALL_PER_CLASS = 10
+LEAST_SIZE = 64
 
 OnImage = Callable[[int, int], None]  # hears how many images are done, of how many
 
@@ -63,9 +64,11 @@ def make_data_set(
     15 % of the images; `small` takes training images as long as one of their classes is on fewer than ten taken.
     A finished folder with the same settings is handed back at once, any other one that was drawn here is drawn anew.
     `num_workers` processes draw (None: as many as there are cores); the files do not depend on it. `on_image` hears
-    how many images are done, of how many. Raises `UserError` for fewer than three images, for a folder that holds
-    other things, and when the disk does not take it.
+    how many images are done, of how many. Raises `UserError` for fewer than three images, a size below 64, a folder
+    that holds other things, and when the disk does not take it.
     """
+    if size < LEAST_SIZE:
+        raise UserError(f"size={size}: a scene has at least {LEAST_SIZE} x {LEAST_SIZE} pixels")
     folder = Path(folder)
     settings = {"drawing": DRAWING, "num_images": num_images, "seed": seed, "size": size}
     names = [scene_name(index) for index in range(num_images)]

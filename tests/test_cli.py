@@ -50,9 +50,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
     ("command", "words"),
     [
         # no or a wrong CFGNAME
-        ("", ["which CFGNAME", "c1 (full, teacher, distillation, ema)", "voc (full, ema)", "--data DIR"]),
-        ("train", ["which CFGNAME"]),
-        ("vox.nano.full", ["vox", "did you mean 'voc'", "c1, voc"]),
+        ("vox.nano.full", ["vox", "did you mean 'voc'", "c1, demo, voc"]),
         ("c1.nano.ful", ["'ful'", "did you mean 'full'", "teacher", "cuda@N"]),
         ("c1.nano.small", ["'nano' and 'small'", "phase", "keep one"]),
         ("c1.batch@many", ["batch@many", "whole number"]),

@@ -203,3 +203,14 @@ def test_a_loss_that_breaks_gets_a_sentence_and_status_1(run, folder, monkeypatc
     monkeypatch.setattr(Trainer, "train_step", broken)
     status, _, err = run("train")
     assert (status, err) == (1, "mars: loss or gradient not finite in epoch 1\n")
+
+
+def test_the_demo_draws_its_data_and_trains_on_it(tmp_path, capsys):
+    settings = ["drawnScenes=10", "maxEpoch=1", "inputShape=64", "dcore=0"]
+    assert mars.main(["demo.nano", "--root", str(tmp_path), "--set", *settings]) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1/1" in out
+    assert len(list((tmp_path / "demo-data/images").iterdir())) == 10
+    metrics = json.loads((tmp_path / "demo.nano/eval/metrics.json").read_text())
+    assert metrics["images_evaluated"] == metrics["images_expected"] > 0
+    assert list(metrics["per_class"]) == [f"A{number}" for number in range(1, 21)]

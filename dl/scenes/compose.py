@@ -25,7 +25,7 @@ LEAST_VISIBLE = 0.4  # of a plane's area, else it is not drawn at all
 
 _PLANES = np.cumsum([0.03, 0.04, 0.06, 0.1, 0.15, 0.18, 0.18, 0.14, 0.12])  # chance of 0, 1, ... 8 planes
 _SHADOW_TINT = (0.6, 0.55, 0.46)  # how much light a full shadow takes from red, green and blue: the sky still shines
-_COARSE = 4  # pixels to a cell of the map of what is taken
+_CELLS = 160  # to a side of the map of what is taken
 _GROUND_STREAM, _CLUTTER_STREAM, _SKY_STREAM, _SENSOR_STREAM = 1, 2, 3, 4
 
 
@@ -116,8 +116,7 @@ def paint_scene(scene: Scene) -> Picture:
             fill(image, outline, colour)
     for one in seen:
         _paste(image, one.sprite)
-    for roof in scene.roofs:
-        paint_roof(image, roof, sun)
+    image = _roof_over(image, roofed, scene.roofs, sun)
     image = _develop(image, clouds, sky, _stream(scene.seed, scene.index, _SENSOR_STREAM))
     boxes = np.array([one.box for one in seen], dtype=np.float32).reshape(-1, 4)
     return Picture(image, boxes, np.array([one.plane.label for one in seen], dtype=np.int64))
@@ -135,11 +134,12 @@ class _Taken:
     """Coarse map of the places that are taken, by whom."""
 
     def __init__(self, size: int) -> None:
-        self._cells = np.zeros((size // _COARSE + 1, size // _COARSE + 1), np.uint8)
+        self._scale = _CELLS / size
+        self._cells = np.zeros((_CELLS, _CELLS), np.uint8)
 
     def _mask(self, shapes: Sequence[np.ndarray]) -> np.ndarray:
         mask = np.zeros_like(self._cells)
-        points = [np.rint(shape / _COARSE - 0.5).astype(np.int32) for shape in shapes]
+        points = [np.rint(shape * self._scale - 0.5).astype(np.int32) for shape in shapes]
         for shape in points:  # one by one: together they would be filled by the even-odd rule
             cv2.fillPoly(mask, [shape], (1,))
         cv2.polylines(mask, points, True, (1,), 2)  # room to breathe
@@ -173,7 +173,7 @@ def _shuffled(rng: np.random.Generator, stands: list[Stand]) -> list[Stand]:
 
 
 def _is_near(stand: Stand, size: int) -> bool:
-    return all(-0.06 * size < value < 1.06 * size for value in (stand.x, stand.y))
+    return all(-0.02 * size < value < 1.02 * size for value in (stand.x, stand.y))
 
 
 def _drawn_size(planform: Planform, zoom: float, size: int) -> float:
@@ -262,6 +262,15 @@ def _paste(image: np.ndarray, sprite: Sprite) -> None:
     share = sprite.cover[inside]
     under, over = np.ascontiguousarray(image[there]), np.ascontiguousarray(sprite.colour[inside])
     image[there] = cv2.blendLinear(over, under, share, 1 - share)
+
+
+def _roof_over(image: np.ndarray, roofed: np.ndarray, roofs: Sequence[Roof], sun: np.ndarray) -> np.ndarray:
+    """Roofs cover exactly what `roofed` says, the soft edges too, for the boxes below rely on it."""
+    layer = image.copy()
+    for roof in roofs:
+        paint_roof(layer, roof, sun)
+    share = roofed.astype(np.float32) / 255
+    return cv2.blendLinear(layer, image, share, 1 - share)
 
 
 def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[Thing]:

@@ -33,9 +33,8 @@ def cast_shadow(shade: np.ndarray, outline: np.ndarray, fall: np.ndarray) -> Non
 
 
 def paint_roof(canvas: np.ndarray, roof: Roof, sun: np.ndarray) -> None:
-    """A pitched roof: one side in the light, sheets of metal, a bright edge."""
-    corners = roof.outline
-    fill(canvas, corners, roof.colour)
+    """A pitched roof, a pixel too large all round: one side in the light, sheets of metal, a bright edge."""
+    corners = _grown(roof.outline, 1.0)
     along, across = corners[1] - corners[0], corners[3] - corners[0]
     ridge = np.stack([(corners[0] + corners[3]) / 2, (corners[1] + corners[2]) / 2])
     lit = float(across @ sun) / max(float(np.hypot(*across)), 1e-3)
@@ -44,8 +43,9 @@ def paint_roof(canvas: np.ndarray, roof: Roof, sun: np.ndarray) -> None:
     sheets = max(2, int(np.hypot(*along) / 9))
     for share in np.arange(1, sheets) / sheets:
         rib = np.stack([corners[0], corners[3]]) + along * share
-        draw_line(canvas, Line(rib, lighter(roof.colour, 0.78), 0.8))
-    draw_line(canvas, Line(np.concatenate([corners, corners[:1]]), lighter(roof.colour, 1.15), 1.2))
+        draw_line(canvas, Line(rib, lighter(roof.colour, 0.68), 0.8))
+    draw_line(canvas, Line(ridge, lighter(roof.colour, 1.1), 1.4))
+    draw_line(canvas, Line(np.concatenate([corners, corners[:1]]), lighter(roof.colour, 1.15), 3.6))
 
 
 def make_vehicle(rng: np.random.Generator, x: float, y: float, unit: float) -> Thing:
@@ -105,6 +105,13 @@ def make_clouds(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "S S
     field = fractal(rng, size, 2, 7, 0.6)
     start = 0.25 + 0.35 * rng.random()
     return (0.97 * np.clip((field - np.float32(start)) * np.float32(2.2), 0, 1) ** 0.8).astype(np.float32)
+
+
+def _grown(rectangle: np.ndarray, margin: float) -> np.ndarray:
+    along, across = rectangle[1] - rectangle[0], rectangle[3] - rectangle[0]
+    along = along / max(float(np.hypot(*along)), 1e-3) * margin
+    across = across / max(float(np.hypot(*across)), 1e-3) * margin
+    return rectangle + np.stack([-along - across, along - across, along + across, across - along])
 
 
 class _Block:

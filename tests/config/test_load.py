@@ -298,7 +298,7 @@ def test_a_recipe_without_tags_says_so(recipe):
         ("", ["c1.nano.full"]),
         ("c1/full", ["dots between"]),
         ("../c1", ["dots between"]),
-        ("c2.nano", ["c2: no such recipe", "c1, voc"]),
+        ("c2.nano", ["c2: no such recipe", "c1, demo, voc"]),
         ("vox.nano", ["did you mean 'voc'"]),
         ("voc.nano", ["--data DIR"]),
         ("c1.full.teacher", ["keep one of these tags"]),

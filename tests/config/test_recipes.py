@@ -8,7 +8,7 @@ from config.load import load_config
 from config.mconfig import PHASES
 from config.recipes import RECIPE_DIR, _import, _questions, describe_recipes
 
-STAGES = {"c1": ["", ".full", ".teacher", ".distillation"], "voc": ["", ".full"]}
+STAGES = {"c1": ["", ".full", ".teacher", ".distillation"], "demo": ["", ".full"], "voc": ["", ".full"]}
 CFGNAMES = [
     f"{recipe}.{phase}{stage}{ema}"
     for recipe, stages in STAGES.items()
@@ -18,7 +18,7 @@ CFGNAMES = [
 
 def test_there_are_as_many_as_we_think():
     assert [recipe.name for recipe in describe_recipes()] == sorted(STAGES)
-    assert len(CFGNAMES) == len(set(CFGNAMES)) == 60
+    assert len(CFGNAMES) == len(set(CFGNAMES)) == 80
 
 
 @pytest.mark.parametrize("cfgname", CFGNAMES)
