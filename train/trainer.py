@@ -67,6 +67,7 @@ class Trainer:
         self.epoch = mcfg.startEpoch
         self.best: float | None = None
         self.history: list[Row] = []
+        self.started, self.first_epoch = time.perf_counter(), self.epoch  # of this start, for the time that is left
         self.weights_origin = "random"
         if mcfg.nobuf or not self.folder.last.exists():  # now, so that a wrong file leaves an older run where it is
             self._load_starting_weights()
@@ -79,6 +80,7 @@ class Trainer:
             log.info("already trained: %d of %d epochs; a larger maxEpoch goes on", self.epoch, self.mcfg.maxEpoch)
             return self.folder
         self.folder.write_config(self.mcfg)
+        self.started, self.first_epoch = time.perf_counter(), self.epoch
         with closing(self.loader):  # ends its worker processes, also when an epoch fails
             for epoch in range(self.epoch, self.mcfg.maxEpoch):
                 self.preEpochSetup(epoch)
@@ -242,8 +244,8 @@ class Trainer:
         return {**text, "img/s": f"{images_per_s:.0f}"}
 
     def _epoch_line(self, row: Row) -> str:
-        to_go = self.mcfg.maxEpoch - self.epoch
-        left = to_go * sum(r["seconds"] for r in self.history[-5:]) / len(self.history[-5:])
+        an_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)  # validation and saving, too
+        left = (self.mcfg.maxEpoch - self.epoch) * an_epoch
         parts = " ".join(f"{name} {row[name]:.3f}" for name in ("box", "cls", "dfl"))
         figures = "" if row["map50"] is None else f" | mAP50 {row['map50']:.3f} mAP50-95 {row['map50_95']:.3f}"
         marks = (" best" if row["is_best"] else "") + (" frozen" if row["frozen"] else "")

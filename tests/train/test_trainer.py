@@ -130,6 +130,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(squares_conf
         assert torch.equal(parameter.nan_to_num(7), before[name].nan_to_num(7)), name
 
 
+def test_the_time_left_counts_validation_and_this_start_only(squares_config, monkeypatch):
+    stop_after(Trainer(squares_config(maxEpoch=5)), 1)
+    trainer = Trainer(squares_config(maxEpoch=5))
+    trainer._start_or_resume()
+    trainer.started, trainer.first_epoch = 1000.0, trainer.epoch
+    row = {**trainer.history[-1], "epoch": 1}
+    trainer.epoch = 2  # one more epoch since this start, 90 seconds ago with all that belongs to it
+    monkeypatch.setattr("train.trainer.time.perf_counter", lambda: 1090.0)
+    assert trainer._epoch_line(row).endswith("4:30 left")
+
+
 def test_without_epoch_validation_the_last_weights_count(squares_config):
     mcfg = squares_config(epochValidation=False, maxEpoch=1)
     folder = Trainer(mcfg).run()
