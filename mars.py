@@ -4,41 +4,26 @@ Whatever needs torch is imported where it is used, so that the help and a mistak
 """
 
 import argparse
-import logging
+import re
 import shlex
 import sys
-from collections.abc import Sequence
-from logging.handlers import MemoryHandler
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from config.arguments import read_arguments
 from config.errors import UserError
-from config.fields import nearest
-from config.help import fields_text, help_text
+from config.help import fields_text
 from config.load import DEFAULT_CFGNAME, load_config, parse_settings
-from config.mconfig import ModelConfig, field_names
+from config.mconfig import ModelConfig
+from ops.log import RESULT, ProgressBar, end_log, keep_log, log, start_log
 
 if TYPE_CHECKING:
     from dl.check import CheckedData
-    from train.runfolder import RunFolder
 
-MODES = ("pipe", "train", "eval")
-LATER_MODES = ("predict", "doctor", "export", "split", "incremental")
 AS_TRAINED = ("inputShape", "regMax")  # what `eval` takes from the weights unless --set says otherwise
-RESULT = logging.INFO + 5  # what --quiet still shows
-
-log = logging.getLogger("mars")
-log.addHandler(logging.NullHandler())  # before start_log nothing is said, and main prints what went wrong
-
-
-class Parser(argparse.ArgumentParser):
-    """Complaints become one sentence instead of a usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `python mars.py --help` shows what there is")
-
-    def format_help(self) -> str:
-        return help_text(MODES)
+ANY_DATA = "*"  # stands for the data folder's name in a run's name, for `predict` needs no data
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
             "tqdm",
             "matplotlib",
             "faster_coco_eval",
+            "yaml",
         ):
             raise
         print(
@@ -72,9 +58,10 @@ def main(arguments: Sequence[str]) -> int:
         log.error("%s", error)
         print(f"mars: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        log.error("interrupted")
-        print("mars: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+    except KeyboardInterrupt as error:  # of a training, Ctrl-C or SIGTERM: it is saved, and the text says where
+        text = str(error) or "interrupted"
+        log.error("%s", text)
+        print(f"mars: {text}", file=sys.stderr)
         return 1
     except Exception:
         log.exception("stopped by an error of the program")
@@ -83,71 +70,17 @@ def main(arguments: Sequence[str]) -> int:
         end_log()
 
 
-def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """mode, cfgname and options. Raises `UserError` for anything that is not understood."""
-    parser = Parser(prog="mars.py", allow_abbrev=False)
-    parser.add_argument("words", nargs="*")
-    for name in ("root", "data", "name", "split", "weights"):
-        parser.add_argument(f"--{name}")
-    for name in ("quiet", "fields"):
-        parser.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--nobuf", "-nobuf", action="store_true")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE")
-    for mode in MODES:
-        parser.add_argument(f"-{mode}", dest="mode", action="append_const", const=mode)  # the assignment's spelling
-    args, unknown = parser.parse_known_intermixed_args(list(arguments))
-    if args.words and args.words[0] in LATER_MODES:  # first, because they have options of their own
-        raise UserError(f"{args.words[0]}: not there yet; the modes are {', '.join(MODES)}")
-    if unknown:
-        raise UserError(_unknown_option(unknown[0], parser))
-    # `--set inputShape=320 voc.nano.full` reads the CFGNAME as one more setting
-    args.words += [word for word in args.set if "=" not in word]
-    args.set = [word for word in args.set if "=" in word]
-    return _understand_words(args)
-
-
-def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
-    """Mode and CFGNAME out of the words that belong to no option."""
-    words, modes = list(args.words), list(args.mode or [])
-    while words and words[0] in MODES:
-        modes.append(words.pop(0))
-    if len(set(modes)) > 1:
-        raise UserError(f"{' and '.join(dict.fromkeys(modes))}: one mode at a time; pipe trains and evaluates")
-    for word in words:
-        if word.partition("=")[0] in field_names():
-            raise UserError(f"{word}: settings are written --set {word if '=' in word else word + '=VALUE'}")
-    if len(words) > 1:
-        raise UserError(
-            f"{' '.join(words)}: one CFGNAME, please, and before it a mode ({', '.join(MODES)}) or none"
-            f"{nearest(words[0], [*MODES, *LATER_MODES])}"
-        )
-    args.mode = modes[0] if modes else "pipe"
-    args.cfgname = words[0] if words else None
-    return args
-
-
-def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
-    name = word.split("=")[0]
-    if name == "--trace":
-        return "--trace: not there yet"
-    field = nearest(name.lstrip("-"), field_names())
-    options = [option for action in parser._actions for option in action.option_strings]
-    hint = nearest(name, options) or (f"; config fields are written --set FIELD=VALUE{field}" if field else "")
-    return f"{name}: no such option{hint}; `python mars.py --help` shows what there is"
-
-
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Carry out one command."""
     if args.fields:
         print(fields_text())
         return
-    if args.mode == "eval" and args.nobuf:
-        raise UserError("--nobuf: starts a training afresh, and eval trains nothing; leave it out")
-    if args.mode != "eval" and (args.split or args.weights):
-        raise UserError("--split, --weights: belong to eval; write python mars.py eval CFGNAME ...")
-    if args.weights and not Path(args.weights).expanduser().is_file():
-        raise UserError(f"{Path(args.weights).expanduser().absolute()}: no such weights file")
     settings = parse_settings(args.set)
+    if args.mode == "predict":
+        start_log(args.quiet)
+        log.debug("python mars.py %s", shlex.join(arguments))
+        predict(args, settings)
+        return
     mcfg = _load(args, settings)
     start_log(args.quiet)
     log.debug("python mars.py %s", shlex.join(arguments))
@@ -231,21 +164,34 @@ def _check(mcfg: ModelConfig, splits: list[str], cache_file: Path | None, quiet:
 
 def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> "CheckedData":
     """Check the data, then train; the checked data, of the splits in `also` too."""
+    from train.lock import RunLock
     from train.runfolder import RunFolder
     from train.trainer import Trainer
 
     folder = RunFolder.of(mcfg)
     validation = (mcfg.validationSplitName,) if mcfg.epochValidation else ()
     names = dict.fromkeys((mcfg.trainSplitName, *validation, *also))
-    data = _check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
-    log.info("%s", data.report.table())
-    trainer = Trainer(mcfg, data, quiet=quiet)  # whatever is wrong so far leaves an older run where it is
-    aside = folder.move_aside() if mcfg.nobuf else None
-    keep_log(folder)
-    if aside is not None:
-        log.info("the older run is kept in %s", aside)
-    trainer.run()
+    # The lock: a run that another process is at work on is neither resumed nor moved.
+    with RunLock(folder.path) as lock, _saying_how_to_go_on():
+        data = _check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
+        log.info("%s", data.report.table())
+        trainer = Trainer(mcfg, data, quiet=quiet)  # whatever is wrong so far leaves an older run where it is
+        aside = folder.move_aside() if mcfg.nobuf else None
+        lock.hold()  # of the folder that is there now
+        keep_log(folder.log)
+        if aside is not None:
+            log.info("the older run is kept in %s", aside)
+        trainer.run()
     return data
+
+
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    """Ctrl-C before or after the epochs, where the trainer has nothing to save and says nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or "interrupted; the same command goes on from what was saved last") from None
 
 
 def evaluate(
@@ -262,7 +208,7 @@ def evaluate(
         data = _check(mcfg, [split], folder.data_check, quiet)
         if weights is None:
             _refuse_other_splits(mcfg, path, data)
-        keep_log(folder)
+        keep_log(folder.log)
         log.info("%s", data.report.table())
     model = _trained_model(mcfg, path)
     evaluator = Evaluator(mcfg)
@@ -271,12 +217,89 @@ def evaluate(
         result = evaluator.evaluate(model, split, data.splits[split], name, bar, data.expected[split])
     log.log(RESULT, "\n%s", ap_table(result))
     result.save(folder.eval_metrics)
+    result.save_detections(folder.eval_metrics.parent, evaluator.class_names)
     if mcfg.paintImages:
         remove_painted(folder.painted)
         with ProgressBar(f"painting {split}", quiet) as bar:
             evaluator.paint(result, folder.painted, on_image=bar)
         log.info("painted images: %s", folder.painted)
+    if folder.curves.exists():
+        log.info("curves: %s", folder.curves)
     log.info("all of this run: %s", folder.path)
+
+
+def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Detect on files, folders and patterns: COCO results and painted copies, in a folder of their own."""
+    from eval.predict import PAINTED, Job, find_images, new_folder, predict_files
+    from eval.predictor import Predictor
+    from ops.device import usable_cores
+    from train.runfolder import RunFolder
+
+    mcfg = _run_that_predicts(args, settings)
+    path = _weights_of(mcfg, args.weights)
+    out = Path(args.out).expanduser().absolute() if args.out else None
+    earlier = mcfg.run_dir / "predict"
+    files = find_images(args.paths, out / PAINTED if out else earlier)
+    mcfg = _with_classes_of(path, mcfg, settings)
+    predictor = Predictor.from_config(mcfg, _trained_model(mcfg, path))
+    num_threads = max(1, min(8, usable_cores()) if mcfg.dcore is None else mcfg.dcore)
+    paint_conf = mcfg.paintConf if settings.get("paintImages", True) else None
+    job = Job(mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf)
+    folder = out or new_folder(earlier)
+    try:
+        with ProgressBar("predicting", args.quiet) as bar:
+            summary = predict_files(predictor, files, folder, job, bar)
+    except UserError:
+        with suppress(OSError):
+            folder.rmdir()  # only if nothing is in it
+        raise
+    keep_log(RunFolder(folder).log)
+    for line in summary.lines():
+        log.log(RESULT, "%s", line)
+
+
+def _run_that_predicts(args: argparse.Namespace, settings: dict[str, Any]) -> ModelConfig:
+    """The config of the run that predicts. No data set is needed: --data only names the run."""
+
+    def load(overrides: dict[str, Any]) -> ModelConfig:
+        return load_config(args.cfgname, args.root, args.data or ANY_DATA, overrides, args.name)
+
+    mcfg = load(settings)
+    if ANY_DATA in mcfg.runName and not (args.weights and args.out):
+        mcfg = load({**settings, "runName": _name_of_run(mcfg, args.weights)})
+    return mcfg
+
+
+def _with_classes_of(path: Path, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
+    """The config with class list and input as the weights were trained; `settings` stand above both."""
+    from model.pretrained import read_weights
+
+    class_list = read_weights(path).class_list
+    found = {"classList": class_list} if class_list and "classList" not in settings else {}
+    mcfg = ModelConfig.from_dict({**mcfg.to_dict(), **_as_trained(path, settings), **found})
+    if mcfg.classList is None:
+        raise UserError(f"{path}: does not say its classes; --set classList=NAME,NAME,... names them in label order")
+    return mcfg
+
+
+def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
+    """The run that is meant where its name ends in that of a data folder which was not given."""
+    from model.pretrained import read_weights
+
+    if weights:
+        name = (read_weights(Path(weights)).config or {}).get("runName")
+        if not name:
+            raise UserError(f"{weights}: does not say which run it is of; --out DIR says where the results belong")
+        return name
+    runs = {file.parent.parent.name for file in Path(mcfg.root).glob(f"{mcfg.runName}/weights/*.pth")}
+    names = sorted(name for name in runs if not re.search(r"\.\d{8}-\d{6}(-\d+)?$", name))  # those --nobuf kept
+    if not names:
+        raise UserError(
+            f"{mcfg.run_dir}: no such run with weights; train first: python mars.py train {mcfg.cfgname} --data DIR"
+        )
+    if len(names) > 1:
+        raise UserError(f"predict {mcfg.cfgname}: which run? {mcfg.root} holds {', '.join(names)}; add --name NAME")
+    return names[0]
 
 
 def _trained_model(mcfg: ModelConfig, path: Path) -> Any:
@@ -297,58 +320,9 @@ def _trained_model(mcfg: ModelConfig, path: Path) -> Any:
     if report.missing or trained_on not in (None, mcfg.classList):
         raise UserError(
             f"{path}: trained on {', '.join(trained_on) if trained_on else 'another number of classes'}, but classList "
-            f"is {', '.join(mcfg.classList or ())}; evaluate with the class list these weights were trained on"
+            f"is {', '.join(mcfg.classList or ())}; the class list must be that of the weights"
         )
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-class ProgressBar:
-    """A progress bar that is told how many of how many are done."""
-
-    def __init__(self, title: str, quiet: bool):
-        from tqdm import tqdm
-
-        # disable=None: no bar where the output is no terminal
-        self.bar = tqdm(desc=title, leave=False, disable=True if quiet else None, dynamic_ncols=True)
-
-    def __enter__(self) -> "ProgressBar":
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-
-def start_log(quiet: bool) -> None:
-    """Say things on stdout from now on (only results when quiet), and remember them until `keep_log`."""
-    console = logging.StreamHandler(sys.stdout)
-    console.setLevel(RESULT if quiet else logging.INFO)
-    console.addFilter(lambda record: record.levelno < logging.ERROR)  # main prints errors, on stderr
-    log.setLevel(logging.DEBUG)  # the file says a little more than the console
-    log.addHandler(console)
-    log.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
-
-
-def keep_log(folder: "RunFolder") -> None:
-    """Write to the run's mars.log what was said so far and all that follows."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder.log, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
-    for memory in [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]:
-        memory.setTarget(file)
-        memory.flush()
-        log.removeHandler(memory)
-    log.addHandler(file)
-
-
-def end_log() -> None:
-    """Close what `start_log` and `keep_log` opened."""
-    for handler in [handler for handler in log.handlers if not isinstance(handler, logging.NullHandler)]:
-        log.removeHandler(handler)
-        handler.close()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from config.errors import UserError
 from config.fields import nearest
-from config.mconfig import ModelConfig
+from config.mconfig import ModelConfig, field_default
 
 
 def refuse_contradictions(mcfg: ModelConfig, code_dir: Path) -> None:
@@ -17,6 +17,7 @@ def refuse_contradictions(mcfg: ModelConfig, code_dir: Path) -> None:
 def _complaints(mcfg: ModelConfig, code_dir: Path) -> Iterator[str]:
     yield from _root(mcfg, code_dir)
     yield from _schedule(mcfg)
+    yield from _unheard(mcfg)
     yield from _classes(mcfg)
     yield from _teacher(mcfg)
 
@@ -43,6 +44,22 @@ def _schedule(mcfg: ModelConfig) -> Iterator[str]:
             f"startEpoch={mcfg.startEpoch}: no epoch is left before maxEpoch={mcfg.maxEpoch}; "
             "epochs are counted from 0, so raise maxEpoch"
         )
+
+
+def _unheard(mcfg: ModelConfig) -> Iterator[str]:
+    """A field that was changed but that the chosen augmentation or schedule does not read."""
+    by_steps = ("linear", "cosine")
+    for chooser, heard, fields in (
+        ("augmentation", ("modern",), ("mosaic", "closeMosaic", "scaleRange", "translate", "flip", "hsv")),
+        ("schedulerType", by_steps, ("warmupEpochs", "warmupMomentum", "warmupBiasRate")),
+    ):
+        choice = getattr(mcfg, chooser)
+        changed = [name for name in fields if getattr(mcfg, name) != field_default(name)]
+        if choice not in heard and changed:
+            yield (
+                f"{changed[0]}={getattr(mcfg, changed[0])}: only {chooser}={' or '.join(heard)} reads it, and "
+                f"{chooser} is {choice}; set that too, or leave it out"
+            )
 
 
 def _classes(mcfg: ModelConfig) -> Iterator[str]:

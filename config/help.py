@@ -12,6 +12,7 @@ _MODES = {
     "pipe": "train, evaluate the test split, paint it; what happens when no mode is named",
     "train": "train, or go on with a run that was stopped or is to become longer",
     "eval": "evaluate a run: --split NAME (test), --weights FILE (the run's best)",
+    "predict": "detect on files, folders (and all below) and 'patterns'; no data set is needed",
 }
 
 _OPTIONS = {
@@ -20,6 +21,8 @@ _OPTIONS = {
     "--name NAME": "folder of this run below it (default: the CFGNAME)",
     "--nobuf": "start afresh; an older run of that name is kept under another one",
     "--set FIELD=VALUE ...": "change config fields, above recipe and tags: --set maxEpoch=60 inputShape=320",
+    "--weights FILE": "eval, predict: these weights; classes and input size are those they were trained with",
+    "--out DIR": "predict: where results go (default: a new folder RUN/predict/NNN)",
     "--quiet": "print results only; everything said is in the run's mars.log",
     "--fields": "list all config fields with default and meaning",
 }
@@ -40,7 +43,8 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
         [
             "Mars trains YOLOv8 detectors.",
             "",
-            f"    python mars.py [{'|'.join(modes)}] CFGNAME [options]",
+            f"    python mars.py [{'|'.join(mode for mode in modes if mode != 'predict')}] CFGNAME [options]",
+            "    python mars.py predict CFGNAME PATH... [options]",
             "",
             "A CFGNAME is a recipe and tags with dots between: voc.nano.full, c1.small.teacher.cuda@0",
             "",
@@ -53,6 +57,7 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
             "  python mars.py voc.nano.full --data ~/birds --set maxEpoch=60",
             "  python mars.py c1.nano.full.cuda@0.batch@32 --data ~/MAR20",
             "  python mars.py eval voc.nano.full --data ~/birds --split validation",
+            "  python mars.py predict voc.nano.full ~/photos 'more/*.jpg' --name voc.nano.full-birds",
             "",
         ]
     )

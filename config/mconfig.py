@@ -7,7 +7,6 @@ the wrong type, is an error on the line that does it. `config.load` checks the w
 import copy
 import dataclasses
 import json
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,59 +14,24 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from config.checks import (
+    below_one,
+    classes,
+    device_word,
+    file_address,
+    folder_name,
+    momentum,
+    multiple_of_32,
+    not_empty,
+    path,
+)
 from config.errors import UnknownField, UserError
 from config.fields import coerce, declare, each, fraction, nearest, not_negative, one_of, positive, unless_none
 from config.frozen import FrozenDict
+from config.training import MODERN
 
 PHASES = ("nano", "small", "medium", "large", "extra")
 PHASE_ALIASES = {"extended": "extra"}  # the assignment's word for x
-
-
-def _multiple_of_32(shape: tuple[int, int]) -> str | None:
-    if all(side > 0 and side % 32 == 0 for side in shape):
-        return None
-    near = ",".join(str(max(32, round(side / 32) * 32)) for side in shape)
-    return f"both sides must be multiples of 32 (the coarsest stride); the nearest is {near}"
-
-
-def _device(word: str) -> str | None:
-    return None if re.fullmatch(r"auto|cpu|cuda(:\d+)?", word) else "must be auto, cpu, cuda or cuda:N, e.g. cuda:0"
-
-
-def _file_address(address: str) -> str | None:
-    if address.startswith("file://") and len(address) > len("file://"):
-        return None
-    if "://" in address:
-        return "only file:// addresses are read; download the file and give file:///path/to/it"
-    return f"must be an address; for a file on this machine write file://{address}"
-
-
-def _momentum(value: float) -> str | None:
-    return None if 0 <= value < 1 else "must lie between 0 and 1, and 1 itself would never forget a step"
-
-
-def _not_empty(value: str) -> str | None:
-    return None if value.strip() else "must not be empty; none leaves it out"
-
-
-def _names(value: tuple[str, ...] | str) -> str | None:
-    if isinstance(value, str):
-        return _not_empty(value)
-    if not value:
-        return "must name at least one class; none leaves it out"
-    twice = sorted({name for name in value if value.count(name) > 1})
-    return f"names {', '.join(twice)} more than once" if twice else None
-
-
-def _folder_name(folder_name: str) -> str | None:
-    """A run's folder lies directly below root."""
-    if folder_name in (".", "..") or re.search(r"[/\\\0]", folder_name):
-        return "must be a plain folder name, without path separators; --root chooses where it lies"
-    return None
-
-
-_path = unless_none(_not_empty)
-_classes = unless_none(_names)
 
 
 @dataclasses.dataclass(eq=False)
@@ -81,7 +45,7 @@ class ModelConfig:
     runName: str = declare(
         "",
         "folder of the run below root; cfgname without machine tags unless --name is given",
-        _folder_name,
+        folder_name,
         alters="nothing",
     )
     root: str = declare(
@@ -89,7 +53,7 @@ class ModelConfig:
     )
     nobuf: bool = declare(False, "start afresh: an older run's folder is renamed, not resumed", alters="nothing")
     seed: int = declare(859, "seed of weights, data order and augmentation", not_negative)
-    device: str = declare("auto", "auto, cpu, cuda or cuda:N", _device, alters="nothing")
+    device: str = declare("auto", "auto, cpu, cuda or cuda:N", device_word, alters="nothing")
     cuda: bool = declare(True, "False keeps device=auto on the CPU, as the assignment's field does", alters="nothing")
     dcore: int | None = declare(
         None, "loader processes; none: one per spare core, at most 8", unless_none(not_negative), alters="nothing"
@@ -97,7 +61,7 @@ class ModelConfig:
 
     # Data
     dataDir: str | None = declare(
-        None, "data set folder whose layout is found out; imageDir and annotationDir win over it", _path, alters="data"
+        None, "data set folder whose layout is found out; imageDir and annotationDir win over it", path, alters="data"
     )
     drawnScenes: int = declare(
         0,
@@ -105,26 +69,32 @@ class ModelConfig:
         not_negative,
         alters="data",
     )
-    imageDir: str | None = declare(None, "folder with the images", _path, alters="data")
-    annotationDir: str | None = declare(None, "folder with one Pascal VOC xml per image", _path, alters="data")
+    imageDir: str | None = declare(None, "folder with the images", path, alters="data")
+    annotationDir: str | None = declare(None, "folder with the annotations: xml, json or txt", path, alters="data")
+    annotationFormat: str = declare(
+        "auto",
+        "voc (Pascal VOC xml), coco (json), yolo (txt), or auto: the first of these that is there",
+        one_of("auto", "voc", "coco", "yolo"),
+        alters="data",
+    )
     classList: tuple[str, ...] | str | None = declare(
-        None, "class names in label order, or a file with one per line", _classes, alters="data"
+        None, "class names in label order, or a file with one per line", classes, alters="data"
     )
     subsetMap: dict[str, tuple[str, ...] | str] = declare(
         dict, "split name -> file with one image name per line, or the names", alters="data"
     )
     suffix: str = declare(".jpg", "suffix that wins when one name has several image files", alters="data")
-    trainSplitName: str = declare("train", "split to train on", _not_empty)
-    validationSplitName: str = declare("validation", "split to validate on after an epoch", _not_empty)
-    testSplitName: str = declare("test", "split to evaluate at the end", _not_empty, alters="nothing")
+    trainSplitName: str = declare("train", "split to train on", not_empty)
+    validationSplitName: str = declare("validation", "split to validate on after an epoch", not_empty)
+    testSplitName: str = declare("test", "split to evaluate at the end", not_empty, alters="nothing")
     splitSeed: int = declare(
         859, "seed of splits that are drawn because the data set has none", not_negative, alters="data"
     )
     trainSelectedClasses: tuple[str, ...] | None = declare(
-        None, "train on the labels of these classes only; none: all", _classes
+        None, "train on the labels of these classes only; none: all", classes
     )
     testSelectedClasses: tuple[str, ...] | None = declare(
-        None, "report on these classes only; none: all", _classes, alters="nothing"
+        None, "report on these classes only; none: all", classes, alters="nothing"
     )
     unselectedImages: str = declare(
         "keep",
@@ -141,28 +111,55 @@ class ModelConfig:
     # Network
     modelName: str = declare("base", "base, or distillation (a student with a teacher)", one_of("base", "distillation"))
     phase: str = declare("nano", "scale of the network", one_of(*PHASES))
-    inputShape: tuple[int, int] = declare(
-        (640, 640), "height and width of the network input in pixels", _multiple_of_32
-    )
+    inputShape: tuple[int, int] = declare((640, 640), "height and width of the network input in pixels", multiple_of_32)
     regMax: int = declare(
         16, "bins per side of the box distribution", lambda bins: None if bins >= 2 else "must be 2 or more"
     )
     pretrainedBackboneUrl: str | None = declare(
-        None, "file:// address of backbone weights to start from", unless_none(_file_address)
+        None, "file:// address of backbone weights to start from", unless_none(file_address)
     )
     checkpointModelFile: str | None = declare(
-        None, "weights of a whole model to start from, with epochs counted from startEpoch", _path
+        None, "weights of a whole model to start from, with epochs counted from startEpoch", path
     )
 
     # Training
+    training: str = declare(
+        "assignment",
+        "one word for a whole way to train, which sets the fields of config/training.py: assignment or modern",
+        one_of("assignment", "modern"),
+        alters="nothing",  # the fields that it sets do
+    )
     augmentation: str = declare(
-        "assignment", "assignment (scale .25-2, jitter .3, flip, HSV) or none", one_of("assignment", "none")
+        "assignment",
+        "assignment (scale .25-2, jitter .3, flip, HSV), modern (mosaic, scale, translate, flip, HSV) or none",
+        one_of("assignment", "modern", "none"),
+    )
+    mosaic: float = declare(1.0, "modern: probability that four images are joined into one", fraction)
+    closeMosaic: int = declare(10, "modern: last epochs without mosaic", not_negative, alters="schedule")
+    scaleRange: float = declare(0.5, "modern: size times 1 - x to 1 + x", below_one)
+    translate: float = declare(0.1, "modern: shift by up to this fraction of the input", fraction)
+    flip: float = declare(0.5, "modern: probability of a mirrored image; 0 where left and right differ", fraction)
+    hsv: tuple[float, float, float] = declare(
+        (0.015, 0.7, 0.4), "modern: hue shifted by up to x of the circle, saturation and value times 1 - x to 1 + x", each(fraction)
     )
     startEpoch: int = declare(
         0, "first epoch, e.g. to go on with another schedule from checkpointModelFile", not_negative
     )
     maxEpoch: int = declare(200, "epochs, counted from 0", positive, alters="schedule")
-    batchSize: int = declare(16, "images a step", positive)
+    trainMinutes: float | None = declare(
+        None,
+        "lowers maxEpoch to what this machine is likely to do in this time, judged as the training starts; none: it "
+        "takes what it takes",
+        unless_none(positive),
+        alters="schedule",
+    )
+    batchSize: int = declare(16, "images a forward pass", positive)
+    nominalBatch: int | None = declare(
+        None,
+        "images a step of the optimizer: gradients of several batches are summed up to it, and weight decay is scaled "
+        "by what they hold of it; none: every batch is a step",
+        unless_none(positive),
+    )
     backboneFreezeEpochs: tuple[int, ...] = declare(
         (), "epochs in which the backbone's weights and statistics hold still", each(not_negative)
     )
@@ -177,14 +174,35 @@ class ModelConfig:
         0.0, "sides below this many pixels count as this long when points inside a box are sought", not_negative
     )
     optimizerType: str = declare("SGD", "SGD (Nesterov) or AdamW", one_of("SGD", "AdamW"))
-    optimizerMomentum: float = declare(0.937, "momentum, or beta1 of AdamW", _momentum)
+    optimizerMomentum: float = declare(0.937, "momentum, or beta1 of AdamW", momentum)
     optimizerWeightDecay: float = declare(5e-4, "on convolution weights only", not_negative)
-    schedulerType: str = declare("COS", "COS (cosine with quadratic warm-up) or plateau", one_of("COS", "plateau"))
+    schedulerType: str = declare(
+        "COS",
+        "COS (the assignment's: quadratic warm-up, half a cosine, a flat end), plateau (the same warm-up, then a tenth "
+        "whenever validation gets no better), linear or cosine (warm-up by steps, down to minLearningRate)",
+        one_of("COS", "plateau", "linear", "cosine"),
+    )
     baseLearningRate: float = declare(1e-2, "highest learning rate", positive, alters="schedule")
     minLearningRate: float = declare(1e-4, "learning rate of the last epochs", not_negative, alters="schedule")
+    warmupEpochs: float = declare(3.0, "linear and cosine: epochs of warm-up, at least 100 batches", not_negative)
+    warmupMomentum: float = declare(0.8, "linear and cosine: momentum that warm-up starts from", momentum)
+    warmupBiasRate: float = declare(
+        0.1, "linear and cosine: learning rate of biases that warm-up starts from", not_negative
+    )
     gradientClip: float = declare(10.0, "largest norm of the gradient", positive)
     useEMA: bool = declare(
         False, "keep an exponential moving average of the weights; it is what is evaluated and saved as best"
+    )
+    precision: str = declare(
+        "auto",
+        "auto (what the device has and is faster), bfloat16, float16 (CUDA) or float32; losses are always float32",
+        one_of("auto", "bfloat16", "float16", "float32"),
+    )
+    cacheImages: str = declare(
+        "auto",
+        "decoded images kept as uint8: ram, disk, none, or auto (ram where they fit well)",
+        one_of("auto", "ram", "disk", "none"),
+        alters="nothing",
     )
 
     # Validation, numbers and pictures
@@ -212,7 +230,7 @@ class ModelConfig:
     paintConf: float = declare(0.2, "lowest score that is painted", fraction, alters="nothing")
 
     # Distillation
-    teacherModelFile: str | None = declare(None, "weights of the teacher", _path)
+    teacherModelFile: str | None = declare(None, "weights of the teacher", path)
     teacherClassIndexes: tuple[int, ...] | None = declare(
         None, "the teacher's classes as indexes into classList; none: all", unless_none(each(not_negative))
     )
@@ -223,13 +241,15 @@ class ModelConfig:
         (), "epochs in which the student is distilled; empty: all", each(not_negative)
     )
     distilSelectedClasses: tuple[str, ...] | None = declare(
-        None, "classes whose labels the student sees; none: all", _classes
+        None, "classes whose labels the student sees; none: all", classes
     )
     temperature: float = declare(2.0, "softens teacher and student in the divergences", positive)
 
     def __post_init__(self) -> None:
         for name, value in _loading.get()[0].items():
             setattr(self, name, value)
+        if self.training != _FIELDS["training"].default:  # pinned; first, so that the recipe's lines stand above it
+            self._set_fields_of_training()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self.is_frozen:
@@ -241,12 +261,20 @@ class ModelConfig:
             checked = pins[name]
         elif isinstance(value, list):
             checked = list(checked)  # a recipe may go on with its list: mcfg.classList += [...]; freezing makes a tuple
+        is_other_word = name == "training" and self.__dict__.get(name, checked) != checked
         object.__setattr__(self, name, checked)
+        if is_other_word:
+            self._set_fields_of_training()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copy and pickle look for their hooks this way
             raise AttributeError(name)
         raise UnknownField(unknown_field(name))
+
+    def _set_fields_of_training(self) -> None:
+        """A recipe's later lines may change what the word has set, and `--set` stands above both."""
+        for name in MODERN:
+            setattr(self, name, MODERN[name] if self.training == "modern" else _FIELDS[name].default)
 
     @property
     def is_frozen(self) -> bool:
@@ -274,7 +302,7 @@ class ModelConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """The frozen config that `to_dict` described. Raises `UserError` on an unknown or wrong field."""
         mcfg = cls()
-        for name, value in values.items():
+        for name, value in sorted(values.items(), key=lambda item: item[0] != "training"):  # first: it sets others
             setattr(mcfg, name, value)
         return mcfg.frozen()
 

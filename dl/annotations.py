@@ -1,7 +1,8 @@
-"""Pascal VOC xml as people have it -> boxes and labels.
+"""What was written about an image -> cleaned boxes and labels; and Pascal VOC xml as people have it.
 
-What is not needed may be missing (`difficult`, `pose`, `depth`, `folder`) or lie (`filename`, `path`): an annotation
-belongs to the image with its own stem. Coordinates are taken as written, floats kept, nothing subtracted.
+`dl/yolo.py` and `dl/coco.py` read the other formats into the same `Written`. Of an xml, what is not needed may be
+missing (`difficult`, `pose`, `depth`, `folder`) or lie (`filename`, `path`): it belongs to the image with its own stem.
+Coordinates are taken as written, floats kept, nothing subtracted.
 """
 
 import math
@@ -21,26 +22,29 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
 
 
-class VocObject(NamedTuple):
-    """One <object> as written."""
+class WrittenObject(NamedTuple):
+    """One object as written, in pixels."""
 
     name: str
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float]  # xyxy
     is_difficult: bool
 
 
-class VocFile(NamedTuple):
-    """One xml file as written; `size` is (width, height), None when missing or zero."""
+class Written(NamedTuple):
+    """What one annotation says; `size` is (width, height), None when missing or zero."""
 
     size: tuple[int, int] | None
-    objects: tuple[VocObject, ...]
+    objects: tuple[WrittenObject, ...]
+    repeats: int = 0  # lines left out because they say what another has said
+    outlines: int = 0  # objects given as polygons, of which only the box is used
+    is_missing: bool = False  # no file at all, which by YOLO's convention is an image without objects
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
     """One image with its cleaned labels. No objects: boxes (0, 4), labels (0,), difficult (0,)."""
 
-    image_id: str  # the stem that image and xml share
+    image_id: str  # the image's stem, with its folder in front where two images share a stem
     image_path: Path
     annotation_path: Path
     width: int  # of the image as `read_image(image_path, (width, height))` delivers it
@@ -59,36 +63,41 @@ class Tally:
     ignored: Counter[str] = field(default_factory=Counter)  # class outside the list -> objects
 
 
-def read_voc(path: Path) -> VocFile:
+def read_voc(path: Path) -> Written:
     """Read one Pascal VOC file. Raises `DataFault` that starts with the path."""
     root = _parse(path)
     if root.tag.lower() != "annotation":
         raise DataFault(f"{path}: is not a Pascal VOC annotation (its root is <{root.tag}>)")
     objects = tuple(_read_object(node, number, path) for number, node in enumerate(root.findall("object"), start=1))
-    return VocFile(_read_size(root, path), objects)
+    return Written(_read_size(root, path), objects)
 
 
 def clean(
-    voc: VocFile, image_path: Path, annotation_path: Path, size: tuple[int, int], class_list: tuple[str, ...]
+    written: Written,
+    image_id: str,
+    image_path: Path,
+    annotation_path: Path,
+    size: tuple[int, int],
+    class_list: tuple[str, ...],
 ) -> tuple[Annotation, Tally]:
     """Fit what was written to the image: classes outside the list ignored, boxes clipped, boxes without area dropped.
 
     `size` is (width, height) of the image as delivered. Dropped are boxes that are inverted, thin as a line, or wholly
     outside the image. The tally counts each change.
     """
-    tally = Tally(ignored=Counter(entry.name for entry in voc.objects if entry.name not in class_list))
-    known = [entry for entry in voc.objects if entry.name in class_list]
-    written = np.array([entry.box for entry in known], dtype=np.float64).reshape(-1, 4)
+    tally = Tally(ignored=Counter(entry.name for entry in written.objects if entry.name not in class_list))
+    known = [entry for entry in written.objects if entry.name in class_list]
+    sides = np.array([entry.box for entry in known], dtype=np.float64).reshape(-1, 4)
     # float32 before the test: a side of 1e-9 pixels must not become a box of zero area afterwards
-    boxes = written.clip(0, np.array(size * 2)).astype(np.float32)
-    is_sound = ((boxes[:, 2:] > boxes[:, :2]) & (written[:, 2:] > written[:, :2])).all(axis=1)
-    is_clipped = ((written < 0) | (written > np.array(size * 2))).any(axis=1)
+    boxes = sides.clip(0, np.array(size * 2)).astype(np.float32)
+    is_sound = ((boxes[:, 2:] > boxes[:, :2]) & (sides[:, 2:] > sides[:, :2])).all(axis=1)
+    is_clipped = ((sides < 0) | (sides > np.array(size * 2))).any(axis=1)
     tally.degenerate = int((~is_sound).sum())
     tally.clipped = int((is_clipped & is_sound).sum())
     labels = np.array([class_list.index(entry.name) for entry in known], dtype=np.int64)
     difficult = np.array([entry.is_difficult for entry in known], dtype=bool)
     kept = (boxes[is_sound], labels[is_sound], difficult[is_sound])
-    return Annotation(annotation_path.stem, image_path, annotation_path, *size, *kept), tally
+    return Annotation(image_id, image_path, annotation_path, *size, *kept), tally
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -125,7 +134,7 @@ def _read_size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
     return (int(width), int(height)) if width and height else None
 
 
-def _read_object(node: ElementTree.Element, number: int, path: Path) -> VocObject:
+def _read_object(node: ElementTree.Element, number: int, path: Path) -> WrittenObject:
     name = (node.findtext("name") or "").strip()
     if not name:
         raise DataFault(f"{path}: object {number} has no <name>")
@@ -141,7 +150,7 @@ def _read_object(node: ElementTree.Element, number: int, path: Path) -> VocObjec
     xmin, ymin, xmax, ymax = (
         _number((box.findtext(side) or "").strip(), f"<{side}> of {where}", path) for side in _SIDES
     )
-    return VocObject(name, (xmin, ymin, xmax, ymax), _is_difficult(node, where, path))
+    return WrittenObject(name, (xmin, ymin, xmax, ymax), _is_difficult(node, where, path))
 
 
 def _number(text: str, what: str, path: Path) -> float:

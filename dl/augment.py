@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from ops.batch import Letterbox
 
@@ -78,12 +78,12 @@ def apply_plan(
     height, width = plan.input_shape
     columns = slice(max(0, plan.left), min(width, plan.left + plan.width))
     rows = slice(max(0, plan.top), min(height, plan.top + plan.height))
-    resized = _resize(image, plan.width, plan.height)
+    resized = resize(image, plan.width, plan.height)
     visible = resized[
         rows.start - plan.top : rows.stop - plan.top, columns.start - plan.left : columns.stop - plan.left
     ]
     canvas = np.full((height, width, 3), GREY, dtype=np.uint8)
-    canvas[rows, columns] = _multiply_colours(visible, plan)
+    canvas[rows, columns] = change_colours(visible, np.arange(256) * plan.hue, plan.saturation, plan.value)
     if plan.is_flipped:
         canvas = cv2.flip(canvas, 1)
     boxes, is_kept = _follow(plan, image.shape[:2], boxes)
@@ -98,17 +98,29 @@ def letterbox(image: UInt8[np.ndarray, "H W 3"], input_shape: Shape) -> tuple[UI
     new_height, new_width = max(1, round(rows * scale)), max(1, round(columns * scale))
     top, left = (height - new_height) // 2, (width - new_width) // 2
     canvas = np.full((height, width, 3), GREY, dtype=np.uint8)
-    canvas[top : top + new_height, left : left + new_width] = _resize(image, new_width, new_height)
+    canvas[top : top + new_height, left : left + new_width] = resize(image, new_width, new_height)
     return canvas, Letterbox(new_width / columns, new_height / rows, float(left), float(top), rows, columns)
 
 
-def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+def resize(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image at another size; itself where it has that size."""
     rows, columns = image.shape[:2]
     if (columns, rows) == (width, height):
         return image
     # Averaging over areas keeps small objects that plain interpolation would step over.
     is_smaller = width <= columns and height <= rows
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
+
+
+def change_colours(
+    image: UInt8[np.ndarray, "H W 3"], hues: Shaped[np.ndarray, "256"], saturation: float, value: float
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The image with hue h of OpenCV's byte images (0 to 179, a circle) at `hues[h]`, the rest times the gains."""
+    levels = np.arange(256)
+    tables = (hues % 180, (levels * saturation).clip(0, 255), (levels * value).clip(0, 255))
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    lookup = np.stack(tables, axis=-1).astype(np.uint8)[None]  # (1, 256, 3)
+    return cv2.cvtColor(cv2.LUT(hsv, lookup), cv2.COLOR_HSV2RGB)
 
 
 def _follow(plan: AugmentPlan, image_shape: tuple[int, ...], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,16 +133,3 @@ def _follow(plan: AugmentPlan, image_shape: tuple[int, ...], boxes: np.ndarray) 
     moved = moved.clip(0, np.array([width, height] * 2)).astype(np.float32)
     is_kept = np.all(moved[:, 2:] - moved[:, :2] > 1, axis=1)
     return moved, np.asarray(is_kept)
-
-
-def _multiply_colours(image: np.ndarray, plan: AugmentPlan) -> np.ndarray:
-    levels = np.arange(256)
-    # OpenCV's hue of a byte image runs from 0 to 179 and is a circle
-    tables = (
-        (levels * plan.hue) % 180,
-        (levels * plan.saturation).clip(0, 255),
-        (levels * plan.value).clip(0, 255),
-    )
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    lookup = np.stack(tables, axis=-1).astype(np.uint8)[None]  # (1, 256, 3)
-    return cv2.cvtColor(cv2.LUT(hsv, lookup), cv2.COLOR_HSV2RGB)

@@ -5,15 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 from config.errors import UserError
 from config.fields import nearest
 from config.mconfig import ModelConfig
-from dl.annotations import Annotation, Tally, VocFile, clean, read_voc
+from dl.annotations import Annotation, Tally, Written, clean
 from dl.discover import DataSource, locate
 from dl.faults import DataFault
-from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, index_by_stem
 from dl.images import ImageFacts, inspect_image, plan_delivery
 from dl.report import DataReport, SplitReport, listed
 from dl.splits import find_split
@@ -41,6 +39,9 @@ class _Examined:
     tally: Tally = field(default_factory=Tally)
     is_ambiguous: bool = False
     has_size: bool = True
+    repeats: int = 0
+    outlines: int = 0
+    is_unlabelled: bool = False
     faults: list[str] = field(default_factory=list)
 
 
@@ -62,14 +63,16 @@ def check_data(
     faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
     faults += _overlaps(_apart(asked, mcfg, source), source)
     every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
-    examined = _examine_all(_Folder.of(source, mcfg.suffix), list(every_id), cache_file, on_image)
-    skipped = [fault for one in examined.values() for fault in one.faults]
+    examined = _examine_all(source, list(every_id), cache_file, on_image)
+    skipped = source.reader.faults() + [fault for one in examined.values() for fault in one.faults]
     if mcfg.badFiles == "stop":
         faults, skipped = faults + skipped, []
     faults += _emptied(ids, examined) if skipped else []
-    faults += _strange_classes(examined.values(), source)
+    faults += _strange_classes(examined.values(), source) + _without_labels(ids, examined)
     if faults:
-        can_skip = mcfg.badFiles == "stop" and any(one.faults for one in examined.values())
+        can_skip = mcfg.badFiles == "stop" and bool(
+            source.reader.faults() or any(one.faults for one in examined.values())
+        )
         raise UserError(_list_faults(faults, can_skip))
     splits = {name: _annotations(ids[key], examined) for name, key in asked.items() if key is not None}
     reports = {name: _count(source, source.splits[key], ids[key], examined) for name, key in asked.items() if key}
@@ -77,47 +80,12 @@ def check_data(
     return CheckedData(splits, expected, DataReport(source.class_list, reports, tuple(skipped)), source)
 
 
-class _Folder(NamedTuple):
-    """The data set's files, listed once."""
-
-    source: DataSource
-    images: Mapping[str, list[Path]]
-    annotations: Mapping[str, list[Path]]
-    suffix: str  # wins when one stem has several image files
-
-    @classmethod
-    def of(cls, source: DataSource, suffix: str) -> "_Folder":
-        images = index_by_stem(source.image_dir, IMAGE_SUFFIXES)
-        return cls(source, images, index_by_stem(source.annotation_dir, XML_SUFFIXES), suffix)
-
-    def image(self, image_id: str) -> Path:
-        paths = self.images.get(image_id, [])
-        if not paths:
-            raise DataFault(f"{self.source.image_dir / image_id}{self.suffix}: no such image, nor with another suffix")
-        if len(paths) > 1:
-            paths = [path for path in paths if path.suffix.lower() == self.suffix.lower()] or paths
-        if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
-            raise DataFault(f"{self.source.image_dir / image_id}: several images of that name ({names}); set suffix")
-        return paths[0]
-
-    def annotation(self, image_id: str) -> Path:
-        paths = self.annotations.get(image_id)
-        if not paths:
-            path = self.source.annotation_dir / f"{image_id}.xml"
-            raise DataFault(f"{path}: no such annotation (an image without objects has an xml without <object>)")
-        if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
-            raise DataFault(f"{self.source.annotation_dir / image_id}: several annotations of that name ({names})")
-        return paths[0]
-
-
 def _examine_all(
-    folder: _Folder, ids: Sequence[str], cache_file: Path | None, on_image: OnImage | None
+    source: DataSource, ids: Sequence[str], cache_file: Path | None, on_image: OnImage | None
 ) -> dict[str, _Examined]:
     verified, examined = VerifiedImages(cache_file), {}
     with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # decoders release the interpreter lock
-        results = pool.map(lambda image_id: _examine(folder, image_id, verified), ids)
+        results = pool.map(lambda image_id: _examine(source, image_id, verified), ids)
         for image_id, result in zip(ids, results, strict=True):
             examined[image_id] = result
             if on_image is not None:
@@ -126,30 +94,38 @@ def _examine_all(
     return examined
 
 
-def _examine(folder: _Folder, image_id: str, verified: VerifiedImages) -> _Examined:
+def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _Examined:
     """Both files are looked at even when one has a fault: the user mends them in one go."""
     faults: list[str] = []
     image: tuple[Path, ImageFacts] | None = None
-    voc: tuple[Path, VocFile] | None = None
+    annotation: tuple[Path, Written] | None = None
     try:
-        path = folder.image(image_id)
+        path = source.reader.image(image_id)
         image = path, _facts(path, verified)
     except DataFault as fault:
         faults.append(str(fault))
     try:
-        path = folder.annotation(image_id)
-        voc = path, read_voc(path)
+        annotation = source.reader.written(image_id, _upright_size(*image) if image else None)
     except DataFault as fault:
         faults.append(str(fault))
-    if image is None or voc is None:
+    if image is None or annotation is None:
         return _Examined(faults=faults)
+    written = annotation[1]
     try:
-        delivery = plan_delivery(*image, voc[1].size)
+        delivery = plan_delivery(*image, written.size)
     except DataFault as fault:
         return _Examined(faults=[str(fault)])
     size = (delivery.width, delivery.height)
-    annotation, tally = clean(voc[1], image[0], voc[0], size, folder.source.class_list)
-    return _Examined(annotation, tally, delivery.is_ambiguous, voc[1].size is not None)
+    cleaned, tally = clean(written, image_id, image[0], annotation[0], size, source.class_list)
+    has_size = written.size is not None or source.format == "yolo"  # whose labels have no place for it
+    return _Examined(
+        cleaned, tally, delivery.is_ambiguous, has_size, written.repeats, written.outlines, written.is_missing
+    )
+
+
+def _upright_size(path: Path, facts: ImageFacts) -> tuple[int, int]:
+    delivery = plan_delivery(path, facts, None)
+    return delivery.width, delivery.height
 
 
 def _facts(path: Path, verified: VerifiedImages) -> ImageFacts:
@@ -213,7 +189,21 @@ def _strange_classes(examined: Collection[_Examined], source: DataSource) -> lis
     found = ", ".join(name for name, _ in ignored.most_common(10))
     known = ", ".join(source.class_list[:10])
     fault = f"{source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list ({known})"
-    return [f"{fault}; the xml files say {found}"]
+    return [f"{fault}; the annotations say {found}"]
+
+
+def _without_labels(ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _Examined]) -> list[str]:
+    """One image without a label file is a negative; a whole split without any is a folder that was not found."""
+    faults = []
+    for key, names in ids.items():
+        fit = [examined[name] for name in names if examined[name].annotation]
+        if fit and all(one.is_unlabelled for one in fit):
+            path = next(one.annotation.annotation_path for one in fit if one.annotation)
+            faults.append(
+                f"split '{key}': none of its {len(fit)} images has a label file; looked for {path} and so on; put the "
+                "labels there, or leave the split out"
+            )
+    return faults
 
 
 def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
@@ -245,4 +235,7 @@ def _count(
         report.ignored.update(one.tally.ignored)
         report.ambiguous_turn += one.is_ambiguous
         report.without_size += not one.has_size
+        report.unlabelled += one.is_unlabelled
+        report.repeats += one.repeats
+        report.outlines += one.outlines
     return report

@@ -10,11 +10,15 @@ from config.errors import UserError
 from config.fields import nearest
 from dl.annotations import Annotation
 from dl.augment import AugmentRanges, apply_plan, draw_plan, letterbox
-from dl.images import read_image
+from dl.faults import DataFault
+from dl.kept import FileImages, Images
+from dl.mosaic import ModernRanges, MosaicPlan, apply_mosaic, draw_mosaic
 from ops.batch import Sample
 
 # Streams drawn from one seed must differ in their first number: numpy pads seeds with zeros, so [1, 2] is [1, 2, 0].
 AUGMENT_STREAM, ORDER_STREAM = 1, 2
+
+Key = tuple[int, int]  # epoch, index
 
 
 def random_stream(stream: int, seed: int, *place: int) -> np.random.Generator:
@@ -25,7 +29,8 @@ def random_stream(stream: int, seed: int, *place: int) -> np.random.Generator:
 class DetectionDataset(Dataset[Sample]):
     """Samples of the network's size. `ranges` None: letterboxed, with the inverse; else augmented.
 
-    A key is (epoch, index): the augmentation of an image is drawn from (seed, epoch, index) and nothing else.
+    A key is (epoch, index): the augmentation of an image, and the images it is joined with, are drawn from (seed,
+    epoch, index) and nothing else. `images` None: read from their files.
     """
 
     def __init__(
@@ -33,29 +38,64 @@ class DetectionDataset(Dataset[Sample]):
         annotations: Sequence[Annotation],
         input_shape: tuple[int, int],
         seed: int = 0,
-        ranges: AugmentRanges | None = None,
+        ranges: AugmentRanges | ModernRanges | None = None,
+        images: Images | None = None,
     ) -> None:
         self.annotations = list(annotations)
+        self.sizes = np.array([(one.height, one.width) for one in annotations], dtype=np.int64).reshape(-1, 2)
         self.input_shape = input_shape
         self.seed = seed
         self.ranges = ranges
+        self.images = FileImages() if images is None else images
 
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """Raises `UserError` with the image's path when it cannot be read any more."""
+    def __getitem__(self, key: Key) -> Sample:
+        """Raises `DataFault` with the image's path when it, or one it is joined with, cannot be read any more."""
+        faults: dict[str, str] = {}
+        sample = self.load(key, faults)
+        if sample is None or faults:
+            raise DataFault(next(iter(faults.values())))
+        return sample
+
+    def load(self, key: Key, faults: dict[str, str]) -> Sample | None:
+        """The sample, None when its own image cannot be read; where another one of a mosaic cannot, it is grey.
+
+        Every image that could not be read is entered in `faults`: image id -> sentence that starts with the path.
+        """
         epoch, index = key
         annotation = self.annotations[index]
-        image = read_image(annotation.image_path, (annotation.width, annotation.height))
+        rng = random_stream(AUGMENT_STREAM, self.seed, epoch, index)
+        if isinstance(self.ranges, ModernRanges):
+            plan = draw_mosaic(rng, index, self.sizes, self.input_shape, self.ranges, epoch)
+            return self._joined(plan, index, faults)
+        image = self._read(annotation, faults)
+        if image is None:
+            return None
         if self.ranges is None:
             canvas, placed = letterbox(image, self.input_shape)
-            boxes = placed.apply(annotation.boxes)
-            return Sample(canvas, boxes, annotation.labels, annotation.image_id, placed)
-        rng = random_stream(AUGMENT_STREAM, self.seed, epoch, index)
+            return Sample(canvas, placed.apply(annotation.boxes), annotation.labels, annotation.image_id, placed)
         plan = draw_plan(rng, image.shape[:2], self.input_shape, self.ranges)
-        canvas, boxes, labels = apply_plan(plan, image, annotation.boxes, annotation.labels)
-        return Sample(canvas, boxes, labels, annotation.image_id)
+        return Sample(*apply_plan(plan, image, annotation.boxes, annotation.labels), annotation.image_id)
+
+    def _joined(self, plan: MosaicPlan, index: int, faults: dict[str, str]) -> Sample | None:
+        images = [self._read(self.annotations[tile.index], faults) for tile in plan.tiles]
+        readable = [(tile, image) for tile, image in zip(plan.tiles, images, strict=True) if image is not None]
+        tiles = tuple(tile for tile, _ in readable)
+        if any(tile.index == index for tile in plan.tiles) and not any(tile.index == index for tile in tiles):
+            return None
+        parts = [self.annotations[tile.index] for tile in tiles]
+        boxes, labels = [part.boxes for part in parts], [part.labels for part in parts]
+        drawn = apply_mosaic(replace(plan, tiles=tiles), [image for _, image in readable], boxes, labels)
+        return Sample(*drawn, self.annotations[index].image_id)
+
+    def _read(self, annotation: Annotation, faults: dict[str, str]) -> np.ndarray | None:
+        try:
+            return self.images.read(annotation)
+        except DataFault as fault:
+            faults[annotation.image_id] = str(fault)
+            return None
 
 
 def select_classes(

@@ -65,3 +65,32 @@ def index_by_stem(folder: Path, suffixes: Container[str]) -> dict[str, list[Path
         if suffix.lower() in suffixes:
             index.setdefault(stem, []).append(folder / name)
     return index
+
+
+def walk_files(folder: Path, suffixes: Container[str]) -> list[str]:
+    """Files below `folder` with one of the suffixes, as paths relative to it with `/`, sorted; hidden ones left out.
+
+    Each folder is listed once, so that 100,000 images cost a fraction of a second.
+    """
+    found: list[str] = []
+    for place, children, names in os.walk(folder, followlinks=True):
+        children[:] = [name for name in children if not name.startswith(".")]
+        front = "" if place == str(folder) else os.path.relpath(place, folder).replace(os.sep, "/") + "/"
+        visible = [name for name in names if not name.startswith(".")]
+        found += [front + name for name in visible if os.path.splitext(name)[1].lower() in suffixes]
+    return sorted(found)
+
+
+def subfolders(folder: Path) -> dict[str, Path]:
+    """Lower-case name -> visible folder, in natural order."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return {name.lower(): folder / name for name in sorted(names, key=natural_key)}
+
+
+def holds_file(folder: Path, suffixes: Container[str]) -> bool:
+    """Whether a visible file with one of the suffixes lies in the folder; no further than the first is looked."""
+    with os.scandir(folder) as entries:
+        return any(
+            os.path.splitext(entry.name)[1].lower() in suffixes and not entry.name.startswith(".") for entry in entries
+        )

@@ -67,7 +67,7 @@ def plan_delivery(path: Path, facts: ImageFacts, size_in_annotation: Size | None
         return Delivery(*raw, False, False)
     said, real = (f"{width} x {height}" for width, height in (size_in_annotation, turned))
     raise DataFault(
-        f"{path}: the image is {real}, its annotation's <size> says {said}; are the boxes at another scale?"
+        f"{path}: the image is {real}, its annotation says {said}; are the boxes at another scale?"
     )
 
 

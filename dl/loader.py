@@ -1,27 +1,29 @@
 """Samples -> padded batches, the same for any number of workers and after any restart."""
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.augment import AugmentRanges
+from dl.cache import build_images
 from dl.check import check_data
-from dl.dataset import ORDER_STREAM, DetectionDataset, random_stream, select_classes
+from dl.dataset import ORDER_STREAM, DetectionDataset, Key, random_stream, select_classes
 from dl.discover import locate
+from dl.kept import Images
+from dl.mosaic import ModernRanges
+from dl.workers import Workers, num_workers
 from ops.batch import Batch, Sample
-from ops.device import pick_device, usable_cores
+from ops.device import pick_device
 
 log = logging.getLogger("mars")
-
-Key = tuple[int, int]  # epoch, index
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -66,7 +68,11 @@ class EpochSampler(Sampler[list[Key]]):
 
 
 class BatchLoader:
-    """Iterates over the batches of one epoch; `set_epoch` before each epoch of training."""
+    """Iterates over the batches of one epoch; `set_epoch` before each epoch of training.
+
+    `skip_bad`: an image that cannot be read any more is left out of its batch, in a mosaic its place stays grey, and
+    `skipped` says so: image id -> sentence, each logged once. A batch with nothing left is passed over.
+    """
 
     def __init__(
         self,
@@ -75,85 +81,93 @@ class BatchLoader:
         shuffle_seed: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        skip_bad: bool = False,
     ) -> None:
         self.dataset = dataset
         self.pin_memory = pin_memory
+        self.skip_bad = skip_bad
+        self.skipped: dict[str, str] = {}
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed)
         self.num_workers = min(num_workers, len(self.sampler))  # a worker without a batch would only cost its start
-        self._loader = self._new_loader()
+        image_bytes = batch_size * 3 * dataset.input_shape[0] * dataset.input_shape[1]
+        self._workers = Workers(_Batches(dataset), self.sampler, self.num_workers, pin_memory, image_bytes)
+        self._first_batch = 0
+        self.next_batch = 0  # number of the epoch's batch that comes next, also where one was passed over
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Order and augmentation of the next iteration."""
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Order and augmentation of the next iteration, which leaves out the batches before `first_batch`."""
         self.sampler.epoch = epoch
+        self._first_batch = self.next_batch = first_batch
 
     def close(self) -> None:
-        """End the workers; a later iteration starts new ones.
-
-        Left to the garbage collector, e.g. because an exception's traceback holds the loader, they may take ten
-        seconds to go: their queues can be gone before the word to stop has passed.
-        """
-        self._loader = self._new_loader()
+        """End the workers; a later iteration starts new ones."""
+        self._workers.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises `UserError` that names the file when a worker met an image it could not read."""
-        complaint = yield from self._batches()
-        if complaint:
+        """Raises `UserError` that names the file for an image that cannot be read, unless such are skipped.
+
+        Then for a pass in which not one could be read. And when workers died three times; before, new ones go on.
+        """
+        num_batches = 0
+        self.next_batch = self._first_batch
+        for batch, faults in self._workers.items(self._first_batch):
+            self.next_batch += 1
+            self._note(faults)
+            if batch is not None:
+                num_batches += 1
+                yield batch
+        if not num_batches and self.skipped and self._first_batch < len(self):
+            raise UserError(f"not one image can be read any more: {next(iter(self.skipped.values()))}")
+
+    def _note(self, faults: dict[str, str]) -> None:
+        if faults and not self.skip_bad:
             self.close()
-            raise UserError(complaint)
-
-    def _batches(self) -> Generator[Batch, None, str]:
-        """Yields batches; returns what was wrong, or the empty string."""
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                return str(batch)
-            yield batch
-        return ""
-
-    def _new_loader(self) -> DataLoader:
-        return DataLoader(
-            _Batches(self.dataset),
-            batch_sampler=self.sampler,
-            collate_fn=_as_is,
-            num_workers=self.num_workers,
-            worker_init_fn=_one_thread,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # else every epoch would draw a seed from the run's own random state
-        )
+            raise UserError(next(iter(faults.values())))
+        for image_id, fault in faults.items():
+            if image_id not in self.skipped:
+                self.skipped[image_id] = fault
+                log.warning("left out from here on (badFiles=skip): %s", fault)
 
 
-class _Batches(Dataset[Batch | UserError]):
-    """Whole batches; the user's mistakes travel as values, for torch would wrap them in a worker's traceback."""
+class _Loaded(NamedTuple):
+    """What is left of a batch, None for nothing, and the images that could not be read: id -> sentence."""
+
+    batch: Batch | None
+    faults: dict[str, str]
+
+    def pin_memory(self) -> "_Loaded":
+        return self._replace(batch=self.batch and self.batch.pin_memory())
+
+
+class _Batches:
+    """Whole batches; faults travel as values, for an exception would end the epoch."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, keys: list[Key]) -> Batch | UserError:
-        try:
-            return collate([self.dataset[key] for key in keys])
-        except UserError as error:
-            return UserError(str(error))
-
-
-def _as_is(batch: Any) -> Any:
-    return batch  # __getitems__ has collated it
-
-
-def _one_thread(_worker: int) -> None:
-    cv2.setNumThreads(0)  # workers are the parallelism, and OpenCV's threads do not survive a fork
+    def __getitems__(self, keys: list[Key]) -> _Loaded:
+        faults: dict[str, str] = {}
+        samples = [self.dataset.load(key, faults) for key in keys]
+        left = [sample for sample in samples if sample is not None]
+        return _Loaded(collate(left) if left else None, faults)
 
 
 def build_loader(
-    mcfg: ModelConfig, split: str, annotations: list[Annotation] | None = None, train: bool | None = None
+    mcfg: ModelConfig,
+    split: str,
+    annotations: list[Annotation] | None = None,
+    train: bool | None = None,
+    images: Images | None = None,
 ) -> BatchLoader:
     """The loader of one split. `annotations` None: the split is checked first. `train` None: it is trainSplitName.
 
     Training: trainSelectedClasses only, augmented, in an order drawn from (seed, epoch). Otherwise: all labels,
-    letterboxed, in order. Raises `UserError` as `check_data` and `select_classes` do, and when there is no object to
-    train on.
+    letterboxed, in order. `images` None: kept as cacheImages says for training; read from their files otherwise, for
+    one pass gains nothing. Whoever evaluates a split again and again hands in what `build_images` made once.
+    Raises `UserError` as `check_data` and `select_classes` do, and when there is no object to train on.
     """
     train = split == mcfg.trainSplitName if train is None else train
     if annotations is None:
@@ -161,10 +175,20 @@ def build_loader(
     if train:
         annotations = _select(mcfg, split, annotations)
         _refuse_nothing_to_learn(mcfg, split, annotations)
-    ranges = AugmentRanges() if train and mcfg.augmentation == "assignment" else None
-    dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, ranges)
+        images = build_images(mcfg, split, annotations) if images is None else images
+    dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, _ranges(mcfg) if train else None, images)
     pin_memory = pick_device(mcfg.device, mcfg.cuda).type == "cuda"
-    return BatchLoader(dataset, mcfg.batchSize, mcfg.seed if train else None, _num_workers(mcfg.dcore), pin_memory)
+    shuffle_seed, skip_bad = mcfg.seed if train else None, mcfg.badFiles == "skip"
+    return BatchLoader(dataset, mcfg.batchSize, shuffle_seed, num_workers(mcfg.dcore), pin_memory, skip_bad)
+
+
+def _ranges(mcfg: ModelConfig) -> AugmentRanges | ModernRanges | None:
+    if mcfg.augmentation == "none":
+        return None
+    if mcfg.augmentation == "assignment":
+        return AugmentRanges()
+    mosaic_end = mcfg.maxEpoch - mcfg.closeMosaic
+    return ModernRanges(mcfg.mosaic, mosaic_end, mcfg.scaleRange, mcfg.translate, mcfg.flip, *mcfg.hsv)
 
 
 def _select(mcfg: ModelConfig, split: str, annotations: list[Annotation]) -> list[Annotation]:
@@ -190,14 +214,8 @@ def _refuse_nothing_to_learn(mcfg: ModelConfig, split: str, annotations: list[An
     if mcfg.trainSelectedClasses:
         names = ",".join(mcfg.trainSelectedClasses)
         raise UserError(f"trainSelectedClasses={names}: {where} has no such object; select a class that it holds")
-    raise UserError(f"{where} has no object to train on; train on one whose xml files have objects of the class list")
+    raise UserError(f"{where} has no object to train on; train on one whose annotations have objects of the class list")
 
 
 def _num_labelled(annotations: Sequence[Annotation]) -> int:
     return sum(len(annotation.labels) > 0 for annotation in annotations)
-
-
-def _num_workers(dcore: int | None) -> int:
-    if dcore is not None:
-        return dcore
-    return max(0, min(8, usable_cores() - 1))

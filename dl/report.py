@@ -30,6 +30,9 @@ class SplitReport:
     duplicates: int = 0
     ambiguous_turn: int = 0
     without_size: int = 0
+    unlabelled: int = 0  # images without a label file, which are negatives
+    repeats: int = 0  # objects said twice
+    outlines: int = 0  # polygons
     skipped: int = 0
 
 
@@ -58,6 +61,9 @@ class DataReport:
         splits = list(self.splits.values())
         rows = [
             ("images without objects (negatives)", [split.without_objects for split in splits]),
+            ("  of them without a label file", [split.unlabelled for split in splits]),
+            ("objects written twice, counted once", [split.repeats for split in splits]),
+            ("outlines, of which the box is used", [split.outlines for split in splits]),
             ("boxes clipped at the image's border", [split.clipped for split in splits]),
             ("boxes without area, dropped", [split.degenerate for split in splits]),
             *self._ignored_rows(splits),

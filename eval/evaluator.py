@@ -18,10 +18,12 @@ from config.fields import nearest
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.check import check_data
+from dl.kept import Images
 from dl.loader import build_loader
 from eval.metrics import ApResult, average_precision
 from eval.painter import paint_split
 from eval.predictor import Detections, Predictor
+from eval.results import ImageRecord, write_images, write_results
 from ops.files import write_whole
 
 
@@ -70,6 +72,13 @@ class EvalResult:
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         return write_whole(path, (text + "\n").encode("utf-8"))
 
+    def save_detections(self, folder: Path | str, class_names: Sequence[str]) -> Path:
+        """Write `detections.json` (COCO results) and `truth.json`, which any COCO tool can score."""
+        folder = Path(folder)
+        images = (ImageRecord(one.image_id, one.image_path.name, one.width, one.height) for one in self.annotations)
+        write_images(folder / "truth.json", images, class_names, self.annotations)
+        return write_results(folder / "detections.json", self.detections)
+
 
 class Evaluator:
     """Evaluates a model as a config describes it: which classes count, how detections are selected, whose AP."""
@@ -94,30 +103,35 @@ class Evaluator:
         weights_name: str = "",
         on_batch: Callable[[int, int], None] | None = None,
         images_expected: int | None = None,
+        precision: torch.dtype = torch.float32,
+        images: Images | None = None,
     ) -> EvalResult:
         """Detect on every image of the split and measure the AP.
 
         `annotations` saves reading and checking the split again (it is validated after every epoch). `on_batch` hears
         how many images are done, of how many. `images_expected` is what the split lists, when faulty files were
-        skipped. Truth and detections of classes outside `testSelectedClasses` are left out. Raises `RuntimeError` when
+        skipped; one that cannot be read any more is left out, too, where badFiles says so. `images` is where they are
+        kept decoded (`dl.cache.build_images`), for a split that comes again. Truth and detections of classes outside `testSelectedClasses` are left out. Raises `RuntimeError` when
         an image is missing or comes twice, `FloatingPointError` on NaN predictions.
         """
         started = time.perf_counter()
         if annotations is None:
             annotations = check_data(self.mcfg, [split]).splits[split]
-        predictor = Predictor.from_config(self.mcfg, model)
+        predictor = Predictor.from_config(self.mcfg, model, precision)
         detections: list[Detections] = []
-        with closing(build_loader(self.mcfg, split, annotations=list(annotations), train=False)) as loader:
+        with closing(build_loader(self.mcfg, split, list(annotations), train=False, images=images)) as loader:
             for batch in loader:
                 detections += predictor(batch)
                 if on_batch is not None:
                     on_batch(len(detections), len(annotations))
+        expected = len(annotations) if images_expected is None else images_expected
+        annotations = [one for one in annotations if one.image_id not in loader.skipped]
         _stop_unless_each_once(split, annotations, detections)
         truth, found = self._only_selected(annotations, detections)
         return EvalResult(
             split=split,
             weights=weights_name,
-            images_expected=len(annotations) if images_expected is None else images_expected,
+            images_expected=expected,
             images_evaluated=len({one.image_id for one in detections}),
             ap=self._measure(truth, found),
             ap_style=self.mcfg.apStyle,

@@ -1,10 +1,14 @@
 """Truth and predictions painted on the image: truth purple, right predictions green, wrong ones yellow.
 
+Where no truth is known, predictions alone, each class in a colour of its own.
+
 One image is read, painted and written at a time, so that memory does not grow with the split.
 """
 
+import colorsys
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +30,7 @@ PURPLE = (150, 40, 235)  # truth
 GREEN = (0, 205, 75)  # right: same class as a truth, and enough overlap
 YELLOW = (255, 212, 0)  # wrong
 _INK = {PURPLE: (255, 255, 255), GREEN: (0, 24, 8), YELLOW: (40, 28, 0)}  # text that reads on each
+_EDGE = (16, 16, 20)  # beside a class's colour, for an image that is of this very colour
 _JPEG_QUALITY = 92
 
 
@@ -98,13 +103,59 @@ def paint_split(
     names = file_names(annotation.image_id for annotation in annotations)
     for done, (annotation, found) in enumerate(pairs, start=1):
         image = read_image(annotation.image_path, (annotation.width, annotation.height))
-        painted = Image.fromarray(paint(image, annotation, found, class_names, min_iou, paint_conf))
-        content = io.BytesIO()
-        painted.save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # thin coloured lines need full colour
-        write_whole(Path(folder) / names[annotation.image_id], content.getvalue())
+        painted = paint(image, annotation, found, class_names, min_iou, paint_conf)
+        write_jpeg(Path(folder) / names[annotation.image_id], painted)
         if on_image is not None:
             on_image(done, len(pairs))
     return len(pairs)
+
+
+def paint_found(
+    image: UInt8[np.ndarray, "H W 3"], detections: Detections, class_names: Sequence[str], paint_conf: float = 0.2
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A painted copy of an RGB image without truth: every detection of at least `paint_conf` in its class's colour.
+
+    Chips say class and score (in a crowd the class alone, or nothing for the lowest); a legend counts the classes.
+    """
+    canvas = Image.fromarray(image)
+    keep = detections.scores >= paint_conf
+    boxes = [_to_pixels(box, canvas.size) for box in detections.boxes[keep].tolist()]
+    labels, scores = detections.labels[keep].tolist(), detections.scores[keep].tolist()
+    draw, line = ImageDraw.Draw(canvas), _line_width(canvas)
+    for box, label in reversed(list(zip(boxes, labels, strict=True))):  # the best on top
+        _outline(draw, box, _EDGE, line + max(1, line // 2))
+        _outline(draw, box, class_colour(label), line)
+    chips = []
+    for box, label, score in zip(boxes, labels, scores, strict=True):
+        name = class_names[int(label)]
+        chips.append(Label(f"{name} {score:.2f}", name, box, class_colour(label), _ink_on(label)))
+    counts = sorted(Counter(labels).items())
+    entries = [(class_colour(label), f"{class_names[int(label)]} {count}") for label, count in counts]
+    legend = place_legend(entries, canvas.size, boxes) if entries else None
+    draw_chips(canvas, place_chips(chips, canvas.size, [legend] if legend else []))
+    if legend:
+        draw_legend(canvas, entries, legend)
+    return np.asarray(canvas)
+
+
+def class_colour(label: int) -> Colour:
+    """A bright colour, the same for a label in every picture; neighbours are far apart on the colour circle."""
+    hue = (0.33 + label * 0.6180339887) % 1  # the golden ratio spreads any number of hues
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.55)[label // 10 % 2], 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _ink_on(label: int) -> Colour:
+    """Black or white letters, whichever stands out from the class's colour."""
+    red, green, blue = class_colour(label)
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
+
+
+def write_jpeg(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:
+    """Write an RGB image as JPEG, whole or not at all."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # thin lines need full colour
+    return write_whole(path, content.getvalue())
 
 
 def remove_painted(folder: Path) -> None:
@@ -129,14 +180,17 @@ def file_names(image_ids: Iterable[str]) -> dict[str, str]:
 
 
 def _draw_boxes(canvas: Image.Image, truths: Sequence[Rect], found: Sequence[Rect], verdict: Verdict) -> None:
-    draw = ImageDraw.Draw(canvas)
-    line = max(1, round(max(canvas.size) / 420))
+    draw, line = ImageDraw.Draw(canvas), _line_width(canvas)
     for box in truths:
         # twice the width, so that purple shows inside a green line that covers it
         _outline(draw, box, PURPLE, 2 * line)
     last_on_top = list(zip(found, verdict.is_right.tolist(), strict=True))[::-1]
     for box, is_right in sorted(last_on_top, key=lambda one: one[1]):  # right above wrong, better above worse
         _outline(draw, box, GREEN if is_right else YELLOW, line)
+
+
+def _line_width(canvas: Image.Image) -> int:
+    return max(1, round(max(canvas.size) / 420))
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Rect, colour: Colour, width: int) -> None:

@@ -15,6 +15,7 @@ from config.mconfig import ModelConfig
 from ops.anchors import anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch, Letterbox
 from ops.nms import select_detections
+from ops.precision import autocast
 
 ASSIGNMENT_SELECTION = {"score_threshold": 0.2, "nms_iou": 0.4, "max_detections": 50, "class_agnostic": True}
 
@@ -42,6 +43,7 @@ class Predictor:
         max_detections: int = 300,
         device: torch.device | str = "cpu",
         class_agnostic: bool = False,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
         self.score_threshold = score_threshold
@@ -49,18 +51,19 @@ class Predictor:
         self.max_detections = max_detections
         self.device = torch.device(device)
         self.class_agnostic = class_agnostic
+        self.precision = precision
 
     @classmethod
-    def from_config(cls, mcfg: ModelConfig, model: nn.Module) -> "Predictor":
-        """The predictor a config describes, on the device where the model lies.
+    def from_config(cls, mcfg: ModelConfig, model: nn.Module, precision: torch.dtype = torch.float32) -> "Predictor":
+        """The predictor a config describes, on the device where the model lies; the network computes in `precision`.
 
         `apStyle=assignment` brings the assignment's own selection (score above .2, overlap .4 whatever the class, 50
         boxes); its figures mean nothing with another one.
         """
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         if mcfg.apStyle == "assignment":
-            return cls(model, device=device, **ASSIGNMENT_SELECTION)
-        return cls(model, mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections, device)
+            return cls(model, device=device, precision=precision, **ASSIGNMENT_SELECTION)
+        return cls(model, mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections, device, precision=precision)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> list[Detections]:
@@ -72,8 +75,9 @@ class Predictor:
         letterboxes = [letterbox for letterbox in batch.letterboxes if letterbox is not None]
         if len(letterboxes) != len(batch):
             raise ValueError("this batch has no letterboxes to undo: build its loader with train=False")
-        with _evaluating(self.model):
-            raw_maps = self.model(batch.images.to(self.device, non_blocking=True).float() / 255)
+        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last).float() / 255
+        with _evaluating(self.model), autocast(self.device, self.precision):
+            raw_maps = self.model(images)
         distributions, logits = flatten_maps(raw_maps, cast(int, self.model.reg_max))
         boxes = decode_boxes(distributions, *anchors_of(raw_maps, cast("tuple[int, ...]", self.model.strides)))
         _stop_unless_finite(boxes, logits, batch.image_ids)

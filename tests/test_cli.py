@@ -60,14 +60,26 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         ("trian c1.nano", ["trian", "did you mean 'train'"]),
         ("train eval c1", ["train and eval", "one mode"]),
         ("-train -eval c1", ["train and eval", "one mode"]),
-        ("predict c1 x.jpg", ["predict", "not there yet", "pipe, train, eval"]),
-        ("doctor c1", ["doctor", "not there yet"]),
+        ("doctor c1", ["doctor", "not there yet", "pipe, train, eval, predict"]),
         ("export c1 --format onnx", ["export", "not there yet"]),
         ("split DIR", ["split", "not there yet"]),
         ("incremental c1", ["incremental", "not there yet"]),
         ("c1 --trace", ["--trace", "not there yet"]),
         ("eval c1 --nobuf", ["--nobuf", "leave it out"]),
         ("train c1 --weights x.pth", ["--weights", "eval CFGNAME"]),
+        # predict
+        ("predict", ["python mars.py predict CFGNAME PATH..."]),
+        ("predict c1.nano", ["predict c1.nano: on which images", "PATH..."]),
+        ("predict photo.jpg", ["photo.jpg: a path", "predict CFGNAME photo.jpg"]),
+        ("predict here/photos c1", ["here/photos: a path", "first comes the CFGNAME"]),
+        ("predict vox x.jpg", ["vox", "did you mean 'voc'"]),
+        ("predict c1 x.jpg maxEpoch=3", ["--set maxEpoch=3"]),
+        ("predict c1 x.jpg --split test", ["--split", "eval CFGNAME"]),
+        ("predict c1 x.jpg --nobuf", ["--nobuf", "predict trains nothing"]),
+        ("predict c1 x.jpg --weights best.pth", ["best.pth", "no such weights file"]),
+        ("predict eval c1 x.jpg", ["predict and eval", "one mode"]),
+        ("eval c1 --out found", ["--out", "predict CFGNAME PATH..."]),
+        ("c1 --out found", ["--out", "predict CFGNAME PATH..."]),
         # options
         ("c1 --epochs 3", ["--epochs", "--set FIELD=VALUE", "maxEpoch"]),
         ("c1 --dta x", ["--dta", "did you mean '--data'"]),
@@ -133,6 +145,35 @@ def test_eval_before_training(mars, data):
     )
 
 
+def test_predicting_before_training(mars):
+    assert_one_sentence(mars("predict", "c1", "."), "runs/c1/weights/", "train first: python mars.py train c1")
+    assert_one_sentence(mars("predict", "voc", "."), "runs/voc-*", "train first: python mars.py train voc --data DIR")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run whose weights nobody gets to read."""
+    (tmp_path / "runs/c1/weights").mkdir(parents=True)
+    (tmp_path / "runs/c1/weights/best.pth").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("predict c1 nowhere.jpg", ["nowhere.jpg: no such file or folder"]),
+        ("predict c1 nowhere/*.jpg", ["nowhere/*.jpg: no file matches this pattern"]),
+        ("predict c1 empty", ["empty: holds no image", "jpg"]),
+        ("predict c1 . --out file", ["--out", "file: is a file", "name a folder"]),
+    ],
+)
+def test_images_that_are_not_there(mars, tmp_path, command, words):
+    assert_one_sentence(mars(*command.split()), *words)
+    assert not (tmp_path / "runs/c1/predict").exists()
+
+
 # What is no mistake
 
 
@@ -144,6 +185,8 @@ def test_help(mars, command):
         "pipe",
         "train",
         "eval",
+        "predict CFGNAME PATH...",
+        "--out DIR",
         "c1",
         "voc",
         ".distillation",

@@ -195,7 +195,8 @@ def test_painting_another_split_leaves_no_picture_of_the_first(run, folder):
 
 
 def test_a_loss_that_breaks_gets_a_sentence_and_status_1(run, folder, monkeypatch):
-    from train.trainer import Trainer, TrainingDiverged
+    from train.step import TrainingDiverged
+    from train.trainer import Trainer
 
     def broken(self, batch):
         raise TrainingDiverged("loss or gradient not finite in epoch 1")

@@ -1,8 +1,9 @@
-"""All that a run needs to go on, in one file that is either whole or absent.
+"""All that a run needs to go on, in one file that is either whole or absent, and that tells whether it was changed.
 
 A checkpoint holds plain values and tensors only, so that `torch.load(weights_only=True)` reads it: nothing in it runs.
 """
 
+import io
 import json
 import random
 from pathlib import Path
@@ -13,27 +14,68 @@ import torch
 
 from config.errors import UserError
 from ops.files import writing_whole
+from ops.seal import is_intact, sealed
+from train.origin import origin_from_text
 
-FORMAT = "mars-checkpoint-1"
+FORMAT = "mars-checkpoint-2"
+FIRST_FORMAT = "mars-checkpoint-1"  # no seal, no scaler, nothing inside an epoch; read, and written no more
+
+# What every weights file says of itself.
+ABOUT = ("epoch", "fitness", "config", "class_list", "phase", "weights_origin", "data", "commit")
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is not what was once written, or was not written whole."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` under `path` so that a reader never sees half of it."""
+    """Write `content` under `path`, sealed, so that a reader never sees half of it. Raises as `writing_whole` does."""
+    archive = io.BytesIO()  # torch would hide a full disk behind an error of its own
+    torch.save({"format": FORMAT, **content}, archive)
     with writing_whole(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+        file.write(sealed(archive.getvalue()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, on the CPU. Raises `UserError` for a file that it did not write whole."""
+    """What `save_checkpoint` wrote, on the CPU; a file of the first format as if it had been written today.
+
+    Raises `DamagedCheckpoint` when any bit was changed or is missing, `UserError` for other files and versions.
+    """
+    try:
+        is_whole = is_intact(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable for this user") from error
+    if is_whole is False:
+        raise DamagedCheckpoint(f"{path}: is damaged (its checksum is not that of its content)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files; each means the same to the user
+        if is_whole:
+            raise UserError(f"{path}: is whole, but this version cannot read it ({type(error).__name__})") from error
+        raise DamagedCheckpoint(f"{path}: is damaged, cut short or no checkpoint ({type(error).__name__})") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found == FIRST_FORMAT:
+        return _from_first_format(content)
+    if found != FORMAT:
         raise UserError(
-            f"{path}: is damaged or no checkpoint ({type(error).__name__}); move it away, or start afresh: --nobuf"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: is not a checkpoint of this version ({FORMAT}); use --name for a new run, or --nobuf")
+            f"{path}: is not a checkpoint of this version ({found or 'no format'}, wanted is {FORMAT}); "
+            "go on with the version that wrote it, or use --name for a new run, or --nobuf"
+        )
+    if not is_whole:
+        raise DamagedCheckpoint(f"{path}: is cut short (its checksum is missing)")
     return content
+
+
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The weights that a checkpoint evaluates, the average where there is one, and what it says of itself."""
+    model = checkpoint["model"] if checkpoint["ema"] is None else checkpoint["ema"]
+    return {"model": model, **{key: checkpoint[key] for key in ABOUT}}
+
+
+def _from_first_format(content: dict[str, Any]) -> dict[str, Any]:
+    origin = origin_from_text(content["weights_origin"])
+    news = {"scaler": {}, "precision": "float32", "progress": None, "gradients": None, "pending": 0}
+    return {**news, **content, "format": FORMAT, "weights_origin": origin}
 
 
 def seed_random_states(seed: int) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from config.mconfig import ModelConfig
+from train.sched import Pace
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -31,15 +32,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(mcfg: ModelConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW with the momentum as its first beta."""
-    groups = parameter_groups(model, mcfg.optimizerWeightDecay)
+    """SGD with Nesterov momentum, or AdamW with the momentum as its first beta.
+
+    Where steps sum up gradients to a nominal batch, weight decay is scaled by what a step really holds of it.
+    """
+    decay = mcfg.optimizerWeightDecay
+    if mcfg.nominalBatch:
+        held = mcfg.batchSize * max(round(mcfg.nominalBatch / mcfg.batchSize), 1)
+        decay *= held / mcfg.nominalBatch
+    groups = parameter_groups(model, decay)
     if mcfg.optimizerType == "AdamW":
         return torch.optim.AdamW(groups, lr=mcfg.baseLearningRate, betas=(mcfg.optimizerMomentum, 0.999))
     nesterov = mcfg.optimizerMomentum > 0  # Nesterov without momentum is an error in torch
     return torch.optim.SGD(groups, lr=mcfg.baseLearningRate, momentum=mcfg.optimizerMomentum, nesterov=nesterov)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One rate for every group."""
+def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
+    """Learning rates by group, and the momentum where the optimizer has one (AdamW's betas stay)."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = pace.bias_rate if group["name"] == "biases" else pace.rate
+        if "momentum" in group:
+            group["momentum"] = pace.momentum

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.discover import DataSource
 from dl.splits import find_split
-from ops.files import write_whole
-from train.checkpoint import load_checkpoint
+from ops.files import complaining, keep_under_second_name, remove_dead_drafts, write_whole
+from ops.seal import is_intact
+from train.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint, weights_of
+
+log = logging.getLogger("mars")
 
 
 class RunFolder:
@@ -25,6 +30,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.best = path / "weights" / "best.pth"
         self.last = path / "weights" / "last.pth"
+        self.previous = path / "weights" / "previous.pth"  # what last.pth was before
         self.curves = path / "plots" / "loss.png"
         self.eval_metrics = path / "eval" / "metrics.json"
         self.painted = path / "eval" / "images"
@@ -36,9 +42,24 @@ class RunFolder:
         """The folder of the run that a config names."""
         return cls(mcfg.run_dir)
 
+    def has_checkpoint(self) -> bool:
+        """Is there anything to go on from, whole or not?"""
+        return self.last.exists() or self.previous.exists()
+
     def evaluated_weights(self, mcfg: ModelConfig) -> Path:
-        """The weights that evaluation takes: the best, or the last when epochs are not validated."""
-        return self.best if mcfg.epochValidation and self.best.exists() else self.last
+        """The weights that evaluation takes: the best, or the last when epochs are not validated.
+
+        Raises `UserError` when they are damaged. The file need not exist.
+        """
+        last = self.last if self.last.exists() or not self.previous.exists() else self.previous
+        path = self.best if mcfg.epochValidation and self.best.exists() else last
+        if path.is_file() and is_intact(path) is False:
+            other = last if path == self.best else self.previous
+            raise UserError(
+                f"{path}: is damaged (its checksum is not that of its content); train makes the best weights again "
+                f"where it can; to evaluate others: --weights {other}"
+            )
+        return path
 
     def move_aside(self) -> Path | None:
         """Rename an older run's folder so that nothing is lost; where it is now, or None when there was none."""
@@ -48,8 +69,17 @@ class RunFolder:
         aside, count = self.path.with_name(f"{self.path.name}.{stamp}"), 1
         while aside.exists():
             aside, count = self.path.with_name(f"{self.path.name}.{stamp}-{count}"), count + 1
-        self.path.rename(aside)
+        with complaining(self.path, aside):
+            self.path.rename(aside)
         return aside
+
+    def begun_config(self) -> dict[str, Any] | None:
+        """The config that the run here began or last went on with, as plain values; None where there is no run."""
+        for path in (self.last, self.previous):
+            with suppress(DamagedCheckpoint):  # said when the run goes on
+                if path.exists():
+                    return json.loads(load_checkpoint(path)["config"])
+        return None
 
     def write_config(self, mcfg: ModelConfig) -> None:
         write_whole(self.config, json.dumps(mcfg.to_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -58,14 +88,30 @@ class RunFolder:
         """`metrics.jsonl`, one line an epoch; written whole, so that it never disagrees with the checkpoint."""
         write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in history))
 
+    def save(self, checkpoint: Mapping[str, Any], is_best: bool = False) -> None:
+        """Write the checkpoint, and the best weights out of it. What was last before is kept as `previous`.
+
+        At every moment one of both is whole. The checkpoint comes first, for the best weights follow from it.
+        """
+        if self.last.exists() and is_intact(self.last):  # what is damaged must not take the place of what is whole
+            keep_under_second_name(self.last, self.previous)
+        save_checkpoint(self.last, dict(checkpoint))
+        if is_best:
+            save_checkpoint(self.best, weights_of(dict(checkpoint)))
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written. For the holder of the folder's lock only."""
+        for draft in remove_dead_drafts(self.path):
+            log.debug("removed %s, which a stopped process left half-written", draft)
+
     def checkpoint_to_resume(self, mcfg: ModelConfig, data: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
         """The checkpoint to go on from, or None for a fresh run; and what changed in its schedule, in words.
 
-        Raises `UserError` when the folder belongs to another data set, class list or training.
+        Raises `UserError` when the folder belongs to another data set, class list or training, or holds nothing whole.
         """
-        if not self.last.exists():
+        checkpoint = self._newest_whole()
+        if checkpoint is None:
             return None, ""
-        checkpoint = load_checkpoint(self.last)
         if other := data_differences(checkpoint["data"], data):
             raise UserError(
                 f"{self.path}: holds a run on another data set ({other}); "
@@ -77,6 +123,71 @@ class RunFolder:
                 f"{self.path}: holds another training: {others}; set it back, or use --name for a new run, or --nobuf"
             )
         return checkpoint, _in_words(schedule_differences(old, new))
+
+    def _newest_whole(self) -> dict[str, Any] | None:
+        """The last checkpoint, or the one before when the last is damaged or missing, which is said aloud."""
+        faults = []
+        for path in (self.last, self.previous):
+            if not path.exists():
+                continue
+            try:
+                checkpoint = load_checkpoint(path)
+            except DamagedCheckpoint as error:
+                faults.append(str(error))
+                continue
+            if path == self.previous:
+                fault = faults[0] if faults else f"{self.last}: is not there"
+                log.warning("%s; going on from %s", fault, _place_of(path, checkpoint))
+            return checkpoint
+        if faults:
+            raise UserError(f"{'; '.join(faults)}; nothing whole is left to go on from: --nobuf starts afresh")
+        for remains in (self.best, self.metrics):
+            if remains.exists():
+                raise UserError(
+                    f"{self.path}: holds {remains.relative_to(self.path)} of a run whose checkpoint "
+                    f"{self.last.relative_to(self.path)} is gone; use --name for a new run, or --nobuf"
+                )
+        return None
+
+    def mend_best(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Make the best weights again where they are missing, damaged or older than the checkpoint knows.
+
+        They are in the last checkpoints when the best epoch was one of them. Returns False, having said so, when they
+        are lost.
+        """
+        rows = [row for row in json.loads(checkpoint["history"]) if row["is_best"]]
+        if not rows or checkpoint["best"] is None:
+            return True
+        epoch, fault = rows[-1]["epoch"] + 1, "is not there"
+        if self.best.exists():
+            try:
+                if load_checkpoint(self.best)["epoch"] >= epoch:  # more: of an epoch that will come again
+                    return True
+                fault = "is of an earlier epoch"
+            except DamagedCheckpoint:
+                fault = "is damaged"
+        for source in (checkpoint, self._previous_or_none()):
+            if source is not None and source["progress"] is None and source["epoch"] == epoch:
+                save_checkpoint(self.best, weights_of(dict(source)))
+                log.warning("%s: %s; made again from the checkpoint of epoch %d", self.best, fault, epoch)
+                return True
+        log.warning(
+            "%s: %s, and no checkpoint of epoch %d is left to make it from; the best of later epochs will lie there",
+            self.best, fault, epoch,
+        )  # fmt: skip
+        return False
+
+    def _previous_or_none(self) -> dict[str, Any] | None:
+        try:
+            return load_checkpoint(self.previous) if self.previous.exists() else None
+        except UserError:
+            return None
+
+
+def _place_of(path: Path, checkpoint: Mapping[str, Any]) -> str:
+    progress = checkpoint["progress"]
+    inside = f" and {progress['batches']} batches" if progress else ""
+    return f"{path.name}, after {checkpoint['epoch']} epochs{inside}"
 
 
 def data_identity(source: DataSource, split_names: Sequence[str]) -> dict[str, str]:

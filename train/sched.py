@@ -1,7 +1,7 @@
 """Learning rates by epoch. A schedule gives the rate of an epoch and may learn from its validation figure."""
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -84,7 +84,88 @@ class PlateauSchedule:
         self.reductions, self.best, self.waited = state["reductions"], state["best"], state["waited"]
 
 
+class DecaySchedule:
+    """From base to lowest over all epochs, in a line or half a cosine; nothing is flat."""
+
+    def __init__(self, base: float, lowest: float, max_epoch: int, is_cosine: bool = False):
+        self.base, self.lowest, self.max_epoch, self.is_cosine = base, lowest, max_epoch, is_cosine
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0, once warm-up is over."""
+        left = max(0.0, 1 - epoch / self.max_epoch)
+        part = (1 - math.cos(math.pi * left)) / 2 if self.is_cosine else left
+        return self.lowest + (self.base - self.lowest) * part
+
+    def observe(self, fitness: float | None) -> None:
+        """The rate follows the calendar, whatever comes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is remembered: the rate follows from the epoch."""
+
+
+class Pace(NamedTuple):
+    """How one batch is taken."""
+
+    rate: float  # learning rate of weights and norms
+    bias_rate: float
+    momentum: float
+    accumulate: int  # batches a step of the optimizer
+
+
+class WarmUp:
+    """Straight lines, batch by batch: rates from 0 (biases from `bias_rate`), momentum, the batches of a step from 1.
+
+    Biases start high because those of the class scores have a long way to go. `accumulate` is what a step sums up once
+    warm-up is over. Lasts `epochs`, but never less than `at_least` batches; 0 epochs: none.
+    """
+
+    def __init__(
+        self,
+        epochs: float,
+        batches_an_epoch: int,
+        bias_rate: float,
+        first_momentum: float,
+        momentum: float,
+        accumulate: float = 1,
+        at_least: int = 100,
+    ):
+        self.num_batches = max(round(epochs * batches_an_epoch), at_least) if epochs > 0 else 0
+        self.bias_rate, self.first_momentum, self.momentum = bias_rate, first_momentum, momentum
+        self.accumulate = accumulate
+
+    def pace(self, batch: int, rate: float) -> Pace:
+        """Of a batch, counted from the start of the training, in an epoch with this learning rate."""
+        part = min(1.0, batch / self.num_batches) if self.num_batches else 1.0
+        return Pace(
+            rate=part * rate,
+            bias_rate=(1 - part) * self.bias_rate + part * rate,
+            momentum=(1 - part) * self.first_momentum + part * self.momentum,
+            accumulate=max(1, round(1 + part * (self.accumulate - 1))),
+        )
+
+
 def build_schedule(mcfg: Any) -> Schedule:
     """The schedule that a ModelConfig names."""
-    kind = {"COS": CosineSchedule, "plateau": PlateauSchedule}[mcfg.schedulerType]
-    return kind(mcfg.baseLearningRate, mcfg.minLearningRate, mcfg.maxEpoch)
+    rates = (mcfg.baseLearningRate, mcfg.minLearningRate, mcfg.maxEpoch)
+    if mcfg.schedulerType in ("linear", "cosine"):
+        return DecaySchedule(*rates, is_cosine=mcfg.schedulerType == "cosine")
+    return {"COS": CosineSchedule, "plateau": PlateauSchedule}[mcfg.schedulerType](*rates)
+
+
+def build_warm_up(mcfg: Any, batches_an_epoch: int) -> WarmUp:
+    """The warm-up by batches of the linear and cosine schedule; those that warm up by epochs get one without length.
+
+    AdamW's steps do not depend on the size of gradients, so its biases start from 0.
+    """
+    has_own = mcfg.schedulerType in ("COS", "plateau")
+    return WarmUp(
+        0 if has_own else mcfg.warmupEpochs,
+        batches_an_epoch,
+        0.0 if mcfg.optimizerType == "AdamW" else mcfg.warmupBiasRate,
+        mcfg.warmupMomentum,
+        mcfg.optimizerMomentum,
+        (mcfg.nominalBatch or mcfg.batchSize) / mcfg.batchSize,
+    )

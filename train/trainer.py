@@ -2,11 +2,8 @@
 
 import json
 import logging
-import subprocess
 import time
 from contextlib import closing
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from tqdm import tqdm
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from config.places import FILE_SCHEME
+from dl.cache import build_images
 from dl.check import CheckedData, check_data
 from dl.loader import build_loader
 from eval.evaluator import Evaluator
@@ -23,20 +21,23 @@ from model import build_model
 from model.pretrained import load_weights
 from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
-from train.checkpoint import random_states, restore_random_states, save_checkpoint, seed_random_states
+from ops.precision import keep_precision, name_of, pick_precision
+from train.budget import within_minutes
+from train.checkpoint import random_states, restore_random_states, seed_random_states
 from train.ema import ModelEMA
+from train.interrupt import Interrupted, Interrupts
+from train.lock import RunLock
 from train.loss import DetectionLoss
-from train.opt import build_optimizer, set_learning_rate
+from train.opt import build_optimizer, set_pace
+from train.origin import code_commit, file_origin, random_origin
+from train.progress import EpochProgress
 from train.runfolder import RunFolder, data_identity
-from train.sched import build_schedule
+from train.sched import build_schedule, build_warm_up
+from train.step import Means, Stepper
 
 log = logging.getLogger("mars")
 
 Row = dict[str, Any]  # one epoch in history and metrics.jsonl
-
-
-class TrainingDiverged(FloatingPointError):
-    """A loss or gradient that is not finite. The optimizer has not moved since the last good step."""
 
 
 class Trainer:
@@ -46,8 +47,9 @@ class Trainer:
         """`data`: the checked training and validation split, when they are at hand; else they are checked now."""
         if mcfg.modelName == "distillation":
             raise UserError("modelName=distillation: its losses are not there yet; train the tags full or teacher")
-        self.mcfg, self.quiet = mcfg, quiet
+        self.quiet = quiet
         self.folder = RunFolder.of(mcfg)
+        is_fresh = mcfg.nobuf or not self.folder.has_checkpoint()
         names = [mcfg.trainSplitName] + ([mcfg.validationSplitName] if mcfg.epochValidation else [])
         data = data or check_data(mcfg, names, cache_file=self.folder.data_check)
         self.splits = data.splits
@@ -57,6 +59,11 @@ class Trainer:
             use_all_cores()
 
         self.model = build_model(mcfg).to(self.device).to(memory_format=torch.channels_last)
+        # Timed where a run starts; one that goes on keeps its own, however a second timing would fall out.
+        word = mcfg.precision if is_fresh else "float32"
+        must_time = is_fresh and mcfg.trainMinutes is not None
+        self.precision = pick_precision(word, self.device, self.model, mcfg.inputShape, must_time)
+        self.mcfg = mcfg = self._within_minutes(mcfg)
         self.loss = DetectionLoss.from_config(mcfg, self.model)
         self.optimizer = build_optimizer(mcfg, self.model)
         self.schedule = build_schedule(mcfg)
@@ -64,30 +71,48 @@ class Trainer:
             mcfg, mcfg.trainSplitName, annotations=list(self.splits[mcfg.trainSplitName]), train=True
         )
         self.evaluator = Evaluator.for_validation(mcfg) if mcfg.epochValidation else None
+        validated = self.splits[mcfg.validationSplitName] if mcfg.epochValidation else []
+        self.validation_images = build_images(mcfg, mcfg.validationSplitName, validated)
+        self.warm_up = build_warm_up(mcfg, len(self.loader))
+        self.rate, self.batch_index = 0.0, 0  # of the epoch; batches since startEpoch
         self.epoch = mcfg.startEpoch
         self.best: float | None = None
         self.history: list[Row] = []
         self.started, self.first_epoch = time.perf_counter(), self.epoch  # of this start, for the time that is left
-        self.weights_origin = "random"
-        if mcfg.nobuf or not self.folder.last.exists():  # now, so that a wrong file leaves an older run where it is
+        self.weights_origin = random_origin()
+        if is_fresh:  # now, so that a wrong file leaves an older run where it is
             self._load_starting_weights()
         self.ema = ModelEMA(self.model) if mcfg.useEMA else None
+        self.stepper = self._make_stepper()
+        self.progress: EpochProgress | None = None  # of the epoch that is not saved yet
+        self._inside: dict[str, Any] | None = None  # the progress that a checkpoint was saved with
+        self.interrupts = Interrupts()
 
     def run(self) -> RunFolder:
         """Train up to maxEpoch; weights, curves and metrics are in the run's folder. A finished run is left alone."""
-        self._start_or_resume()
-        if self.epoch >= self.mcfg.maxEpoch:
-            log.info("already trained: %d of %d epochs; a larger maxEpoch goes on", self.epoch, self.mcfg.maxEpoch)
-            return self.folder
-        self.folder.write_config(self.mcfg)
-        self.started, self.first_epoch = time.perf_counter(), self.epoch
-        with closing(self.loader):  # ends its worker processes, also when an epoch fails
-            for epoch in range(self.epoch, self.mcfg.maxEpoch):
-                self.preEpochSetup(epoch)
-                row = self.fit_one_epoch(epoch)
-                self.validate(epoch, row)
-                self.save(epoch, row)
+        with RunLock(self.folder.path) as lock:
+            lock.hold()
+            self._start_or_resume()
+            if self.epoch >= self.mcfg.maxEpoch:
+                log.info("already trained: %d of %d epochs; a larger maxEpoch goes on", self.epoch, self.mcfg.maxEpoch)
+                return self.folder
+            log.info("%s", self.precision.why)
+            self.folder.write_config(self.mcfg)
+            self.started, self.first_epoch = time.perf_counter(), self.epoch
+            with closing(self.loader), self.interrupts:  # ends its worker processes, also when an epoch fails
+                try:
+                    self._train()
+                except Interrupted as interruption:
+                    raise Interrupted(self._save_before_leaving(interruption)) from None
         return self.folder
+
+    def _train(self) -> None:
+        for epoch in range(self.epoch, self.mcfg.maxEpoch):
+            self.preEpochSetup(epoch)
+            row = self.fit_one_epoch(epoch)
+            self.validate(epoch, row)
+            self.save(epoch, row)
+            self.interrupts.leave_if_asked()
 
     def preEpochSetup(self, epoch: int) -> None:
         """Frozen or not, the learning rate, and the epoch's order of images."""
@@ -96,52 +121,54 @@ class Trainer:
         else:
             self.model.unfreezeBackbone()
         self.model.train()
-        set_learning_rate(self.optimizer, self.schedule.rate(epoch))
-        self.loader.set_epoch(epoch)
+        self.rate = self.schedule.rate(epoch)
+        inside, self._inside = self._inside, None
+        self.progress = EpochProgress(inside)
+        self.batch_index = self._batches_before(epoch) + self.progress.batches
+        self.loader.set_epoch(epoch, self.progress.batches)
+
+    def _batches_before(self, epoch: int) -> int:
+        return (epoch - self.mcfg.startEpoch) * len(self.loader)
 
     def fit_one_epoch(self, epoch: int) -> Row:
         """One pass over the training split; the row of its averages."""
-        started, images = time.perf_counter(), 0
-        sums: dict[str, torch.Tensor] = {}
+        progress = self.progress or EpochProgress()
         with self._progress_bar(epoch) as bar:
-            for step, batch in enumerate(self.loader):
-                for name, value in self.train_step(batch.to(self.device)).items():
-                    sums[name] = sums.get(name, 0) + value
-                images += len(batch)
+            bar.update(progress.batches)
+            for batch in self.loader:
+                progress.add(self.train_step(batch.to(self.device)), len(batch))
+                progress.batches = self.loader.next_batch
+                self.batch_index = self._batches_before(epoch) + progress.batches
                 bar.update()
-                bar.set_postfix(self._bar_text(sums, step + 1, images / (time.perf_counter() - started)), refresh=False)
-        seconds = time.perf_counter() - started
-        means = {name: (value / len(self.loader)).item() for name, value in sums.items()}
+                bar.set_postfix(self._bar_text(progress.means, progress.images_per_s), refresh=False)
+                self.interrupts.leave_if_asked()
+        progress.means.add(self.stepper.flush())  # an epoch ends with a step: no gradient waits for the next
         return {
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "frozen": self.model.is_backbone_frozen,
-            **{name: round(value, 6) for name, value in means.items()},
-            "images_per_s": round(images / seconds, 2),
-            "seconds": round(seconds, 3),
+            **{name: round(value, 6) for name, value in progress.means.values().items()},
+            "images_per_s": round(progress.images_per_s, 2),
+            "seconds": round(progress.seconds, 3),
         }
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One batch into the weights; the loss, its parts and the gradient's norm, still on the device.
+        """One batch into the gradients, and into the weights when enough are in; what `Stepper.add` returns."""
+        pace = self.warm_up.pace(self.batch_index, self.rate)
+        self.batch_index += 1
+        set_pace(self.optimizer, pace)
+        return self.stepper.add(batch, pace.accumulate)
 
-        Raises `TrainingDiverged` before the optimizer moves when the loss or a gradient is not finite.
-        """
-        images = batch.images.to(memory_format=torch.channels_last).float().div_(255)
-        self.optimizer.zero_grad(set_to_none=True)
-        out = self.loss(self.model(images), batch)
-        scale = len(batch) if self.mcfg.lossReduction == "sum" else 1
-        (out.total * scale).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.mcfg.gradientClip)
-        if not torch.isfinite(out.total.detach() + norm):
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in out.parts.items())
-            raise TrainingDiverged(
-                f"loss or gradient not finite in epoch {self.epoch + 1}: {parts}, gradient norm {norm.item():.4g}, "
-                f"images {', '.join(batch.image_ids)}; the weights are those of the step before"
-            )
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model)
-        return {"loss": out.total.detach(), **out.parts, "grad_norm": norm}
+    def _within_minutes(self, mcfg: ModelConfig) -> ModelConfig:
+        trained = len(self.splits[mcfg.trainSplitName])
+        validated = len(self.splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0
+        seconds = self.precision.seconds or 0.0  # 0 where a run goes on, which keeps its number of epochs
+        return within_minutes(mcfg, seconds, trained, validated / mcfg.validationInterval, self.folder.begun_config())
+
+    def _make_stepper(self) -> Stepper:
+        is_summed = self.mcfg.lossReduction == "sum"
+        precision, clip = self.precision.dtype, self.mcfg.gradientClip
+        return Stepper(self.model, self.loss, self.optimizer, self.ema, precision, clip, is_summed)
 
     def validate(self, epoch: int, row: Row) -> None:
         """Fill the row with the figures of the validation split, where this epoch is validated, and keep the best."""
@@ -149,7 +176,14 @@ class Trainer:
         is_last = epoch == self.mcfg.maxEpoch - 1
         if self.evaluator is not None and (is_last or (epoch + 1) % self.mcfg.validationInterval == 0):
             name = self.mcfg.validationSplitName
-            result = self.evaluator.evaluate(self.evaluated_model, name, annotations=self.splits[name])
+            result = self.evaluator.evaluate(
+                self.evaluated_model,
+                name,
+                annotations=self.splits[name],
+                on_batch=self.interrupts.leave_if_asked,  # nothing has changed yet: it is done again
+                precision=self.precision.dtype,
+                images=self.validation_images,
+            )
             row.update(map50=result.map50, map50_95=result.map50_95)
             fitness = result.map50_95
             row["is_best"] = fitness is not None and (self.best is None or fitness > self.best)
@@ -159,15 +193,23 @@ class Trainer:
         self.schedule.observe(row["map50_95"] if self.evaluator is not None else -row["loss"])
 
     def save(self, epoch: int, row: Row) -> None:
-        """Weights first, then everything that is derived from them; each file is whole or not there."""
+        """The checkpoint first, then everything that follows from it; each file is whole or not there."""
         self.epoch = epoch + 1
         self.history.append(row)
-        about = self._about(row)
-        if row["is_best"]:
-            save_checkpoint(self.folder.best, {"model": self.evaluated_model.state_dict(), **about})
-        save_checkpoint(self.folder.last, {**self._state(), **about})
+        self.progress = None
+        self.folder.save(self._checkpoint(), is_best=row["is_best"])
         self._write_history()
         log.info("%s", self._epoch_line(row))
+
+    def _save_before_leaving(self, interruption: Interrupted) -> str:
+        """Save what the epoch has come to, where that is not done; what to tell the user."""
+        if self.progress is None:
+            where = f"after epoch {self.epoch}/{self.mcfg.maxEpoch}"
+        else:
+            self.folder.save(self._checkpoint())
+            batches = f"{self.progress.batches} of {len(self.loader)} batches"
+            where = f"in epoch {self.epoch + 1}/{self.mcfg.maxEpoch} after {batches}"
+        return f"interrupted by {interruption} and saved {where}; the same command goes on from there"
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -175,14 +217,21 @@ class Trainer:
         return self.ema.model if self.ema is not None else self.model
 
     def _start_or_resume(self) -> None:
+        self.folder.tidy()
         checkpoint, changes = self.folder.checkpoint_to_resume(self.mcfg, self.data)
         if checkpoint is None:
             seed_random_states(self.mcfg.seed)
+            # The start is saved, too: what was measured for it, and where a first epoch that is damaged goes back to.
+            self.folder.write_config(self.mcfg)
+            self.folder.save(self._checkpoint())
             return
         self._restore(checkpoint)
+        if not self.folder.mend_best(checkpoint):
+            self.best = None
         self._write_history()  # again, for a run that was stopped between its weights and its curves
+        inside = f" and {self._inside['batches']} batches" if self._inside else ""
         changed = f", with {changes}" if changes else ""
-        log.info("going on with %s after epoch %d%s", self.folder.path, self.epoch, changed)
+        log.info("going on with %s after epoch %d%s%s", self.folder.path, self.epoch, inside, changed)
 
     def _write_history(self) -> None:
         self.folder.write_history(self.history)
@@ -193,19 +242,23 @@ class Trainer:
         for path in (backbone and backbone.removeprefix(FILE_SCHEME), self.mcfg.checkpointModelFile):
             if path is not None:
                 log.info("%s", load_weights(self.model, path, self.mcfg.classList))
-                self.weights_origin = path
+                self.weights_origin = file_origin(path)
 
-    def _about(self, row: Row) -> dict[str, Any]:
+    def _checkpoint(self) -> dict[str, Any]:
+        """All that the run needs to go on from here."""
+        return {**self._about(), **self._state()}
+
+    def _about(self) -> dict[str, Any]:
         """What every weights file says of itself."""
         return {
             "epoch": self.epoch,
-            "fitness": row["map50_95"],
+            "fitness": self.history[-1]["map50_95"] if self.history else None,
             "config": json.dumps(self.mcfg.to_dict()),
             "class_list": list(self.mcfg.classList or ()),
             "phase": self.mcfg.phase,
             "weights_origin": self.weights_origin,
             "data": self.data,
-            "commit": _commit(),
+            "commit": code_commit(),
         }
 
     def _state(self) -> dict[str, Any]:
@@ -214,10 +267,15 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema else None,
             "ema_steps": self.ema.steps if self.ema else 0,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.stepper.state_dict(),
+            "precision": name_of(self.precision.dtype),
             "schedule": self.schedule.state_dict(),
             "best": self.best,
             "history": json.dumps(self.history),
             "random": random_states(),
+            "progress": self.progress.state_dict() if self.progress else None,
+            "gradients": [parameter.grad for parameter in self.model.parameters()] if self.stepper.pending else None,
+            "pending": self.stepper.pending,
         }
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
@@ -225,10 +283,17 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.precision = keep_precision(checkpoint["precision"], self.device)
+        self.stepper = self._make_stepper()
+        self.stepper.load_state_dict(checkpoint["scaler"])
+        self.stepper.pending = checkpoint["pending"]
+        for parameter, gradient in zip(self.model.parameters(), checkpoint["gradients"] or (), strict=False):
+            parameter.grad = None if gradient is None else gradient.to(self.device)
         self.schedule.load_state_dict(checkpoint["schedule"])
         self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
         self.history = json.loads(checkpoint["history"])
         self.weights_origin = checkpoint["weights_origin"]
+        self._inside = checkpoint["progress"]
         restore_random_states(checkpoint["random"])
 
     def _progress_bar(self, epoch: int) -> tqdm:
@@ -239,8 +304,8 @@ class Trainer:
             total=len(self.loader), desc=title, leave=False, disable=True if self.quiet else None, dynamic_ncols=True
         )
 
-    def _bar_text(self, sums: dict[str, torch.Tensor], steps: int, images_per_s: float) -> dict[str, str]:
-        text = {name: f"{sums[name].item() / steps:.3f}" for name in ("box", "cls", "dfl")}
+    def _bar_text(self, means: Means, images_per_s: float) -> dict[str, str]:
+        text = {name: f"{value:.3f}" for name, value in means.values(("box", "cls", "dfl")).items()}
         return {**text, "img/s": f"{images_per_s:.0f}"}
 
     def _epoch_line(self, row: Row) -> str:
@@ -259,13 +324,3 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-@lru_cache(maxsize=1)
-def _commit() -> str:
-    """The code's commit, or "unknown" outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

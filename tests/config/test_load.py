@@ -327,7 +327,7 @@ def test_bad_cfgnames(cfgname, words):
         ({"lossWeights": (1, 2)}, ["lossWeights=(1, 2)", "3 values"]),
         ({"lossWeights": (1, -2, 1)}, ["lossWeights=(1.0, -2.0, 1.0)", "must not be negative"]),
         ({"device": "gpu"}, ["device='gpu'", "cuda:N"]),
-        ({"schedulerType": "cosine"}, ["schedulerType='cosine'", "COS, plateau"]),
+        ({"schedulerType": "cosin"}, ["schedulerType='cosin'", "COS, plateau", "did you mean 'cosine'"]),
         ({"phase": "huge"}, ["phase='huge'", "nano, small"]),
         ({"modelName": "distillation"}, ["modelName=distillation", "teacherModelFile"]),
         ({"baseLearningRate": 1e-5}, ["minLearningRate=0.0001", "baseLearningRate=1e-05"]),

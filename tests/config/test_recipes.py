@@ -9,10 +9,11 @@ from config.mconfig import PHASES
 from config.recipes import RECIPE_DIR, _import, _questions, describe_recipes
 
 STAGES = {"c1": ["", ".full", ".teacher", ".distillation"], "demo": ["", ".full"], "voc": ["", ".full"]}
+VARIANTS = {"c1": "ema", "demo": "assignment", "voc": "assignment"}
 CFGNAMES = [
-    f"{recipe}.{phase}{stage}{ema}"
+    f"{recipe}.{phase}{stage}{variant}"
     for recipe, stages in STAGES.items()
-    for phase, stage, ema in itertools.product(PHASES, stages, ["", ".ema"])
+    for phase, stage, variant in itertools.product(PHASES, stages, ["", f".{VARIANTS[recipe]}"])
 ]
 
 
@@ -26,14 +27,16 @@ def test_every_shipped_recipe_and_tag_loads(cfgname, tmp_path):
     mcfg = load_config(cfgname, root=tmp_path, data=tmp_path / "data")
     assert mcfg.is_frozen
     assert mcfg.phase in cfgname.split(".")
-    assert mcfg.useEMA == cfgname.endswith(".ema")
+    is_modern = not cfgname.startswith("c1.") and not cfgname.endswith(".assignment")
+    assert mcfg.training == ("modern" if is_modern else "assignment")
+    assert mcfg.useEMA == (is_modern or cfgname.endswith(".ema"))
     assert mcfg.runName.startswith(cfgname)
     assert mcfg.modelName == ("distillation" if ".distillation" in cfgname else "base")
 
 
 @pytest.mark.parametrize("recipe", describe_recipes(), ids=lambda recipe: recipe.name)
 def test_a_recipe_declares_what_it_asks_and_says_what_it_is(recipe):
-    tags = {tag for stage in STAGES[recipe.name] for tag in [stage[1:]] if tag} | {"ema"}
+    tags = {tag for stage in STAGES[recipe.name] for tag in [stage[1:]] if tag} | {VARIANTS[recipe.name]}
     assert set(recipe.tags) == tags
     assert recipe.doc.partition("\n")[0].endswith(".")
     if recipe.name != "voc":  # voc stops at its first question without data

@@ -59,7 +59,7 @@ def test_every_fault_in_one_pass_each_with_its_file(three_splits, config, write_
         "images/c.jpg: the image cannot be read",
         "annotations/c.xml: the xml does not parse",
         "images/d.jpg: the image cannot be read",
-        "images/e.jpg: the image is 40 x 30, its annotation's <size> says 400 x 300",
+        "images/e.jpg: the image is 40 x 30, its annotation says 400 x 300",
         "annotations/f.xml: <xmax> of object 1 (cat) is 'x', not a number",
     ]
     assert len(lines) == 8
@@ -217,7 +217,7 @@ def test_columns_are_aligned_by_what_is_seen(three_splits, config, write_voc):
 
 def test_a_class_list_that_knows_no_object(three_splits, config):
     text = fault_of(config(three_splits, classList=("A1", "A2")))
-    assert "none of the 6 objects has a class of the class list (A1, A2); the xml files say cat" in text
+    assert "none of the 6 objects has a class of the class list (A1, A2); the annotations say cat" in text
 
 
 def test_images_of_any_suffix_and_several_of_one_name(three_splits, config):

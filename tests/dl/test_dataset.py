@@ -2,12 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from config.errors import UserError
 from dl.augment import AugmentRanges
 from dl.check import check_data
 from dl.dataset import AUGMENT_STREAM, DetectionDataset, random_stream, select_classes
 from dl.images import read_image
+from dl.mosaic import MOSAIC_GREY, ModernRanges
 
 
 @pytest.fixture
@@ -34,6 +36,104 @@ def test_augmented_sample_depends_on_seed_epoch_and_index_alone(annotations):
     others = [data[(4, 1)], replace(data[(3, 2)]), DetectionDataset(annotations, (64, 64), 6, AugmentRanges())[(3, 1)]]
     assert not any(np.array_equal(first.image, other.image) for other in others)
     assert first.letterbox is None
+
+
+PLAIN = ModernRanges(mosaic_end=5, scale=0.0, flip=0.0, hue=0.0, saturation=0.0, value=0.0)
+
+
+@pytest.fixture
+def plain_colours(annotations):
+    """Images a, b, c of one colour each, as PNG under their names."""
+    for number, annotation in enumerate(annotations):
+        pixels = np.zeros((annotation.height, annotation.width, 3), np.uint8)
+        pixels[..., number] = 200
+        Image.fromarray(pixels).save(annotation.image_path, "PNG")
+    return annotations
+
+
+def channels(image):
+    """Of which of the three images is anything to be seen?"""
+    return {number for number in range(3) if (image[..., number] == 200).any()}
+
+
+def test_modern_samples_depend_on_seed_epoch_and_index_alone(annotations):
+    def sample(seed, key):
+        return DetectionDataset(annotations, (64, 96), seed, ModernRanges())[key]
+
+    first, again = sample(5, (3, 1)), sample(5, (3, 1))
+    assert first.image.shape == (64, 96, 3)
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.boxes, again.boxes)
+    assert np.array_equal(first.labels, again.labels)
+    assert first.letterbox is None
+    assert first.image_id == "b"
+    for other in (sample(5, (4, 1)), sample(5, (3, 2)), sample(6, (3, 1))):
+        assert not np.array_equal(first.image, other.image)
+
+
+def test_mosaic_until_its_end_and_none_after(plain_colours):
+    data = DetectionDataset(plain_colours, (64, 64), 0, PLAIN)
+    joined = [channels(data[(epoch, index)].image) for epoch in range(5) for index in range(3)]
+    assert max(map(len, joined)) == 3
+    assert set.union(*joined) == {0, 1, 2}
+    for epoch in (5, 6, 100):
+        assert [channels(data[(epoch, index)].image) for index in range(3)] == [{0}, {1}, {2}]
+
+
+def test_one_image_is_joined_with_itself(plain_colours):
+    data = DetectionDataset(plain_colours[:1], (64, 64), 0, PLAIN)
+    most = max((data[(epoch, 0)] for epoch in range(5)), key=lambda sample: len(sample.boxes))
+    assert len(most.boxes) > 1
+
+
+def test_without_boxes_there_are_none(annotations):
+    empty = [
+        replace(one, boxes=one.boxes[:0], labels=one.labels[:0], difficult=one.difficult[:0]) for one in annotations
+    ]
+    for epoch in range(4):
+        sample = DetectionDataset(empty, (64, 64), 0, replace(PLAIN, mosaic_end=2))[(epoch, 0)]
+        assert (sample.boxes.shape, sample.labels.shape) == ((0, 4), (0,))
+    mixed = [annotations[0], *empty[1:]]
+    counts = [len(DetectionDataset(mixed, (64, 64), 0, PLAIN)[(epoch, 1)].boxes) for epoch in range(5)]
+    assert min(counts) == 0 < max(counts)
+
+
+def test_of_a_mosaic_only_the_unreadable_part_is_missing(plain_colours):
+    whole = DetectionDataset(plain_colours, (64, 64), 0, PLAIN)
+    before = {(epoch, index): whole[(epoch, index)] for epoch in range(5) for index in range(3)}
+    plain_colours[1].image_path.unlink()
+    left_out, grey, boxes = 0, 0, np.zeros(2)
+    for key, sample in before.items():
+        faults = {}
+        now = whole.load(key, faults)
+        is_seen = 1 in channels(sample.image)
+        assert list(faults) == ["b"] * is_seen
+        if now is None:
+            left_out += 1
+            assert key[1] == 1
+            continue
+        lost = (sample.image != now.image).any(axis=-1)
+        assert np.array_equal(lost, sample.image[..., 1] == 200), "all else is as it was"
+        assert (now.image[lost] == MOSAIC_GREY).all()
+        grey += is_seen
+        if is_seen:  # an object of the lost part may have been too little seen to count
+            boxes += np.array([len(sample.boxes), len(now.boxes)])
+            with pytest.raises(UserError, match=r"b.jpg: no such image file"):
+                whole[key]
+    assert left_out > 0
+    assert grey > 0
+    assert boxes[0] > boxes[1]
+
+
+@pytest.mark.parametrize("ranges", [None, AugmentRanges()])
+def test_a_sample_of_one_image_is_left_out_with_it(annotations, ranges):
+    annotations[0].image_path.unlink()
+    faults = {}
+    data = DetectionDataset(annotations, (64, 64), 0, ranges)
+    assert data.load((0, 0), faults) is None
+    assert faults == {"a": f"{annotations[0].image_path}: no such image file"}
+    assert data.load((0, 1), faults).image_id == "b"
+    assert len(faults) == 1
 
 
 def test_streams_do_not_meet():

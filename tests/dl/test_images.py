@@ -137,7 +137,7 @@ def test_an_impossible_orientation_is_none(write_image, tmp_path):
 
 def test_another_size_is_a_fault(write_image, tmp_path):
     path = write_image(tmp_path / "a.jpg", (40, 30))
-    with pytest.raises(UserError, match=f"{path}: the image is 40 x 30, its annotation's <size> says 80 x 60"):
+    with pytest.raises(UserError, match=f"{path}: the image is 40 x 30, its annotation says 80 x 60"):
         read_image(path, (80, 60))
     with pytest.raises(UserError, match="says 30 x 40"):  # swapped, but no EXIF turn that would explain it
         read_image(path, (30, 40))

@@ -151,6 +151,8 @@ def batch_of(*image_ids):
 class Loaded(list):
     """Batches that are there already; a loader is closed after use."""
 
+    skipped: ClassVar[dict[str, str]] = {}
+
     def close(self) -> None:
         pass
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import eval.painter
 from eval.chips import Label, Rect, drawable_names, place_chips, place_legend
-from eval.painter import GREEN, PURPLE, YELLOW, file_names, judge, paint, paint_split
+from eval.painter import GREEN, PURPLE, YELLOW, class_colour, file_names, judge, paint, paint_found, paint_split
 
 NAMES = ("ant", "bee")
 GREY = (90, 90, 90)
@@ -193,3 +193,35 @@ def test_paint_split_on_real_files(make_truth, make_found, tmp_path):
 
 def test_names_that_the_letters_cannot_write_become_numbers():
     assert drawable_names(("plane", "飞机", "Flügel", "самолёт")) == ("plane", "class 1", "Flügel", "самолёт")
+
+
+def test_predictions_alone_are_painted_in_the_colours_of_their_classes(make_found):
+    rows = [[100, 100, 200, 200, 0, 0.9], [300, 300, 400, 400, 1, 0.5], [500, 100, 600, 200, 1, 0.1]]
+    image = blank()
+    painted = paint_found(image, make_found("a", rows), NAMES)
+    assert painted.shape == image.shape and (image == GREY[0]).all()
+    assert tuple(painted[150, 100]) == tuple(painted[150, 199]) == class_colour(0)
+    assert tuple(painted[350, 300]) == class_colour(1)
+    assert tuple(painted[150, 500]) == GREY  # below the lowest score that is painted
+    assert tuple(painted[150, 150]) == tuple(painted[150, 99]) == GREY
+    assert (paint_found(image, make_found("a"), NAMES) == image).all()
+
+
+def test_a_box_is_seen_on_an_image_of_its_own_colour(make_found):
+    image = np.full((100, 100, 3), class_colour(0), dtype=np.uint8)
+    painted = paint_found(image, make_found("a", [[20, 20, 80, 80, 0, 0.9]]), NAMES)
+    assert (painted[50] != image[50]).any(axis=1).sum() >= 2  # a dark line on either side
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (4000, 300)])
+def test_predictions_alone_on_every_size(make_found, size):
+    found = make_found("a", [[-5, -5, size[0] * 2, size[1] / 2, label, 0.9] for label in range(2)])
+    assert paint_found(blank(*size), found, ("a" * 200, "é")).shape == (size[1], size[0], 3)
+
+
+def test_class_colours_differ():
+    colours = [class_colour(label) for label in range(20)]
+    gaps = [
+        max(abs(a - b) for a, b in zip(one, other, strict=True)) for one in colours for other in colours if one != other
+    ]
+    assert len(set(colours)) == 20 and min(gaps) > 15

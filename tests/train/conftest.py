@@ -52,6 +52,7 @@ def squares_config(squares, tmp_path):
             "batchSize": 3,
             "maxEpoch": 3,
             "dcore": 0,
+            "precision": "float32",  # no two seconds of timing
             "device": "cpu",
         }
         return load_config(

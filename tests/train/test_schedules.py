@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,8 +10,8 @@ from torch import nn
 from config.mconfig import ModelConfig
 from model import YoloModel
 from train.ema import ModelEMA
-from train.opt import build_optimizer, parameter_groups
-from train.sched import CosineSchedule, PlateauSchedule
+from train.opt import build_optimizer, parameter_groups, set_pace
+from train.sched import CosineSchedule, Pace, PlateauSchedule, WarmUp, build_schedule, build_warm_up
 
 
 def test_cosine_has_the_assignments_shape():
@@ -100,3 +101,50 @@ def test_average_equals_the_formula():
     for name, value in ema.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-6)
     assert not ema.model.training and not any(p.requires_grad for p in ema.model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "is_cosine"), [("linear", False), ("cosine", True)])
+def test_decay_runs_from_base_to_lowest_in_a_line_or_half_a_cosine(kind, is_cosine):
+    mcfg = ModelConfig()
+    mcfg.schedulerType, mcfg.maxEpoch = kind, 100
+    schedule = build_schedule(mcfg)
+    assert schedule.rate(0) == pytest.approx(0.01)
+    assert schedule.rate(50) == pytest.approx((0.01 + 0.0001) / 2)
+    quarter = (1 + math.cos(math.pi / 4)) / 2 if is_cosine else 0.75
+    assert schedule.rate(25) == pytest.approx(0.0001 + 0.0099 * quarter)
+    assert schedule.rate(100) == schedule.rate(150) == pytest.approx(0.0001)  # an epoch after the last: no rise again
+
+
+def test_warm_up_interpolates_like_numpy_and_never_lasts_less_than_a_hundred_batches():
+    warm_up = WarmUp(3, 50, bias_rate=0.1, first_momentum=0.8, momentum=0.937, accumulate=4)
+    for batch in (0, 1, 37, 75, 149, 150, 151, 9999):
+        ends, pace = [0, 150], warm_up.pace(batch, 0.007)
+        assert pace.rate == pytest.approx(np.interp(batch, ends, [0, 0.007]))
+        assert pace.bias_rate == pytest.approx(np.interp(batch, ends, [0.1, 0.007]))
+        assert pace.momentum == pytest.approx(np.interp(batch, ends, [0.8, 0.937]))
+        assert pace.accumulate == max(1, np.interp(batch, ends, [1, 4]).round())
+    assert WarmUp(3, 13, 0.1, 0.8, 0.937).num_batches == 100
+    assert WarmUp(0, 13, 0.1, 0.8, 0.937).pace(0, 0.01) == Pace(0.01, 0.01, 0.937, 1)
+
+
+def test_the_assignments_schedules_have_no_warm_up_by_batches():
+    assert build_warm_up(ModelConfig(), 10).pace(0, 0.001) == Pace(0.001, 0.001, 0.937, 1)
+
+
+def test_adamw_warms_up_biases_from_nothing_and_keeps_its_betas():
+    mcfg = ModelConfig()
+    mcfg.optimizerType, mcfg.schedulerType = "AdamW", "linear"
+    assert build_warm_up(mcfg, 10).pace(0, 0.01).bias_rate == 0
+    optimizer = build_optimizer(mcfg, nn.Linear(2, 2))
+    set_pace(optimizer, Pace(0.1, 0.2, 0.8, 1))
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {
+        "weights": 0.1, "norms": 0.1, "biases": 0.2,
+    }  # fmt: skip
+    assert all(group["betas"] == (0.937, 0.999) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("batch", "nominal", "factor"), [(16, None, 1), (16, 64, 1), (24, 64, 72 / 64), (128, 64, 2)])
+def test_weight_decay_is_scaled_by_what_a_step_holds_of_the_nominal_batch(batch, nominal, factor):
+    mcfg = ModelConfig()
+    mcfg.batchSize, mcfg.nominalBatch = batch, nominal
+    assert build_optimizer(mcfg, nn.Linear(2, 2)).param_groups[0]["weight_decay"] == pytest.approx(5e-4 * factor)

@@ -10,7 +10,8 @@ from eval.evaluator import Evaluator
 from model import build_model
 from model.pretrained import load_weights
 from train.checkpoint import load_checkpoint
-from train.trainer import Trainer, TrainingDiverged
+from train.step import TrainingDiverged
+from train.trainer import Trainer
 
 
 class Stopped(Exception):
@@ -169,8 +170,8 @@ def test_a_run_may_start_from_given_weights_at_a_later_epoch(squares_config):
     first = Trainer(squares_config("first", maxEpoch=1)).run()
     mcfg = squares_config("second", maxEpoch=7, startEpoch=5, checkpointModelFile=str(first.last))
     second = Trainer(mcfg)
-    assert same(dict(second.model.state_dict()), load_checkpoint(first.last)["model"])
-    assert second.weights_origin == str(first.last)
+    assert same(dict(second.model.state_dict()), load_checkpoint(first.last)["ema"])
+    assert second.weights_origin["path"] == str(first.last)
     second.run()
     assert [row["epoch"] for row in second.history] == [5, 6]
 

@@ -1,0 +1,190 @@
+"""What else befalls a training than being killed: signals, damaged files, full disks, second runs. See chaos.py."""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Fault = Callable[[Any], None]  # takes the Chaos that it befalls
+FAULTS: list[Fault] = []
+
+
+def fault(function: Fault) -> Fault:
+    """Have chaos.py try it."""
+    FAULTS.append(function)
+    return function
+
+
+@fault
+def signals(chaos: Any) -> None:
+    """Asked to leave, a training says one line, and has saved what it has come to."""
+    middle = chaos.counts["batch"] // 2
+    for what, kind, point, nth, workers in (
+        ("Ctrl-C in an epoch", "int", "batch", middle, 0),
+        ("Ctrl-C in an epoch, workers get it too", "group-int", "batch", middle + 1, 2),
+        ("SIGTERM in an epoch", "term", "batch", middle + 1, 0),
+        ("SIGTERM in an epoch, workers get it too", "group-term", "batch", middle, 2),
+        ("SIGTERM in the validation", "term", "validation", 2, 0),
+        ("SIGTERM while saving", "term", "half a file", chaos.counts["half a file"] // 2, 0),
+        ("Ctrl-C twice", "int-int", "batch", middle, 0),
+        ("Ctrl-C twice while saving", "int-int", "half a file", chaos.counts["half a file"] // 2, 2),
+    ):
+
+        def attempt(run: Path, kind=kind, point=point, nth=nth, workers=workers) -> str:
+            done = chaos.run(chaos.command(run, workers), point, nth, kind)
+            words = ("interrupted",) if kind == "int-int" else ("interrupted by", "and saved")
+            return done.complaint(1, *words) or chaos.again(run, workers, "going on with")
+
+        chaos.try_out(what, attempt)
+
+
+@fault
+def damaged_checkpoints(chaos: Any) -> None:
+    """The checkpoint before is taken, said aloud."""
+
+    def flip(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[chaos.random.randrange(len(content))] ^= 1 << chaos.random.randrange(8)
+        path.write_bytes(content)
+
+    def cut(path: Path) -> None:
+        os.truncate(path, chaos.random.randrange(1, path.stat().st_size))
+
+    for what, damage, said in (
+        ("last.pth: one bit flipped", flip, "is damaged"),
+        ("last.pth: cut short", cut, "is damaged"),
+        ("last.pth: emptied", lambda path: os.truncate(path, 0), "is damaged"),
+        ("last.pth: removed", Path.unlink, "is not there"),
+    ):
+
+        def attempt(run: Path, damage=damage, said=said) -> str:
+            _killed_in_the_last_epoch(chaos, run)
+            damage(run / "weights/last.pth")
+            return chaos.again(run, said=said)
+
+        chaos.try_out(what, attempt)
+
+
+def _killed_in_the_last_epoch(chaos: Any, run: Path) -> None:
+    done = chaos.run(chaos.command(run), "batch", chaos.counts["batch"] - 2, "kill")
+    assert done.status == -signal.SIGKILL, done.err
+
+
+@fault
+def damaged_best(chaos: Any) -> None:
+    """Best weights are made again where a checkpoint still has them, and never evaluated when damaged."""
+
+    def damage(run: Path) -> None:
+        content = bytearray((run / "weights/best.pth").read_bytes())
+        content[len(content) // 2] ^= 1
+        (run / "weights/best.pth").write_bytes(content)
+
+    def evaluated(run: Path) -> str:
+        chaos.run(chaos.command(run))
+        damage(run)
+        return chaos.run(chaos.command(run, 0, "eval")).complaint(2, "best.pth: is damaged", "--weights")
+
+    def made_again(run: Path) -> str:
+        done = chaos.run(chaos.command(run), "metrics", 1, "kill")  # the first epoch is always the best so far
+        damage(run)
+        return (
+            "" if done.status == -signal.SIGKILL and not chaos.again(run, said="made again") else "was not made again"
+        )
+
+    chaos.try_out("best.pth: one bit flipped, then eval", evaluated)
+    chaos.try_out("best.pth: one bit flipped, then train", made_again)
+
+
+@fault
+def removed_files(chaos: Any) -> None:
+    """What follows from the checkpoint is written again from it."""
+    for name in ("config.json", "metrics.jsonl", "plots/loss.png", "data-check.json"):
+
+        def attempt(run: Path, name=name) -> str:
+            _killed_in_the_last_epoch(chaos, run)
+            (run / name).unlink()
+            return chaos.again(run) or ("" if (run / name).exists() else f"{name} was not written again")
+
+        chaos.try_out(f"{name}: removed", attempt)
+
+
+@fault
+def full_disk(chaos: Any) -> None:
+    """One sentence; the checkpoint that was there stays, and the same command goes on once there is space."""
+
+    def full(run: Path) -> str:
+        done = chaos.run(chaos.command(run), "flush", chaos.counts["flush"] * 2 // 3, "full")
+        return done.complaint(2, "cannot be written", "No space left") or chaos.again(run)
+
+    def limited(run: Path) -> str:
+        limit = (20 << 20, resource.RLIM_INFINITY)  # the checkpoint is larger, all else smaller
+        options = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)}
+        done = chaos.run(chaos.command(run), **options)
+        return done.complaint(2, "last.pth: cannot be written", "File too large") or chaos.again(run)
+
+    chaos.try_out("disk full while saving", full)
+    chaos.try_out("files limited to 20 MB (ulimit -f)", limited)
+
+
+@fault
+def read_only(chaos: Any) -> None:
+    """A place that cannot be written is said in one sentence. A folder's mode does not bind root; a file does."""
+
+    def attempt(run: Path) -> str:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        run.write_text("a file, no folder")
+        try:
+            return chaos.run(chaos.command(run)).complaint(2, "cannot be written", "--root")
+        finally:
+            run.unlink()
+
+    chaos.try_out("a place that cannot be written", attempt)
+
+
+@fault
+def another_version(chaos: Any) -> None:
+    """Refused, and nothing is overwritten."""
+
+    def attempt(run: Path) -> str:
+        (run / "weights").mkdir(parents=True)
+        torch.save({"format": "mars-checkpoint-99", "model": {}}, run / "weights/last.pth")
+        before = (run / "weights/last.pth").read_bytes()
+        complaint = chaos.run(chaos.command(run)).complaint(2, "mars-checkpoint-99", "--name", "--nobuf")
+        return complaint or ("" if (run / "weights/last.pth").read_bytes() == before else "it was overwritten")
+
+    chaos.try_out("folder of another version", attempt)
+
+
+@fault
+def second_run(chaos: Any) -> None:
+    """While one is at work, a second one on its folder is refused, with --nobuf too; the first one is not disturbed."""
+
+    def attempt(run: Path) -> str:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        first = chaos.start(chaos.command(run), "batch", chaos.counts["batch"] // 2, "stop", **quiet)
+        while _state(first.pid) != "T":
+            if first.poll() is not None:
+                return "the first run ended"
+            time.sleep(0.05)
+        complaints = [
+            chaos.run(chaos.command(run, 0, "train", *more)).complaint(2, "another run", f"process {first.pid} on")
+            for more in ((), ("--nobuf",))
+        ]
+        first.send_signal(signal.SIGCONT)
+        return "".join(complaints) or (
+            f"the first ended with {first.returncode}" if first.wait(300) else chaos.differences(run)
+        )
+
+    chaos.try_out("a second run on the folder", attempt)
+
+
+def _state(pid: int) -> str:
+    """T for a process that is stopped."""
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip()[:1]

@@ -1,0 +1,119 @@
+"""The words behind `python mars.py` -> a mode, a CFGNAME and options; whatever is not understood gets one sentence."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from config.errors import UserError
+from config.fields import nearest
+from config.help import help_text
+from config.mconfig import field_names
+from config.recipes import recipe_names
+
+MODES = ("pipe", "train", "eval", "predict")
+LATER_MODES = ("doctor", "export", "split", "incremental")
+
+_IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?|webp)$", re.IGNORECASE)
+
+
+class Parser(argparse.ArgumentParser):
+    """Complaints become one sentence instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `python mars.py --help` shows what there is")
+
+    def format_help(self) -> str:
+        return help_text(MODES)
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """mode, cfgname and options. Raises `UserError` for anything that is not understood."""
+    parser = Parser(prog="mars.py", allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    for name in ("root", "data", "name", "split", "weights", "out"):
+        parser.add_argument(f"--{name}")
+    for name in ("quiet", "fields"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--nobuf", "-nobuf", action="store_true")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE")
+    for mode in MODES:
+        parser.add_argument(f"-{mode}", dest="mode", action="append_const", const=mode)  # the assignment's spelling
+    args, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if args.words and args.words[0] in LATER_MODES:  # first, because they have options of their own
+        raise UserError(f"{args.words[0]}: not there yet; the modes are {', '.join(MODES)}")
+    if unknown:
+        raise UserError(_unknown_option(unknown[0], parser))
+    # `--set inputShape=320 voc.nano.full` reads the CFGNAME as one more setting
+    args.words += [word for word in args.set if "=" not in word]
+    args.set = [word for word in args.set if "=" in word]
+    args = _understand_words(args)
+    if not args.fields:
+        _refuse_misplaced(args)
+    return args
+
+
+def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
+    """Mode and CFGNAME out of the words that belong to no option."""
+    words, modes = list(args.words), list(args.mode or [])
+    while words and words[0] in MODES:
+        modes.append(words.pop(0))
+    if len(set(modes)) > 1:
+        raise UserError(f"{' and '.join(dict.fromkeys(modes))}: one mode at a time; pipe trains and evaluates")
+    args.mode = modes[0] if modes else "pipe"
+    for word in words:
+        is_path = args.mode == "predict" and "=" not in word  # a folder may bear a field's name
+        if word.partition("=")[0] in field_names() and not is_path:
+            raise UserError(f"{word}: settings are written --set {word if '=' in word else word + '=VALUE'}")
+    if args.mode == "predict":
+        args.cfgname, *args.paths = _cfgname_and_paths(words)
+        return args
+    if len(words) > 1:
+        raise UserError(
+            f"{' '.join(words)}: one CFGNAME, please, and before it a mode ({', '.join(MODES)}) or none"
+            f"{nearest(words[0], [*MODES, *LATER_MODES])}"
+        )
+    args.cfgname = words[0] if words else None
+    return args
+
+
+def _cfgname_and_paths(words: list[str]) -> list[str]:
+    """The words behind `predict`, when they are a CFGNAME and at least one path. Raises `UserError`."""
+    if not words:
+        raise UserError("predict: whose weights, and on which images? Write python mars.py predict CFGNAME PATH...")
+    first = Path(words[0])
+    looks_like_path = re.search(r"[/\\*?\[]", words[0]) or _IMAGE.search(words[0]) or first.exists()
+    if looks_like_path and words[0].partition(".")[0] not in recipe_names():
+        raise UserError(f"{first}: a path, but first comes the CFGNAME: python mars.py predict CFGNAME {first}")
+    if len(words) == 1:
+        raise UserError(
+            f"predict {first}: on which images? Write python mars.py predict {first} PATH... (files, folders, patterns)"
+        )
+    return words
+
+
+def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
+    name = word.split("=")[0]
+    if name == "--trace":
+        return "--trace: not there yet"
+    field = nearest(name.lstrip("-"), field_names())
+    options = [option for action in parser._actions for option in action.option_strings]
+    hint = nearest(name, options) or (f"; config fields are written --set FIELD=VALUE{field}" if field else "")
+    return f"{name}: no such option{hint}; `python mars.py --help` shows what there is"
+
+
+def _refuse_misplaced(args: argparse.Namespace) -> None:
+    """Raise `UserError` for an option that the mode knows nothing to do with."""
+    if args.mode in ("eval", "predict") and args.nobuf:
+        raise UserError(f"--nobuf: starts a training afresh, and {args.mode} trains nothing; leave it out")
+    if args.mode == "predict" and args.split:
+        raise UserError("--split: predict takes files and folders; splits belong to python mars.py eval CFGNAME")
+    if args.mode not in ("eval", "predict") and (args.split or args.weights):
+        raise UserError("--split, --weights: belong to eval; write python mars.py eval CFGNAME ...")
+    if args.mode != "predict" and args.out:
+        raise UserError("--out: belongs to predict; write python mars.py predict CFGNAME PATH... --out DIR")
+    if args.weights and not Path(args.weights).expanduser().is_file():
+        raise UserError(f"{Path(args.weights).expanduser().absolute()}: no such weights file")
+    if args.out and Path(args.out).expanduser().is_file():
+        raise UserError(f"--out {Path(args.out).expanduser().absolute()}: is a file; name a folder for the results")

@@ -1,0 +1,205 @@
+"""COCO json (`images`, `annotations`, `categories`) -> the annotation of each image. Boxes are kept as they are.
+
+What else COCO knows (masks, captions, keypoints, areas) is not looked at.
+"""
+
+import json
+import math
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from config.errors import UserError
+from dl.annotations import Written, WrittenObject
+from dl.faults import DataFault
+from dl.files import read_text
+
+_PEEK = 1 << 16  # bytes of a json in which one of its keys must stand
+_KEYS = ("images", "annotations", "categories")
+
+
+class Category(NamedTuple):
+    name: str
+    supercategory: str
+
+
+class _Objects(NamedTuple):
+    """The objects of a whole file, sorted by image: arrays, for COCO's own files hold 860,000."""
+
+    image: Int64[np.ndarray, " N"]  # row of the image among the file's images
+    category: Int64[np.ndarray, " N"]
+    box: Float64[np.ndarray, "N 4"]  # x y width height
+    is_crowd: Bool[np.ndarray, " N"]
+    faulty: dict[int, str]  # row of an image -> the first of its objects that cannot be used
+
+
+class CocoFile:
+    """One json: its images by name as written, its categories by id, its objects."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path = path
+        self.faults: list[str] = []  # those that belong to no image
+        self.categories = self._read_categories(content["categories"])
+        self._rows: dict[str, int] = {}
+        self._sizes: list[tuple[int, int] | None] = []
+        self._twice: set[str] = set()
+        row_of_id = self._read_images(content["images"])
+        self._objects = self._read_objects(content["annotations"], row_of_id)
+
+    @property
+    def file_names(self) -> list[str]:
+        """Of the images, as written."""
+        return list(self._rows)
+
+    @property
+    def used_categories(self) -> set[int]:
+        """Ids of the categories that have an object."""
+        return set(np.unique(self._objects.category).tolist())
+
+    def written(self, file_name: str) -> Written:
+        """What is said about one image. Raises `DataFault`: listed twice, or an object that cannot be used."""
+        if file_name in self._twice:
+            raise DataFault(f"{self.path}: two entries of images have file_name {file_name}; leave one")
+        row = self._rows[file_name]
+        if row in self._objects.faulty:
+            raise DataFault(f"{self.path}: {self._objects.faulty[row]} (image {file_name})")
+        start, end = np.searchsorted(self._objects.image, [row, row + 1])
+        objects = []
+        for i in range(start, end):
+            x, y, width, height = self._objects.box[i].tolist()
+            name = self.categories[int(self._objects.category[i])].name
+            objects.append(WrittenObject(name, (x, y, x + width, y + height), bool(self._objects.is_crowd[i])))
+        return Written(self._sizes[row], tuple(objects))
+
+    def _read_categories(self, entries: Any) -> dict[int, Category]:
+        categories: dict[int, Category] = {}
+        for entry in entries:
+            number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+            if not _is_id(number) or not isinstance(name, str) or not name.strip():
+                raise UserError(f"{self.path}: a category has no id or no name: {_short(entry)}")
+            if number in categories:
+                raise UserError(f"{self.path}: two categories have id {number}; the labels cannot be told apart")
+            categories[number] = Category(name.strip(), str(entry.get("supercategory") or ""))
+        if not categories:
+            raise UserError(f"{self.path}: categories is empty, so nothing can be learned from it")
+        return dict(sorted(categories.items()))
+
+    def _read_images(self, entries: Any) -> dict[int | str, int]:
+        """Fill in rows and sizes; image id -> row."""
+        row_of_id: dict[int | str, int] = {}
+        for entry in entries:
+            number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
+            if not _is_image_id(number) or not isinstance(name, str) or not name:
+                self.faults.append(f"{self.path}: an image has no id or no file_name: {_short(entry)}")
+                continue
+            if number in row_of_id:
+                self.faults.append(f"{self.path}: two entries of images have id {number}; the second is {name}")
+                continue
+            if name in self._rows:
+                self._twice.add(name)
+            row_of_id[number] = self._rows.setdefault(name, len(self._sizes))
+            self._sizes.append(_size(entry))
+        return row_of_id
+
+    def _read_objects(self, entries: Any, row_of_id: dict[int | str, int]) -> _Objects:
+        rows, categories, boxes, crowds = [], [], [], []
+        faulty: dict[int, str] = {}
+        strays: dict[Any, list[Any]] = defaultdict(list)
+        for entry in entries:
+            image = entry.get("image_id") if isinstance(entry, dict) else None
+            row = row_of_id.get(image) if _is_image_id(image) else None
+            if row is None:
+                strays[_short(image)].append(entry.get("id") if isinstance(entry, dict) else entry)
+                continue
+            complaint = self._complaint(entry)
+            if complaint:
+                faulty.setdefault(row, f"annotation {_short(entry.get('id'))} {complaint}")
+                continue
+            rows.append(row)
+            categories.append(entry["category_id"])
+            boxes.append(entry["bbox"])
+            crowds.append(bool(entry.get("iscrowd")))
+        for image, numbers in strays.items():
+            more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+            first = _short(numbers[0])
+            self.faults.append(
+                f"{self.path}: annotation {first}{more} belongs to image_id {image}, which is not in images"
+            )
+        order = np.argsort(np.array(rows, dtype=np.int64), kind="stable")
+        return _Objects(
+            np.array(rows, dtype=np.int64)[order],
+            np.array(categories, dtype=np.int64)[order],
+            np.array(boxes, dtype=np.float64).reshape(-1, 4)[order],
+            np.array(crowds, dtype=bool)[order],
+            faulty,
+        )
+
+    def _complaint(self, entry: dict[str, Any]) -> str:
+        """What makes an object unusable; empty when nothing does."""
+        category, box = entry.get("category_id"), entry.get("bbox")
+        if not _is_id(category) or category not in self.categories:
+            return f"has category_id {_short(category)}, which is not in categories"
+        if not isinstance(box, list) or len(box) != 4:
+            return f"has the bbox {_short(box)}, wanted [x, y, width, height]"
+        strange = [side for side in box if not _is_number(side)]
+        return f"has {_short(strange[0])} in its bbox, not a number" if strange else ""
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Read one json; once, as long as it does not change. Raises `UserError` with path, and position of a mistake."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    return _read(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, _size: int, _changed: int) -> CocoFile:
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: the json does not parse at line {error.lineno}, column {error.colno} ({error.msg})"
+        ) from None
+    missing = [key for key in _KEYS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        raise UserError(f"{path}: is not a COCO file of objects: no list of {', '.join(missing)} in it")
+    return CocoFile(path, content)
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Whether a json's beginning speaks of images, annotations or categories."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_PEEK)
+    except OSError:
+        return False
+    return any(f'"{key}"'.encode() in head for key in _KEYS)
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_image_id(value: Any) -> TypeGuard[int | str]:
+    return _is_id(value) or isinstance(value, str)  # of categories the order counts, so those must be numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    sides = (entry.get("width"), entry.get("height"))
+    width, height = (int(side) if isinstance(side, (int, float)) and _is_number(side) else 0 for side in sides)
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

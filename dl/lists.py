@@ -1,0 +1,177 @@
+"""Which image is in which split: lists that lie in the data folder, and splits drawn where there are none."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from config.errors import UserError
+from config.mconfig import ModelConfig
+from dl.files import natural_key, read_lines, subfolders
+from dl.splits import USUAL_NAMES, canonical_name, carve_validation, find_split, hinted_names, make_splits
+from dl.tree import ImageTree, name_images
+
+_COURSE_VERSION = "v5"  # of the split lists that the course hands out
+# Where lists may lie and how they may end: .txt in "splits" and "imagesets" is read, of the rest we complain.
+_LIST_FOLDERS = ("splits", "imagesets", "split", "sets", "lists")
+_LIST_SUFFIXES = ("", ".txt", ".csv", ".tsv", ".lst", ".list", ".json")
+
+Splits = dict[str, tuple[str, ...]]
+ToImage = Callable[[str, "Path | None"], str]  # a line, and the folder of the list it stands in -> the image
+
+
+class Wanted(NamedTuple):
+    """What the config says about splits."""
+
+    subset_map: Mapping[str, "tuple[str, ...] | str"]
+    names: tuple[str, ...]  # of the splits to train on, to validate on and to test on
+    seed: int
+
+    @classmethod
+    def from_config(cls, mcfg: ModelConfig) -> "Wanted":
+        names = (mcfg.trainSplitName, mcfg.validationSplitName, mcfg.testSplitName)
+        return cls(mcfg.subsetMap, names, mcfg.splitSeed)
+
+
+def explicit_splits(wanted: Wanted, to_image: ToImage) -> Splits:
+    """Those of subsetMap, names or files that list them. Raises `UserError` for a missing file."""
+    splits = {}
+    for name, value in wanted.subset_map.items():
+        file = _list_file(name, value) if isinstance(value, str) else None
+        lines = value if not isinstance(value, str) else read_lines(_list_file(name, value))
+        splits[name] = tuple(to_image(line, file.parent if file else None) for line in lines)
+    return splits
+
+
+def listed_splits(files: Iterable[Path], to_image: ToImage, notes: list[str]) -> Splits:
+    """Split name -> images in the order of its list."""
+    splits: Splits = {}
+    for path in sorted(files, key=lambda path: path.stem != canonical_name(path.stem)):  # exact names before aliases
+        name = canonical_name(path.stem)
+        if name in splits:
+            notes.append(f"{path} left aside: another file already gives the split '{name}'")
+        else:
+            splits[name] = tuple(to_image(line, path.parent) for line in read_lines(path))
+    return splits
+
+
+def has_usual(splits: Mapping[str, tuple[str, ...]], wanted: Wanted) -> bool:
+    """Whether one of the splits is one that a run uses."""
+    return any(find_split(name, splits) for name in (*USUAL_NAMES, "trainval", *wanted.names))
+
+
+def draw_splits(
+    wanted: Wanted, base: Path | None, files: Collection[Path], ids: Collection[str], notes: list[str]
+) -> Splits:
+    """Drawn from the seed, but only where nothing looks like a list: a test image must stay one. Raises `UserError`."""
+    _refuse_strange_lists(files or _unread_lists(base, ids), "train.txt, validation.txt (or val.txt) and test.txt")
+    splits = make_splits(ids, wanted.seed)
+    counts = ", ".join(f"{len(names)} {name}" for name, names in splits.items())
+    notes.append(f"no split files found: split by splitSeed={wanted.seed} into {counts} images")
+    return splits
+
+
+def complete_splits(splits: Splits, wanted: Wanted, files: Iterable[Path], notes: list[str]) -> Splits:
+    """`trainval` serves as `train`, and a missing validation part is carved out of it. Raises `UserError`."""
+    splits = dict(splits)
+    if "train" not in splits and "trainval" in splits:
+        splits["train"] = splits["trainval"]
+        notes.append("no train list: 'trainval' is the training split")
+    if splits.get("train") and not any(find_split(name, splits) for name in ("validation", wanted.names[1])):
+        strange = [path for path in files if "validation" in hinted_names(path.stem)]
+        _refuse_strange_lists(strange, "validation.txt or val.txt")
+        bound = [image for name, names in splits.items() if name not in ("train", "trainval") for image in names]
+        splits["train"], splits["validation"] = carve_validation(splits["train"], bound, wanted.seed)
+        count = len(splits["validation"])
+        notes.append(f"no validation list: {count} images carved out of train by splitSeed={wanted.seed}")
+    return splits
+
+
+def tree_splits(
+    wanted: Wanted, base: Path | None, tree: ImageTree, given: Mapping[str, tuple[str, ...]], notes: list[str]
+) -> tuple[Splits, dict[str, str]]:
+    """Splits of a tree of images, and image id -> path below the tree's folder.
+
+    subsetMap wins, then `given` (split name -> paths, e.g. one folder each), then lists below `base`; without any of
+    them splits are drawn. Raises `UserError`.
+    """
+    if wanted.subset_map:
+        return _named(explicit_splits(wanted, tree.find))
+    files = split_files(base) if base else []
+    files = [path for path in files if canonical_name(path.stem) not in given]
+    paths = {**listed_splits(files, tree.find, notes), **given}
+    if has_usual(paths, wanted):
+        splits, images = _named(paths)
+        if apart := sum("/" in name for name in images):
+            notes.append(f"{apart} images share their name with one in another folder, which their ids have in front")
+        return complete_splits(splits, wanted, files, notes), images
+    ids = name_images(tree.paths)
+    images = {name: path for path, name in ids.items()}
+    if not images:
+        raise UserError(f"{tree.folder}: no images there")
+    return draw_splits(wanted, base, files, images.keys(), notes), images
+
+
+def _named(paths: Mapping[str, tuple[str, ...]]) -> tuple[Splits, dict[str, str]]:
+    """Paths -> ids, told apart among all splits; and the way back."""
+    ids = name_images(path for members in paths.values() for path in members)
+    splits = {name: tuple(ids[path] for path in members) for name, members in paths.items()}
+    return splits, {name: path for path, name in ids.items()}
+
+
+def split_files(base: Path) -> list[Path]:
+    """The lists of the first place that has any: splits, its v5 (else its last subfolder), ImageSets, the folder."""
+    for folder in _split_folders(base):
+        files = _text_files(folder)
+        if folder.name.lower() == "main":
+            # VOC's Main also holds <class>_train.txt, which lists presence of a class and is no split
+            files = [path for path in files if not path.stem.endswith(("_train", "_val", "_trainval", "_test"))]
+        if files:
+            return files
+    return [path for path in _text_files(base) if canonical_name(path.stem) in USUAL_NAMES]  # not classes.txt, README
+
+
+def _list_file(name: str, text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"subsetMap: no such file for split '{name}': {path}")
+    return path
+
+
+def _refuse_strange_lists(files: Iterable[Path], expected: str) -> None:
+    """Stop rather than draw splits where the user has made some."""
+    paths = [str(path) for path in files]
+    if paths:
+        shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+        raise UserError(
+            f"{shown}: not understood as split lists; expected in the folder 'splits': {expected}, one image name per "
+            "line; or name the files, e.g. --set subsetMap=train:FILE,validation:FILE,test:FILE"
+        )
+
+
+def _unread_lists(base: Path | None, ids: Collection[str]) -> list[Path]:
+    """Files that look like lists of splits though none could be read; train_1.txt beside train_1.jpg is not one."""
+    if base is None:
+        return []
+    children = subfolders(base)
+    found = [path for name in _LIST_FOLDERS if name in children for path in sorted(children[name].rglob("*"))]
+    visible = [path for path in [*found, *sorted(base.iterdir())] if not path.name.startswith(".")]
+    listlike = [path for path in visible if path.suffix.lower() in _LIST_SUFFIXES and hinted_names(path.stem)]
+    return [path for path in listlike if path.stem not in ids and path.is_file()]
+
+
+def _text_files(folder: Path) -> list[Path]:
+    files = [path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not path.name.startswith(".")]
+    return sorted(files, key=lambda path: natural_key(path.name))
+
+
+def _split_folders(base: Path) -> Iterator[Path]:
+    children = subfolders(base)
+    if "splits" in children:
+        versions = subfolders(children["splits"])
+        yield children["splits"]
+        if versions:
+            yield versions.get(_COURSE_VERSION) or list(versions.values())[-1]
+    if "imagesets" in children:
+        main = subfolders(children["imagesets"]).get("main")
+        yield from ([main] if main else [])
+        yield children["imagesets"]

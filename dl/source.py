@@ -1,0 +1,71 @@
+"""A data set that was found: its folders, classes and splits, and who reads one image's annotation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from config.errors import UserError
+from dl.annotations import Written
+from dl.lists import Wanted
+
+FORMATS = {"voc": "Pascal VOC xml", "coco": "COCO json", "yolo": "YOLO labels"}  # in the order in which they win
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Finds one image and what was written about it, whatever the format."""
+
+    def image(self, image_id: str) -> Path:
+        """Where the image lies. Raises `DataFault` when that cannot be told."""
+        ...
+
+    def written(self, image_id: str, size: tuple[int, int] | None) -> tuple[Path, Written]:
+        """The annotation's file and its content in pixels of the upright image.
+
+        `size` is that image's (width, height), None when it cannot be read: then only faults matter. Raises
+        `DataFault` that starts with the path.
+        """
+        ...
+
+    def faults(self) -> list[str]:
+        """What is wrong with the annotations and belongs to no image."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a data set lies. Splits hold image ids as listed, duplicates too: `dl.check` counts and removes them."""
+
+    image_dir: Path
+    annotation_dir: Path
+    class_list: tuple[str, ...]
+    splits: dict[str, tuple[str, ...]]
+    reader: Reader = field(compare=False, repr=False)
+    notes: list[str] = field(default_factory=list)  # what was decided for the user, to be said once
+    format: str = "voc"
+    # Image id -> path below image_dir; empty where an id is a file's stem in image_dir itself.
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+class Search(NamedTuple):
+    """What is known before a layout is looked into: folders, None where the config names none, and its wishes."""
+
+    base: Path | None
+    image_dir: Path | None
+    annotation_dir: Path | None
+    class_list: tuple[str, ...] | None
+    wanted: Wanted
+    suffix: str
+    notes: list[str]
+
+
+def checked_classes(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The names, stripped. Raises `UserError` for none, an empty one, or one twice."""
+    names = tuple(name.strip() for name in names)
+    if not names or not all(names):
+        raise UserError(f"{where}: {'an empty class name' if names else 'no class in it'}; give one name per class")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: class {', '.join(twice)} is listed twice")
+    return names

@@ -1,0 +1,172 @@
+"""Where the images and xml files of a Pascal VOC data set lie.
+
+Understood: the course's layout (`images annotations splits[/v5]/*.txt classes.txt`), VOCdevkit's names (`JPEGImages
+Annotations ImageSets/Main`), the official MAR20 download (`Annotations/Horizontal Bounding Boxes`), images and xml
+side by side in one folder, or so in one folder a split (Roboflow's export: `train valid test`).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from config.errors import UserError
+from dl.annotations import read_voc
+from dl.faults import DataFault
+from dl.files import (
+    IMAGE_SUFFIXES,
+    XML_SUFFIXES,
+    holds_file,
+    image_id,
+    index_by_stem,
+    natural_key,
+    read_lines,
+    subfolders,
+    walk_files,
+)
+from dl.lists import (
+    Splits,
+    complete_splits,
+    draw_splits,
+    explicit_splits,
+    has_usual,
+    listed_splits,
+    split_files,
+    tree_splits,
+)
+from dl.readers import VocFolder, VocTree
+from dl.source import DataSource, Search, checked_classes
+from dl.splits import canonical_name
+from dl.tree import IMAGE_FOLDERS, ImageTree
+
+_ANNOTATION_FOLDERS = ("annotations", "annotation", "xmls", "xml")
+_HORIZONTAL = "horizontal bounding boxes"  # official MAR20 keeps the oriented ones beside them
+
+
+def holds_voc(folder: Path) -> bool:
+    """Whether images and xml files lie in this folder as understood here."""
+    annotation_dir = _annotation_folder_in(folder)
+    if annotation_dir is not None and _image_folder_in(folder) is not None:
+        return holds_file(annotation_dir, XML_SUFFIXES)
+    return "train" in _flat_splits(folder)
+
+
+def is_named_like_voc(folder: Path) -> bool:
+    """Whether the folders have the names, though there may be no xml in them."""
+    return None not in (_image_folder_in(folder), _annotation_folder_in(folder))
+
+
+def lay_out_voc(search: Search) -> DataSource:
+    """The data set in the folders of `search`. Raises `UserError` with the absolute paths that were tried."""
+    base, notes = search.base, search.notes
+    is_explicit = search.image_dir is not None and search.annotation_dir is not None
+    flat = _flat_splits(base) if base and not (search.image_dir or search.annotation_dir) else {}
+    if base and flat and not is_named_like_voc(base):
+        notes.append(f"images and annotations in {', '.join(map(str, flat.values()))}")
+        given = {name: tuple(_images_in(base, folder)) for name, folder in flat.items()}
+        return _from_tree(search, base, base, given)
+    image_dir = search.image_dir or _image_folder(base)
+    annotation_dir = search.annotation_dir or _annotation_folder(base)
+    if not is_explicit:
+        notes.append(f"images in {image_dir}, annotations in {annotation_dir}")
+    reader = VocFolder(image_dir, annotation_dir, search.suffix)
+    if not reader.ids:
+        if walk_files(image_dir, IMAGE_SUFFIXES):
+            return _from_tree(search, image_dir, annotation_dir, {})
+        raise UserError(f"{image_dir}: no images, and no xml files in {annotation_dir}")
+    splits = _splits(search, reader)
+    classes = _classes(search, annotation_dir, (path for paths in reader.annotations.values() for path in paths))
+    return DataSource(image_dir, annotation_dir, classes, splits, reader, notes)
+
+
+def _from_tree(search: Search, image_dir: Path, annotation_dir: Path, given: Splits) -> DataSource:
+    splits, files = tree_splits(search.wanted, search.base, ImageTree(image_dir), given, search.notes)
+    paths = (annotation_dir / path for path in walk_files(annotation_dir, XML_SUFFIXES))
+    classes = _classes(search, annotation_dir, paths)
+    reader = VocTree(image_dir, annotation_dir, files)
+    return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, "voc", files)
+
+
+def _splits(search: Search, reader: VocFolder) -> Splits:
+    ids, wanted, base = reader.ids, search.wanted, search.base
+
+    def to_id(line: str, _beside: Path | None) -> str:
+        return image_id(line, ids)
+
+    if wanted.subset_map:
+        return explicit_splits(wanted, to_id)
+    files = split_files(base) if base else []
+    splits = listed_splits(files, to_id, search.notes)
+    if not has_usual(splits, wanted):
+        return draw_splits(wanted, base, files, ids, search.notes)
+    return complete_splits(splits, wanted, files, search.notes)
+
+
+def _flat_splits(folder: Path) -> dict[str, Path]:
+    """Split name -> folder with images and xml side by side."""
+    children = {canonical_name(name): path for name, path in subfolders(folder).items()}
+    return {name: children[name] for name in ("train", "validation", "test") if _is_flat(children.get(name))}
+
+
+def _images_in(base: Path, folder: Path) -> Iterable[str]:
+    return (f"{folder.name}/{path.name}" for paths in index_by_stem(folder, IMAGE_SUFFIXES).values() for path in paths)
+
+
+def _image_folder_in(folder: Path) -> Path | None:
+    children = subfolders(folder)
+    named = next((children[name] for name in IMAGE_FOLDERS if name in children), None)
+    return named or (folder if _is_flat(folder) else None)
+
+
+def _annotation_folder_in(folder: Path) -> Path | None:
+    children = subfolders(folder)
+    named = next((children[name] for name in _ANNOTATION_FOLDERS if name in children), None)
+    if named:
+        return subfolders(named).get(_HORIZONTAL, named)
+    return children.get(_HORIZONTAL) or (folder if _is_flat(folder) else None)
+
+
+def _is_flat(folder: Path | None) -> bool:
+    """Images and xml files side by side, as some annotation tools save them."""
+    if folder is None or not holds_file(folder, XML_SUFFIXES):
+        return False
+    return bool(index_by_stem(folder, IMAGE_SUFFIXES).keys() & index_by_stem(folder, XML_SUFFIXES).keys())
+
+
+def _image_folder(base: Path | None) -> Path:
+    if base is None:
+        raise UserError("no data set is named: give --data DIR, or set imageDir and annotationDir")
+    return _image_folder_in(base) or _missing_folder(base, "imageDir", ("images", "JPEGImages"))
+
+
+def _annotation_folder(base: Path | None) -> Path:
+    if base is None:
+        raise UserError("imageDir is set but annotationDir is not: set it, or give --data DIR")
+    return _annotation_folder_in(base) or _missing_folder(base, "annotationDir", ("annotations", "Annotations"))
+
+
+def _missing_folder(base: Path, field_name: str, names: tuple[str, ...]) -> Path:
+    raise UserError(f"{base}: found neither {' nor '.join(str(base / name) for name in names)}; set {field_name}")
+
+
+def _classes(search: Search, annotation_dir: Path, xml_files: Iterable[Path]) -> tuple[str, ...]:
+    if search.class_list is not None:
+        return checked_classes(search.class_list, "classList")
+    path = search.base / "classes.txt" if search.base else None
+    if path and path.is_file():
+        return checked_classes(read_lines(path), str(path))
+    names = sorted(_names_in(xml_files), key=natural_key)
+    if not names:
+        raise UserError(
+            f"{annotation_dir}: no xml file there has an object, and there is no classes.txt: nothing to learn"
+        )
+    search.notes.append(f"no classes.txt: {len(names)} classes found in the xml files: {', '.join(names)}")
+    return tuple(names)
+
+
+def _names_in(xml_files: Iterable[Path]) -> set[str]:
+    names: set[str] = set()
+    for path in xml_files:
+        try:
+            names.update(entry.name for entry in read_voc(path).objects)
+        except DataFault:
+            continue  # dl.check reads the same file and reports it with all others
+    return names

@@ -1,0 +1,205 @@
+"""YOLO labels, `class cx cy w h` as shares of the image, and the `data.yaml` that names the classes.
+
+A line may also be a polygon (class and three or more points): its box is taken. A label file that is empty or missing
+is an image without objects.
+
+Shares come rounded, to six digits by most writers, so x1 = (cx - w/2) W is known to .75e-6 W pixels. Of all pixel
+coordinates within that distance the one with the fewest decimals is taken: whole numbers come back exactly from six
+digits in any image up to 60,000 pixels, one decimal up to 66,000, two to 6,600, three to 660; with eight digits a
+hundred times as much. No coordinate moves further than its own rounding has moved it.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from config.errors import UserError
+from dl.annotations import Written, WrittenObject
+from dl.faults import DataFault
+from dl.files import read_text
+
+LABEL_SUFFIXES = frozenset({".txt"})
+YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+_TOLERANCE = 0.01  # beyond 0 and 1: boxes that reach a little over the border are clipped, not refused
+_FEWEST_DIGITS, _MOST_DIGITS = 6, 12  # fewer are a writer's stripped zeros, more are float64's own noise
+_NOTHING = ("", "null", "Null", "NULL", "~")
+
+
+@dataclass(frozen=True)
+class DataYaml:
+    """What a `data.yaml` says. `splits`: name as written -> folders and lists, as written."""
+
+    path: Path
+    names: dict[int, str]
+    root: str = ""  # its `path:`
+    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    has_keypoints: bool = False  # lines go on behind the box
+
+
+def read_data_yaml(path: Path) -> DataYaml:
+    """Read a `data.yaml`. Raises `UserError` with the path: no yaml, no names, names that disagree with `nc`."""
+    content = _parse(path)
+    if not isinstance(content, Mapping) or "names" not in content:
+        raise UserError(f"{path}: names no classes; write e.g. names: [cat, dog]")
+    names = _names(content["names"], path)
+    count = content.get("nc", "")
+    if count not in _NOTHING and str(count) != str(len(names)):
+        raise UserError(f"{path}: nc says {count}, but names lists {len(names)} classes; mend one of them")
+    splits = {}
+    for key in ("train", "val", "validation", "valid", "test"):
+        value = content.get(key, "")
+        entries = tuple(map(str, value if isinstance(value, list) else [value]))
+        if any(entry not in _NOTHING for entry in entries):
+            splits[key] = entries
+    root = content.get("path", "")
+    return DataYaml(path, names, "" if root in _NOTHING else str(root), splits, "kpt_shape" in content)
+
+
+def find_data_yaml(folder: Path) -> Path | None:
+    """`data.yaml`, else the one yaml of the folder that names classes and splits; None for none or several."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in YAML_SUFFIXES)
+    usual = next((name for name in names if name.lower() in ("data.yaml", "data.yml")), None)
+    if usual:
+        return folder / usual
+    found = [folder / name for name in names if not name.startswith(".") and _is_data_yaml(folder / name)]
+    return found[0] if len(found) == 1 else None
+
+
+def read_yolo(path: Path, names: Mapping[int, str], size: tuple[int, int], has_keypoints: bool = False) -> Written:
+    """Read one label file of an image of (width, height) `size`. Raises `DataFault` with path and line."""
+    try:
+        lines = read_text(path).splitlines()
+    except UserError as error:
+        if not path.exists():
+            return Written(None, (), is_missing=True)
+        raise DataFault(str(error)) from None
+    rows: dict[tuple[float, ...], WrittenObject] = {}
+    num_rows = outlines = 0
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words:
+            continue
+        where = f"{path}: line {number}"
+        words = words[:5] if has_keypoints else words
+        values = _numbers(words, where)
+        name = _class_name(values[0], names, where)
+        num_rows += 1
+        if tuple(values) not in rows:
+            outlines += len(values) > 5
+            rows[tuple(values)] = WrittenObject(name, _box(words, values[1:], size), False)
+    return Written(None, tuple(rows.values()), repeats=num_rows - len(rows), outlines=outlines)
+
+
+def label_path(image: str) -> str:
+    """Where the label of an image lies: the last folder `images` becomes `labels`; without one, beside the image."""
+    *folders, name = image.split("/")
+    if "images" in folders:
+        last = len(folders) - 1 - folders[::-1].index("images")
+        folders[last] = "labels"
+    return "/".join([*folders, os.path.splitext(name)[0] + ".txt"])
+
+
+def _parse(path: Path) -> Any:
+    try:  # BaseLoader: every value stays text, so that classes may be called no, on or 007
+        return yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(
+            f"{path}: the yaml does not parse{place} ({getattr(error, 'problem', None) or error})"
+        ) from None
+
+
+def _is_data_yaml(path: Path) -> bool:
+    try:
+        content = _parse(path) if path.stat().st_size < 2**20 else None
+    except UserError:
+        return False
+    return isinstance(content, Mapping) and "names" in content and ("train" in content or "val" in content)
+
+
+def _names(value: Any, path: Path) -> dict[int, str]:
+    try:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else [])
+        names = {int(number): str(name).strip() for number, name in pairs}
+    except ValueError:
+        raise UserError(f"{path}: names must be a list, or numbers with names (0: cat)") from None
+    if not names or not all(names.values()) or min(names) < 0:
+        raise UserError(
+            f"{path}: names has {'an empty or misnumbered' if names else 'no'} class; write names: [cat, dog]"
+        )
+    return dict(sorted(names.items()))
+
+
+def _numbers(words: list[str], where: str) -> list[float]:
+    values = []
+    for word in words:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataFault(f"{where}: '{word}' is not a number")
+        values.append(value)
+    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+        hint = "; is the sixth a score? labels have none" if len(values) == 6 else ""
+        raise DataFault(
+            f"{where}: {len(values)} columns, wanted 5 (class cx cy w h) or class and 3 or more points{hint}"
+        )
+    strange = [word for word, value in zip(words[1:], values[1:], strict=True) if not _is_share(value)]
+    if strange:
+        raise DataFault(
+            f"{where}: {strange[0]} lies outside 0 to 1; coordinates are shares of the image's width and height, "
+            "so divide pixels by them"
+        )
+    return values
+
+
+def _is_share(value: float) -> bool:
+    return -_TOLERANCE <= value <= 1 + _TOLERANCE
+
+
+def _class_name(value: float, names: Mapping[int, str], where: str) -> str:
+    if value not in names:
+        known = f"{min(names)} ({names[min(names)]}) to {max(names)} ({names[max(names)]})"
+        raise DataFault(f"{where}: class {value:g} is not in the class list, which goes from {known}")
+    return names[int(value)]
+
+
+def _box(words: list[str], shares: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """xyxy in pixels."""
+    if len(shares) == 4:
+        cx, cy, width, height = shares
+        sides = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+        share_of_error = 0.75  # half a unit of the last digit for the centre, a quarter for half the side
+    else:
+        xs, ys = shares[0::2], shares[1::2]
+        sides = (min(xs), min(ys), max(xs), max(ys))
+        share_of_error = 0.5
+    digits = max(_num_digits(word) for word in words[1:])
+    error = share_of_error * 10.0 ** -min(max(digits, _FEWEST_DIGITS), _MOST_DIGITS)
+    x1, y1, x2, y2 = (_roundest(side * extent, error * extent) for side, extent in zip(sides, size * 2, strict=True))
+    return x1, y1, x2, y2
+
+
+def _num_digits(word: str) -> int:
+    """Decimals of a number as text: .25 -> 2, 1e-05 -> 5."""
+    mantissa, _, exponent = word.lower().partition("e")
+    return len(mantissa.partition(".")[2]) - int(exponent or 0)
+
+
+def _roundest(value: float, error: float) -> float:
+    """The number with the fewest decimals within `error` (and float64's own noise) of `value`."""
+    error = error * (1 + 1e-6) + 1e-12
+    for decimals in range(_MOST_DIGITS):
+        candidate = float(np.round(value, decimals))
+        if abs(candidate - value) <= error:
+            return candidate
+    return value

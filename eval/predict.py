@@ -1,0 +1,219 @@
+"""Detect on any images: find them, run the network, write COCO results and painted copies, one batch at a time.
+
+Memory holds two batches at the network's size and one image at its own, however many images there are.
+"""
+
+import contextlib
+import glob
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from config.errors import UserError
+from dl.augment import letterbox
+from dl.faults import DataFault
+from dl.files import IMAGE_SUFFIXES, natural_key
+from dl.images import read_image
+from dl.loader import collate
+from eval.painter import drawable_names, file_names, paint_found, write_jpeg
+from eval.predictor import Detections, Predictor
+from eval.results import ImageRecord, write_images, write_results
+from ops.batch import Sample
+
+RESULTS, COMPANION, PAINTED = "detections.json", "images.json", "painted"
+
+OnImage = Callable[[int, int], None]  # hears how many images are done, of how many
+
+
+class Job(NamedTuple):
+    """How the images of one call are read, and what is written about them."""
+
+    input_shape: tuple[int, int]  # height and width of the network input
+    class_names: tuple[str, ...]
+    batch_size: int = 16
+    num_threads: int = 1  # that decode images
+    paint_conf: float | None = 0.2  # lowest score that is painted; None paints nothing
+
+
+@dataclass
+class Summary:
+    """What one call did."""
+
+    folder: Path
+    images: list[ImageRecord] = field(default_factory=list)
+    num_detections: int = 0
+    num_painted: int = 0
+    broken: list[str] = field(default_factory=list)  # a sentence each, which starts with the file
+
+    def lines(self) -> list[str]:
+        """What a person reads at the end: every broken file, then what was found and where it lies."""
+        lines = [f"left out: {fault}" for fault in self.broken]
+        lost = f", {len(self.broken)} could not be read" if self.broken else ""
+        painted = f", {self.num_painted} of them painted" if self.num_painted else ""
+        counts = f"{len(self.images)} images{lost}; {self.num_detections} detections{painted}"
+        return [*lines, f"{counts}: {self.folder}"]
+
+
+def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> list[Path]:
+    """The images that files, folders and glob patterns name: absolute paths, each once, in the order of `words`.
+
+    A folder stands for the images in it and below it (by suffix, in natural order; hidden ones, links to folders and
+    `leave_out` are passed over). A file is taken whatever its suffix. A pattern that the shell has not expanded stands
+    for what it matches; `**` matches any folders. Raises `UserError` for a word that names nothing.
+    """
+    found: dict[Path, None] = {}
+    for word in map(str, words):
+        matches = _matches(os.path.expanduser(word))
+        if not matches:
+            complaint = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
+            raise UserError(f"{Path(word).expanduser().absolute()}: {complaint}")
+        files = [file for match in matches for file in (_images_below(match) if match.is_dir() else [match])]
+        if not files:
+            endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+            raise UserError(f"{', '.join(map(str, matches[:3]))}: holds no image; images end in {endings}")
+        found.update(dict.fromkeys(file for file in files if leave_out is None or leave_out not in file.parents))
+    if not found:
+        raise UserError("no image but painted copies of an earlier call; name the images themselves")
+    return list(found)
+
+
+def image_ids_of(files: Sequence[Path]) -> list[str]:
+    """The id of each file: its path below the folder that all have in common, with / and without suffix.
+
+    So the id of an image in one flat folder is the file's stem, as in a data set. Where two files would share an id
+    (a.jpg and a.png), all ids keep their suffix.
+    """
+    if not files:
+        return []
+    common = os.path.commonpath([file.parent for file in files])
+    relative = [file.relative_to(common) for file in files]
+    has_suffix = [path.suffix.lower() in IMAGE_SUFFIXES for path in relative]
+    bare = [path.with_suffix("") if is_cut else path for path, is_cut in zip(relative, has_suffix, strict=True)]
+    return [path.as_posix() for path in (bare if len(set(bare)) == len(bare) else relative)]
+
+
+def predict_files(
+    predictor: Predictor, files: Sequence[Path], folder: Path, job: Job, on_image: OnImage | None = None
+) -> Summary:
+    """Detect on `files`; write `detections.json`, `images.json` and `painted/*.jpg` into `folder`.
+
+    Images are read as for training (turned upright, 16 bits scaled, the first frame). A file that cannot be read is
+    left out, and named in the summary. Raises `UserError` when no file could be read (nothing is written then) or when
+    the folder does not take the results, and `FloatingPointError` on predictions that are not finite.
+    """
+    summary = Summary(folder)
+    ids = dict(zip(files, image_ids_of(files), strict=True))
+    found = _detect(predictor, ids, job, summary, on_image)
+    if job.paint_conf is not None:
+        found = _painting(found, ids, job, summary)
+    write_results(folder / RESULTS, _counting(found, summary))
+    write_images(folder / COMPANION, summary.images, job.class_names)
+    return summary
+
+
+def new_folder(parent: Path) -> Path:
+    """Make the next free folder of `parent`: 001, 002, ...; where it is. Raises `UserError` when it cannot be made."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in parent.iterdir()]
+        number = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):  # a call at the same time was faster
+                folder = parent / f"{number:03d}"
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{parent}: no folder can be made there ({reason}); --out DIR names another place") from None
+
+
+def _matches(word: str) -> list[Path]:
+    """The file or folder of this name, else what the pattern matches, in natural order."""
+    names = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True), key=natural_key)
+    return [Path(os.path.abspath(name)) for name in names]
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted((name for name in subfolders if not name.startswith(".")), key=natural_key)
+        for name in sorted(names, key=natural_key):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield Path(place, name)
+
+
+def _detect(
+    predictor: Predictor, ids: Mapping[Path, str], job: Job, summary: Summary, on_image: OnImage | None
+) -> Iterator[tuple[Path, Detections]]:
+    """The detections of every file that can be read, in order."""
+    done = 0
+    for read in _read_ahead(ids, job):
+        done += len(read)
+        samples = {path: sample for path, sample in read.items() if isinstance(sample, Sample)}
+        summary.broken += [str(fault) for fault in read.values() if isinstance(fault, DataFault)]
+        if samples:
+            yield from zip(samples, predictor(collate(list(samples.values()))), strict=True)
+            for path, sample in samples.items():
+                assert sample.letterbox is not None
+                summary.images.append(
+                    ImageRecord(sample.image_id, str(path), sample.letterbox.width, sample.letterbox.height)
+                )
+        if on_image is not None:
+            on_image(done, len(ids))
+    if not summary.images:
+        raise UserError(_none_readable(summary.broken))
+
+
+def _read_ahead(ids: Mapping[Path, str], job: Job) -> Iterator[dict[Path, Sample | DataFault]]:
+    """Batches of images at the network's size; the next one is read while the network computes."""
+
+    def read(path: Path) -> Sample | DataFault:
+        try:
+            canvas, placed = letterbox(read_image(path), job.input_shape)
+        except DataFault as fault:
+            return fault
+        return Sample(canvas, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), ids[path], placed)
+
+    files, waiting = list(ids), deque()
+    with ThreadPoolExecutor(job.num_threads) as pool:  # decoders release the interpreter lock
+        for start in range(0, len(files), job.batch_size):
+            batch = files[start : start + job.batch_size]
+            waiting.append((batch, pool.map(read, batch)))
+            if len(waiting) > 1:
+                yield dict(zip(*waiting.popleft(), strict=True))
+        while waiting:
+            yield dict(zip(*waiting.popleft(), strict=True))
+
+
+def _painting(
+    found: Iterator[tuple[Path, Detections]], ids: Mapping[Path, str], job: Job, summary: Summary
+) -> Iterator[tuple[Path, Detections]]:
+    """The same detections, each image painted as it passes: read again, so that one at a time is held."""
+    assert job.paint_conf is not None
+    class_names, names = drawable_names(job.class_names), file_names(ids.values())
+    for path, detections in found:
+        try:
+            painted = paint_found(read_image(path), detections, class_names, job.paint_conf)
+            write_jpeg(summary.folder / PAINTED / names[ids[path]], painted)
+            summary.num_painted += int((detections.scores >= job.paint_conf).sum())
+        except DataFault as fault:  # it could be read a moment ago
+            summary.broken.append(str(fault))
+        yield path, detections
+
+
+def _counting(found: Iterator[tuple[Path, Detections]], summary: Summary) -> Iterator[Detections]:
+    for _, detections in found:
+        summary.num_detections += len(detections.scores)
+        yield detections
+
+
+def _none_readable(faults: Sequence[str]) -> str:
+    if len(faults) == 1:
+        return faults[0]
+    return f"none of the {len(faults)} files could be read; the first: {faults[0]}"

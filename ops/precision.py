@@ -1,0 +1,103 @@
+"""Which floating-point type the network computes in: measured on this device, not guessed."""
+
+import copy
+import time
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from config.errors import UserError
+
+NAMES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+_SECONDS_A_TYPE = 0.8  # of trying; two types and their first, slower step stay near two seconds
+_IMAGES = 4
+_WORTH_IT = 0.95  # a half precision that gains less than this is not worth its rounding
+
+
+class Precision(NamedTuple):
+    """The type the network computes in, why, and how long a forward and backward pass takes it for one image."""
+
+    dtype: torch.dtype
+    why: str  # for the log
+    seconds: float | None  # None when nothing was timed
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Within the block, convolutions and products compute in `dtype`; for float32 the block changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def half_types(device: torch.device) -> tuple[torch.dtype, ...]:
+    """The half precisions the device has, the better one first; empty when it has none.
+
+    bfloat16 has the range of float32, so nothing overflows. A CPU without its instructions still says yes: it is the
+    timing that tells. float16 needs a gradient scaler, which Mars has on CUDA only.
+    """
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
+        return (torch.bfloat16, torch.float16) if has_bfloat16 else (torch.float16,)
+    return (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
+
+
+def pick_precision(
+    word: str, device: torch.device, model: nn.Module, input_shape: tuple[int, int], must_time: bool = False
+) -> Precision:
+    """What `word` (auto, bfloat16, float16, float32) means here.
+
+    `auto` tries the device's best half precision against float32 on a copy of `model` (forward and backward at
+    `input_shape`, height and width) for about two seconds. `must_time`: the chosen type is timed even when there is no
+    choice. Raises `UserError` for float16 without CUDA.
+    """
+    if word == "float16" and device.type != "cuda":
+        raise UserError(f"precision=float16: needs a CUDA GPU, this run is on {device.type}; use bfloat16 or auto")
+    halves = half_types(device)[:1]
+    if word != "auto":
+        candidates, why = (NAMES[word],), "as set"
+    elif not halves:
+        candidates, why = (torch.float32,), "for this processor has no bfloat16"
+    else:
+        candidates, why = (torch.float32, *halves), ""
+    if len(candidates) == 1 and not must_time:
+        return Precision(candidates[0], f"precision: {name_of(candidates[0])}, {why}", None)
+    seconds = {dtype: _time_step(model, device, input_shape, dtype) / _IMAGES for dtype in candidates}
+    chosen = candidates[-1] if seconds[candidates[-1]] < _WORTH_IT * seconds[candidates[0]] else candidates[0]
+    tried = ", ".join(f"{name_of(dtype)} {1000 * value:.1f} ms" for dtype, value in seconds.items())
+    why = f"{why}; " if why else ""
+    return Precision(
+        chosen, f"precision: {name_of(chosen)} ({why}forward and backward of one image: {tried})", seconds[chosen]
+    )
+
+
+def keep_precision(word: str, device: torch.device) -> Precision:
+    """The type of a run that goes on: what it began in, or float32 where the device has no such type."""
+    if word == "float32" or NAMES[word] in half_types(device):
+        return Precision(NAMES[word], f"precision: {word}, as begun", None)
+    return Precision(torch.float32, f"precision: float32, for {device} has no {word}, in which this run began", None)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The word of a type, as the config and the checkpoint write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _time_step(model: nn.Module, device: torch.device, input_shape: tuple[int, int], dtype: torch.dtype) -> float:
+    """Seconds of the fastest forward and backward pass; the model, its statistics and the random state stay."""
+    model = copy.deepcopy(model).train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(_IMAGES, 3, *input_shape, generator=generator).to(device, memory_format=torch.channels_last)
+    best, end = float("inf"), float("inf")
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        with autocast(device, dtype):
+            raw_maps = model(images)
+        torch.stack([one.float().square().mean() for one in raw_maps]).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if end == float("inf"):  # the first pass also plans its kernels
+            end = time.perf_counter() + _SECONDS_A_TYPE
+        else:
+            best = min(best, time.perf_counter() - started)
+    return best if best < float("inf") else _SECONDS_A_TYPE

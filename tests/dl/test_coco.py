@@ -1,0 +1,151 @@
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from config.errors import UserError
+from dl.coco import looks_like_coco, read_coco
+
+CATEGORIES = [{"id": 9, "name": "dog"}, {"id": 1, "name": " cat "}]
+
+
+def image(number, name="a.jpg", **more):
+    return {"id": number, "file_name": name, "width": 40, "height": 30, **more}
+
+
+def thing(number, image_id, box=(1, 2, 3, 4), category=1, **more):
+    return {"id": number, "image_id": image_id, "category_id": category, "bbox": list(box), **more}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Read images, annotations and categories as a json."""
+
+    times = itertools.count(1)
+
+    def read(images, annotations, categories=CATEGORIES):
+        path = tmp_path / "c.json"
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        path.write_text(json.dumps(content), encoding="utf-8")
+        os.utime(path, ns=(0, next(times)))  # the reader remembers files by their time
+        return read_coco(path)
+
+    return read
+
+
+def test_boxes_are_kept_as_they_are(coco):
+    file = coco([image(1)], [thing(5, 1, (1.25, 2.5, 10.1, 3)), thing(6, 1, category=9, iscrowd=1)])
+    assert file.written("a.jpg") == (
+        (40, 30), (("cat", (1.25, 2.5, 11.35, 5.5), False), ("dog", (1, 2, 4, 6), True)), 0, 0, False,
+    )  # fmt: skip
+    assert list(file.categories) == [1, 9]
+    assert (file.used_categories, file.faults, file.file_names) == ({1, 9}, [], ["a.jpg"])
+
+
+def test_no_image_no_object(coco):
+    assert coco([], []).file_names == []
+    assert coco([image(1)], []).written("a.jpg") == ((40, 30), (), 0, 0, False)
+
+
+@pytest.mark.parametrize("size", [{"width": 0}, {"height": None}, {"width": "40"}])
+def test_an_image_without_size(coco, size):
+    assert coco([image(1, **size)], []).written("a.jpg").size is None
+
+
+def test_ids_of_images_may_be_words(coco):
+    assert len(coco([image("x")], [thing(1, "x")]).written("a.jpg").objects) == 1
+
+
+def test_many_images_against_pycocotools(coco, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = [image(int(number), f"{number}.jpg") for number in rng.permutation(50)]
+    annotations = [
+        thing(i + 1, int(rng.integers(50)), rng.random(4).round(3).tolist(), int(rng.choice([1, 9])))
+        for i in range(300)
+    ]
+    file = coco(images, annotations)
+    theirs = COCO(str(tmp_path / "c.json"))
+    for number in range(50):
+        rows = theirs.loadAnns(theirs.getAnnIds(imgIds=[number]))
+        expected = [(x, y, x + w, y + h) for x, y, w, h in (row["bbox"] for row in rows)]
+        objects = file.written(f"{number}.jpg").objects
+        assert [entry.box for entry in objects] == expected
+        assert [entry.name for entry in objects] == [{1: "cat", 9: "dog"}[row["category_id"]] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (thing(5, 1, category=2), "annotation 5 has category_id 2, which is not in categories"),
+        (thing(5, 1, (1, 2, 3)), r"annotation 5 has the bbox \[1, 2, 3\], wanted \[x, y, width, height\]"),
+        ({"id": 5, "image_id": 1, "category_id": 1}, "annotation 5 has the bbox null"),
+        (thing(5, 1, (1, 2, "x", 4)), 'annotation 5 has "x" in its bbox, not a number'),
+        (thing(5, 1, (1, 2, float("nan"), 4)), "annotation 5 has NaN in its bbox, not a number"),
+    ],
+)
+def test_a_faulty_object_spoils_its_own_image_only(coco, tmp_path, annotation, message):
+    file = coco([image(1), image(2, "b.jpg")], [annotation, thing(6, 2)])
+    with pytest.raises(UserError, match=rf"^{tmp_path}/c\.json: {message}.* \(image a\.jpg\)"):
+        file.written("a.jpg")
+    assert len(file.written("b.jpg").objects) == 1
+
+
+def test_an_image_listed_twice(coco, tmp_path):
+    file = coco([image(1), image(2), image(3, "b.jpg")], [])
+    with pytest.raises(UserError, match=r"two entries of images have file_name a\.jpg; leave one"):
+        file.written("a.jpg")
+    file.written("b.jpg")
+
+
+def test_what_belongs_to_no_image(coco, tmp_path):
+    file = coco([image(1), image(1, "b.jpg"), {"id": 3}], [thing(5, 77), thing(6, 77), thing(7, None)])
+    assert [fault.removeprefix(f"{tmp_path}/c.json: ") for fault in file.faults] == [
+        "two entries of images have id 1; the second is b.jpg",
+        'an image has no id or no file_name: {"id": 3}',
+        "annotation 5 and 1 more belongs to image_id 77, which is not in images",
+        "annotation 7 belongs to image_id null, which is not in images",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([], "categories is empty"),
+        ([{"id": 1}], "a category has no id or no name"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "two categories have id 1"),
+    ],
+)
+def test_categories_that_cannot_be_used(coco, categories, message):
+    with pytest.raises(UserError, match=message):
+        coco([], [], categories)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [],\n "annotations": [}', r"the json does not parse at line 2, column 18"),
+        ("", "the json does not parse at line 1, column 1"),
+        ('{"images": []}', "is not a COCO file of objects: no list of annotations, categories in it"),
+        ("[1]", ".*: no list of images, annotations, categories in it"),
+    ],
+)
+def test_a_json_that_is_none_of_ours(tmp_path, text, message):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"^{path}: {message}"):
+        read_coco(path)
+
+
+def test_a_changed_json_is_read_again(coco):
+    assert coco([image(1)], []) is not coco([image(1)], [])
+
+
+def test_what_looks_like_coco(tmp_path):
+    assert not looks_like_coco(tmp_path / "none.json")
+    (tmp_path / "package.json").write_text('{"name": "mars", "version": 1}')
+    assert not looks_like_coco(tmp_path / "package.json")
+    (tmp_path / "mine.json").write_text('{"info": {}, "images": []}')
+    assert looks_like_coco(tmp_path / "mine.json")

@@ -1,0 +1,224 @@
+"""Any images, by file, folder or pattern; broken ones are named and the rest goes on."""
+
+import contextlib
+import io
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+import eval.predict
+from config.errors import UserError
+from eval.painter import class_colour
+from eval.predict import Job, find_images, image_ids_of, new_folder, predict_files
+from eval.predictor import Detections, Predictor
+from eval.results import read_results
+
+JOB = Job((64, 64), ("ant", "bee"), batch_size=2, num_threads=2)
+
+
+class UpperLeft(Predictor):
+    """Finds a bee in the upper left quarter of every image, and a doubtful ant wherever."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Identity())
+        self.batches = []
+
+    def __call__(self, batch):
+        self.batches.append(batch.image_ids)
+        assert batch.images.shape[1:] == (3, 64, 64)
+        found = []
+        for image_id, placed in zip(batch.image_ids, batch.letterboxes, strict=True):
+            boxes = torch.tensor([[0, 0, placed.width / 2, placed.height / 2], [1, 1, 9, 9]])
+            found.append(Detections(image_id, boxes, torch.tensor([0.9, 0.1]), torch.tensor([1, 0])))
+        return found
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write("sub/a.png") -> an image of 80 x 60 below tmp_path; anything that is no image name gets bytes."""
+
+    def put(name, size=(80, 60), orientation=None):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.full((size[1], size[0], 3), 90, dtype=np.uint8))
+        exif = image.getexif()
+        if orientation:
+            exif[0x0112] = orientation
+        image.save(path, exif=exif)
+        return path
+
+    return put
+
+
+def names(files, base):
+    return [path.relative_to(base).as_posix() for path in files]
+
+
+class TestFindImages:
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path, write, monkeypatch):
+        for name in ("a10.jpg", "a2.PNG", "sub/deep/b.tiff", "sub/.hidden.jpg", ".git/c.jpg", "[x]/d.jpg"):
+            write(name.lower()).rename(tmp_path / name)
+        (tmp_path / "notes.txt").write_text("no image")
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("words", "found"),
+        [
+            (["a10.jpg"], ["a10.jpg"]),
+            (["."], ["a2.PNG", "a10.jpg", "[x]/d.jpg", "sub/deep/b.tiff"]),
+            (["sub"], ["sub/deep/b.tiff"]),
+            (["a*"], ["a2.PNG", "a10.jpg"]),
+            (["**/*.tiff", "sub"], ["sub/deep/b.tiff"]),
+            (["a10.jpg", "./a10.jpg", "a1?.jpg", "."], ["a10.jpg", "a2.PNG", "[x]/d.jpg", "sub/deep/b.tiff"]),
+            (["[x]"], ["[x]/d.jpg"]),  # a folder of that name, no pattern
+            (["notes.txt"], ["notes.txt"]),  # whoever names a file wants to hear about it
+            (["s*"], ["sub/deep/b.tiff"]),
+        ],
+    )
+    def test_words(self, tmp_path, words, found):
+        assert names(find_images(words), tmp_path) == found
+        assert names(find_images([tmp_path / words[0], *words[1:]]), tmp_path) == found
+
+    @pytest.mark.parametrize(
+        ("word", "complaint"),
+        [
+            ("b.jpg", "no such file or folder"),
+            ("z*.jpg", "no file matches this pattern"),
+            ("empty", "holds no image; images end in "),
+        ],
+    )
+    def test_a_word_that_names_nothing(self, tmp_path, word, complaint):
+        with pytest.raises(UserError) as caught:
+            find_images(["a10.jpg", word])
+        assert str(caught.value).startswith(f"{tmp_path / word}: {complaint}")
+
+    def test_painted_copies_of_an_earlier_call_are_no_input(self, tmp_path):
+        assert names(find_images(["."], tmp_path / "sub"), tmp_path) == ["a2.PNG", "a10.jpg", "[x]/d.jpg"]
+        with pytest.raises(UserError, match="no image but painted copies"):
+            find_images(["sub"], tmp_path / "sub")
+
+    def test_a_ring_of_links_ends(self, tmp_path):
+        os.symlink(tmp_path, tmp_path / "sub/ring")
+        assert len(find_images(["."])) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        ([], []),
+        (["/x/a.jpg"], ["a"]),
+        (["/x/a.jpg", "/x/b.jpg"], ["a", "b"]),
+        (["/x/one/a.jpg", "/x/two/a.jpg"], ["one/a", "two/a"]),
+        (["/x/a.jpg", "/x/a.png", "/x/b.jpg"], ["a.jpg", "a.png", "b.jpg"]),
+        (["/x/a.b.jpg", "/x/c.001"], ["a.b", "c.001"]),
+    ],
+)
+def test_image_ids(files, ids):
+    assert image_ids_of([eval.predict.Path(file) for file in files]) == ids
+
+
+def test_results_pictures_and_companion(write, tmp_path):
+    files = [write("in/a.jpg"), write("in/sub/b.png", (30, 90)), write("in/c.jpg", (80, 60), orientation=6)]
+    (tmp_path / "in/notes.txt").write_text("no image")
+    files.insert(1, tmp_path / "in/notes.txt")
+    steps = []
+    model = UpperLeft()
+    summary = predict_files(model, files, tmp_path / "out", JOB, lambda *step: steps.append(step))
+    assert model.batches == [("a",), ("sub/b", "c")]
+    assert steps == [(2, 4), (4, 4)]
+    assert summary.broken == [f"{tmp_path / 'in/notes.txt'}: the image cannot be read (no known image format)"]
+    assert summary.lines() == [
+        f"left out: {summary.broken[0]}",
+        f"3 images, 1 could not be read; 6 detections, 3 of them painted: {tmp_path / 'out'}",
+    ]
+    found = read_results(tmp_path / "out/detections.json", ["a", "sub/b", "c"])
+    assert [one.boxes[0].tolist() for one in found] == [[0, 0, 40, 30], [0, 0, 15, 45], [0, 0, 30, 40]]  # c upright
+    painted = {path.name: path for path in (tmp_path / "out/painted").iterdir()}
+    assert sorted(painted) == ["a.jpg", "c.jpg", "sub_b.jpg"]
+    with Image.open(painted["c.jpg"]) as image:
+        assert image.size == (60, 80)
+        assert np.abs(np.array(image)[37, 29].astype(int) - class_colour(1)).max() < 60  # right edge, as JPEG keeps it
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "out/images.json"))
+        assert len(coco.loadRes(str(tmp_path / "out/detections.json")).anns) == 6
+    assert [(one["id"], one["width"], one["height"]) for one in coco.dataset["images"]] == [
+        ("a", 80, 60), ("sub/b", 30, 90), ("c", 60, 80),
+    ]  # fmt: skip
+    assert coco.dataset["images"][0]["file_name"] == str(files[0])
+    assert [one["name"] for one in coco.dataset["categories"]] == ["ant", "bee"]
+
+
+def test_without_pictures(write, tmp_path):
+    summary = predict_files(UpperLeft(), [write("a.jpg")], tmp_path / "out", JOB._replace(paint_conf=None))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "images.json"]
+    assert summary.lines() == [f"1 images; 2 detections: {tmp_path / 'out'}"]
+
+
+def test_nothing_readable_leaves_nothing(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(UserError, match=r"a\.jpg: the image cannot be read"):
+        predict_files(UpperLeft(), [tmp_path / "a.jpg"], tmp_path / "out", JOB)
+    with pytest.raises(UserError, match="none of the 2 files could be read; the first: "):
+        predict_files(UpperLeft(), [tmp_path / "a.jpg", tmp_path / "b.jpg"], tmp_path / "out", JOB)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_image_that_vanishes_before_it_is_painted(write, tmp_path, monkeypatch):
+    files = [write("a.jpg"), write("b.jpg")]
+
+    class Removing(UpperLeft):
+        def __call__(self, batch):
+            files[0].unlink(missing_ok=True)
+            return super().__call__(batch)
+
+    summary = predict_files(Removing(), files, tmp_path / "out", JOB)
+    assert summary.broken == [f"{files[0]}: no such image file"]
+    assert (summary.num_detections, summary.num_painted) == (4, 1)
+
+
+def test_a_folder_that_takes_nothing(write, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match=r"out/detections\.json: cannot be written"):
+        predict_files(UpperLeft(), [write("a.jpg")], tmp_path / "out", JOB)
+
+
+def test_memory_holds_few_images_however_many_there_are(write, tmp_path, monkeypatch):
+    """Full images are let go as soon as they have the network's size; at most two batches of those are waiting."""
+    files = [write(f"{number}.jpg") for number in range(12)]
+    read, num_waiting, seen = eval.predict.read_image, [], 0
+
+    class Slow(UpperLeft):
+        def __call__(self, batch):
+            time.sleep(0.1)  # whoever wants to read ahead has the time
+            return super().__call__(batch)
+
+    def counting(path):
+        nonlocal seen
+        seen += 1
+        num_waiting.append(seen - sum(map(len, model.batches)))
+        return read(path)
+
+    model = Slow()
+    monkeypatch.setattr(eval.predict, "read_image", counting)
+    predict_files(model, files, tmp_path / "out", JOB._replace(num_threads=1, paint_conf=None))
+    assert seen == 12
+    assert max(num_waiting) <= 2 * JOB.batch_size
+
+
+def test_new_folders_are_never_old_ones(tmp_path):
+    parent = tmp_path / "run" / "predict"
+    assert new_folder(parent).name == "001"
+    (parent / "notes").mkdir()
+    (parent / "041").mkdir()
+    assert [new_folder(parent).name for _ in range(2)] == ["042", "043"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out DIR"):
+        new_folder(tmp_path / "file")

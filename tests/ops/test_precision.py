@@ -1,0 +1,98 @@
+"""The precision that a device gets: by word, by what it has, by the clock."""
+
+import pytest
+import torch
+from torch import nn
+
+from config.errors import UserError
+from ops import precision
+from ops.precision import autocast, half_types, keep_precision, name_of, pick_precision
+
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """Maps as the detector gives them, and a statistic that a forward pass in training moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, images):
+        return [self.norm(self.conv(images))]
+
+
+def clock(monkeypatch, seconds):
+    monkeypatch.setattr(precision, "_time_step", lambda model, device, shape, dtype: seconds[dtype])
+    monkeypatch.setattr(precision, "half_types", lambda device: (torch.bfloat16,))
+
+
+@pytest.mark.parametrize("word", ["bfloat16", "float32"])
+def test_a_word_is_obeyed_without_timing(word, monkeypatch):
+    monkeypatch.setattr(precision, "_time_step", None)
+    assert pick_precision(word, CPU, Net(), (32, 32)) == (getattr(torch, word), f"precision: {word}, as set", None)
+
+
+def test_a_word_is_timed_when_somebody_must_know(monkeypatch):
+    clock(monkeypatch, {torch.float32: 2.0})
+    dtype, why, seconds = pick_precision("float32", CPU, Net(), (32, 32), must_time=True)
+    assert (dtype, seconds) == (torch.float32, 2.0 / precision._IMAGES)
+    assert "as set; forward and backward" in why
+
+
+def test_float16_is_refused_where_no_scaler_is():
+    with pytest.raises(UserError, match="float16: needs a CUDA GPU"):
+        pick_precision("float16", CPU, Net(), (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("half", "full", "chosen"), [(0.5, 1.0, "bfloat16"), (0.99, 1.0, "float32"), (2.0, 1.0, "float32")]
+)
+def test_auto_takes_what_is_clearly_faster_and_says_why(half, full, chosen, monkeypatch):
+    clock(monkeypatch, {torch.bfloat16: half, torch.float32: full})
+    dtype, why, _ = pick_precision("auto", CPU, Net(), (32, 32))
+    assert name_of(dtype) == chosen
+    assert chosen in why and "ms" in why
+
+
+def test_auto_without_half_precision_is_float32(monkeypatch):
+    monkeypatch.setattr(precision, "half_types", lambda device: ())
+    monkeypatch.setattr(precision, "_time_step", None)
+    assert pick_precision("auto", CPU, Net(), (32, 32))[0] == torch.float32
+
+
+def test_a_run_that_goes_on_keeps_its_precision_where_the_device_has_it(monkeypatch):
+    monkeypatch.setattr(precision, "half_types", lambda device: (torch.bfloat16,))
+    assert keep_precision("float32", CPU).dtype == torch.float32
+    assert keep_precision("bfloat16", CPU).dtype == torch.bfloat16
+    kept = keep_precision("float16", CPU)
+    assert kept.dtype == torch.float32 and "float16, in which this run began" in kept.why
+
+
+def test_timing_leaves_model_and_random_state_as_they_were(monkeypatch):
+    monkeypatch.setattr(precision, "_SECONDS_A_TYPE", 0.02)
+    net = Net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    assert precision._time_step(net, CPU, (32, 32), torch.float32) > 0
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_half_types_by_capability(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert half_types(gpu) == (torch.float16,)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert half_types(gpu)[0] == torch.bfloat16
+
+
+def test_autocast_of_float32_changes_nothing():
+    conv, images = nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
+    with autocast(CPU, torch.float32):
+        assert conv(images).dtype == torch.float32
+    with autocast(CPU, torch.bfloat16):
+        assert conv(images).dtype == torch.bfloat16

@@ -1,0 +1,188 @@
+"""`python mars.py predict`, end to end: which weights are taken, where results lie, and that no data set is needed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mars
+from config.load import load_config
+from eval.results import read_results
+from model import build_model
+
+NAMES = ("red", "blue")
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def make_run(root):
+    """make_run("voc.nano.full-cats") -> its best.pth, of a nano with random weights for 64 x 64 pixels."""
+
+    def make(name, cfgname="voc.nano.full", classes=NAMES, data="/gone/cats", **fields):
+        overrides = {"inputShape": (64, 64), "regMax": 8, "classList": classes, **fields}
+        mcfg = load_config(cfgname, root=root, data=data, overrides=overrides, name=name)
+        path = root / name / "weights" / "best.pth"
+        path.parent.mkdir(parents=True)
+        content = {"model": build_model(mcfg).state_dict(), "class_list": classes}
+        torch.save({**content, "config": json.dumps(mcfg.to_dict())}, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder, draw = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def predict(root, capsys):
+    """`mars.main` in the mode predict; exit status, what went to stdout, what went to stderr."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        words = ["predict", *map(str, arguments), "--root", str(root), "--set", "dcore=0", "scoreThreshold=0"]
+        status = mars.main(words)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_results_of_each_call_lie_in_a_new_folder_of_the_run(make_run, photos, predict, root):
+    make_run("voc.nano.full-cats")
+    (photos / "broken.jpg").write_text("no image")
+    for number in ("001", "002"):
+        status, out, err = predict("voc.nano.full", photos, "--data", "nowhere/cats")
+        folder = root / "voc.nano.full-cats/predict" / number
+        assert (status, err) == (0, "")
+        assert f"left out: {photos / 'broken.jpg'}: the image cannot be read" in out
+        assert f"3 images, 1 could not be read; 236 detections: {folder}" in out
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "detections.json", "images.json", "mars.log", "painted",
+        ]  # fmt: skip
+        assert sorted(path.name for path in (folder / "painted").iterdir()) == ["0.jpg", "1.jpg", "2.jpg"]
+        assert "python mars.py predict voc.nano.full" in (folder / "mars.log").read_text()
+    assert sorted(path.name for path in (root / "voc.nano.full-cats").iterdir()) == ["predict", "weights"]
+    categories = json.loads((folder / "images.json").read_text())["categories"]
+    assert categories == [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+
+
+def test_the_only_run_that_can_be_meant_is_taken(make_run, photos, predict, root):
+    status, _, err = predict("voc.nano.full", photos)
+    assert (status, "voc.nano.full-*: no such run with weights; train first" in err) == (2, True)
+    make_run("voc.nano.full-cats")
+    make_run("voc.nano.full-cats.20260102-030405")  # an older one that --nobuf kept
+    assert predict("voc.nano.full", photos)[0] == 0
+    assert (root / "voc.nano.full-cats/predict/001").is_dir()
+    make_run("voc.nano.full-dogs")
+    status, _, err = predict("voc.nano.full", photos)
+    assert (status, "voc.nano.full-cats, voc.nano.full-dogs; add --name NAME" in err) == (2, True)
+    assert predict("voc.nano.full", photos, "--name", "voc.nano.full-dogs")[0] == 0
+    assert (root / "voc.nano.full-dogs/predict/001/detections.json").is_file()
+
+
+@pytest.mark.parametrize("cfgname", ["c1.nano.full", "demo.nano.full"])
+def test_recipes_that_name_their_data_need_none(make_run, photos, predict, root, cfgname):
+    make_run(cfgname, cfgname, data=None)
+    status, _, err = predict(cfgname, photos)
+    assert (status, err) == (0, "")
+    assert sorted(path.name for path in root.iterdir()) == [cfgname]  # nothing was drawn
+
+
+def test_weights_from_elsewhere(make_run, photos, predict, root, tmp_path):
+    weights = make_run("voc.nano.full-cats").rename(tmp_path / "mine.pth")
+    status, out, _ = predict("voc.nano.full", photos, "--weights", weights)
+    assert (status, "inputShape=[64, 64], regMax=8" in out) == (0, True)
+    assert (root / "voc.nano.full-cats/predict/001/images.json").is_file()
+    assert predict("c1.nano.full", photos, "--weights", weights)[0] == 0  # the classes are the file's, not the recipe's
+    content = json.loads((root / "c1.nano.full/predict/001/images.json").read_text())
+    assert [one["name"] for one in content["categories"]] == list(NAMES)
+
+    plain = tmp_path / "plain.pth"
+    torch.save(torch.load(weights, weights_only=True)["model"], plain)
+    status, _, err = predict("voc.nano.full", photos, "--weights", plain)
+    assert (status, "does not say which run it is of; --out DIR" in err) == (2, True)
+    out = ("--out", tmp_path / "out")
+    status, _, err = predict("voc.nano.full", photos, "--weights", plain, *out)
+    assert (status, "does not say its classes; --set classList=" in err) == (2, True)
+    settings = ("--set", "classList=red,blue", "inputShape=64", "regMax=8")
+    assert predict("voc.nano.full", photos, "--weights", plain, *out, *settings)[0] == 0
+    assert json.loads((tmp_path / "out/detections.json").read_text())[0]["image_id"] == "0"
+
+
+def test_out_may_be_named_twice_and_takes_no_painted_copy_for_an_image(make_run, photos, predict):
+    make_run("voc.nano.full-cats")
+    for _ in range(2):
+        assert predict("voc.nano.full", photos, "--out", photos / "found", "--set", "paintConf=0")[0] == 0
+    assert len(list((photos / "found/painted").iterdir())) == 3
+
+
+def test_no_pictures_when_none_are_wanted(make_run, photos, predict, tmp_path):
+    make_run("voc.nano.full-cats")
+    assert predict("voc.nano.full", photos, "--out", tmp_path / "out", "--set", "paintImages=no")[0] == 0
+    assert not (tmp_path / "out/painted").exists()
+
+
+def test_quietly_only_what_came_of_it_is_said(make_run, photos, predict, tmp_path):
+    make_run("voc.nano.full-cats")
+    (photos / "broken.jpg").write_text("no image")
+    _, out, _ = predict("voc.nano.full", photos, "--out", tmp_path / "out", "--quiet")
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "left out",
+        "3 images, 1 could not be read; 236 detections",
+    ]
+
+
+def test_other_classes_than_the_weights_have_are_refused(make_run, photos, predict, root):
+    make_run("voc.nano.full-cats")
+    for classes in ("red,blue,green", "blue,red"):
+        status, _, err = predict("voc.nano.full", photos, "--set", f"classList={classes}")
+        assert status == 2
+        assert f"trained on red, blue, but classList is {', '.join(classes.split(','))}; " in err
+    assert not (root / "voc.nano.full-cats/predict").exists()
+
+
+def test_nothing_readable_leaves_no_folder(make_run, photos, predict, root):
+    make_run("voc.nano.full-cats")
+    (photos / "broken.jpg").write_text("no image")
+    status, _, err = predict("voc.nano.full", photos / "broken.jpg")
+    assert (status, err.count("\n"), "broken.jpg: the image cannot be read" in err) == (2, 1, True)
+    assert list((root / "voc.nano.full-cats/predict").iterdir()) == []
+
+
+def test_eval_and_predict_find_the_same(make_run, photos, predict, root, tmp_path, capsys):
+    """The same pixels reach the same network; and eval's file holds exactly what was scored."""
+    weights = make_run("voc.nano.full-cats")
+    data = tmp_path / "cats"
+    (data / "splits").mkdir(parents=True)
+    (data / "annotations").mkdir()
+    (data / "images").symlink_to(photos)
+    (data / "splits/test.txt").write_text("0\n1\n2\n")
+    for number in range(3):
+        (data / f"annotations/{number}.xml").write_text(
+            "<annotation><size><width>64</width><height>48</height></size><object><name>red</name><bndbox><xmin>4</xmin>"
+            "<ymin>5</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object></annotation>"
+        )
+    words = ["eval", "voc.nano.full", "--root", str(root), "--data", str(data), "--weights", str(weights)]
+    settings = ["dcore=0", "scoreThreshold=0", "trainSplitName=none", "epochValidation=no", "classList=red,blue"]
+    assert mars.main([*words, "--set", *settings]) == 0, capsys.readouterr()
+    assert predict("voc.nano.full", photos, "--out", tmp_path / "out")[0] == 0
+    evaluated = read_results(root / "voc.nano.full-cats/eval/detections.json", ["0", "1", "2"])
+    predicted = read_results(tmp_path / "out/detections.json", ["0", "1", "2"])
+    assert sum(len(one.scores) for one in evaluated) == 236
+    for one, other in zip(evaluated, predicted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))
+    truth = json.loads((root / "voc.nano.full-cats/eval/truth.json").read_text())
+    assert [(row["image_id"], row["bbox"]) for row in truth["annotations"]] == [
+        (str(number), [4, 5, 26, 35]) for number in range(3)
+    ]

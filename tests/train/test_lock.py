@@ -1,0 +1,161 @@
+"""One process a folder: told by real processes, for a lock means nothing within one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train.lock as lock_module
+from config.errors import UserError
+from train.lock import RunLock
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from train.lock import RunLock
+with RunLock(Path(sys.argv[1])) as lock:
+    lock.hold()
+    if len(sys.argv) > 2 and os.fork() == 0:  # as a loader's worker: it outlives its parent, with all that is open
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+class Holder:
+    """Another process that holds the folder."""
+
+    def __init__(self, folder: Path, *more: str):
+        command = [sys.executable, "-c", HOLD, str(folder), *more]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.said = [self.process.stdout.readline().strip() for _ in range(1 + len(more))]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    holder = Holder(tmp_path / "run")
+    yield holder
+    holder.kill()
+
+
+def test_a_second_process_is_refused_by_name_until_the_first_is_dead(tmp_path, holder):
+    who = rf"process {holder.process.pid} on {socket.gethostname()} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+    with pytest.raises(UserError, match=rf"^{tmp_path}/run: another run is at work in it \({who}\); .*--name$"):
+        RunLock(tmp_path / "run").__enter__()
+    holder.kill()
+    with RunLock(tmp_path / "run"):
+        assert f'"process": {os.getpid()}' in (tmp_path / "run/.lock").read_text()
+
+
+def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder(tmp_path):
+    holder = Holder(tmp_path / "run", "fork")
+    worker = int(next(word for word in holder.said if word.isdigit()))
+    try:
+        holder.kill()
+        os.kill(worker, 0)  # it lives
+        with RunLock(tmp_path / "run") as lock:
+            lock.hold()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def locked_by_another(folder: Path) -> bool:
+    """Asked in a process of its own, for this one may always lock what it holds."""
+    code = f"from pathlib import Path; from train.lock import RunLock; RunLock(Path({str(folder)!r})).__enter__()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not done.returncode or "another run is at work" in done.stderr, done.stderr
+    return done.returncode != 0
+
+
+def test_blocks_of_one_process_share_it_and_the_outermost_lets_go(tmp_path):
+    folder = tmp_path / "run"
+    with RunLock(folder) as outer:
+        assert not folder.exists()  # entering makes nothing
+        outer.hold()
+        with RunLock(folder) as inner:
+            inner.hold()
+        assert locked_by_another(folder)
+    assert not locked_by_another(folder)
+
+
+def test_after_the_folder_was_moved_aside_the_new_one_is_held(tmp_path):
+    folder, aside = tmp_path / "run", tmp_path / "aside"
+    folder.mkdir()
+    with RunLock(folder) as lock:
+        folder.rename(aside)
+        lock.hold()
+        assert locked_by_another(folder)
+        assert not locked_by_another(aside)
+
+
+def test_two_that_start_at_once_are_never_both_let_in(tmp_path):
+    """Each adds a line while it holds the folder and takes it away at the end; nobody ever sees two."""
+    code = """
+import sys, time
+from pathlib import Path
+from config.errors import UserError
+from train.lock import RunLock
+folder = Path(sys.argv[1])
+inside = folder / "inside"
+for _ in range(150):
+    try:
+        with RunLock(folder) as lock:
+            lock.hold()
+            inside.mkdir()  # fails when another is in
+            time.sleep(.0005)
+            inside.rmdir()
+    except UserError:
+        pass
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=60)[1] for process in both] == ["", ""]
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunLock(tmp_path / "file" / "run").hold()
+
+
+def test_without_locks_of_the_system_it_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("train.lock.fcntl", None)
+    with RunLock(tmp_path / "run") as lock:
+        lock.hold()
+    assert "no file locks" in caplog.text and (tmp_path / "run").is_dir()
+
+
+def test_the_refusal_comes_at_once(tmp_path, holder):
+    started = time.monotonic()
+    with pytest.raises(UserError):
+        RunLock(tmp_path / "run").hold()
+    assert time.monotonic() - started < 1
+
+
+def test_a_folder_that_is_moved_aside_between_opening_and_locking_is_not_taken_for_the_new_one(tmp_path, monkeypatch):
+    folder, lock_file = tmp_path / "run", lock_module._lock
+
+    def moved_first(file, path):
+        if not (tmp_path / "aside").exists():
+            folder.rename(tmp_path / "aside")
+        lock_file(file, path)
+
+    monkeypatch.setattr(lock_module, "_lock", moved_first)
+    with RunLock(folder) as lock:
+        lock.hold()
+        assert locked_by_another(folder)
+        assert not locked_by_another(tmp_path / "aside")

@@ -1,0 +1,110 @@
+"""Accumulated gradients, precision and the scaler, against a plain loop."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from model import YoloModel
+from ops.batch import Batch
+from train.ema import ModelEMA
+from train.loss import DetectionLoss
+from train.step import Means, Stepper, TrainingDiverged
+
+
+def batch_of(count, seed=0, boxes=2):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    corners = torch.rand(count, boxes, 2, generator=generator) * 30
+    sides = 10 + torch.rand(count, boxes, 2, generator=generator) * 20
+    labels = torch.randint(0, 3, (count, boxes), generator=generator)
+    valid = torch.ones(count, boxes, dtype=torch.bool)
+    ids = tuple(f"s{seed}_{i}" for i in range(count))
+    return Batch(images, torch.cat([corners, corners + sides], dim=2), labels, valid, ids)
+
+
+def make(precision=torch.float32, sum_over_batch=True, ema=False):
+    torch.manual_seed(0)
+    model = YoloModel("nano", 3).train()
+    for module in model.modules():  # a frozen batch norm, so that a batch of four equals twice a batch of two
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    loss = DetectionLoss(num_classes=3, reg_max=16, strides=(8, 16, 32))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    average = ModelEMA(model) if ema else None
+    return Stepper(model, loss, optimizer, average, precision, 10.0, sum_over_batch)
+
+
+def weights(stepper):
+    return torch.cat([p.detach().flatten() for p in stepper.model.parameters()])
+
+
+@pytest.mark.parametrize("sum_over_batch", [True, False])
+def test_gradients_of_several_batches_make_one_step(sum_over_batch):
+    stepper, twin = make(sum_over_batch=sum_over_batch), make()
+    batches = [batch_of(2, seed) for seed in range(3)]
+    start = weights(stepper)
+    for index, batch in enumerate(batches):
+        values = stepper.add(batch, accumulate=3)
+        assert ("grad_norm" in values) == (index == 2)
+        assert torch.equal(weights(stepper), start) == (index < 2)
+    twin.optimizer.zero_grad()
+    for batch in batches:
+        loss = twin.loss(twin.model(batch.images.float() / 255), batch).total
+        (loss * (2 if sum_over_batch else 1 / 3)).backward()
+    torch.nn.utils.clip_grad_norm_(twin.model.parameters(), 10.0)
+    twin.optimizer.step()
+    torch.testing.assert_close(weights(stepper), weights(twin), rtol=0, atol=1e-7)
+
+
+def test_flush_steps_with_what_waits_and_only_then():
+    stepper = make(ema=True)
+    assert stepper.flush() == {}
+    start = weights(stepper)
+    stepper.add(batch_of(2), accumulate=4)
+    assert torch.equal(weights(stepper), start) and stepper.ema.steps == 0
+    assert stepper.flush()["grad_norm"] > 0
+    assert not torch.equal(weights(stepper), start) and stepper.ema.steps == 1
+    assert stepper.flush() == {}
+
+
+def test_bfloat16_computes_the_network_but_not_the_loss():
+    stepper, exact = make(torch.bfloat16), make()
+    seen = []
+    hook = stepper.model.head.cls[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    batch = batch_of(4)
+    values, expected = stepper.add(batch), exact.add(batch)
+    hook.remove()
+    assert seen == [torch.bfloat16]
+    for name, value in values.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name], rtol=0.05, atol=1e-3)
+    assert all(p.dtype == torch.float32 for p in stepper.model.parameters())
+    assert not torch.equal(values["loss"], expected["loss"])  # else nothing was rounded
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_bad_batch_leaves_weights_momentum_and_average(accumulate):
+    stepper = make(ema=True)
+    stepper.add(batch_of(2))
+    with torch.no_grad():
+        stepper.model.head.box[0][0].conv.weight[0, 0, 0, 0] = float("inf")
+    before = copy.deepcopy((stepper.optimizer.state_dict(), stepper.ema.state_dict()))
+    start = weights(stepper)
+    with pytest.raises(TrainingDiverged, match=r"not finite: loss .*images s1_0, s1_1"):
+        stepper.add(batch_of(2, seed=1), accumulate)
+    assert torch.equal(weights(stepper), start) and stepper.pending == 0
+    after = (stepper.optimizer.state_dict(), stepper.ema.state_dict())
+    for key, state in before[0]["state"].items():
+        assert torch.equal(state["momentum_buffer"], after[0]["state"][key]["momentum_buffer"])
+    assert all(torch.equal(value, after[1][name]) for name, value in before[1].items())
+
+
+def test_means_count_each_name_by_itself():
+    means = Means()
+    assert means.values() == {}
+    means.add({"a": torch.tensor(1.0)})
+    means.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0)})
+    assert means.values() == {"a": 1.5, "b": 5.0}
+    assert means.values(("b",)) == {"b": 5.0}

@@ -1,0 +1,133 @@
+"""One process a run: a lock on its folder that the system lets go when the process ends, however it ends."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from config.errors import UserError
+from ops.files import complaining, make_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK_NAME = ".lock"
+
+log = logging.getLogger("mars")
+
+
+@dataclass
+class _Held:
+    file: int  # descriptor
+    holders: int
+
+
+# Of this process. Record locks (lockf) are chosen because a fork does not inherit them: with flock a loader's worker
+# that outlives a killed training would hold the folder. They have a trap instead: closing any descriptor of the file
+# lets the lock go, so this process opens the file of a folder it holds nowhere else.
+_held: dict[Path, _Held] = {}
+
+
+class RunLock:
+    """The folder belongs to this process within the block, and inner blocks of the same process share it.
+
+    Entering locks a folder that is there; `hold` makes one that is not, and is called again after the folder was moved
+    aside. Raises `UserError`, with who holds it since when, and `UserError` for a place that cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._key: Path | None = None
+
+    def __enter__(self) -> "RunLock":
+        if self.folder.is_dir():
+            self.hold()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._key is None:
+            return
+        held = _held[self._key]
+        held.holders -= 1
+        if held.holders == 0:
+            del _held[self._key]
+            os.close(held.file)  # the file stays: removing it would let two others lock two files of one name
+        self._key = None
+
+    def hold(self) -> None:
+        """Lock the folder that is at this path now, making it where there is none."""
+        if fcntl is None:
+            log.warning("this system has no file locks: see to it yourself that no second run uses %s", self.folder)
+            make_folder(self.folder)
+            return
+        key = self.folder.resolve()
+        held = _held.get(key)
+        if held is None:
+            _held[key] = _Held(_locked_file(self.folder), 0)
+        elif not _is_at(held.file, self.folder / LOCK_NAME):  # the folder was moved aside: this is a new one
+            old, held.file = held.file, _locked_file(self.folder)
+            os.close(old)
+        if self._key is None:
+            self._key = key
+            _held[key].holders += 1
+
+
+def _locked_file(folder: Path) -> int:
+    """Descriptor of the folder's lock file, locked by this process."""
+    path = folder / LOCK_NAME
+    while True:
+        with complaining(path):
+            make_folder(folder)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(file, folder)
+            if _is_at(file, path):  # else the folder was moved aside between opening and locking
+                with complaining(path):
+                    _write_holder(file)
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _lock(file: int, folder: Path) -> None:
+    assert fcntl is not None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(
+                f"{folder}: another run is at work in it{_holder(file)}; let it finish, stop it, or use --name"
+            ) from error
+        log.warning("%s: no locks there (%s): see to it yourself that no second run uses it", folder, error.strerror)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _write_holder(file: int) -> None:
+    """For people, and for the sentence that refuses others; the lock itself is the system's."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    text = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{text}\n".encode(), 0)
+
+
+def _holder(file: int) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet: then nobody is named
+        holder = json.loads(os.pread(file, 1000, 0))
+        return f" (process {holder['process']} on {holder['host']} since {holder['since']})"
+    return ""
