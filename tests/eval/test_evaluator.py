@@ -13,6 +13,7 @@ from PIL import Image
 import eval.evaluator
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from dl.cache import build_images
 from eval.evaluator import Evaluator
 from eval.metrics import ApResult, ClassAp
 from ops.batch import Batch, Letterbox
@@ -93,6 +94,25 @@ def test_a_perfect_detector_through_the_real_loader(squares, style):
         overlaps = pairwise_iou(found.boxes, torch.from_numpy(annotation.boxes)).diagonal()
         assert len(found.boxes) == len(annotation.boxes)
         assert (overlaps > 0.8).all()  # a pixel of the small input is two of the image
+
+
+def test_an_image_that_cannot_be_read_any_more_is_left_out_and_missed(squares):
+    squares[2].image_path.write_bytes(b"no image")
+    result = Evaluator(config(badFiles="skip")).evaluate(BlockFinder(), "test", squares)
+    assert (result.images_expected, result.images_evaluated) == (5, 4)
+    assert [one.image_id for one in result.annotations] == ["image0", "image1", "image3", "image4"]
+    assert result.ap.per_class["cat"].n_gt == 0 and result.map50 == pytest.approx(1.0)
+    with pytest.raises(UserError, match=r"image2\.png"):
+        Evaluator(config()).evaluate(BlockFinder(), "test", squares)
+
+
+def test_images_kept_decoded_are_not_read_again(squares):
+    kept = build_images(config(cacheImages="ram"), "test", squares)
+    evaluator = Evaluator(config())
+    first = evaluator.evaluate(BlockFinder(), "test", squares, images=kept)
+    for annotation in squares:
+        annotation.image_path.unlink()
+    assert evaluator.evaluate(BlockFinder(), "test", squares, images=kept).ap == first.ap
 
 
 def test_metrics_json(squares, tmp_path):
