@@ -176,6 +176,8 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> "CheckedD
         data = _check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
         log.info("%s", data.report.table())
         trainer = Trainer(mcfg, data, quiet=quiet)  # whatever is wrong so far leaves an older run where it is
+        if folder.path.exists():
+            lock.hold()  # another run may have begun it while the data was checked
         aside = folder.move_aside() if mcfg.nobuf else None
         lock.hold()  # of the folder that is there now
         keep_log(folder.log)
@@ -191,7 +193,9 @@ def _saying_how_to_go_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(str(error) or "interrupted; the same command goes on from what was saved last") from None
+        raise KeyboardInterrupt(
+            str(error) or "interrupted; the same command goes on from what was saved last"
+        ) from None
 
 
 def evaluate(
@@ -249,10 +253,10 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     try:
         with ProgressBar("predicting", args.quiet) as bar:
             summary = predict_files(predictor, files, folder, job, bar)
-    except UserError:
-        with suppress(OSError):
-            folder.rmdir()  # only if nothing is in it
-        raise
+    finally:
+        if out is None:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing came into it
     keep_log(RunFolder(folder).log)
     for line in summary.lines():
         log.log(RESULT, "%s", line)
@@ -287,7 +291,7 @@ def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
     from model.pretrained import read_weights
 
     if weights:
-        name = (read_weights(Path(weights)).config or {}).get("runName")
+        name = (read_weights(Path(weights).expanduser()).config or {}).get("runName")
         if not name:
             raise UserError(f"{weights}: does not say which run it is of; --out DIR says where the results belong")
         return name

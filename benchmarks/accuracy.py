@@ -2,7 +2,8 @@
 
     python -m benchmarks.accuracy DATA --epochs 60 --seeds 0 1 --out DIR [--systems mars peer] [--set FIELD=VALUE ...]
 
-A run whose detections lie in DIR already is not trained again, so that a table can be made of runs made one by one.
+A run whose detections lie in DIR already is not trained again, so that a table can be made of runs made one by one:
+take another DIR for other epochs, sizes or batches.
 `--cfgname demo.nano.full` trains on the drawn scenes in DATA. `--label X` keeps runs with other settings apart.
 """
 
@@ -39,6 +40,7 @@ def train(args: argparse.Namespace, system: str, seed: int) -> None:
     if system == "mars":
         words = ["mars.py", "pipe", args.cfgname, "--data", args.data, "--root", str(args.out), "--name", name]
         settings = [f"maxEpoch={args.epochs}", f"inputShape={args.size}", f"batchSize={args.batch}", f"seed={seed}"]
+        settings += ["trainMinutes=none"]  # the peer has no limit either
         start = [f"checkpointModelFile={args.weights}"] if args.weights else []
         words += ["--quiet", "--set", *settings, *start, "paintImages=no", *args.set]
     else:

@@ -37,21 +37,38 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("quiet", "fields"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--nobuf", "-nobuf", action="store_true")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     for mode in MODES:
         parser.add_argument(f"-{mode}", dest="mode", action="append_const", const=mode)  # the assignment's spelling
-    args, unknown = parser.parse_known_intermixed_args(list(arguments))
+    args, unknown = parser.parse_known_intermixed_args(_one_set_each(arguments))
     if args.words and args.words[0] in LATER_MODES:  # first, because they have options of their own
         raise UserError(f"{args.words[0]}: not there yet; the modes are {', '.join(MODES)}")
     if unknown:
         raise UserError(_unknown_option(unknown[0], parser))
-    # `--set inputShape=320 voc.nano.full` reads the CFGNAME as one more setting
-    args.words += [word for word in args.set if "=" not in word]
-    args.set = [word for word in args.set if "=" in word]
     args = _understand_words(args)
     if not args.fields:
         _refuse_misplaced(args)
     return args
+
+
+def _one_set_each(arguments: Sequence[str]) -> list[str]:
+    """`--set A=1 B=2 voc.nano.full` -> `--set A=1 --set B=2 voc.nano.full`: the words behind keep their places."""
+    expanded: list[str] = []
+    is_open = False  # may the next word be one more setting?
+    for word in arguments:
+        if is_open and _is_setting(word, "predict" in arguments):
+            expanded += ["--set", word]
+            continue
+        is_open = word == "--set" or word.startswith("--set=") or expanded[-1:] == ["--set"]
+        expanded.append(word)
+    return expanded
+
+
+def _is_setting(word: str, has_paths: bool) -> bool:
+    """FIELD=VALUE; among paths only with a name that is a field's, or nearly."""
+    name, equals, _ = word.partition("=")
+    is_field = not has_paths or name in field_names() or bool(nearest(name, field_names()))
+    return bool(equals) and not word.startswith("-") and is_field
 
 
 def _understand_words(args: argparse.Namespace) -> argparse.Namespace:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from config.errors import UserError
 from config.fields import nearest
-from config.mconfig import ModelConfig, field_default
+from config.mconfig import ModelConfig, checked_value, field_default
 
 
 def refuse_contradictions(mcfg: ModelConfig, code_dir: Path) -> None:
@@ -54,7 +54,7 @@ def _unheard(mcfg: ModelConfig) -> Iterator[str]:
         ("schedulerType", by_steps, ("warmupEpochs", "warmupMomentum", "warmupBiasRate")),
     ):
         choice = getattr(mcfg, chooser)
-        changed = [name for name in fields if getattr(mcfg, name) != field_default(name)]
+        changed = [name for name in fields if checked_value(name, getattr(mcfg, name)) != field_default(name)]
         if choice not in heard and changed:
             yield (
                 f"{changed[0]}={getattr(mcfg, changed[0])}: only {chooser}={' or '.join(heard)} reads it, and "

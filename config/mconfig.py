@@ -140,7 +140,9 @@ class ModelConfig:
     translate: float = declare(0.1, "modern: shift by up to this fraction of the input", fraction)
     flip: float = declare(0.5, "modern: probability of a mirrored image; 0 where left and right differ", fraction)
     hsv: tuple[float, float, float] = declare(
-        (0.015, 0.7, 0.4), "modern: hue shifted by up to x of the circle, saturation and value times 1 - x to 1 + x", each(fraction)
+        (0.015, 0.7, 0.4),
+        "modern: hue shifted by up to x of the circle, saturation and value times 1 - x to 1 + x",
+        each(fraction),
     )
     startEpoch: int = declare(
         0, "first epoch, e.g. to go on with another schedule from checkpointModelFile", not_negative
@@ -192,6 +194,12 @@ class ModelConfig:
     gradientClip: float = declare(10.0, "largest norm of the gradient", positive)
     useEMA: bool = declare(
         False, "keep an exponential moving average of the weights; it is what is evaluated and saved as best"
+    )
+    emaRamp: float | None = declare(
+        None,
+        "steps over which the average grows slow, as .9999 (1 - e^(-step / x)); 2000 is Ultralytics'; none: less where "
+        "the run is short, so that it averages over a tenth of its steps in the end",
+        unless_none(positive),
     )
     precision: str = declare(
         "auto",

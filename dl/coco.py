@@ -17,6 +17,7 @@ from config.errors import UserError
 from dl.annotations import Written, WrittenObject
 from dl.faults import DataFault
 from dl.files import read_text
+from ops.text import shortened
 
 _PEEK = 1 << 16  # bytes of a json in which one of its keys must stand
 _KEYS = ("images", "annotations", "categories")
@@ -80,7 +81,7 @@ class CocoFile:
         for entry in entries:
             number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
             if not _is_id(number) or not isinstance(name, str) or not name.strip():
-                raise UserError(f"{self.path}: a category has no id or no name: {_short(entry)}")
+                raise UserError(f"{self.path}: a category has no id or no name: {shortened(entry)}")
             if number in categories:
                 raise UserError(f"{self.path}: two categories have id {number}; the labels cannot be told apart")
             categories[number] = Category(name.strip(), str(entry.get("supercategory") or ""))
@@ -94,7 +95,7 @@ class CocoFile:
         for entry in entries:
             number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
             if not _is_image_id(number) or not isinstance(name, str) or not name:
-                self.faults.append(f"{self.path}: an image has no id or no file_name: {_short(entry)}")
+                self.faults.append(f"{self.path}: an image has no id or no file_name: {shortened(entry)}")
                 continue
             if number in row_of_id:
                 self.faults.append(f"{self.path}: two entries of images have id {number}; the second is {name}")
@@ -113,11 +114,11 @@ class CocoFile:
             image = entry.get("image_id") if isinstance(entry, dict) else None
             row = row_of_id.get(image) if _is_image_id(image) else None
             if row is None:
-                strays[_short(image)].append(entry.get("id") if isinstance(entry, dict) else entry)
+                strays[shortened(image)].append(entry.get("id") if isinstance(entry, dict) else entry)
                 continue
             complaint = self._complaint(entry)
             if complaint:
-                faulty.setdefault(row, f"annotation {_short(entry.get('id'))} {complaint}")
+                faulty.setdefault(row, f"annotation {shortened(entry.get('id'))} {complaint}")
                 continue
             rows.append(row)
             categories.append(entry["category_id"])
@@ -125,7 +126,7 @@ class CocoFile:
             crowds.append(bool(entry.get("iscrowd")))
         for image, numbers in strays.items():
             more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-            first = _short(numbers[0])
+            first = shortened(numbers[0])
             self.faults.append(
                 f"{self.path}: annotation {first}{more} belongs to image_id {image}, which is not in images"
             )
@@ -142,11 +143,11 @@ class CocoFile:
         """What makes an object unusable; empty when nothing does."""
         category, box = entry.get("category_id"), entry.get("bbox")
         if not _is_id(category) or category not in self.categories:
-            return f"has category_id {_short(category)}, which is not in categories"
+            return f"has category_id {shortened(category)}, which is not in categories"
         if not isinstance(box, list) or len(box) != 4:
-            return f"has the bbox {_short(box)}, wanted [x, y, width, height]"
+            return f"has the bbox {shortened(box)}, wanted [x, y, width, height]"
         strange = [side for side in box if not _is_number(side)]
-        return f"has {_short(strange[0])} in its bbox, not a number" if strange else ""
+        return f"has {shortened(strange[0])} in its bbox, not a number" if strange else ""
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -198,8 +199,3 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
     sides = (entry.get("width"), entry.get("height"))
     width, height = (int(side) if isinstance(side, (int, float)) and _is_number(side) else 0 for side in sides)
     return (width, height) if width > 0 and height > 0 else None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -66,9 +66,7 @@ def plan_delivery(path: Path, facts: ImageFacts, size_in_annotation: Size | None
     if size_in_annotation == raw:
         return Delivery(*raw, False, False)
     said, real = (f"{width} x {height}" for width, height in (size_in_annotation, turned))
-    raise DataFault(
-        f"{path}: the image is {real}, its annotation says {said}; are the boxes at another scale?"
-    )
+    raise DataFault(f"{path}: the image is {real}, its annotation says {said}; are the boxes at another scale?")
 
 
 def inspect_image(path: Path) -> ImageFacts:

@@ -11,6 +11,7 @@ import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, runtime_checkable
@@ -137,7 +138,8 @@ class DiskImages:
             is_sound = zlib.crc32(memoryview(self._pixels)[offset : offset + length]) == checksum
             self._states[number] = _SOUND if is_sound else _DAMAGED
             if not is_sound:
-                self._file.unlink(missing_ok=True)  # what is open stays open
+                with suppress(OSError):  # of another user, then; what is open stays open
+                    self._file.unlink(missing_ok=True)
         return self._states[number] == _SOUND
 
 

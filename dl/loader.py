@@ -119,7 +119,7 @@ class BatchLoader:
             if batch is not None:
                 num_batches += 1
                 yield batch
-        if not num_batches and self.skipped and self._first_batch < len(self):
+        if not num_batches and self.skipped and self._first_batch == 0:
             raise UserError(f"not one image can be read any more: {next(iter(self.skipped.values()))}")
 
     def _note(self, faults: dict[str, str]) -> None:
@@ -188,6 +188,8 @@ def _ranges(mcfg: ModelConfig) -> AugmentRanges | ModernRanges | None:
     if mcfg.augmentation == "assignment":
         return AugmentRanges()
     mosaic_end = mcfg.maxEpoch - mcfg.closeMosaic
+    if mcfg.mosaic and mosaic_end <= mcfg.startEpoch:
+        log.info("no mosaic: closeMosaic=%d leaves it none of %d epochs", mcfg.closeMosaic, mcfg.maxEpoch)
     return ModernRanges(mcfg.mosaic, mosaic_end, mcfg.scaleRange, mcfg.translate, mcfg.flip, *mcfg.hsv)
 
 

@@ -41,7 +41,8 @@ def lay_out_yolo(search: Search) -> DataSource:
     base, notes = search.base, search.notes
     if search.image_dir or search.annotation_dir:
         image_dir, annotation_dir = _explicit_folders(search)
-        homes = [annotation_dir, annotation_dir.parent, image_dir, *([base] if base else [])]
+        above = [annotation_dir.parent] if annotation_dir.name == "labels" else []  # else it may be anybody's
+        homes = [annotation_dir, *above, image_dir, *([base] if base else [])]
         names, where, data_yaml = _names(homes)
         tree, given = ImageTree(image_dir), {}
         if not search.wanted.subset_map:
@@ -74,12 +75,11 @@ def _explicit_folders(search: Search) -> tuple[Path, Path]:
 
 def _names(homes: list[Path]) -> tuple[dict[int, str], Path, DataYaml | None]:
     """Number -> class, the file that says so, and the data.yaml if it is one. Raises `UserError` for none."""
-    for home in homes:
+    for home in homes:  # the nearest file that names them counts, whatever its kind
         path = find_data_yaml(home)
         if path is not None:
             data_yaml = read_data_yaml(path)
             return data_yaml.names, path, data_yaml
-    for home in homes:
         path = _name_file(home)
         if path is not None:
             return dict(enumerate(checked_classes(read_lines(path), str(path)))), path, None

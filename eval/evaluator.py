@@ -83,17 +83,22 @@ class EvalResult:
 class Evaluator:
     """Evaluates a model as a config describes it: which classes count, how detections are selected, whose AP."""
 
-    def __init__(self, mcfg: ModelConfig) -> None:
+    def __init__(self, mcfg: ModelConfig, precision: torch.dtype = torch.float32, images: Images | None = None) -> None:
+        """The network computes in `precision`. `images`: where a split that comes again is kept decoded."""
         if not mcfg.classList or isinstance(mcfg.classList, str):
             raise UserError(f"classList={mcfg.classList!r}: AP per class needs the class names")
         self.mcfg = mcfg
         self.class_names = tuple(mcfg.classList)
         self.selected_names = _selected(self.class_names, mcfg.testSelectedClasses)
+        self.precision, self.images = precision, images
 
     @classmethod
-    def for_validation(cls, mcfg: ModelConfig) -> "Evaluator":
+    def for_validation(
+        cls, mcfg: ModelConfig, precision: torch.dtype = torch.float32, images: Images | None = None
+    ) -> "Evaluator":
         """All classes by COCO's definition, whatever is reported: what picks the best epoch must not change."""
-        return cls(ModelConfig.from_dict({**mcfg.to_dict(), "apStyle": "coco", "testSelectedClasses": None}))
+        asked = {**mcfg.to_dict(), "apStyle": "coco", "testSelectedClasses": None}
+        return cls(ModelConfig.from_dict(asked), precision, images)
 
     def evaluate(
         self,
@@ -103,23 +108,21 @@ class Evaluator:
         weights_name: str = "",
         on_batch: Callable[[int, int], None] | None = None,
         images_expected: int | None = None,
-        precision: torch.dtype = torch.float32,
-        images: Images | None = None,
     ) -> EvalResult:
         """Detect on every image of the split and measure the AP.
 
         `annotations` saves reading and checking the split again (it is validated after every epoch). `on_batch` hears
         how many images are done, of how many. `images_expected` is what the split lists, when faulty files were
-        skipped; one that cannot be read any more is left out, too, where badFiles says so. `images` is where they are
-        kept decoded (`dl.cache.build_images`), for a split that comes again. Truth and detections of classes outside `testSelectedClasses` are left out. Raises `RuntimeError` when
-        an image is missing or comes twice, `FloatingPointError` on NaN predictions.
+        skipped; one that cannot be read any more is left out, too, where badFiles says so. Truth and detections of
+        classes outside `testSelectedClasses` are left out. Raises `RuntimeError` when an image is missing or comes
+        twice, `FloatingPointError` on NaN predictions.
         """
         started = time.perf_counter()
         if annotations is None:
             annotations = check_data(self.mcfg, [split]).splits[split]
-        predictor = Predictor.from_config(self.mcfg, model, precision)
+        predictor = Predictor.from_config(self.mcfg, model, self.precision)
         detections: list[Detections] = []
-        with closing(build_loader(self.mcfg, split, list(annotations), train=False, images=images)) as loader:
+        with closing(build_loader(self.mcfg, split, list(annotations), train=False, images=self.images)) as loader:
             for batch in loader:
                 detections += predictor(batch)
                 if on_batch is not None:

@@ -13,7 +13,7 @@ from config.errors import UserError
 NAMES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _SECONDS_A_TYPE = 0.8  # of trying; two types and their first, slower step stay near two seconds
-_IMAGES = 4
+_IMAGES = {"cpu": 4, "cuda": 16}  # a GPU is not kept busy by four
 _WORTH_IT = 0.95  # a half precision that gains less than this is not worth its rounding
 
 
@@ -25,7 +25,7 @@ class Precision(NamedTuple):
     seconds: float | None  # None when nothing was timed
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Within the block, convolutions and products compute in `dtype`; for float32 the block changes nothing."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
@@ -39,6 +39,8 @@ def half_types(device: torch.device) -> tuple[torch.dtype, ...]:
     if device.type == "cuda":
         has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
         return (torch.bfloat16, torch.float16) if has_bfloat16 else (torch.float16,)
+    if not torch.backends.mkldnn.is_available():  # builds without oneDNN, as on Apple's processors
+        return ()
     return (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
 
 
@@ -54,6 +56,8 @@ def pick_precision(
     if word == "float16" and device.type != "cuda":
         raise UserError(f"precision=float16: needs a CUDA GPU, this run is on {device.type}; use bfloat16 or auto")
     halves = half_types(device)[:1]
+    if word == "bfloat16" and torch.bfloat16 not in half_types(device):
+        raise UserError(f"precision=bfloat16: {device} here has none; use auto or float32")
     if word != "auto":
         candidates, why = (NAMES[word],), "as set"
     elif not halves:
@@ -62,7 +66,7 @@ def pick_precision(
         candidates, why = (torch.float32, *halves), ""
     if len(candidates) == 1 and not must_time:
         return Precision(candidates[0], f"precision: {name_of(candidates[0])}, {why}", None)
-    seconds = {dtype: _time_step(model, device, input_shape, dtype) / _IMAGES for dtype in candidates}
+    seconds = {dtype: _time_step(model, device, input_shape, dtype) for dtype in candidates}
     chosen = candidates[-1] if seconds[candidates[-1]] < _WORTH_IT * seconds[candidates[0]] else candidates[0]
     tried = ", ".join(f"{name_of(dtype)} {1000 * value:.1f} ms" for dtype, value in seconds.items())
     why = f"{why}; " if why else ""
@@ -84,10 +88,11 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _time_step(model: nn.Module, device: torch.device, input_shape: tuple[int, int], dtype: torch.dtype) -> float:
-    """Seconds of the fastest forward and backward pass; the model, its statistics and the random state stay."""
+    """Seconds an image of the fastest forward and backward pass; model, statistics and random state stay."""
     model = copy.deepcopy(model).train()
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(_IMAGES, 3, *input_shape, generator=generator).to(device, memory_format=torch.channels_last)
+    count = _IMAGES[device.type]
+    images = torch.rand(count, 3, *input_shape, generator=generator).to(device, memory_format=torch.channels_last)
     best, end = float("inf"), float("inf")
     while time.perf_counter() < end:
         started = time.perf_counter()
@@ -100,4 +105,4 @@ def _time_step(model: nn.Module, device: torch.device, input_shape: tuple[int, i
             end = time.perf_counter() + _SECONDS_A_TYPE
         else:
             best = min(best, time.perf_counter() - started)
-    return best if best < float("inf") else _SECONDS_A_TYPE
+    return min(best, _SECONDS_A_TYPE) / count

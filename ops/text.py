@@ -1,12 +1,20 @@
 """Plain text for a terminal: how wide it shows, and tables of it."""
 
+import json
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 
 def display_width(text: str) -> int:
     """Columns on a terminal: Chinese and other wide characters take two, combining ones none."""
     return sum(_columns(char) for char in text)
+
+
+def shortened(value: Any) -> str:
+    """A plain value as JSON, cut after 60 letters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:

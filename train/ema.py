@@ -7,6 +7,18 @@ import torch
 from torch import Tensor, nn
 
 
+LONGEST_RAMP = 2000.0  # the peer's, for every run
+
+
+def ramp_for(num_steps: int) -> float:
+    """The ramp of a training of so many optimizer steps: its average ends with a window of a tenth of them.
+
+    The window is 1 / (1 - d) = e^(step / ramp) steps. With the peer's ramp of 2000 a short run averages next to
+    nothing: two steps after 1500. Long runs get 2000.
+    """
+    return min(LONGEST_RAMP, num_steps / max(math.log(num_steps / 10), 1.0)) if num_steps > 0 else LONGEST_RAMP
+
+
 class ModelEMA:
     """average = d * average + (1 - d) * model after every optimizer step, d = decay * (1 - e^(-step / ramp)).
 
@@ -14,7 +26,7 @@ class ModelEMA:
     statistics among them, are averaged; counters are copied.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000):
+    def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = LONGEST_RAMP):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.ramp, self.steps = decay, ramp, 0
 

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -65,7 +66,7 @@ class RunLock:
     def hold(self) -> None:
         """Lock the folder that is at this path now, making it where there is none."""
         if fcntl is None:
-            log.warning("this system has no file locks: see to it yourself that no second run uses %s", self.folder)
+            _warn_once("this system has no file locks: see to it yourself that no second run uses %s", self.folder)
             make_folder(self.folder)
             return
         key = self.folder.resolve()
@@ -78,6 +79,11 @@ class RunLock:
         if self._key is None:
             self._key = key
             _held[key].holders += 1
+
+
+@lru_cache
+def _warn_once(sentence: str, folder: Path) -> None:
+    log.warning(sentence, folder)
 
 
 def _locked_file(folder: Path) -> int:

@@ -16,6 +16,7 @@ from dl.discover import DataSource
 from dl.splits import find_split
 from ops.files import complaining, keep_under_second_name, remove_dead_drafts, write_whole
 from ops.seal import is_intact
+from ops.text import shortened
 from train.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint, weights_of
 
 log = logging.getLogger("mars")
@@ -208,13 +209,8 @@ def data_differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _in_words(differences: Differences) -> str:
-    return ", ".join(f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in differences.items())
+    return ", ".join(f"{name} {shortened(old)} -> {shortened(new)}" for name, (old, new) in differences.items())
 
 
 def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

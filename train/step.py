@@ -1,5 +1,6 @@
 """One batch into the weights: forward, loss, backward, and every few batches a step of the optimizer."""
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from train.loss import DetectionLoss
 
 class TrainingDiverged(FloatingPointError):
     """A loss or gradient that is not finite. The optimizer has not moved since the last good step."""
+
+
+_SMALLEST_SCALE = 1.0  # of gradients in float16, below which it is not the scale that makes them infinite
 
 
 class Means:
@@ -84,15 +88,20 @@ class Stepper:
     def _step(self, values: dict[str, Tensor], image_ids: tuple[str, ...]) -> Tensor:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-        # With a scaler an infinite gradient only says that the scale was too large: it skips the step and lowers it.
-        watched = values.get("loss", norm) if self.scaler.is_enabled() else norm + values.get("loss", 0)
-        if not torch.isfinite(watched):
+        watched = values.get("loss", torch.zeros_like(norm))
+        if self.scaler.is_enabled():  # an infinite gradient says that the scale was too large: the step is skipped
+            norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
+        if not torch.isfinite(watched + norm):
             self._diverged({**values, "grad_norm": norm}, image_ids)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.pending = 0
-        if self.ema is not None:
+        is_skipped = self.scaler.get_scale() < scale
+        if is_skipped and scale < _SMALLEST_SCALE:  # no scale helps any more
+            self._diverged({**values, "grad_norm": norm * math.nan}, image_ids)
+        if self.ema is not None and not is_skipped:
             self.ema.update(self.model)
         return norm
 

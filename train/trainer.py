@@ -24,12 +24,12 @@ from ops.device import pick_device, use_all_cores
 from ops.precision import keep_precision, name_of, pick_precision
 from train.budget import within_minutes
 from train.checkpoint import random_states, restore_random_states, seed_random_states
-from train.ema import ModelEMA
+from train.ema import ModelEMA, ramp_for
 from train.interrupt import Interrupted, Interrupts
 from train.lock import RunLock
 from train.loss import DetectionLoss
 from train.opt import build_optimizer, set_pace
-from train.origin import code_commit, file_origin, random_origin
+from train.origin import code_commit, file_origin, origin_in_words, random_origin
 from train.progress import EpochProgress
 from train.runfolder import RunFolder, data_identity
 from train.sched import build_schedule, build_warm_up
@@ -63,16 +63,14 @@ class Trainer:
         word = mcfg.precision if is_fresh else "float32"
         must_time = is_fresh and mcfg.trainMinutes is not None
         self.precision = pick_precision(word, self.device, self.model, mcfg.inputShape, must_time)
-        self.mcfg = mcfg = self._within_minutes(mcfg)
+        self.mcfg = mcfg = self._within_minutes(mcfg, is_fresh)
         self.loss = DetectionLoss.from_config(mcfg, self.model)
         self.optimizer = build_optimizer(mcfg, self.model)
         self.schedule = build_schedule(mcfg)
         self.loader = build_loader(
             mcfg, mcfg.trainSplitName, annotations=list(self.splits[mcfg.trainSplitName]), train=True
         )
-        self.evaluator = Evaluator.for_validation(mcfg) if mcfg.epochValidation else None
-        validated = self.splits[mcfg.validationSplitName] if mcfg.epochValidation else []
-        self.validation_images = build_images(mcfg, mcfg.validationSplitName, validated)
+        self.evaluator = self._make_evaluator() if mcfg.epochValidation else None
         self.warm_up = build_warm_up(mcfg, len(self.loader))
         self.rate, self.batch_index = 0.0, 0  # of the epoch; batches since startEpoch
         self.epoch = mcfg.startEpoch
@@ -82,7 +80,7 @@ class Trainer:
         self.weights_origin = random_origin()
         if is_fresh:  # now, so that a wrong file leaves an older run where it is
             self._load_starting_weights()
-        self.ema = ModelEMA(self.model) if mcfg.useEMA else None
+        self.ema = ModelEMA(self.model, ramp=self._ema_ramp()) if mcfg.useEMA else None
         self.stepper = self._make_stepper()
         self.progress: EpochProgress | None = None  # of the epoch that is not saved yet
         self._inside: dict[str, Any] | None = None  # the progress that a checkpoint was saved with
@@ -94,7 +92,10 @@ class Trainer:
             lock.hold()
             self._start_or_resume()
             if self.epoch >= self.mcfg.maxEpoch:
-                log.info("already trained: %d of %d epochs; a larger maxEpoch goes on", self.epoch, self.mcfg.maxEpoch)
+                log.info(
+                    "already trained: %d of %d epochs; a larger maxEpoch%s goes on",
+                    self.epoch, self.mcfg.maxEpoch, " with trainMinutes=none" if self.mcfg.trainMinutes else "",
+                )  # fmt: skip
                 return self.folder
             log.info("%s", self.precision.why)
             self.folder.write_config(self.mcfg)
@@ -159,11 +160,24 @@ class Trainer:
         set_pace(self.optimizer, pace)
         return self.stepper.add(batch, pace.accumulate)
 
-    def _within_minutes(self, mcfg: ModelConfig) -> ModelConfig:
+    def _within_minutes(self, mcfg: ModelConfig, is_fresh: bool) -> ModelConfig:
+        begun = None if is_fresh or mcfg.trainMinutes is None else self.folder.begun_config()
+        if mcfg.trainMinutes is None or not (is_fresh or begun):  # nothing whole to go on from: run() will say so
+            return mcfg
         trained = len(self.splits[mcfg.trainSplitName])
         validated = len(self.splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0
         seconds = self.precision.seconds or 0.0  # 0 where a run goes on, which keeps its number of epochs
-        return within_minutes(mcfg, seconds, trained, validated / mcfg.validationInterval, self.folder.begun_config())
+        return within_minutes(mcfg, seconds, trained, validated / mcfg.validationInterval, begun)
+
+    def _ema_ramp(self) -> float:
+        epochs = self.mcfg.maxEpoch - self.mcfg.startEpoch
+        return self.mcfg.emaRamp or ramp_for(round(epochs * len(self.loader) / self.warm_up.accumulate))
+
+    def _make_evaluator(self) -> Evaluator:
+        name = self.mcfg.validationSplitName
+        return Evaluator.for_validation(
+            self.mcfg, self.precision.dtype, build_images(self.mcfg, name, self.splits[name])
+        )
 
     def _make_stepper(self) -> Stepper:
         is_summed = self.mcfg.lossReduction == "sum"
@@ -181,8 +195,6 @@ class Trainer:
                 name,
                 annotations=self.splits[name],
                 on_batch=self.interrupts.leave_if_asked,  # nothing has changed yet: it is done again
-                precision=self.precision.dtype,
-                images=self.validation_images,
             )
             row.update(map50=result.map50, map50_95=result.map50_95)
             fitness = result.map50_95
@@ -243,6 +255,7 @@ class Trainer:
             if path is not None:
                 log.info("%s", load_weights(self.model, path, self.mcfg.classList))
                 self.weights_origin = file_origin(path)
+                log.info("starting weights: %s", origin_in_words(self.weights_origin))
 
     def _checkpoint(self) -> dict[str, Any]:
         """All that the run needs to go on from here."""
@@ -284,8 +297,12 @@ class Trainer:
             self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.precision = keep_precision(checkpoint["precision"], self.device)
+        if self.evaluator is not None:
+            self.evaluator.precision = self.precision.dtype
         self.stepper = self._make_stepper()
         self.stepper.load_state_dict(checkpoint["scaler"])
+        if checkpoint["precision"] != name_of(self.precision.dtype):
+            checkpoint = {**checkpoint, "pending": 0, "gradients": None}  # they were scaled for the other type
         self.stepper.pending = checkpoint["pending"]
         for parameter, gradient in zip(self.model.parameters(), checkpoint["gradients"] or (), strict=False):
             parameter.grad = None if gradient is None else gradient.to(self.device)

@@ -7,7 +7,7 @@ from config.load import load_config
 from config.mconfig import ModelConfig, field_default
 from config.training import MODERN
 
-RECIPE = '''
+RECIPE = """
 from config import mconfig
 
 def mcfg(tags):
@@ -16,7 +16,7 @@ def mcfg(tags):
     mcfg.training = "modern"
     mcfg.schedulerType = "cosine"
     return mcfg
-'''
+"""
 
 
 def load(tmp_path, text=RECIPE, **overrides):

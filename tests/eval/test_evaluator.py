@@ -108,11 +108,11 @@ def test_an_image_that_cannot_be_read_any_more_is_left_out_and_missed(squares):
 
 def test_images_kept_decoded_are_not_read_again(squares):
     kept = build_images(config(cacheImages="ram"), "test", squares)
-    evaluator = Evaluator(config())
-    first = evaluator.evaluate(BlockFinder(), "test", squares, images=kept)
+    evaluator = Evaluator(config(), images=kept)
+    first = evaluator.evaluate(BlockFinder(), "test", squares)
     for annotation in squares:
         annotation.image_path.unlink()
-    assert evaluator.evaluate(BlockFinder(), "test", squares, images=kept).ap == first.ap
+    assert evaluator.evaluate(BlockFinder(), "test", squares).ap == first.ap
 
 
 def test_metrics_json(squares, tmp_path):

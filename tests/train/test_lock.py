@@ -22,9 +22,9 @@ from train.lock import RunLock
 with RunLock(Path(sys.argv[1])) as lock:
     lock.hold()
     if len(sys.argv) > 2 and os.fork() == 0:  # as a loader's worker: it outlives its parent, with all that is open
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # in one piece: print may write the end of the line by itself
         time.sleep(60)
-    print("held", flush=True)
+    os.write(1, b"held\\n")
     time.sleep(60)
 """
 

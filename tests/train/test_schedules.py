@@ -9,7 +9,7 @@ from torch import nn
 
 from config.mconfig import ModelConfig
 from model import YoloModel
-from train.ema import ModelEMA
+from train.ema import ModelEMA, ramp_for
 from train.opt import build_optimizer, parameter_groups, set_pace
 from train.sched import CosineSchedule, Pace, PlateauSchedule, WarmUp, build_schedule, build_warm_up
 
@@ -148,3 +148,16 @@ def test_weight_decay_is_scaled_by_what_a_step_holds_of_the_nominal_batch(batch,
     mcfg = ModelConfig()
     mcfg.batchSize, mcfg.nominalBatch = batch, nominal
     assert build_optimizer(mcfg, nn.Linear(2, 2)).param_groups[0]["weight_decay"] == pytest.approx(5e-4 * factor)
+
+
+@pytest.mark.parametrize(("steps", "window"), [(100, 10), (780, 78), (1473, 147.3), (8000, 800), (10**5, 10**4)])
+def test_the_average_of_a_run_ends_with_a_window_of_a_tenth_of_its_steps(steps, window):
+    """Of a long one at most 10,000, by the decay of .9999."""
+    ema = ModelEMA(nn.Linear(1, 1), ramp=ramp_for(steps))
+    d = ema.decay * (1 - math.exp(-steps / ema.ramp))
+    assert 1 / (1 - d) == pytest.approx(window, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 30])
+def test_the_shortest_runs_have_a_ramp_too(steps):
+    assert 0 < ramp_for(steps) <= 2000

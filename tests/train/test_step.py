@@ -101,6 +101,37 @@ def test_a_bad_batch_leaves_weights_momentum_and_average(accumulate):
     assert all(torch.equal(value, after[1][name]) for name, value in before[1].items())
 
 
+class SkippingScaler(torch.amp.GradScaler):
+    """A scaler as on CUDA, on the CPU: enabled, and its scale is so large that gradients overflow."""
+
+    def __init__(self):
+        super().__init__("cpu", init_scale=2.0**127, enabled=True)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_scale_that_is_too_large_skips_the_step_and_is_lowered(accumulate):
+    stepper = make(ema=True)
+    stepper.scaler = SkippingScaler()
+    start = weights(stepper)
+    values = {**stepper.add(batch_of(2), accumulate), **stepper.flush()}
+    assert values["grad_norm"] == 0 and torch.isfinite(values["loss"])
+    assert torch.equal(weights(stepper), start) and stepper.ema.steps == 0
+    assert stepper.scaler.get_scale() < 2.0**127
+    twin = make()
+    twin.scaler = SkippingScaler()
+    twin.load_state_dict(stepper.state_dict())
+    assert twin.scaler.get_scale() == stepper.scaler.get_scale()
+
+
+def test_gradients_that_no_scale_makes_finite_stop_the_run():
+    stepper = make()
+    stepper.scaler = torch.amp.GradScaler("cpu", init_scale=0.5, enabled=True)
+    parameter = next(stepper.model.parameters())
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingDiverged, match="not finite"):
+        stepper.add(batch_of(2))
+
+
 def test_means_count_each_name_by_itself():
     means = Means()
     assert means.values() == {}
