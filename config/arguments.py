@@ -45,6 +45,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{args.words[0]}: not there yet; the modes are {', '.join(MODES)}")
     if unknown:
         raise UserError(_unknown_option(unknown[0], parser))
+    for word in args.set:
+        if word in field_names():
+            raise UserError(f"{word}: settings are written --set {word}=VALUE")
     args = _understand_words(args)
     if not args.fields:
         _refuse_misplaced(args)
@@ -56,11 +59,14 @@ def _one_set_each(arguments: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     is_open = False  # may the next word be one more setting?
     for word in arguments:
-        if is_open and _is_setting(word, "predict" in arguments):
+        if expanded[-1:] == ["--set"]:  # whatever it is, it is meant as the value
+            expanded.append(word)
+            is_open = True
+        elif is_open and _is_setting(word, "predict" in arguments):
             expanded += ["--set", word]
-            continue
-        is_open = word == "--set" or word.startswith("--set=") or expanded[-1:] == ["--set"]
-        expanded.append(word)
+        else:
+            expanded.append(word)
+            is_open = word.startswith("--set=")
     return expanded
 
 

@@ -84,7 +84,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         ("c1 --epochs 3", ["--epochs", "--set FIELD=VALUE", "maxEpoch"]),
         ("c1 --dta x", ["--dta", "did you mean '--data'"]),
         ("c1 --data", ["--data", "expected one argument"]),
-        ("c1 --set", ["--set", "expected at least one argument"]),
+        ("c1 --set", ["--set", "expected one argument"]),
         ("c1 maxEpoch=3", ["--set maxEpoch=3"]),
         ("c1 --set maxEpoch 3", ["--set maxEpoch=VALUE"]),
         # fields
@@ -212,3 +212,14 @@ def test_a_bug_shows_its_traceback_and_is_not_the_users_mistake(mars, tmp_path):
     done = mars("c1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.returncode == 1
     assert "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_words_behind_set_keep_their_places():
+    from config.arguments import read_arguments
+
+    args = read_arguments(["predict", "--set", "paintImages=no", "minIou=0.4", "voc.nano.full", "--quiet", "x.jpg"])
+    assert (args.cfgname, args.paths, args.set) == ("voc.nano.full", ["x.jpg"], ["paintImages=no", "minIou=0.4"])
+    args = read_arguments(["predict", "voc.nano.full", "--set", "paintImages=no", "a=b/x.jpg"])
+    assert (args.paths, args.set) == (["a=b/x.jpg"], ["paintImages=no"])
+    args = read_arguments(["--set=seed=1", "maxEpoch=3", "voc.nano", "--set", "dcore=0"])
+    assert (args.cfgname, args.set) == ("voc.nano", ["seed=1", "maxEpoch=3", "dcore=0"])
