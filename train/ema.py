@@ -6,7 +6,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-
 LONGEST_RAMP = 2000.0  # the peer's, for every run
 
 
