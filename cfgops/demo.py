@@ -18,7 +18,7 @@ def mcfg(tags):
     mcfg.paintImages = True
 
     if "full" in tags:
-        mcfg.maxEpoch = 30  # what two cores with bfloat16 do in five minutes
+        mcfg.maxEpoch = 30  # at most; two cores with bfloat16 do some 24 in five minutes
         mcfg.trainMinutes = 5  # other machines get fewer epochs, not a longer wait
 
     if "assignment" in tags:
