@@ -9,6 +9,14 @@ import pytest
 from train.interrupt import Interrupted, Interrupts
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_terminal():
+    """A shell starts jobs in the background with Ctrl-C ignored, and the tests may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
     before, interrupts = signal.getsignal(number), Interrupts()
