@@ -12,8 +12,9 @@ from config.help import help_text
 from config.mconfig import field_names
 from config.recipes import recipe_names
 
-MODES = ("pipe", "train", "eval", "predict")
-LATER_MODES = ("doctor", "export", "split", "incremental")
+MODES = ("pipe", "train", "eval", "predict", "export", "backbone")
+LATER_MODES = ("doctor", "split", "incremental")
+FORMATS = ("onnx", "torch", "ultralytics")
 
 _IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?|webp)$", re.IGNORECASE)
 
@@ -32,9 +33,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """mode, cfgname and options. Raises `UserError` for anything that is not understood."""
     parser = Parser(prog="mars.py", allow_abbrev=False)
     parser.add_argument("words", nargs="*")
-    for name in ("root", "data", "name", "split", "weights", "out"):
+    for name in ("root", "data", "name", "split", "weights", "out", "format"):
         parser.add_argument(f"--{name}")
-    for name in ("quiet", "fields"):
+    for name in ("quiet", "fields", "nms"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--nobuf", "-nobuf", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
@@ -92,6 +93,9 @@ def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
     if args.mode == "predict":
         args.cfgname, *args.paths = _cfgname_and_paths(words)
         return args
+    if args.mode == "backbone":
+        args.cfgname, args.paths = None, [_weights_file(words)]
+        return args
     if len(words) > 1:
         raise UserError(
             f"{' '.join(words)}: one CFGNAME, please, and before it a mode ({', '.join(MODES)}) or none"
@@ -116,6 +120,15 @@ def _cfgname_and_paths(words: list[str]) -> list[str]:
     return words
 
 
+def _weights_file(words: list[str]) -> str:
+    """The one word behind `backbone`. Raises `UserError`."""
+    if len(words) != 1:
+        raise UserError(
+            "backbone: of which weights? Write python mars.py backbone FILE.pt, and --out for another place"
+        )
+    return words[0]
+
+
 def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.split("=")[0]
     if name == "--trace":
@@ -128,15 +141,31 @@ def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
 
 def _refuse_misplaced(args: argparse.Namespace) -> None:
     """Raise `UserError` for an option that the mode knows nothing to do with."""
-    if args.mode in ("eval", "predict") and args.nobuf:
+    if args.mode not in ("pipe", "train") and args.nobuf:
         raise UserError(f"--nobuf: starts a training afresh, and {args.mode} trains nothing; leave it out")
     if args.mode == "predict" and args.split:
         raise UserError("--split: predict takes files and folders; splits belong to python mars.py eval CFGNAME")
-    if args.mode not in ("eval", "predict") and (args.split or args.weights):
-        raise UserError("--split, --weights: belong to eval; write python mars.py eval CFGNAME ...")
-    if args.mode != "predict" and args.out:
+    if args.mode != "eval" and args.split:
+        raise UserError("--split: belongs to eval; write python mars.py eval CFGNAME --split NAME")
+    if args.mode not in ("eval", "predict", "export") and args.weights:
+        raise UserError(f"--weights: {args.mode} does not take it; write python mars.py eval CFGNAME --weights FILE")
+    if args.mode not in ("predict", "export", "backbone") and args.out:
         raise UserError("--out: belongs to predict; write python mars.py predict CFGNAME PATH... --out DIR")
+    _refuse_formats(args)
     if args.weights and not Path(args.weights).expanduser().is_file():
         raise UserError(f"{Path(args.weights).expanduser().absolute()}: no such weights file")
     if args.out and Path(args.out).expanduser().is_file():
         raise UserError(f"--out {Path(args.out).expanduser().absolute()}: is a file; name a folder for the results")
+
+
+def _refuse_formats(args: argparse.Namespace) -> None:
+    """Raise `UserError` when it does not say what to export to, or says so of another mode."""
+    if args.mode != "export":
+        if args.format or args.nms:
+            raise UserError("--format, --nms: belong to export; write python mars.py export CFGNAME --format onnx")
+        return
+    if args.format not in FORMATS:
+        given = f"--format {args.format}: no such format{nearest(args.format, FORMATS)}; " if args.format else ""
+        raise UserError(f"{given}export: to which format? Add --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if args.nms and args.format != "onnx":
+        raise UserError(f"--nms: only --format onnx can hold it; leave it out, or take onnx instead of {args.format}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from config.errors import UserError
 from config.fields import nearest
-from config.mconfig import ModelConfig, checked_value, field_default
+from config.mconfig import OFFICIAL_WEIGHTS, ModelConfig, checked_value, field_default
 
 
 def refuse_contradictions(mcfg: ModelConfig, code_dir: Path) -> None:
@@ -18,6 +18,7 @@ def _complaints(mcfg: ModelConfig, code_dir: Path) -> Iterator[str]:
     yield from _root(mcfg, code_dir)
     yield from _schedule(mcfg)
     yield from _unheard(mcfg)
+    yield from _pretrained(mcfg)
     yield from _classes(mcfg)
     yield from _teacher(mcfg)
 
@@ -60,6 +61,19 @@ def _unheard(mcfg: ModelConfig) -> Iterator[str]:
                 f"{changed[0]}={getattr(mcfg, changed[0])}: only {chooser}={' or '.join(heard)} reads it, and "
                 f"{chooser} is {choice}; set that too, or leave it out"
             )
+
+
+def _pretrained(mcfg: ModelConfig) -> Iterator[str]:
+    if mcfg.pretrained is None:
+        return
+    fitting = OFFICIAL_WEIGHTS[mcfg.phase]
+    if mcfg.pretrained != fitting:
+        yield f"pretrained={mcfg.pretrained}: is not of phase {mcfg.phase}, whose official weights are {fitting}"
+    if mcfg.checkpointModelFile is not None:
+        yield (
+            f"pretrained={mcfg.pretrained}: and checkpointModelFile={mcfg.checkpointModelFile}; training starts from "
+            "one of them, leave the other out"
+        )
 
 
 def _classes(mcfg: ModelConfig) -> Iterator[str]:

@@ -13,7 +13,11 @@ _MODES = {
     "train": "train, or go on with a run that was stopped or is to become longer",
     "eval": "evaluate a run: --split NAME (test), --weights FILE (the run's best)",
     "predict": "detect on files, folders (and all below) and 'patterns'; no data set is needed",
+    "export": "write the weights for other programs: --format onnx, torch or ultralytics",
+    "backbone": "FILE.pt: write the backbone of these weights as a file to start from",
 }
+
+_OF_FILES = ("predict", "backbone")  # modes that take more than a CFGNAME, or none
 
 _OPTIONS = {
     "--data DIR": "folder of the data set: images, annotations, splits and classes are found in it",
@@ -21,8 +25,10 @@ _OPTIONS = {
     "--name NAME": "folder of this run below it (default: the CFGNAME)",
     "--nobuf": "start afresh; an older run of that name is kept under another one",
     "--set FIELD=VALUE ...": "change config fields, above recipe and tags: --set maxEpoch=60 inputShape=320",
-    "--weights FILE": "eval, predict: these weights; classes and input size are those they were trained with",
-    "--out DIR": "predict: where results go (default: a new folder RUN/predict/NNN)",
+    "--weights FILE": "eval, predict, export: these weights; classes and input size are those they were trained with",
+    "--out PLACE": "predict: folder for results (default: a new one, RUN/predict/NNN); export, backbone: file to write",
+    "--format FORMAT": "export: onnx, torch (torch.export) or ultralytics (a .pt that it loads)",
+    "--nms": "export to onnx: suppression inside, so that detections come out",
     "--quiet": "print results only; everything said is in the run's mars.log",
     "--fields": "list all config fields with default and meaning",
 }
@@ -43,8 +49,9 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
         [
             "Mars trains YOLOv8 detectors.",
             "",
-            f"    python mars.py [{'|'.join(mode for mode in modes if mode != 'predict')}] CFGNAME [options]",
+            f"    python mars.py [{'|'.join(mode for mode in modes if mode not in _OF_FILES)}] CFGNAME [options]",
             "    python mars.py predict CFGNAME PATH... [options]",
+            "    python mars.py backbone FILE.pt [--out FILE]",
             "",
             "A CFGNAME is a recipe and tags with dots between: voc.nano.full, c1.small.teacher.cuda@0",
             "",
@@ -57,6 +64,7 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
             "  python mars.py voc.nano.full --data ~/birds --set maxEpoch=60",
             "  python mars.py c1.nano.full.cuda@0.batch@32 --data ~/MAR20",
             "  python mars.py eval voc.nano.full --data ~/birds --split validation",
+            "  python mars.py export voc.nano.full --format onnx --name voc.nano.full-birds",
             "  python mars.py predict voc.nano.full ~/photos 'more/*.jpg' --name voc.nano.full-birds",
             "",
         ]

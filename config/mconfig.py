@@ -31,6 +31,7 @@ from config.frozen import FrozenDict
 from config.training import MODERN
 
 PHASES = ("nano", "small", "medium", "large", "extra")
+OFFICIAL_WEIGHTS = {phase: f"yolov8{phase[0] if phase != 'extra' else 'x'}" for phase in PHASES}
 PHASE_ALIASES = {"extended": "extra"}  # the assignment's word for x
 
 
@@ -114,6 +115,16 @@ class ModelConfig:
     inputShape: tuple[int, int] = declare((640, 640), "height and width of the network input in pixels", multiple_of_32)
     regMax: int = declare(
         16, "bins per side of the box distribution", lambda bins: None if bins >= 2 else "must be 2 or more"
+    )
+    keepHeadWidth: bool | None = declare(
+        None,
+        "True: the class branch is as wide as in the official weights of 80 classes (nano: 80 instead of 64 channels), "
+        "False: as wide as the number of classes asks for; none: as in the weights that training starts from",
+    )
+    pretrained: str | None = declare(
+        None,
+        "official weights to start from by name: yolov8n, yolov8s, ...; fetched once into resources/pretrained",
+        unless_none(one_of(*OFFICIAL_WEIGHTS.values())),
     )
     pretrainedBackboneUrl: str | None = declare(
         None, "file:// address of backbone weights to start from", unless_none(file_address)
@@ -225,8 +236,8 @@ class ModelConfig:
     maxDetections: int = declare(300, "detections kept an image", positive, alters="nothing")
     apStyle: str = declare(
         "coco",
-        "definition of AP in the table: coco, voc07 or assignment",
-        one_of("coco", "voc07", "assignment"),
+        "definition of AP in the table: coco, voc07, ultralytics or assignment",
+        one_of("coco", "voc07", "ultralytics", "assignment"),
         alters="nothing",
     )
     minIou: float = declare(

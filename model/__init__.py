@@ -18,4 +18,4 @@ def build_model(mcfg: ModelConfig) -> YoloModel:
         raise UserError(f"classList={mcfg.classList!r}: the network needs it; name the classes, or give --data DIR")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mcfg.seed)
-        return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax)
+        return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax, bool(mcfg.keepHeadWidth))

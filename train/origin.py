@@ -63,8 +63,15 @@ def _origin_inside(path: Path) -> Origin | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it holds more than plain values, so it is none of ours
         return None
-    origin = content.get("weights_origin") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    origin = content.get("weights_origin") or _metadata_of(content).get("weights_origin")
     return origin_from_text(origin) if isinstance(origin, str) else origin
+
+
+def _metadata_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What a backbone file says of itself, beside its tensors."""
+    return getattr(state, "_metadata", {}).get("", {})
 
 
 def _is_ultralytics(path: Path) -> bool:

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from config.places import FILE_SCHEME
 from dl.cache import build_images
 from dl.check import CheckedData, check_data
 from dl.loader import build_loader
@@ -33,6 +32,7 @@ from train.origin import code_commit, file_origin, origin_in_words, random_origi
 from train.progress import EpochProgress
 from train.runfolder import RunFolder, data_identity
 from train.sched import build_schedule, build_warm_up
+from train.start import starting_files, with_head_width
 from train.step import Means, Stepper
 
 log = logging.getLogger("mars")
@@ -58,12 +58,15 @@ class Trainer:
         if self.device.type == "cpu":
             use_all_cores()
 
+        begun = None if is_fresh else self.folder.begun_config()
+        self.starting_files = starting_files(mcfg) if is_fresh else []
+        mcfg = with_head_width(mcfg, self.starting_files, begun)
         self.model = build_model(mcfg).to(self.device).to(memory_format=torch.channels_last)
         # Timed where a run starts; one that goes on keeps its own, however a second timing would fall out.
         word = mcfg.precision if is_fresh else "float32"
         must_time = is_fresh and mcfg.trainMinutes is not None
         self.precision = pick_precision(word, self.device, self.model, mcfg.inputShape, must_time)
-        self.mcfg = mcfg = self._within_minutes(mcfg, is_fresh)
+        self.mcfg = mcfg = self._within_minutes(mcfg, begun)
         self.loss = DetectionLoss.from_config(mcfg, self.model)
         self.optimizer = build_optimizer(mcfg, self.model)
         self.schedule = build_schedule(mcfg)
@@ -160,9 +163,9 @@ class Trainer:
         set_pace(self.optimizer, pace)
         return self.stepper.add(batch, pace.accumulate)
 
-    def _within_minutes(self, mcfg: ModelConfig, is_fresh: bool) -> ModelConfig:
-        begun = None if is_fresh or mcfg.trainMinutes is None else self.folder.begun_config()
-        if mcfg.trainMinutes is None or not (is_fresh or begun):  # nothing whole to go on from: run() will say so
+    def _within_minutes(self, mcfg: ModelConfig, begun: dict[str, Any] | None) -> ModelConfig:
+        is_lost = begun is None and self.precision.seconds is None  # nothing whole to go on from: run() will say so
+        if mcfg.trainMinutes is None or is_lost:
             return mcfg
         trained = len(self.splits[mcfg.trainSplitName])
         validated = len(self.splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0
@@ -250,12 +253,10 @@ class Trainer:
         plot_curves(self.history, self.folder.curves)
 
     def _load_starting_weights(self) -> None:
-        backbone = self.mcfg.pretrainedBackboneUrl
-        for path in (backbone and backbone.removeprefix(FILE_SCHEME), self.mcfg.checkpointModelFile):
-            if path is not None:
-                log.info("%s", load_weights(self.model, path, self.mcfg.classList))
-                self.weights_origin = file_origin(path)
-                log.info("starting weights: %s", origin_in_words(self.weights_origin))
+        for path in self.starting_files:
+            log.info("%s", load_weights(self.model, path, self.mcfg.classList))
+            self.weights_origin = file_origin(path)
+            log.info("starting weights: %s", origin_in_words(self.weights_origin))
 
     def _checkpoint(self) -> dict[str, Any]:
         """All that the run needs to go on from here."""

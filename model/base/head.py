@@ -13,15 +13,20 @@ from ops.anchors import STRIDES
 BOX_BIAS = 2.0  # today's reference; 1.0 in the release of 2023
 OBJECTS_AN_IMAGE = 5  # the class bias starts at this many objects on a 640 pixel image
 REFERENCE_SIDE = 640
+OFFICIAL_CLASSES = 80  # of COCO, which the official weights were trained on
 
 
 class Head(nn.Module):
-    """For each of three maps one branch for box distributions and one for class logits, joined to a raw map."""
+    """For each of three maps one branch for box distributions and one for class logits, joined to a raw map.
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, reg_max: int):
+    `official_width`: the class branch is as wide as for 80 classes, so that the official weights fit into it. Only
+    nano, 64 wide for few classes, is another network then.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, reg_max: int, official_width: bool = False):
         super().__init__()
         box_width = max(16, in_channels[0] // 4, 4 * reg_max)
-        cls_width = max(in_channels[0], min(num_classes, 100))
+        cls_width = class_branch_width(in_channels[0], num_classes, official_width)
         self.box = nn.ModuleList(_branch(width, box_width, 4 * reg_max, BOX_BIAS) for width in in_channels)
         self.cls = nn.ModuleList(
             _branch(width, cls_width, num_classes, _class_bias(num_classes, stride))
@@ -35,6 +40,11 @@ class Head(nn.Module):
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Tensor]:
         """Three maps (B, c, h, w) -> three raw maps (B, 4R + C, h, w), box channels first."""
         return [torch.cat((box(x), cls(x)), dim=1) for box, cls, x in zip(self.box, self.cls, features, strict=True)]
+
+
+def class_branch_width(channels: int, num_classes: int, official_width: bool = False) -> int:
+    """Channels of the class branch where the first of the three maps has `channels`."""
+    return max(channels, min(max(num_classes, OFFICIAL_CLASSES if official_width else 0), 100))
 
 
 def _branch(in_channels: int, width: int, out_channels: int, bias: float) -> nn.Sequential:

@@ -15,13 +15,14 @@ class YoloModel(nn.Module):
 
     strides = STRIDES
 
-    def __init__(self, phase: str, num_classes: int, reg_max: int = 16):
+    def __init__(self, phase: str, num_classes: int, reg_max: int = 16, official_width: bool = False):
+        """`official_width`: a class branch as wide as that of the official weights, see `Head`."""
         super().__init__()
         scale = SCALES[phase]
         self.phase, self.num_classes, self.reg_max = phase, num_classes, reg_max
         self.backbone = Backbone(scale)
         self.neck = Neck(self.backbone.out_channels, scale)
-        self.head = Head(self.neck.out_channels, num_classes, reg_max)
+        self.head = Head(self.neck.out_channels, num_classes, reg_max, official_width)
         self._trainable_before_freeze: list[nn.Parameter] | None = None
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:

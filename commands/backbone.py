@@ -1,0 +1,24 @@
+"""`backbone`: the backbone of a whole network's weights as a file of its own."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from model.pretrained import read_weights
+from ops.log import RESULT
+from train.origin import file_origin, origin_in_words
+from train.start import PRETRAINED, write_backbone
+
+log = logging.getLogger("mars")
+
+
+def convert_backbone(args: argparse.Namespace) -> None:
+    """Write the backbone file of the weights that were named, where recipes look for it or to `--out`."""
+    source = Path(args.paths[0]).expanduser().absolute()
+    phase = read_weights(source).phase
+    target = Path(args.out or PRETRAINED / "backbone" / f"backbone_{phase}.pth").expanduser().absolute()
+    count = write_backbone(source, target)
+    log.log(
+        RESULT, "%s: %d tensors of the %s backbone of %s", target, count, phase, origin_in_words(file_origin(source))
+    )
+    log.log(RESULT, "to start from it: --set pretrainedBackboneUrl=file://%s", target)

@@ -1,0 +1,41 @@
+"""`predict`: detect on files, folders and patterns. No data set is needed."""
+
+import argparse
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
+from eval.predict import PAINTED, Job, find_images, new_folder, predict_files
+from eval.predictor import Predictor
+from ops.device import usable_cores
+from ops.log import RESULT, ProgressBar, keep_log
+from train.runfolder import RunFolder
+
+log = logging.getLogger("mars")
+
+
+def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Detect on files, folders and patterns: COCO results and painted copies, in a folder of their own."""
+    mcfg = run_of_weights(args, settings)
+    path = weights_of(mcfg, args.weights)
+    out = Path(args.out).expanduser().absolute() if args.out else None
+    earlier = mcfg.run_dir / "predict"
+    files = find_images(args.paths, out / PAINTED if out else earlier)
+    mcfg = with_classes_of(path, mcfg, settings)
+    predictor = Predictor.from_config(mcfg, trained_model(mcfg, path))
+    num_threads = max(1, min(8, usable_cores()) if mcfg.dcore is None else mcfg.dcore)
+    paint_conf = mcfg.paintConf if settings.get("paintImages", True) else None
+    job = Job(mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf)
+    folder = out or new_folder(earlier)
+    try:
+        with ProgressBar("predicting", args.quiet) as bar:
+            summary = predict_files(predictor, files, folder, job, bar)
+    finally:
+        if out is None:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing came into it
+    keep_log(RunFolder(folder).log)
+    for line in summary.lines():
+        log.log(RESULT, "%s", line)
