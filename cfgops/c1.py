@@ -7,6 +7,7 @@ TAGS = {
     "full": "all twenty classes from random weights",
     "teacher": "the labels of A1 to A10 only",
     "distillation": "a student that starts from the teacher and learns A11 to A20 on the small split",
+    "backbone": "start from official backbone weights, frozen for five epochs; `mars.py backbone FILE.pt` makes them",
     "ema": "evaluate and save the moving average of the weights",
 }
 
@@ -44,6 +45,13 @@ def mcfg(tags):
         )  # the teacher's backbone holds still until the head has found its new classes
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
+
+    if "backbone" in tags:
+        if "distillation" in tags:
+            raise UserError("c1: a student starts from its teacher, not from a backbone; keep one of these tags")
+        mcfg.pretrainedBackboneUrl = "file://{resources}/pretrained/backbone/backbone_{phase}.pth"
+        mcfg.backboneFreezeEpochs = range(5)
+        mcfg.maxEpoch = 120
 
     if "ema" in tags:
         mcfg.useEMA = True

@@ -5,6 +5,7 @@ from config.errors import UserError
 
 TAGS = {
     "full": "all classes from random weights",
+    "pretrained": "start from Ultralytics' official weights of COCO, which are fetched once",
     "assignment": "train the assignment's way instead of today's",
 }
 
@@ -20,6 +21,10 @@ def mcfg(tags):
 
     if "full" in tags:
         mcfg.maxEpoch = 200
+
+    if "pretrained" in tags:
+        mcfg.pretrained = mconfig.OFFICIAL_WEIGHTS[mcfg.phase]
+        mcfg.maxEpoch = 100
 
     if "assignment" in tags:
         mcfg.training = "assignment"

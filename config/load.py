@@ -44,7 +44,7 @@ def load_config(
         for field in LOCATION_FIELDS:
             if field not in pins:
                 setattr(mcfg, field, None)
-    settle(mcfg, parts.run_name)
+    settle(mcfg, parts.run_name, CODE_DIR)
     refuse_contradictions(mcfg, CODE_DIR)
     return mcfg.frozen()
 

@@ -1,7 +1,7 @@
 """Where things lie: root, the run's name, and the paths that a recipe only names.
 
-A recipe may write `{root}` and `{phase}` in a path, and `{cfgname}` (without machine tags) and `{data}` (the data
-folder's name) in `runName`. Here they are filled in, `~` is expanded and every path becomes absolute.
+A recipe may write `{root}`, `{resources}` and `{phase}` in a path, and `{cfgname}` (without machine tags) and `{data}`
+(the data folder's name) in `runName`. Here they are filled in, `~` is expanded and every path becomes absolute.
 """
 
 import os
@@ -25,13 +25,13 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def settle(mcfg: ModelConfig, run_name: str) -> None:
+def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
     """Fill in names and paths of `mcfg`, in place, and read a class list that is given as a file.
 
     Raises `UserError` when that file cannot be read.
     """
     mcfg.root = absolute(mcfg.root)
-    words = {"{root}": mcfg.root, "{phase}": mcfg.phase}
+    words = {"{root}": mcfg.root, "{resources}": str(code_dir / "resources"), "{phase}": mcfg.phase}
     for field in PATH_FIELDS:
         value = getattr(mcfg, field)
         if value is not None:

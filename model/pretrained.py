@@ -37,7 +37,7 @@ class WeightsFile(NamedTuple):
 
     tensors: StateDict
     class_list: tuple[str, ...] | None = None
-    config: dict[str, Any] | None = None  # of the run that wrote it
+    config: dict[str, Any] | None = None  # of the run that wrote it, or the fields of it that are known
     data: dict[str, str] | None = None  # identity of the data it was trained on
     kind: str = "tensors"  # what it is, in a few words
 
@@ -184,7 +184,7 @@ def _understand(content: Any) -> WeightsFile:
     network = content.get("ema") if content.get("ema") else content.get("model")
     if isinstance(network, StandIn):
         tensors = {our_key(key): value for key, value in module_tensors(network)}
-        return WeightsFile(tensors, _names_of(network), kind=_kind_of(network))
+        return WeightsFile(tensors, _names_of(network), _config_of(content), kind=_kind_of(network))
     tensors = _with_our_keys(_find_tensors(content))
     if "class_list" in content and "config" in content:
         config = json.loads(content["config"])
@@ -199,6 +199,13 @@ def _names_of(network: StandIn) -> tuple[str, ...] | None:
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[index] for index in range(len(names))]
     return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+
+
+def _config_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What Ultralytics' settings of a training say in our words: the input size."""
+    settings = content.get("train_args")
+    side = settings.get("imgsz") if isinstance(settings, dict) else None
+    return {"inputShape": [side, side]} if isinstance(side, int) and side > 0 and side % 32 == 0 else None
 
 
 def _kind_of(network: StandIn) -> str:

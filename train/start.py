@@ -23,16 +23,25 @@ PRETRAINED = CODE_DIR / "resources" / "pretrained"  # where official weights are
 def starting_files(mcfg: ModelConfig) -> list[Path]:
     """The files that a config starts from, in the order in which they are loaded; official weights are fetched.
 
-    Empty: random weights. Raises `UserError` when official weights cannot be had.
+    Empty: random weights. Raises `UserError` when a backbone file is missing or official
+    weights cannot be had.
     """
     files = []
     if mcfg.pretrainedBackboneUrl is not None:
-        files.append(Path(mcfg.pretrainedBackboneUrl.removeprefix(FILE_SCHEME)))
+        files.append(_backbone_file(mcfg.pretrainedBackboneUrl))
     if mcfg.checkpointModelFile is not None:
         files.append(Path(mcfg.checkpointModelFile))
     if mcfg.pretrained is not None:
         files.append(fetch_official(mcfg.pretrained, PRETRAINED))
     return files
+
+
+def _backbone_file(address: str) -> Path:
+    path = Path(address.removeprefix(FILE_SCHEME))
+    if not path.is_file():
+        command = f"python mars.py backbone FILE.pt --out {path}"
+        raise UserError(f"{path}: no such backbone file; of official weights it is made by {command}")
+    return path
 
 
 def with_head_width(mcfg: ModelConfig, files: Sequence[Path], begun: Mapping[str, Any] | None) -> ModelConfig:

@@ -4,22 +4,24 @@ import itertools
 
 import pytest
 
+from config.errors import UserError
 from config.load import load_config
 from config.mconfig import PHASES
 from config.recipes import RECIPE_DIR, _import, _questions, describe_recipes
 
 STAGES = {"c1": ["", ".full", ".teacher", ".distillation"], "demo": ["", ".full"], "voc": ["", ".full"]}
-VARIANTS = {"c1": "ema", "demo": "assignment", "voc": "assignment"}
+VARIANTS = {"c1": ["ema", "backbone"], "demo": ["assignment"], "voc": ["assignment", "pretrained"]}
 CFGNAMES = [
     f"{recipe}.{phase}{stage}{variant}"
     for recipe, stages in STAGES.items()
-    for phase, stage, variant in itertools.product(PHASES, stages, ["", f".{VARIANTS[recipe]}"])
+    for phase, stage, variant in itertools.product(PHASES, stages, ["", *(f".{tag}" for tag in VARIANTS[recipe])])
+    if (stage, variant) != (".distillation", ".backbone")  # refused: a student starts from its teacher
 ]
 
 
 def test_there_are_as_many_as_we_think():
     assert [recipe.name for recipe in describe_recipes()] == sorted(STAGES)
-    assert len(CFGNAMES) == len(set(CFGNAMES)) == 80
+    assert len(CFGNAMES) == len(set(CFGNAMES)) == 105
 
 
 @pytest.mark.parametrize("cfgname", CFGNAMES)
@@ -36,7 +38,7 @@ def test_every_shipped_recipe_and_tag_loads(cfgname, tmp_path):
 
 @pytest.mark.parametrize("recipe", describe_recipes(), ids=lambda recipe: recipe.name)
 def test_a_recipe_declares_what_it_asks_and_says_what_it_is(recipe):
-    tags = {tag for stage in STAGES[recipe.name] for tag in [stage[1:]] if tag} | {VARIANTS[recipe.name]}
+    tags = {tag for stage in STAGES[recipe.name] for tag in [stage[1:]] if tag} | set(VARIANTS[recipe.name])
     assert set(recipe.tags) == tags
     assert recipe.doc.partition("\n")[0].endswith(".")
     if recipe.name != "voc":  # voc stops at its first question without data
@@ -66,3 +68,15 @@ def test_a_broken_recipe_does_not_break_the_list(tmp_path):
         ("broken", "", {}),
         ("fine", "Fine.", {"a": "b"}),
     ]
+
+
+def test_the_second_stage_of_c1_starts_from_a_frozen_backbone(tmp_path):
+    mcfg = load_config("c1.small.full.backbone", root=tmp_path)
+    assert str(mcfg.pretrainedBackboneUrl).endswith("/resources/pretrained/backbone/backbone_small.pth")
+    assert mcfg.backboneFreezeEpochs == (0, 1, 2, 3, 4)
+    with pytest.raises(UserError, match="keep one"):
+        load_config("c1.small.distillation.backbone", root=tmp_path)
+
+
+def test_voc_starts_from_the_official_weights_of_its_phase(tmp_path):
+    assert load_config("voc.extra.pretrained", root=tmp_path, data=tmp_path).pretrained == "yolov8x"

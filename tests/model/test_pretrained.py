@@ -139,6 +139,7 @@ def test_their_checkpoint_fills_everything(ultralytics_file, in_ema, half):
     model = YoloModel("nano", 3)
     report = load_weights(model, path, ("cat", "dog", "bird"))
     assert not report.missing and not report.skipped and len(report.matched) == len(model.state_dict())
+    assert read_weights(path).config == {"inputShape": [320, 320]}
     assert report.class_list == ("cat", "dog", "bird") and "DetectionModel of yolov8n.yaml" in report.kind
     for name, value in model.state_dict().items():
         assert torch.equal(value, theirs[their_key(name)].to(value)), name

@@ -28,6 +28,9 @@ def test_random_weights_come_from_no_file():
 
 def test_the_whole_model_comes_after_the_backbone(tmp_path):
     mcfg = config(pretrainedBackboneUrl=f"file://{tmp_path}/b.pth", checkpointModelFile=str(tmp_path / "w.pth"))
+    with pytest.raises(UserError, match=r"b\.pth: no such backbone file; .*python mars.py backbone FILE\.pt"):
+        starting_files(mcfg)
+    (tmp_path / "b.pth").touch()
     assert starting_files(mcfg) == [tmp_path / "b.pth", tmp_path / "w.pth"]
 
 
