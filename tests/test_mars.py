@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mars
+from model import YoloModel
+from model.keys import their_key
 
 XML = """<annotation><size><width>64</width><height>64</height><depth>3</depth></size>
 <object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>
@@ -215,3 +218,37 @@ def test_the_demo_draws_its_data_and_trains_on_it(tmp_path, capsys):
     metrics = json.loads((tmp_path / "demo.nano/eval/metrics.json").read_text())
     assert metrics["images_evaluated"] == metrics["images_expected"] > 0
     assert list(metrics["per_class"]) == [f"A{number}" for number in range(1, 21)]
+
+
+def test_a_run_that_started_from_official_width_keeps_it(run, folder, tmp_path):
+    """Resumed without the file it began with, evaluated, exported: the network is the one that was trained."""
+    file = tmp_path / "coco.pth"
+    torch.save(YoloModel("nano", 80).state_dict(), file)
+    start = ["--set", f"checkpointModelFile={file}", "epochValidation=no"]
+    status, out, err = run("train", *start, "maxEpoch=1")
+    assert (status, err) == (0, "") and "matched  349 tensors" in out and "missing    6" in out
+    file.unlink()
+    status, out, err = run("pipe", *start, "maxEpoch=2")
+    assert (status, err) == (0, "") and "2 of 2 images evaluated" in out
+    assert json.loads((folder / "config.json").read_text())["keepHeadWidth"] is True
+    status, out, err = run("train", *start, "maxEpoch=2", "keepHeadWidth=no")
+    assert status == 2 and "keepHeadWidth true -> false" in err
+    status, out, err = run("export", "--format", "torch")
+    assert (status, err) == (0, "") and str(folder / "export") in out
+    status, out, err = run("eval", "--weights", str(folder / "weights/last.pth"))
+    assert (status, err) == (0, "")
+    weights = torch.load(folder / "weights/last.pth", weights_only=True)["model"]
+    assert weights["head.cls.0.0.conv.weight"].shape[0] == 80
+
+
+def test_backbone_and_a_run_that_starts_from_it(run, folder, tmp_path, capsys):
+    official = {their_key(name): value for name, value in YoloModel("nano", 80).state_dict().items()}
+    torch.save(official, tmp_path / "yolov8n.pt")
+    assert mars.main(["backbone", str(tmp_path / "yolov8n.pt"), "--out", str(tmp_path / "b.pth")]) == 0
+    assert "of the nano backbone" in capsys.readouterr().out
+    settings = [f"pretrainedBackboneUrl=file://{tmp_path}/b.pth", "backboneFreezeEpochs=0", "maxEpoch=1"]
+    status, out, err = run("train", "--set", *settings)
+    assert (status, err) == (0, "") and "(a backbone)" in out and "AGPL-3.0" in out
+    weights = torch.load(folder / "weights/last.pth", weights_only=True)["model"]
+    # frozen for the only epoch there is
+    assert torch.equal(weights["backbone.l3.conv.weight"], official["model.3.conv.weight"])
