@@ -1,10 +1,12 @@
 """Mars against Ultralytics on the same files: both trained here, both scored by COCO's AP from saved detections.
 
-    python -m benchmarks.accuracy DATA --epochs 60 --seeds 0 1 --out DIR [--systems mars peer] [--set FIELD=VALUE ...]
+    python -m benchmarks.accuracy DATA --epochs 60 --seeds 0 1 --out DIR [--weights FILE] [--set FIELD=VALUE ...]
+        [--also frozen:backboneFreezeEpochs=0-4 ...] [--systems mars peer]
 
-A run whose detections lie in DIR already is not trained again, so that a table can be made of runs made one by one:
-take another DIR for other epochs, sizes or batches.
-`--cfgname demo.nano.full` trains on the drawn scenes in DATA. `--label X` keeps runs with other settings apart.
+`--also NAME:FIELD=VALUE FIELD=VALUE` trains Mars with other settings, too, as one more system of the table. A run whose
+detections lie in DIR already is not trained again, so that a table can be made of runs made one by one: take another
+DIR for other epochs, sizes or batches. The table is printed and kept in DIR/DATA.md. `--cfgname demo.nano.full` trains
+on the drawn scenes in DATA.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 from benchmarks.peer import checked
 from eval.metrics import ApResult, coco_ap
@@ -26,23 +28,23 @@ CODE = Path(__file__).resolve().parent.parent
 
 
 def run_name(args: argparse.Namespace, system: str, seed: int) -> str:
-    label = f"-{args.label}" if args.label and system == "mars" else ""
-    return f"{Path(args.data).resolve().name}-{system}{label}-s{seed}"
+    return f"{Path(args.data).name}-{system}-s{seed}"
 
 
-def detections_file(folder: Path, system: str) -> Path:
-    return folder / ("eval/detections.json" if system == "mars" else "detections.json")
+def detections_file(args: argparse.Namespace, system: str, seed: int) -> Path:
+    folder = args.out / run_name(args, system, seed)
+    return folder / ("detections.json" if system == "peer" else "eval/detections.json")
 
 
 def train(args: argparse.Namespace, system: str, seed: int) -> None:
     """One training in a process of its own; its output goes to OUT/NAME.log, its duration to OUT/NAME.seconds."""
     name = run_name(args, system, seed)
-    if system == "mars":
+    if system != "peer":
         words = ["mars.py", "pipe", args.cfgname, "--data", args.data, "--root", str(args.out), "--name", name]
         settings = [f"maxEpoch={args.epochs}", f"inputShape={args.size}", f"batchSize={args.batch}", f"seed={seed}"]
         settings += ["trainMinutes=none"]  # the peer has no limit either
         start = [f"checkpointModelFile={args.weights}"] if args.weights else []
-        words += ["--quiet", "--set", *settings, *start, "paintImages=no", *args.set]
+        words += ["--quiet", "--set", *settings, *start, "paintImages=no", *args.set, *args.also.get(system, ())]
     else:
         words = ["-m", "benchmarks.peer", args.data, str(args.out / name), "--epochs", str(args.epochs)]
         words += ["--size", str(args.size), "--batch", str(args.batch), "--seed", str(seed)]
@@ -63,23 +65,40 @@ def scores(args: argparse.Namespace) -> dict[tuple[str, int], ApResult]:
     found = {}
     for system in args.systems:
         for seed in args.seeds:
-            file = detections_file(args.out / run_name(args, system, seed), system)
-            found[system, seed] = coco_ap(test, read_results(file, image_ids), data.source.class_list)
+            detections = read_results(detections_file(args, system, seed), image_ids)
+            found[system, seed] = coco_ap(test, detections, data.source.class_list)
     return found
 
 
 def table(args: argparse.Namespace, found: dict[tuple[str, int], ApResult]) -> str:
-    """A row for each run, and the means of each system."""
+    """A row for each run, the means of each system with their standard errors, and how far each is from the peer."""
     rows = [["system", "seed", "mAP50", "mAP50-95", "seconds"]]
     for (system, seed), ap in found.items():
         seconds = args.out / f"{run_name(args, system, seed)}.seconds"
         took = seconds.read_text() if seconds.exists() else "-"
         rows.append([system, str(seed), f"{ap.map50:.4f}", f"{ap.map50_95:.4f}", took])
-    for system in args.systems:
-        of_system = [ap for (name, _), ap in found.items() if name == system]
-        means = [mean(getattr(ap, figure) or 0.0 for ap in of_system) for figure in ("map50", "map50_95")]
-        rows.append([system, "mean", *(f"{value:.4f}" for value in means), ""])
-    return "\n".join(align_columns(rows))
+    figures = {
+        system: {name: [getattr(found[system, seed], name) for seed in args.seeds] for name in ("map50", "map50_95")}
+        for system in args.systems
+    }
+    for system, of_system in figures.items():
+        rows.append([system, "mean", *(with_error(values) for values in of_system.values()), ""])
+    lines = align_columns(rows)
+    if "peer" in figures:
+        peer = figures["peer"]["map50_95"]
+        lines += [
+            f"{system}: {100 * (mean(of_system['map50_95']) - mean(peer)):+.2f} points of mAP50-95 from the peer's mean"
+            for system, of_system in figures.items()
+            if system != "peer"
+        ]
+    return "\n".join(lines)
+
+
+def with_error(values: Sequence[float]) -> str:
+    """`.6250 +- .0042`: the mean and its standard error; of a single value the value."""
+    if len(values) < 2:
+        return f"{mean(values):.4f}"
+    return f"{mean(values):.4f} +- {stdev(values) / len(values) ** 0.5:.4f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,20 +109,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--cfgname", default="voc.nano.full")
-    parser.add_argument("--label", default="")
+    parser.add_argument("--also", action="append", nargs="+", default=[], metavar="NAME:FIELD=VALUE")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--weights", help="a checkpoint that both start from; without it random weights")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of Mars")
     args = parser.parse_args(arguments)
     args.data, args.out = os.path.abspath(args.data), args.out.absolute()
+    args.also = dict(variant(words) for words in args.also)
+    args.systems = [*args.systems, *args.also]
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for system in args.systems:
-            if not detections_file(args.out / run_name(args, system, seed), system).exists():
+            if not detections_file(args, system, seed).exists():
                 train(args, system, seed)
-    print(f"{args.data}: test split, {args.epochs} epochs at {args.size} px, batch {args.batch}; COCO's AP")
-    print(table(args, scores(args)))
+    start = f"from {Path(args.weights).name}" if args.weights else "from random weights"
+    title = f"{Path(args.data).name}: test split, {start}, {args.epochs} epochs at {args.size} px, batch {args.batch}"
+    text = f"{title}; COCO's AP\n{table(args, scores(args))}\n"
+    print(text, end="")
+    (args.out / f"{Path(args.data).name}.md").write_text(f"```\n{text}```\n", encoding="utf-8")
+
+
+def variant(words: Sequence[str]) -> tuple[str, list[str]]:
+    """`frozen:backboneFreezeEpochs=0-4 seed=1` -> the system's name, and the settings of Mars that make it."""
+    name, colon, first = words[0].partition(":")
+    if not colon or name in SYSTEMS:
+        raise SystemExit(
+            f"--also {' '.join(words)}: wants NAME:FIELD=VALUE, and another name than {', '.join(SYSTEMS)}"
+        )
+    return f"mars-{name}", [first, *words[1:]]
 
 
 if __name__ == "__main__":

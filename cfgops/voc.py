@@ -26,6 +26,9 @@ def mcfg(tags):
         mcfg.pretrained = mconfig.OFFICIAL_WEIGHTS[mcfg.phase]
         mcfg.maxEpoch = 100
 
+    if mcfg.pretrained or mcfg.checkpointModelFile:
+        mcfg.nominalBatch = 64  # calmer steps for weights that know something already: docs/experiments.md
+
     if "assignment" in tags:
         mcfg.training = "assignment"
         mcfg.lossReduction = "sum"  # trained better than "mean"

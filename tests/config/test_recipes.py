@@ -79,4 +79,14 @@ def test_the_second_stage_of_c1_starts_from_a_frozen_backbone(tmp_path):
 
 
 def test_voc_starts_from_the_official_weights_of_its_phase(tmp_path):
-    assert load_config("voc.extra.pretrained", root=tmp_path, data=tmp_path).pretrained == "yolov8x"
+    mcfg = load_config("voc.extra.pretrained", root=tmp_path, data=tmp_path)
+    assert (mcfg.pretrained, mcfg.nominalBatch) == ("yolov8x", 64)
+
+
+def test_voc_takes_calmer_steps_from_weights_that_know_something(tmp_path):
+    def nominal_batch(**overrides):
+        return load_config("voc.nano.full", root=tmp_path, data=tmp_path, overrides=overrides).nominalBatch
+
+    assert nominal_batch() is None
+    assert nominal_batch(checkpointModelFile="w.pth") == 64
+    assert nominal_batch(checkpointModelFile="w.pth", nominalBatch=16) == 16
