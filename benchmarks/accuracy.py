@@ -24,6 +24,7 @@ from eval.results import read_results
 from ops.text import align_columns
 
 SYSTEMS = ("mars", "peer")
+SQUARE = "peer-square"  # the peer's weights on the square input that Mars has, see benchmarks/peer.py
 CODE = Path(__file__).resolve().parent.parent
 
 
@@ -32,8 +33,9 @@ def run_name(args: argparse.Namespace, system: str, seed: int) -> str:
 
 
 def detections_file(args: argparse.Namespace, system: str, seed: int) -> Path:
-    folder = args.out / run_name(args, system, seed)
-    return folder / ("detections.json" if system == "peer" else "eval/detections.json")
+    folder = args.out / run_name(args, "peer" if system == SQUARE else system, seed)
+    names = {"peer": "detections.json", SQUARE: "detections-square.json"}
+    return folder / names.get(system, "eval/detections.json")
 
 
 def train(args: argparse.Namespace, system: str, seed: int) -> None:
@@ -84,12 +86,11 @@ def table(args: argparse.Namespace, found: dict[tuple[str, int], ApResult]) -> s
     for system, of_system in figures.items():
         rows.append([system, "mean", *(with_error(values) for values in of_system.values()), ""])
     lines = align_columns(rows)
-    if "peer" in figures:
-        peer = figures["peer"]["map50_95"]
+    for peer in [system for system in figures if system in ("peer", SQUARE)]:
         lines += [
-            f"{system}: {100 * (mean(of_system['map50_95']) - mean(peer)):+.2f} points of mAP50-95 from the peer's mean"
+            f"{system} - {peer}: {100 * (mean(of_system['map50_95']) - mean(figures[peer]['map50_95'])):+.2f} points"
             for system, of_system in figures.items()
-            if system != "peer"
+            if system.startswith("mars")
         ]
     return "\n".join(lines)
 
@@ -117,11 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.data, args.out = os.path.abspath(args.data), args.out.absolute()
     args.also = dict(variant(words) for words in args.also)
-    args.systems = [*args.systems, *args.also]
+    args.systems = [*args.systems, *([SQUARE] if "peer" in args.systems else []), *args.also]
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for system in args.systems:
-            if not detections_file(args, system, seed).exists():
+            if system != SQUARE and not detections_file(args, system, seed).exists():
                 train(args, system, seed)
     start = f"from {Path(args.weights).name}" if args.weights else "from random weights"
     title = f"{Path(args.data).name}: test split, {start}, {args.epochs} epochs at {args.size} px, batch {args.batch}"
