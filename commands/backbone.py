@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from model.pretrained import read_weights
+from model.weightsfile import read_weights
 from ops.log import RESULT
 from train.origin import file_origin, origin_in_words
 from train.start import PRETRAINED, write_backbone
@@ -15,7 +15,7 @@ log = logging.getLogger("mars")
 def convert_backbone(args: argparse.Namespace) -> None:
     """Write the backbone file of the weights that were named, where recipes look for it or to `--out`."""
     source = Path(args.paths[0]).expanduser().absolute()
-    phase = read_weights(source).phase
+    phase = read_weights(source).phase or "unknown"  # a file without a backbone of ours is refused before it is written
     target = Path(args.out or PRETRAINED / "backbone" / f"backbone_{phase}.pth").expanduser().absolute()
     count = write_backbone(source, target)
     log.log(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
+from config.errors import UserError
 from eval.export import SUFFIXES, export
 from ops.log import RESULT
-from train.origin import file_origin, origin_in_words
+from train.origin import file_origin, origin_for_others
 
 log = logging.getLogger("mars")
 
@@ -17,12 +18,14 @@ def export_weights(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Write the weights in the format that was asked for, checked against the network that they are of."""
     mcfg = run_of_weights(args, settings)
     path = weights_of(mcfg, args.weights)
+    if args.weights and not args.out and not path.is_relative_to(mcfg.run_dir):
+        raise UserError(f"{path}: is not of {mcfg.run_dir}; --out FILE says where the result belongs")
     mcfg = with_classes_of(path, mcfg, settings)
     model = trained_model(mcfg, path).cpu()
     default = mcfg.run_dir / "export" / f"{mcfg.runName}{SUFFIXES[args.format]}"
     target = Path(args.out).expanduser().absolute() if args.out else default
     report = export(
         model, args.format, target, tuple(mcfg.classList or ()), mcfg.inputShape, args.nms, mcfg.scoreThreshold,
-        mcfg.nmsIou, mcfg.maxDetections, origin_in_words(file_origin(path)),
+        mcfg.nmsIou, mcfg.maxDetections, origin_for_others(file_origin(path)),
     )  # fmt: skip
     log.log(RESULT, "%s", report)

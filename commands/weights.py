@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from config.errors import UserError
-from config.load import load_config
+from config.load import DEFAULT_CFGNAME, load_config
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
 from model import YoloModel, build_model
-from model.pretrained import load_weights, read_weights
+from model.pretrained import load_weights
+from model.weightsfile import read_weights
 from ops.device import pick_device, use_all_cores
 from train.runfolder import RunFolder, data_differences, data_identity
 
@@ -35,7 +36,7 @@ def run_of_weights(args: argparse.Namespace, settings: dict[str, Any]) -> ModelC
     """The config of the run whose weights are used. No data set is needed: --data only names the run."""
 
     def load(overrides: dict[str, Any]) -> ModelConfig:
-        return load_config(args.cfgname, args.root, args.data or ANY_DATA, overrides, args.name)
+        return load_config(args.cfgname or DEFAULT_CFGNAME, args.root, args.data or ANY_DATA, overrides, args.name)
 
     mcfg = load(settings)
     if ANY_DATA in mcfg.runName and not (args.weights and args.out):
@@ -48,7 +49,7 @@ def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
     if weights:
         name = (read_weights(Path(weights).expanduser()).config or {}).get("runName")
         if not name:
-            raise UserError(f"{weights}: does not say which run it is of; --out DIR says where the results belong")
+            raise UserError(f"{weights}: does not say which run it is of; --out PLACE says where the result belongs")
         return name
     runs = {file.parent.parent.name for file in Path(mcfg.root).glob(f"{mcfg.runName}/weights/*.pth")}
     names = sorted(name for name in runs if not re.search(r"\.\d{8}-\d{6}(-\d+)?$", name))  # those --nobuf kept

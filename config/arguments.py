@@ -129,6 +129,19 @@ def _weights_file(words: list[str]) -> str:
     return words[0]
 
 
+def _refuse_place(args: argparse.Namespace) -> None:
+    """Raise `UserError` when `--out` names what its mode cannot write to."""
+    if not args.out:
+        return
+    out = Path(args.out).expanduser().absolute()
+    if args.mode == "predict" and out.is_file():
+        raise UserError(f"--out {out}: is a file; name a folder for the results")
+    if args.mode != "predict" and out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name the file that is to be written")
+    if args.mode == "export" and out.exists():
+        raise UserError(f"--out {out}: is there already; name another file, or remove it")
+
+
 def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.split("=")[0]
     if name == "--trace":
@@ -151,11 +164,14 @@ def _refuse_misplaced(args: argparse.Namespace) -> None:
         raise UserError(f"--weights: {args.mode} does not take it; write python mars.py eval CFGNAME --weights FILE")
     if args.mode not in ("predict", "export", "backbone") and args.out:
         raise UserError("--out: belongs to predict; write python mars.py predict CFGNAME PATH... --out DIR")
+    if args.mode == "backbone" and (
+        unheard := [name for name in ("data", "name", "root", "set") if getattr(args, name)]
+    ):
+        raise UserError(f"--{unheard[0]}: backbone takes a file, and --out for the place of the new one; leave it out")
     _refuse_formats(args)
     if args.weights and not Path(args.weights).expanduser().is_file():
         raise UserError(f"{Path(args.weights).expanduser().absolute()}: no such weights file")
-    if args.out and Path(args.out).expanduser().is_file():
-        raise UserError(f"--out {Path(args.out).expanduser().absolute()}: is a file; name a folder for the results")
+    _refuse_place(args)
 
 
 def _refuse_formats(args: argparse.Namespace) -> None:

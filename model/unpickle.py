@@ -74,10 +74,11 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "builtins.list": list,
     "builtins.tuple": tuple,
 }
-# Networks and their blocks, of Ultralytics and of YOLOv5; numbers of numpy; settings, times and paths of a training.
+# Networks and their blocks, of Ultralytics and of YOLOv5; numbers of numpy (whose bytes are written as text that is
+# encoded); settings, times and paths of a training.
 _STOOD_IN = re.compile(
     r"(ultralytics|models|torch\.nn|torch\._C\._nn)\..+|numpy\.(_core|core)\.multiarray\.\w+|numpy\.\w+"
-    r"|types\.SimpleNamespace|argparse\.Namespace|datetime\.(datetime|timedelta|timezone|date)|pathlib\.\w*Path"
+    r"|_codecs\.encode|types\.SimpleNamespace|argparse\.Namespace|datetime\.(datetime|timedelta|timezone|date)|pathlib\.\w*Path"
 )
 
 
@@ -90,7 +91,8 @@ class _Unpickler(pickle.Unpickler):
             return getattr(torch, name)
         if _STOOD_IN.fullmatch(place):
             return type("StandIn", (StandIn,), {"place": place})
-        raise pickle.UnpicklingError(f"wants {place}")
+        hint = " (a network that was fused for inference does)" if place == "builtins.getattr" else ""
+        raise pickle.UnpicklingError(f"wants {place}{hint}")
 
 
 def _refuse_old_format(*_args: object, **_values: object) -> None:
@@ -119,11 +121,14 @@ def read_with_stand_ins(path: Path) -> Any:
 
 
 def refuse_programs(path: Path) -> None:
-    """Raise `UserError` for a TorchScript archive: it looks like weights, and torch would load the program it is."""
+    """Raise `UserError` for a TorchScript archive, which looks like weights but is a program, and for packed ones."""
     with zipfile.ZipFile(path) as archive:
-        names = [Path(name).name for name in archive.namelist()]
+        members = archive.infolist()
+    names = [Path(member.filename).name for member in members]
     if "constants.pkl" in names or "data.pkl" not in names:
         raise UserError(f"{path}: holds a program (TorchScript) or no weights at all; wanted are weights")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # a small file may unfold to any size
+        raise UserError(f"{path}: is compressed, which torch.save never does; wanted are weights as they were saved")
 
 
 def module_tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ Origin = dict[str, Any]  # path, sha256, licence, from: of the file before it, N
 
 AGPL = "AGPL-3.0 (Ultralytics)"
 # Classes of Ultralytics' own code, or its names of the tensors: ours begin with backbone, neck and head.
-_ULTRALYTICS = re.compile(rb"ultralytics|(?:^|[^\w.])(?:model\.)+\d+\.(?:conv|cv\d|m|bn|dfl)\b")
+_ULTRALYTICS = re.compile(rb"ultralytics|(?:^|[^\w.])(?:module\.)?(?:model\.)+\d+\.(?:conv|cv\d|m|bn|dfl)\b")
 
 
 def random_origin() -> Origin:
@@ -80,6 +80,17 @@ def _is_ultralytics(path: Path) -> bool:
         return _ULTRALYTICS.search(path.read_bytes()) is not None
     with zipfile.ZipFile(path) as archive:
         return any(_ULTRALYTICS.search(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl"))
+
+
+def origin_for_others(origin: Origin) -> str:
+    """One line for a file that leaves this machine: names and checksums instead of paths."""
+    steps, step = [], origin
+    while step is not None and step["path"] is not None:
+        digest = f" (sha256 {step['sha256'][:16]})" if step["sha256"] else ""
+        steps.append(f"{Path(step['path']).name}{digest}")
+        step = step["from"]
+    licence = f", under {origin['licence']}" if origin["licence"] else ""
+    return (", from ".join(steps) or "random") + licence
 
 
 @lru_cache(maxsize=1)

@@ -1,10 +1,11 @@
-"""The weights that a training starts from: which files, and what they want of the network."""
+"""The weights that a training starts from: which file, and what it wants of the network."""
 
 import collections
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,27 +14,38 @@ from config.load import CODE_DIR
 from config.mconfig import ModelConfig
 from config.places import FILE_SCHEME
 from interop.ultralytics import fetch_official
-from model.pretrained import read_weights
+from model.weightsfile import read_weights
 from ops.files import write_whole
-from train.origin import file_origin
+from train.origin import Origin, file_origin
+
+log = logging.getLogger("mars")
 
 PRETRAINED = CODE_DIR / "resources" / "pretrained"  # where official weights are kept
 
 
-def starting_files(mcfg: ModelConfig) -> list[Path]:
-    """The files that a config starts from, in the order in which they are loaded; official weights are fetched.
+class StartingWeights(NamedTuple):
+    """A file to start from, and whether only its backbone is taken."""
 
-    Empty: random weights. Raises `UserError` when a backbone file is missing or official
-    weights cannot be had.
+    path: Path
+    backbone_only: bool = False
+
+
+def starting_weights(mcfg: ModelConfig) -> StartingWeights | None:
+    """The file that a config starts from, or None for random weights; official weights are fetched.
+
+    Weights of a whole model fill the backbone, too, so a backbone file beside them is not read. Raises `UserError` when
+    a backbone file is missing or official weights cannot be had.
     """
-    files = []
-    if mcfg.pretrainedBackboneUrl is not None:
-        files.append(_backbone_file(mcfg.pretrainedBackboneUrl))
-    if mcfg.checkpointModelFile is not None:
-        files.append(Path(mcfg.checkpointModelFile))
+    whole = mcfg.pretrained or mcfg.checkpointModelFile
+    if whole and mcfg.pretrainedBackboneUrl is not None:
+        log.info("pretrainedBackboneUrl is not read: %s fills the backbone, too", whole)
     if mcfg.pretrained is not None:
-        files.append(fetch_official(mcfg.pretrained, PRETRAINED))
-    return files
+        return StartingWeights(fetch_official(mcfg.pretrained, PRETRAINED))
+    if mcfg.checkpointModelFile is not None:
+        return StartingWeights(Path(mcfg.checkpointModelFile))
+    if mcfg.pretrainedBackboneUrl is not None:
+        return StartingWeights(_backbone_file(mcfg.pretrainedBackboneUrl), backbone_only=True)
+    return None
 
 
 def _backbone_file(address: str) -> Path:
@@ -44,19 +56,17 @@ def _backbone_file(address: str) -> Path:
     return path
 
 
-def with_head_width(mcfg: ModelConfig, files: Sequence[Path], begun: Mapping[str, Any] | None) -> ModelConfig:
+def with_head_width(mcfg: ModelConfig, start: StartingWeights | None, begun: Mapping[str, Any] | None) -> ModelConfig:
     """The config with `keepHeadWidth` settled, where it is left open: as the starting weights have it.
 
     `begun`: the config of the run when it goes on, whose network must not change.
     """
-    if mcfg.keepHeadWidth is not None:
-        return mcfg
-    if begun is not None:
+    keep = mcfg.keepHeadWidth
+    if keep is None and begun is not None:
         keep = begun.get("keepHeadWidth")
-    else:
-        heads = [file for file in map(read_weights, files) if not file.is_backbone]
-        keep = heads[-1].has_official_width(len(mcfg.classList or ())) if heads else None
-    return mcfg if keep is None else ModelConfig.from_dict({**mcfg.to_dict(), "keepHeadWidth": keep})
+    elif keep is None and start is not None and not start.backbone_only:
+        keep = read_weights(start.path).has_official_width(len(mcfg.classList or ()))
+    return ModelConfig.from_dict({**mcfg.to_dict(), "keepHeadWidth": keep}) if keep != mcfg.keepHeadWidth else mcfg
 
 
 def write_backbone(source: Path, target: Path) -> int:
@@ -66,18 +76,27 @@ def write_backbone(source: Path, target: Path) -> int:
     state dict, so that the file is a plain state dict to every reader. Raises `UserError` when `source` has no
     backbone of ours, or when something else lies at `target`.
     """
-    tensors = {key: value for key, value in read_weights(source).tensors.items() if key.startswith("backbone.")}
-    if not tensors:
-        raise UserError(f"{source}: has no backbone of a YOLOv8; take weights of a whole YOLOv8 network")
-    state = collections.OrderedDict((key, _lifted(value)) for key, value in tensors.items())
+    tensors = read_weights(source).backbone()
+    if tensors is None:
+        raise UserError(f"{source}: has no backbone of a YOLOv8; take the weights of a whole YOLOv8 network")
     origin = file_origin(source)
+    if target.exists() and not _is_made_of(target, origin):
+        raise UserError(f"{target}: is there already and was not made from these weights; remove it, or --out FILE")
+    state = collections.OrderedDict((key, _lifted(value)) for key, value in tensors.items())
     state._metadata = {"": {"version": 1, "weights_origin": origin}}  # type: ignore[attr-defined]
-    if target.exists() and (file_origin(target)["from"] or {}).get("sha256") != origin["sha256"]:
-        raise UserError(f"{target}: is there already, made from other weights; remove it, or write --out FILE")
     content = io.BytesIO()
     torch.save(state, content)
     write_whole(target, content.getvalue())
     return len(state)
+
+
+def _is_made_of(file: Path, origin: Origin) -> bool:
+    """Was this backbone file written from the weights of this origin?"""
+    try:
+        read_weights(file)
+    except UserError:  # something else lies there
+        return False
+    return (file_origin(file)["from"] or {}).get("sha256") == origin["sha256"]
 
 
 def _lifted(tensor: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ from train.origin import code_commit, file_origin, origin_in_words, random_origi
 from train.progress import EpochProgress
 from train.runfolder import RunFolder, data_identity
 from train.sched import build_schedule, build_warm_up
-from train.start import starting_files, with_head_width
+from train.start import starting_weights, with_head_width
 from train.step import Means, Stepper
 
 log = logging.getLogger("mars")
@@ -59,8 +59,8 @@ class Trainer:
             use_all_cores()
 
         begun = None if is_fresh else self.folder.begun_config()
-        self.starting_files = starting_files(mcfg) if is_fresh else []
-        mcfg = with_head_width(mcfg, self.starting_files, begun)
+        self.start = starting_weights(mcfg) if is_fresh else None
+        mcfg = with_head_width(mcfg, self.start, begun)
         self.model = build_model(mcfg).to(self.device).to(memory_format=torch.channels_last)
         # Timed where a run starts; one that goes on keeps its own, however a second timing would fall out.
         word = mcfg.precision if is_fresh else "float32"
@@ -253,10 +253,11 @@ class Trainer:
         plot_curves(self.history, self.folder.curves)
 
     def _load_starting_weights(self) -> None:
-        for path in self.starting_files:
-            log.info("%s", load_weights(self.model, path, self.mcfg.classList))
-            self.weights_origin = file_origin(path)
-            log.info("starting weights: %s", origin_in_words(self.weights_origin))
+        if self.start is None:
+            return
+        log.info("%s", load_weights(self.model, self.start.path, self.mcfg.classList, self.start.backbone_only))
+        self.weights_origin = file_origin(self.start.path)
+        log.info("starting weights: %s", origin_in_words(self.weights_origin))
 
     def _checkpoint(self) -> dict[str, Any]:
         """All that the run needs to go on from here."""

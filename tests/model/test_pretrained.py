@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,9 @@ from config.errors import UserError
 from config.load import load_config
 from model import YoloModel, build_model
 from model.keys import our_key, their_key
-from model.pretrained import load_weights, read_weights
+from model.pretrained import load_weights
+from model.weightsfile import read_weights
+from train.checkpoint import ABOUT, save_checkpoint
 
 
 def test_a_plain_state_dict_fills_everything(tmp_path):
@@ -168,6 +172,22 @@ def test_their_other_networks_are_named(ultralytics_file, recipe, kind, words):
         assert torch.equal(value, before.state_dict()[name]), f"{name} was changed by a file that was refused"
 
 
+def test_a_checkpoint_with_numbers_of_numpy(ultralytics_file):
+    path, _ = ultralytics_file(in_ema=False)
+    content = torch.load(path, weights_only=False)
+    torch.serialization.save({**content, "best_fitness": np.float64(0.3)}, path)
+    assert not load_weights(YoloModel("nano", 3), path).missing
+
+
+def test_a_fused_checkpoint_is_named(ultralytics_file):
+    path, _ = ultralytics_file(in_ema=False, half=False)
+    content = torch.load(path, weights_only=False)
+    content["model"].fuse(verbose=False)
+    torch.serialization.save(content, path)
+    with pytest.raises(UserError, match=r"theirs\.pt: .*fused"):
+        load_weights(YoloModel("nano", 3), path)
+
+
 def test_fused_weights_are_named(tmp_path):
     state = {f"model.0.conv.{kind}": torch.zeros(16) for kind in ("bias", "weight")}
     torch.save(state, tmp_path / "fused.pt")
@@ -185,7 +205,7 @@ def test_a_file_that_was_cut_short(ultralytics_file, share):
 
 def test_reading_their_checkpoint_does_not_import_them(shared):
     code = (
-        "import sys; from model.pretrained import read_weights; file = read_weights(sys.argv[1]); "
+        "import sys; from model.weightsfile import read_weights; file = read_weights(sys.argv[1]); "
         "assert not [name for name in sys.modules if name.startswith('ultralytics')]; "
         "print(file.phase, file.num_classes, file.class_list[0], len(file.tensors))"
     )
@@ -233,7 +253,9 @@ def test_another_width_of_the_class_branch_carries_nothing(tmp_path):
 
 def test_the_same_classes_must_match_to_the_last_tensor(tmp_path):
     path = trained_on(tmp_path / "w.pth", ("cat", "dog"), YoloModel("nano", 2, official_width=True))
-    with pytest.raises(UserError, match=r"w\.pth.*head\.cls\.0\.0\.conv\.weight"):
+    with pytest.raises(
+        UserError, match=r"w\.pth: has a class branch 80 channels wide .*has 64; leave keepHeadWidth out"
+    ):
         load_weights(YoloModel("nano", 2), path, ("cat", "dog"))
 
 
@@ -272,3 +294,123 @@ def test_data_parallel_names(tmp_path):
     torch.save({f"module.{name}": value for name, value in source.state_dict().items()}, tmp_path / "w.pth")
     assert not load_weights(target, tmp_path / "w.pth").missing
     assert read_weights(tmp_path / "w.pth").has_official_width(3) is False
+
+
+# Files that are not what they seem: one sentence, and the model as it was
+
+
+def spoiled(what):
+    state = YoloModel("nano", 3).state_dict()
+    name = "neck.l15.cv2.conv.weight"
+    if what == "whole numbers":
+        return {key: (100 * value).to(torch.int8) for key, value in state.items()}
+    state[name] = {
+        "nan": torch.full_like(state[name], torch.nan),
+        "inf": torch.full_like(state[name], torch.inf),
+        "complex": state[name].to(torch.complex64),
+        "sparse": state[name].to_sparse(),
+        "no content": state[name].to("meta"),
+    }[what]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("nan", "neck.l15.cv2.conv.weight holds values that are not finite"),
+        ("inf", "neck.l15.cv2.conv.weight holds values that are not finite"),
+        ("complex", "neck.l15.cv2.conv.weight is sparse, quantised, complex"),
+        ("sparse", "neck.l15.cv2.conv.weight is sparse"),
+        ("no content", "w.pth"),
+        ("whole numbers", "another shape or type"),
+    ],
+)
+def test_tensors_that_no_network_can_take(tmp_path, what, words):
+    torch.save(spoiled(what), tmp_path / "w.pth")
+    model = YoloModel("nano", 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_weights(model, tmp_path / "w.pth")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_checkpoint_whose_seal_is_broken_is_refused(tmp_path):
+    about = dict.fromkeys(ABOUT) | {"class_list": ["a", "b", "c"], "config": "{}"}
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, {"model": YoloModel("nano", 3).state_dict(), **about})
+    assert not load_weights(YoloModel("nano", 3), path).missing
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"best\.pth: is damaged"):
+        load_weights(YoloModel("nano", 3), path)
+
+
+@pytest.mark.parametrize("part", ["head.cls.", "neck.", "head.box.1", "head.dfl"])
+def test_a_model_without_a_part_is_no_quiet_random_start(tmp_path, part):
+    state = {key: value for key, value in YoloModel("nano", 3).state_dict().items() if not key.startswith(part)}
+    torch.save(state, tmp_path / "w.pth")
+    for class_list in (None, ("a", "b", "c")):
+        with pytest.raises(UserError, match=r"w\.pth: .*does not fit"):
+            load_weights(YoloModel("nano", 3), tmp_path / "w.pth", class_list)
+
+
+def test_of_a_whole_model_only_the_backbone(tmp_path):
+    source, target = YoloModel("nano", 3), YoloModel("nano", 3)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    report = load_weights(target, tmp_path / "w.pth", backbone_only=True)
+    assert len(report.matched) == len(source.backbone.state_dict())
+    assert torch.equal(target.backbone.l5.conv.weight, source.backbone.l5.conv.weight)
+    assert not torch.equal(target.neck.l12.cv1.conv.weight, source.neck.l12.cv1.conv.weight)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"ema": torch.zeros(2)},
+        {"model": {"model": {"model": {}}}},
+        {"class_list": None, "config": "{}", "model": {"a": torch.zeros(1)}},
+        {"class_list": ["a"], "config": "no json", "model": {"a": torch.zeros(1)}},
+        {"class_list": ["a"], "config": 3, "model": {"a": torch.zeros(1)}},
+        [torch.zeros(2)],
+        torch.zeros(2),
+        None,
+    ],
+)
+def test_strange_content(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth") as caught:
+        load_weights(YoloModel("nano", 3), tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_packed_file_is_refused(tmp_path):
+    torch.save(YoloModel("nano", 3).state_dict(), tmp_path / "w.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pth") as plain,
+        zipfile.ZipFile(tmp_path / "p.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(UserError, match=r"p\.pth: is compressed"):
+        load_weights(YoloModel("nano", 3), tmp_path / "p.pth")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bits_give_one_sentence_or_other_values(tmp_path, seed):
+    """A plain file has no seal: a flip in a value cannot be seen, one in the pickle must not end in a traceback."""
+    random = np.random.default_rng(seed)
+    about = {"class_list": ["a", "b", "c"], "config": "{}", "data": {}}
+    torch.save({"model": {"backbone.l0.conv.weight": torch.zeros(16, 3, 3, 3)}, **about}, tmp_path / "w.pth")
+    content, refusals = (tmp_path / "w.pth").read_bytes(), []
+    for place in random.choice(len(content), 60, replace=False):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(random.integers(8))
+        (tmp_path / "flipped.pth").write_bytes(flipped)
+        try:
+            read_weights(tmp_path / "flipped.pth")
+        except UserError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 5
+    assert [text for text in refusals if "\n" in text] == []

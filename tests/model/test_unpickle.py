@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from config.errors import UserError
-from model.pretrained import read_weights
 from model.unpickle import StandIn, module_tensors, read_with_stand_ins
+from model.weightsfile import read_weights
 
 
 class Calls:

@@ -2,10 +2,11 @@
 
 import hashlib
 
+import pytest
 import torch
 
 from train.checkpoint import save_checkpoint
-from train.origin import code_commit, file_origin, origin_in_words, random_origin
+from train.origin import code_commit, file_origin, origin_for_others, origin_in_words, random_origin
 
 AGPL = "AGPL-3.0 (Ultralytics)"
 
@@ -26,6 +27,21 @@ def test_official_weights_are_named_as_such_and_nothing_in_them_runs(shared):
     path = shared / "weights" / "yolov8n_coco.pt"
     assert file_origin(path)["licence"] == AGPL
     assert origin_in_words(file_origin(path)) == f"{path}, under {AGPL}"
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.model.", "module.model."])
+def test_their_names_of_tensors_are_known_in_every_wrapping(tmp_path, prefix):
+    torch.save({f"{prefix}{rest}": torch.zeros(1) for rest in ("0.conv.weight", "2.cv1.bn.bias")}, tmp_path / "w.pth")
+    assert file_origin(tmp_path / "w.pth")["licence"] == AGPL
+
+
+def test_for_others_an_origin_has_names_and_checksums_but_no_paths(tmp_path):
+    torch.save({"model.0.conv.weight": torch.zeros(1)}, tmp_path / "official.pt")
+    run = checkpoint(tmp_path / "best.pth", file_origin(tmp_path / "official.pt"))
+    text = origin_for_others(file_origin(run))
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in (run, tmp_path / "official.pt")]
+    assert text == f"best.pth (sha256 {digests[0]}), from official.pt (sha256 {digests[1]}), under {AGPL}"
+    assert origin_for_others(random_origin()) == "random"
 
 
 def test_the_licence_survives_fine_tuning_from_a_fine_tuned_file(tmp_path):

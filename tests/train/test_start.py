@@ -9,7 +9,7 @@ from model import YoloModel
 from model.pretrained import load_weights
 from train import start
 from train.origin import file_origin
-from train.start import starting_files, with_head_width, write_backbone
+from train.start import StartingWeights, starting_weights, with_head_width, write_backbone
 
 
 def config(**overrides):
@@ -22,22 +22,27 @@ def saved(path, *shape, **settings):
 
 
 def test_random_weights_come_from_no_file():
-    assert starting_files(config()) == []
-    assert with_head_width(config(), [], None).keepHeadWidth is None
+    assert starting_weights(config()) is None
+    assert with_head_width(config(), None, None).keepHeadWidth is None
 
 
-def test_the_whole_model_comes_after_the_backbone(tmp_path):
-    mcfg = config(pretrainedBackboneUrl=f"file://{tmp_path}/b.pth", checkpointModelFile=str(tmp_path / "w.pth"))
+def test_a_backbone_beside_a_whole_model_is_not_read(tmp_path, caplog):
+    """Recipes of the assignment name both for a student: the teacher's weights fill the backbone, too."""
+    backbone = {"pretrainedBackboneUrl": f"file://{tmp_path}/b.pth"}
     with pytest.raises(UserError, match=r"b\.pth: no such backbone file; .*python mars.py backbone FILE\.pt"):
-        starting_files(mcfg)
+        starting_weights(config(**backbone))
+    mcfg = config(**backbone, checkpointModelFile=str(tmp_path / "w.pth"))
+    with caplog.at_level("INFO"):
+        assert starting_weights(mcfg) == StartingWeights(tmp_path / "w.pth")
+    assert "pretrainedBackboneUrl is not read" in caplog.text
     (tmp_path / "b.pth").touch()
-    assert starting_files(mcfg) == [tmp_path / "b.pth", tmp_path / "w.pth"]
+    assert starting_weights(config(**backbone)) == StartingWeights(tmp_path / "b.pth", backbone_only=True)
 
 
 def test_official_weights_are_fetched_by_name(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(start, "fetch_official", lambda name, folder: asked.append((name, folder)) or tmp_path / "x.pt")
-    assert starting_files(config(pretrained="yolov8n")) == [tmp_path / "x.pt"]
+    assert starting_weights(config(pretrained="yolov8n")) == StartingWeights(tmp_path / "x.pt")
     assert asked == [("yolov8n", start.PRETRAINED)]
 
 
@@ -46,16 +51,16 @@ def test_official_weights_are_fetched_by_name(tmp_path, monkeypatch):
 )
 def test_the_head_is_as_wide_as_in_the_file(tmp_path, num_classes, official_width, expected):
     file = saved(tmp_path / "w.pth", "nano", num_classes, official_width=official_width)
-    assert with_head_width(config(), [file], None).keepHeadWidth is expected
+    assert with_head_width(config(), StartingWeights(file), None).keepHeadWidth is expected
     for asked in (True, False):  # what was asked for stays
-        assert with_head_width(config(keepHeadWidth=asked), [file], None).keepHeadWidth is asked
+        assert with_head_width(config(keepHeadWidth=asked), StartingWeights(file), None).keepHeadWidth is asked
 
 
 def test_a_run_that_goes_on_keeps_its_width(tmp_path):
     """Whatever its starting file has become since."""
     for begun in (True, False, None):
-        assert with_head_width(config(), [], {"keepHeadWidth": begun}).keepHeadWidth is begun
-    assert with_head_width(config(), [], {}).keepHeadWidth is None  # of a version that knew no width
+        assert with_head_width(config(), None, {"keepHeadWidth": begun}).keepHeadWidth is begun
+    assert with_head_width(config(), None, {}).keepHeadWidth is None  # of a version that knew no width
 
 
 def test_a_backbone_file_is_a_state_dict_that_knows_where_it_is_from(tmp_path):
@@ -87,12 +92,26 @@ def test_a_backbone_file_of_other_weights_is_not_overwritten(tmp_path):
     write_backbone(tmp_path / "a.pth", tmp_path / "backbone.pth")
     write_backbone(tmp_path / "a.pth", tmp_path / "backbone.pth")  # once more is no harm
     before = (tmp_path / "backbone.pth").read_bytes()
-    with pytest.raises(UserError, match=r"backbone\.pth: is there already.*--out"):
+    (tmp_path / "text.pth").write_text("mine")
+    with pytest.raises(UserError, match=r"text\.pth: is there already"):
+        write_backbone(tmp_path / "a.pth", tmp_path / "text.pth")
+    with pytest.raises(UserError, match=r"backbone\.pth: is there already and was not made from these.*--out"):
         write_backbone(tmp_path / "b.pth", tmp_path / "backbone.pth")
     assert (tmp_path / "backbone.pth").read_bytes() == before
 
 
-def test_weights_without_a_backbone(tmp_path):
-    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.pth: has no backbone"):
+@pytest.mark.parametrize("what", ["nothing of it", "one tensor less", "another shape", "one tensor more"])
+def test_weights_without_the_whole_backbone(tmp_path, what):
+    state = YoloModel("nano", 3).state_dict()
+    if what == "nothing of it":
+        state = {"fc.weight": torch.zeros(2)}
+    elif what == "one tensor less":
+        del state["backbone.l4.cv2.conv.weight"]
+    elif what == "another shape":
+        state["backbone.l9.cv2.conv.weight"] = torch.zeros(1, 1, 1, 1)
+    else:
+        state["backbone.l9.extra"] = torch.zeros(1)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: has no backbone of a YOLOv8"):
         write_backbone(tmp_path / "w.pth", tmp_path / "b.pth")
+    assert not (tmp_path / "b.pth").exists()
