@@ -26,7 +26,7 @@ _OPTIONS = {
     "--nobuf": "start afresh; an older run of that name is kept under another one",
     "--set FIELD=VALUE ...": "change config fields, above recipe and tags: --set maxEpoch=60 inputShape=320",
     "--weights FILE": "eval, predict, export: these weights; classes and input size are those they were trained with",
-    "--out PLACE": "predict: folder for results (default: a new one, RUN/predict/NNN); export, backbone: file to write",
+    "--out PLACE": "predict: folder for results (default RUN/predict/NNN); export, backbone: the file to write",
     "--format FORMAT": "export: onnx, torch (torch.export) or ultralytics (a .pt that it loads)",
     "--nms": "export to onnx: suppression inside, so that detections come out",
     "--quiet": "print results only; everything said is in the run's mars.log",
