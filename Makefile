@@ -8,11 +8,12 @@ READY := $(VENV)/.ready
 # One computing thread a process: the tests run one process a core.
 TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8
 
-.PHONY: help setup demo test test-slow chaos check lint format clean
+.PHONY: help setup demo test test-slow parity chaos check lint format clean
 
 help:
 	@echo "make demo       draw a data set, train on it, evaluate, paint (about ten minutes on two cores)"
 	@echo "make test       the fast tests            make lint    formatting, rules, types"
+	@echo "make parity     a table: network, loss, training, AP against Ultralytics and pycocotools (three minutes)"
 	@echo "make test-slow  all tests                 make check   lint, then the fast tests"
 	@echo "make chaos      thirty kills, damaged files, full disks: is anything lost? (about ten minutes)"
 	@echo "make setup      .venv with all that is needed"
@@ -29,6 +30,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(TESTS) --slow
+
+# What equals the reference, and how nearly: the largest difference of each part.
+parity: $(READY)
+	$(TESTS) tests/parity --slow --parity-table -q
 
 chaos: $(READY)
 	$(RUN) -m benchmarks.chaos

@@ -1,4 +1,4 @@
-"""Average precision by three definitions: COCO's, VOC 2007's and the assignment's.
+"""Average precision by four definitions: COCO's, VOC 2007's, Ultralytics' and the assignment's.
 
 Whatever the definition, a class without ground truth has no AP (None) and is left out of the means.
 Boxes are xyxy in pixels of the image as read; widths are right - left, no +1.
@@ -13,6 +13,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from dl.annotations import Annotation
 from eval.predictor import ASSIGNMENT_SELECTION, Detections
+from eval.ultralytics_ap import areas, judge_all
 from ops.boxes import pairwise_iou
 from ops.nms import select_detections
 
@@ -54,10 +55,11 @@ def average_precision(
     class_names: Sequence[str],
     min_iou: float = 0.5,
 ) -> ApResult:
-    """AP by the definition named `style`: coco, voc07 or assignment (the only one that heeds `min_iou`)."""
+    """AP by the definition named `style`: coco, voc07, ultralytics or assignment (which alone heeds `min_iou`)."""
     if style == "assignment":
         return assignment_ap(annotations, detections, class_names, min_iou)
-    return {"coco": coco_ap, "voc07": voc07_ap}[style](annotations, detections, class_names)
+    by_style = {"coco": coco_ap, "voc07": voc07_ap, "ultralytics": ultralytics_ap}
+    return by_style[style](annotations, detections, class_names)
 
 
 def coco_ap(
@@ -111,6 +113,20 @@ def voc07_ap(
     all_matches = _match(pair_up(annotations, detections), len(class_names))
     counts = [matches.n_gt for matches in all_matches]
     return _collect(class_names, counts, [_scores_of(ap_at, matches, 0.5, matches.n_gt) for matches in all_matches])
+
+
+def ultralytics_ap(
+    annotations: Sequence[Annotation], detections: Sequence[Detections], class_names: Sequence[str]
+) -> ApResult:
+    """Ultralytics' AP, as its `val` prints it, see `eval.ultralytics_ap`. Difficult objects count, in `n_gt` too."""
+    verdicts = judge_all(pair_up(annotations, detections))
+    counts = _count_truths(annotations, len(class_names), with_difficult=True)
+    figures: list[tuple[float | None, float | None]] = [(None, None)] * len(class_names)
+    for label, count in enumerate(counts):
+        if count:
+            ap = areas(verdicts.is_right[verdicts.labels == label], count)
+            figures[label] = (float(ap[0]), float(ap.mean()))
+    return _collect(class_names, counts, figures)
 
 
 def assignment_ap(
@@ -192,10 +208,10 @@ def _scores_of(
     return ap_at(matches, threshold), float(np.mean([ap_at(matches, t) for t in IOU_THRESHOLDS]))
 
 
-def _count_truths(annotations: Sequence[Annotation], num_classes: int) -> list[int]:
+def _count_truths(annotations: Sequence[Annotation], num_classes: int, with_difficult: bool = False) -> list[int]:
     counts = np.zeros(num_classes, dtype=int)
     for annotation in annotations:
-        counts += np.bincount(annotation.labels[~annotation.difficult], minlength=num_classes)
+        counts += np.bincount(annotation.labels[~annotation.difficult | with_difficult], minlength=num_classes)
     return counts.tolist()
 
 

@@ -6,6 +6,7 @@ from ops.text import align_columns, display_width
 _STYLES = {
     "coco": "COCO's definition",
     "voc07": "VOC 2007, 11 points",
+    "ultralytics": "as Ultralytics computes it",
     "assignment": "the assignment's own figure, not average precision",
 }
 _HEADINGS = ("class", "objects", "AP50", "AP50-95")

@@ -37,7 +37,7 @@ class ModelEMA:
         source = model.state_dict()
         for name, average in self.model.state_dict().items():
             if average.dtype.is_floating_point:
-                average.mul_(d).add_(source[name], alpha=1 - d)
+                average.lerp_(source[name], 1 - d)  # constants stay what they are
             else:
                 average.copy_(source[name])
 

@@ -1,109 +1,20 @@
-"""Average precision against pycocotools, a VOC 2007 written out in loops, and answers known by hand."""
+"""Average precision against definitions written out in loops, and answers known by hand.
 
-import contextlib
-import io
+That COCO's equals pycocotools' and Ultralytics' its own is in tests/parity.
+"""
+
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from parity.detection_sets import NAMES, SPECIAL_SETS, random_set
 
-from eval.metrics import ClassAp, assignment_ap, average_precision, coco_ap, voc07_ap
-
-NAMES = ("ant", "bee", "cat", "dog")
+from eval.metrics import ClassAp, assignment_ap, average_precision, coco_ap, ultralytics_ap, voc07_ap
+from eval.ultralytics_ap import right_at_overlaps
 
 
-@pytest.fixture
-def random_set(make_truth, make_found):
-    """seed -> annotations and detections: difficult objects, duplicates, ties, empty images, wrong classes."""
-
-    def make(seed):
-        draw = np.random.default_rng(seed)
-        truth_rows = [draw.integers(0, 12) if draw.random() > 0.2 else 0 for _ in range(draw.integers(1, 12))]
-        annotations, detections = [], []
-        for number, count in enumerate(truth_rows):
-            low = draw.uniform(0, 300, (count, 2))
-            boxes = np.concatenate([low, low + draw.uniform(10, 150, (count, 2))], axis=1)
-            labels = draw.integers(0, 3, count)  # class 3 is never true
-            truth = np.column_stack([boxes, labels, draw.random(count) < 0.25])
-            annotations.append(make_truth(f"image{number}", truth))
-            detections.append(make_found(f"image{number}", _guess(draw, boxes, labels, crowded=seed % 5 == 0)))
-        return annotations, detections
-
-    return make
-
-
-def _guess(draw, boxes, labels, crowded):
-    if draw.random() < 0.15:
-        return []
-    copies = draw.integers(0, 30 if crowded else 4, len(boxes))  # 30: more than 100 detections an image and class
-    near, near_labels = np.repeat(boxes, copies, axis=0), np.repeat(labels, copies)
-    near = near + draw.normal(0, 6, near.shape)
-    far = draw.uniform(0, 300, (120 if crowded else 5, 2))
-    far = np.concatenate([far, far + draw.uniform(5, 90, far.shape)], axis=1)
-    rows = np.concatenate([near, far])
-    rows[:, 2:] = np.maximum(rows[:, 2:], rows[:, :2] + 1)
-    guessed = np.concatenate([near_labels, draw.integers(0, 4, len(far))])
-    wrong = draw.random(len(guessed)) < 0.1
-    guessed[wrong] = draw.integers(0, 4, int(wrong.sum()))
-    scores = draw.random(len(rows))
-    if draw.random() < 0.5:
-        scores = scores.round(1)  # ties
-    return np.column_stack([rows, guessed, scores])
-
-
-def reference_coco(annotations, detections, num_classes):
-    """map50, map50_95 and [(ap50, ap50_95)] by pycocotools; -1 where it has no figure."""
-
-    def xywh(box):
-        x0, y0, x1, y1 = (float(side) for side in box)
-        return [x0, y0, x1 - x0, y1 - y0]
-
-    truth, results = [], []
-    for image, (annotation, found) in enumerate(zip(annotations, detections, strict=True)):
-        for box, label, difficult in zip(annotation.boxes, annotation.labels, annotation.difficult, strict=True):
-            row = {"id": len(truth) + 1, "image_id": image, "category_id": int(label), "bbox": xywh(box)}
-            truth.append({**row, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": int(difficult)})
-        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):
-            results.append({"image_id": image, "category_id": int(label), "bbox": xywh(box), "score": float(score)})
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {
-            "info": {},
-            "images": [{"id": image, "width": 640, "height": 480} for image in range(len(annotations))],
-            "categories": [{"id": label, "name": str(label)} for label in range(num_classes)],
-            "annotations": truth,
-        }
-        coco.createIndex()
-        if results:
-            found = coco.loadRes(results)
-        else:  # loadRes cannot take none
-            found = COCO()
-            found.dataset = {**coco.dataset, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(coco, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    precision = evaluation.eval["precision"][:, :, :, 0, 2]  # all areas, 100 detections
-    per_class = [(precision[0, :, label].mean(), precision[:, :, label].mean()) for label in range(num_classes)]
-    return evaluation.stats[1], evaluation.stats[0], per_class
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_coco_equals_pycocotools(random_set, seed):
-    annotations, detections = random_set(seed)
-    result = coco_ap(annotations, detections, NAMES)
-    map50, map50_95, per_class = reference_coco(annotations, detections, len(NAMES))
-    assert (-1 if result.map50 is None else result.map50) == pytest.approx(map50, abs=1e-9)
-    assert (-1 if result.map50_95 is None else result.map50_95) == pytest.approx(map50_95, abs=1e-9)
-    for name, expected in zip(NAMES, per_class, strict=True):
-        mine = [-1 if value is None else value for value in result.per_class[name][:2]]
-        assert mine == pytest.approx(expected, abs=1e-9)
-
-
-def test_the_random_sets_are_worth_their_name(random_set):
+def test_the_random_sets_are_worth_their_name():
     sets = [random_set(seed) for seed in range(20)]
     figures = [coco_ap(*one, NAMES).map50 for one in sets]
     assert len({round(value, 6) for value in figures if value is not None}) > 15
@@ -111,10 +22,11 @@ def test_the_random_sets_are_worth_their_name(random_set):
     assert any(len(one.labels) == 0 for annotations, _ in sets for one in annotations)
     assert any(len(one.scores) == 0 for _, detections in sets for one in detections)
     assert any(one.labels.bincount().max() > 100 for _, detections in sets for one in detections if len(one.labels))
-    assert any(len(set(one.scores.tolist())) < len(one.scores) for _, detections in sets for one in detections)
+    assert any(one.has_ties for one in sets)
+    assert not all(one.has_ties for one in sets)
 
 
-@pytest.mark.parametrize("style", ["coco", "voc07", "assignment"])
+@pytest.mark.parametrize("style", ["coco", "voc07", "ultralytics", "assignment"])
 def test_no_predictions_is_zero_and_no_truth_is_none(make_truth, make_found, style):
     truth = [make_truth("a", [[0, 0, 10, 10, 1, 0]]), make_truth("b")]
     nothing = [make_found("a"), make_found("b")]
@@ -137,7 +49,7 @@ def test_coco_ignores_difficult_objects(make_truth, make_found):
     assert result.per_class["bee"] == ClassAp(None, None, 0)
 
 
-@pytest.mark.parametrize("measure", [coco_ap, voc07_ap, assignment_ap])
+@pytest.mark.parametrize("measure", [coco_ap, voc07_ap, ultralytics_ap, assignment_ap])
 def test_other_images_than_asked_for_are_an_error(make_truth, make_found, measure):
     truth = [make_truth("a"), make_truth("b")]
     with pytest.raises(ValueError, match="never evaluated: b"):
@@ -148,20 +60,20 @@ def test_other_images_than_asked_for_are_an_error(make_truth, make_found, measur
         measure(truth, [make_found("a"), make_found("a"), make_found("b")], NAMES)
 
 
-def test_order_of_the_detections_list_does_not_matter(random_set):
+def test_order_of_the_detections_list_does_not_matter():
     annotations, detections = random_set(3)
     assert coco_ap(annotations, detections[::-1], NAMES) == coco_ap(annotations, detections, NAMES)
 
 
+def iou(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height)
+
+
 def slow_voc07(annotations, detections, label, threshold):
     """VOC 2007's AP in loops and fractions; None without ground truth."""
-
-    def iou(a, b):
-        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        if width <= 0 or height <= 0:
-            return 0.0
-        return width * height / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height)
-
     truths, guesses, count = {}, [], 0
     for annotation, found in zip(annotations, detections, strict=True):
         rows = zip(annotation.boxes.tolist(), annotation.labels, annotation.difficult, strict=True)
@@ -188,7 +100,7 @@ def slow_voc07(annotations, detections, label, threshold):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_voc07_equals_the_textbook(random_set, seed):
+def test_voc07_equals_the_textbook(seed):
     annotations, detections = random_set(seed)
     result = voc07_ap(annotations, detections, NAMES)
     expected = [slow_voc07(annotations, detections, label, 0.5) for label in range(len(NAMES))]
@@ -217,6 +129,102 @@ def test_voc07_calls_the_second_on_a_truth_wrong(make_truth, make_found):
     truth = [make_truth("a", [[0, 0, 100, 100, 0, 0], [200, 0, 300, 100, 0, 0]])]
     twice = [make_found("a", [[0, 0, 100, 100, 0, 0.9], [0, 0, 100, 98, 0, 0.8], [200, 0, 300, 100, 0, 0.7]])]
     assert voc07_ap(truth, twice, NAMES).map50 == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+
+
+def slow_ultralytics(annotations, detections, label, threshold):
+    """Ultralytics' AP in loops; None without ground truth. Sets where scores are shared are not for this one."""
+    count = sum(int((one.labels == label).sum()) for one in annotations)
+    guesses = []
+    for annotation, found in zip(annotations, detections, strict=True):
+        rows = zip(annotation.boxes.tolist(), annotation.labels, strict=True)
+        free = [box for box, one in rows if one == label]
+        rows = zip(found.scores.tolist(), found.boxes.tolist(), found.labels.tolist(), strict=True)
+        for score, box, one in sorted(rows, key=lambda row: -row[0]):
+            if one == label:
+                best = max(free, key=lambda truth, box=box: iou(box, truth), default=None)
+                is_right = best is not None and iou(box, best) >= threshold
+                if is_right:
+                    free.remove(best)
+                guesses.append((score, is_right))
+    if count == 0:
+        return None
+    curve, hits = [(0.0, 1.0)], 0
+    for number, (_, is_right) in enumerate(sorted(guesses, key=lambda guess: -guess[0]), start=1):
+        hits += is_right
+        curve.append((hits / count, hits / number))
+    best_later = [(recall, max(p for _, p in curve[place:])) for place, (recall, _) in enumerate(curve)]
+    if not guesses:
+        return 0.0
+    heights = [height_at(best_later, percent / 100) for percent in range(101)]
+    return sum((low + high) / 2 / 100 for low, high in pairwise(heights))
+
+
+def height_at(curve, recall):
+    """On straight lines between the points, the last of those that share a recall; 0 from the highest recall on."""
+    if recall >= curve[-1][0] - 1e-12:
+        return 0.0
+    left = max(place for place, (reached, _) in enumerate(curve) if reached <= recall + 1e-12)
+    (x0, y0), (x1, y1) = curve[left], curve[left + 1]
+    return y0 + (y1 - y0) * (recall - x0) / (x1 - x0)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_ultralytics_equals_its_definition_in_loops(seed):
+    case = random_set(seed)
+    if case.has_ties:
+        case = case.with_scores_apart()
+    result = ultralytics_ap(*case, NAMES)
+    for label, name in enumerate(NAMES):
+        expected = [slow_ultralytics(*case, label, 0.5 + 0.05 * step) for step in range(10)]
+        found = result.per_class[name]
+        if expected[0] is None:
+            assert found == ClassAp(None, None, 0)
+        else:
+            assert found.ap50 == pytest.approx(expected[0], abs=1e-9)
+            assert found.ap50_95 == pytest.approx(np.mean(expected), abs=1e-9)
+
+
+def test_ultralytics_gives_a_flawless_detector_995(make_truth, make_found):
+    """The last of its 101 recalls finds the curve on the ground."""
+    boxes = [[50.0 * i, 0, 50.0 * i + 40, 40] for i in range(7)]
+    truth = [make_truth("a", [[*box, 0, 0] for box in boxes])]
+    found = [make_found("a", [[*box, 0, 0.9 - 0.1 * i] for i, box in enumerate(boxes)])]
+    assert ultralytics_ap(truth, found, NAMES).per_class["ant"] == ClassAp(
+        pytest.approx(0.995), pytest.approx(0.995), 7
+    )
+
+
+def test_ultralytics_knows_no_difficult_objects(make_truth, make_found):
+    truth = [make_truth("a", [[0, 0, 100, 100, 0, 0], [200, 200, 300, 300, 0, 1]])]
+    found = [make_found("a", [[0, 0, 100, 100, 0, 0.9]])]
+    # recalls 0 to .49 at precision 1, then the ground: 49 trapezoids and a half one
+    assert ultralytics_ap(truth, found, NAMES).per_class["ant"] == ClassAp(
+        pytest.approx(0.495), pytest.approx(0.495), 2
+    )
+
+
+def test_ultralytics_looks_at_every_detection(make_truth, make_found):
+    wrong = [[300.0, 300, 310, 310, 0, 0.9]] * 150
+    truth = [make_truth("a", [[0, 0, 100, 100, 0, 0]])]
+    found = [make_found("a", [*wrong, [0, 0, 100, 100, 0, 0.1]])]
+    assert ultralytics_ap(truth, found, NAMES).map50 > 0
+    assert coco_ap(truth, found, NAMES).map50 == 0
+
+
+def test_ultralytics_pairs_by_score_and_the_second_takes_what_is_left():
+    overlaps = np.array([[0.85, 0.8], [0.98, 0.66], [0.97, 0.1]], dtype=np.float32)
+    right = right_at_overlaps(overlaps)
+    assert right.sum(axis=0).tolist() == [2, 2, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert right[0].tolist() == [True] * 8 + [False] * 2  # .85 in single precision is .85, not less
+    assert right[1].tolist() == [True] * 4 + [False] * 4 + [True] * 2
+    assert not right[2].any()
+
+
+@pytest.mark.parametrize("name", SPECIAL_SETS)
+def test_ultralytics_stays_between_nothing_and_995(name):
+    result = ultralytics_ap(*SPECIAL_SETS[name], NAMES)
+    values = [value for one in result.per_class.values() for value in one[:2] if value is not None]
+    assert all(0 <= value <= 0.995 + 1e-9 for value in values)
 
 
 class TestAssignment:

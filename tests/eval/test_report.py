@@ -4,6 +4,7 @@ import unicodedata
 
 import pytest
 
+from config.load import load_config
 from eval.evaluator import EvalResult
 from eval.metrics import ApResult, ClassAp
 from eval.report import ap_table
@@ -49,3 +50,9 @@ def test_nothing_to_average_and_the_other_styles():
     assert table.endswith("1 of 1 image evaluated")
     assert "not average precision" in table
     assert "11 points" in ap_table(result_of({}, style="voc07"))
+
+
+@pytest.mark.parametrize("style", ["coco", "voc07", "ultralytics", "assignment"])
+def test_every_definition_has_a_title(style):
+    assert load_config("c1", overrides={"apStyle": style}).apStyle == style
+    assert ap_table(result_of({}, style=style)).startswith("Average precision on")
