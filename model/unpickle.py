@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._utils  # what checkpoints call to rebuild a tensor
 from torch import Tensor
 
 from config.errors import UserError

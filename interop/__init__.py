@@ -1,0 +1,1 @@
+"""To and from Ultralytics: its official weights fetched, checkpoints written that it loads."""
