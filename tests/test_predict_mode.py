@@ -111,7 +111,7 @@ def test_weights_from_elsewhere(make_run, photos, predict, root, tmp_path):
     plain = tmp_path / "plain.pth"
     torch.save(torch.load(weights, weights_only=True)["model"], plain)
     status, _, err = predict("voc.nano.full", photos, "--weights", plain)
-    assert (status, "does not say which run it is of; --out DIR" in err) == (2, True)
+    assert (status, "does not say which run it is of; --out PLACE" in err) == (2, True)
     out = ("--out", tmp_path / "out")
     status, _, err = predict("voc.nano.full", photos, "--weights", plain, *out)
     assert (status, "does not say its classes; --set classList=" in err) == (2, True)

@@ -1,5 +1,6 @@
 """Exported files give what our network gives: on photographs, for one image and for three, selection and all."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ from config.errors import UserError
 from dl.augment import letterbox
 from dl.images import read_image
 from eval import export as module
-from eval.export import METADATA_FILE, Difference, Nms, check_images, export, export_torch, verify
+from eval.export import METADATA_FILE, DecodedModel, Difference, Nms, check_images, export, export_torch, verify
 from eval.predictor import Predictor
 from model import YoloModel
 from model.pretrained import load_weights
@@ -156,6 +157,15 @@ def run_file(report, images):
     if report.path.suffix == ".onnx":
         return session_of(report.path).run(["boxes", "scores"], {"images": images.numpy()})
     return [part.detach().numpy() for part in torch.export.load(report.path).module()(images)]
+
+
+def test_a_network_in_training_is_decoded_as_in_evaluation(model, photographs):
+    images = photographs(SHAPE).float() / 255
+    with torch.no_grad():
+        boxes, scores = DecodedModel(copy.deepcopy(model).train(), SHAPE)(images)
+    wanted_boxes, wanted_scores = boxes_and_scores(model, images)
+    np.testing.assert_allclose(boxes, wanted_boxes, rtol=0, atol=1e-2)
+    np.testing.assert_allclose(scores, wanted_scores, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 3])

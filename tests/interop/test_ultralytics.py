@@ -20,7 +20,8 @@ from dl.check import check_data
 from dl.discover import as_overrides, locate
 from dl.loader import build_loader
 from eval.evaluator import Evaluator
-from eval.metrics import coco_ap
+from eval.metrics import average_precision, coco_ap
+from eval.predictor import Detections
 from eval.results import read_results
 from interop.ultralytics import OFFICIAL_SHA256, fetch_official, run_checkpoint, write_checkpoint
 from model import YoloModel
@@ -119,7 +120,12 @@ def test_it_can_be_read_where_only_known_classes_are_allowed(tmp_path):
 
     model = lively("nano", 2)
     path = write_checkpoint(model, names_of(model), tmp_path / "ours.pt", (64, 64), {"origin": "here"})
-    content, _ = torch_safe_load(path, safe_only=True)
+    known = torch.serialization.get_safe_globals()
+    try:
+        content, _ = torch_safe_load(path, safe_only=True)
+    finally:  # what it allows, it allows to everyone in the process
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
     assert torch.equal(content["model"].state_dict()["model.0.conv.weight"], model.backbone.l0.conv.weight)
 
 
@@ -182,6 +188,7 @@ import os, sys, warnings
 import cv2, numpy, PIL.Image, torch
 cv2.setNumThreads(2)
 os.environ.pop("OMP_NUM_THREADS", None)
+os.environ["TORCH_CPP_LOG_LEVEL"] = "INFO"
 def world():
     settings = [dict(os.environ), cv2.getNumThreads(), numpy.get_printoptions(), warnings.filters[:]]
     return [PIL.Image.open, torch.save, *settings]
@@ -329,6 +336,7 @@ def test_the_table_of_checksums():
 
 def briefly_trained(mcfg, annotations, weights):
     """Thirty steps from the weights of COCO: enough for boxes that are right and boxes that are wrong."""
+    torch.manual_seed(0)
     model = YoloModel("nano", 3, official_width=True)
     load_weights(model, weights, mcfg.classList)
     loss = DetectionLoss.from_config(mcfg, model)
@@ -387,25 +395,32 @@ def test_the_figures_of_a_trained_network_are_the_same_there(tmp_path, shared, m
     found = read_results(
         write_whole(tmp_path / "rows.json", json.dumps(rows)), [one.image_id for one in splits["test"]]
     )
+    found = [without_empty_boxes(one) for one in found]
     rescored = coco_ap(splits["test"], found, mcfg.classList)
 
+    by_their_rule = average_precision("ultralytics", splits["test"], ours.detections, mcfg.classList)
+    print(ours.map50, ours.map50_95, rescored[:2], by_their_rule[:2], theirs.box.map50, theirs.box.map)
     assert 0.2 < ours.map50 < 0.99, "a network that finds nothing, or all, would hide every difference"
     assert rescored.map50 == pytest.approx(ours.map50, abs=1e-4)
     assert rescored.map50_95 == pytest.approx(ours.map50_95, abs=1e-4)
-    assert theirs.box.map50 == pytest.approx(ours.map50, abs=0.01)
-    assert theirs.box.map == pytest.approx(ours.map50_95, abs=0.01)
-    furthest = [distances_but_for_the_border(*pair) for pair in zip(ours.detections, found, strict=True)]
+    assert theirs.box.map50 == pytest.approx(by_their_rule.map50, abs=1e-3)
+    assert theirs.box.map == pytest.approx(by_their_rule.map50_95, abs=1e-3)
+    furthest = [distances(*pair) for pair in zip(ours.detections, found, strict=True)]
     assert sum(len(one.scores) for one in ours.detections) > 1000
     assert max(pixels for pixels, _ in furthest) < 0.02 and max(score for _, score in furthest) < 1e-4, furthest
 
 
-def distances_but_for_the_border(ours, theirs):
-    """Furthest corner (pixels) and score between detections that are as many: theirs has them in the same order, but
-    for scores that rounding makes equal, and rounds coordinates to thousandths, scores to hundred-thousandths."""
-    has_area = (theirs.boxes[:, 2:] > theirs.boxes[:, :2]).all(dim=1)
-    boxes, scores, labels = theirs.boxes[has_area], theirs.scores[has_area], theirs.labels[has_area]
-    assert len(scores) == len(ours.scores)
-    corners = torch.cdist(ours.boxes, boxes, p=torch.inf) + 1e4 * (ours.labels[:, None] != labels)
+def without_empty_boxes(found):
+    has_area = (found.boxes[:, 2:] > found.boxes[:, :2]).all(dim=1)
+    return Detections(found.image_id, found.boxes[has_area], found.scores[has_area], found.labels[has_area])
+
+
+def distances(ours, theirs):
+    """Furthest corner (pixels) and score between detections of one image, each with the nearest of its class.
+
+    They must be as many. The file rounds coordinates to thousandths and scores to hundred-thousandths."""
+    assert len(theirs.scores) == len(ours.scores)
+    corners = torch.cdist(ours.boxes, theirs.boxes, p=torch.inf) + 1e4 * (ours.labels[:, None] != theirs.labels)
     corner, partner = corners.min(dim=1)
     assert len(set(partner.tolist())) == len(partner), "two of ours have one partner"
-    return corner.max().item(), (ours.scores - scores[partner]).abs().max().item()
+    return corner.max().item(), (ours.scores - theirs.scores[partner]).abs().max().item()
