@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config.errors import UserError
 from model.base.backbone import Backbone
@@ -133,7 +133,9 @@ def _read(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on pickle protocols is no use to who reads the error
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if not _holds_a_module(content):
+            return content
     except pickle.UnpicklingError as error:
         if not is_archive:
             raise UserError(
@@ -141,6 +143,12 @@ def _read(path: Path) -> Any:
                 ".pt or a state dict"
             ) from error
     return read_with_stand_ins(path)
+
+
+def _holds_a_module(content: Any) -> bool:
+    """So it does where this process has told torch that some classes of networks are safe: they are stood in for."""
+    values = content.values() if isinstance(content, Mapping) else [content]
+    return any(isinstance(value, nn.Module) for value in values)
 
 
 def _understand(content: Any) -> WeightsFile:

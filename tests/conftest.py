@@ -13,7 +13,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 # Every annotated shape and type of these packages is checked at each call; in production they cost nothing.
-install_import_hook(["config", "ops", "dl", "model", "eval", "train"], "typecheck.check")
+install_import_hook(["config", "ops", "dl", "model", "interop", "eval", "train"], "typecheck.check")
 
 IMAGE_OPEN = Image.open
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import torch
 
 from config.errors import UserError
 from config.load import load_config
-from model import YoloModel, build_model
+from model import YoloModel, build_model, weightsfile
 from model.keys import our_key, their_key
 from model.pretrained import load_weights
 from model.weightsfile import read_weights
@@ -414,3 +414,14 @@ def test_flipped_bits_give_one_sentence_or_other_values(tmp_path, seed):
             refusals.append(str(error))
     assert len(refusals) > 5
     assert [text for text in refusals if "\n" in text] == []
+
+
+def test_classes_that_the_process_calls_safe_are_stood_in_for_all_the_same(tmp_path, monkeypatch):
+    """Ultralytics registers its own with torch while it loads; torch then builds real modules."""
+    model = YoloModel("nano", 3)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    seen = []
+    monkeypatch.setattr(weightsfile, "read_with_stand_ins", lambda path: seen.append(path) or model.state_dict())
+    monkeypatch.setattr(torch, "load", lambda *_args, **_values: {"model": model})
+    assert len(read_weights(tmp_path / "w.pth").tensors) == len(model.state_dict())
+    assert seen == [tmp_path / "w.pth"]
