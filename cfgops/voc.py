@@ -27,7 +27,7 @@ def mcfg(tags):
         mcfg.maxEpoch = 100
 
     if mcfg.pretrained or mcfg.checkpointModelFile:
-        mcfg.nominalBatch = 64  # calmer steps for weights that know something already: docs/experiments.md
+        mcfg.nominalBatch = 64  # calmer steps for weights that know something; not settled yet: docs/experiments.md
 
     if "assignment" in tags:
         mcfg.training = "assignment"
