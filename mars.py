@@ -74,6 +74,18 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         log.debug("python mars.py %s", shlex.join(arguments))
         _run_without_data(args, settings)
         return
+    if args.mode == "split":
+        from commands.splitting import split
+
+        start_log(args.quiet)
+        split(args, settings)
+        return
+    if args.mode == "incremental":
+        from commands.incremental import incremental
+
+        start_log(args.quiet)
+        incremental(args, settings)
+        return
     mcfg = load(args, settings)
     start_log(args.quiet)
     log.debug("python mars.py %s", shlex.join(arguments))

@@ -28,21 +28,18 @@ def mcfg(tags):
         # No backboneFreezeEpochs: a frozen backbone with random weights teaches the head to read noise.
         mcfg.maxEpoch = 200
 
+    if "teacher" in tags or "distillation" in tags:
+        mcfg.baseClasses = AIRCRAFT[:OLD]
+
     if "teacher" in tags:
         mcfg.maxEpoch = 200
-        mcfg.trainSelectedClasses = AIRCRAFT[:OLD]
+        mcfg.trainSelectedClasses = mconfig.base_names(mcfg)
 
     if "distillation" in tags:
         mcfg.modelName = "distillation"
-        mcfg.teacherModelFile = "{root}/c1.{phase}.teacher/weights/best.pth"
+        mcfg.teacherModelFile = "{root}/c1.{phase}.teacher"
         mcfg.checkpointModelFile = mcfg.teacherModelFile
-        mcfg.teacherClassIndexes = range(OLD)
-        mcfg.distilLossWeights = (1.0, 0.2, 0.01)
-        mcfg.temperature = 2.0
         mcfg.maxEpoch = 100
-        mcfg.backboneFreezeEpochs = range(
-            5
-        )  # the teacher's backbone holds still until the head has found its new classes
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
 

@@ -1,9 +1,12 @@
 """Twenty types of aircraft from above, in scenes that Mars draws: needs no data, no GPU and ten minutes."""
 
 from config import mconfig
+from config.errors import UserError
 
 TAGS = {
     "full": "all twenty types from random weights",
+    "teacher": "the labels of A1 to A10 only",
+    "distillation": "a student that starts from the teacher and learns A11 to A20 on a few images",
     "assignment": "train the assignment's way instead of today's",
 }
 
@@ -20,6 +23,25 @@ def mcfg(tags):
     if "full" in tags:
         mcfg.maxEpoch = 30  # at most; two cores with bfloat16 do some 24 in five minutes
         mcfg.trainMinutes = 5  # other machines get fewer epochs, not a longer wait
+
+    if sum(tag in tags for tag in ("full", "teacher", "distillation")) > 1:
+        raise UserError("demo: full, teacher and distillation are runs of their own; keep one of these tags")
+
+    if "teacher" in tags or "distillation" in tags:
+        mcfg.baseClasses = 10
+
+    if "teacher" in tags:
+        mcfg.maxEpoch = 30
+        mcfg.trainMinutes = 4
+        mcfg.trainSelectedClasses = mconfig.base_names(mcfg)
+
+    if "distillation" in tags:
+        mcfg.modelName = "distillation"
+        mcfg.teacherModelFile = "{root}/demo.{phase}.teacher"
+        mcfg.checkpointModelFile = mcfg.teacherModelFile
+        mcfg.maxEpoch = 30
+        mcfg.trainSplitName = "small"
+        mcfg.epochValidation = False
 
     if "assignment" in tags:
         mcfg.training = "assignment"

@@ -5,6 +5,8 @@ from config.errors import UserError
 
 TAGS = {
     "full": "all classes from random weights",
+    "teacher": "the labels of baseClasses only: --set baseClasses=4 takes the first four, or name them",
+    "distillation": "a student that starts from the teacher and learns the other classes on the split small",
     "pretrained": "start from Ultralytics' official weights of COCO, which are fetched once",
     "assignment": "train the assignment's way instead of today's",
 }
@@ -21,6 +23,24 @@ def mcfg(tags):
 
     if "full" in tags:
         mcfg.maxEpoch = 200
+
+    if sum(tag in tags for tag in ("full", "teacher", "distillation")) > 1:
+        raise UserError("voc: full, teacher and distillation are runs of their own; keep one of these tags")
+    has_groups = "teacher" in tags or "distillation" in tags
+    if has_groups and mcfg.baseClasses is None:
+        raise UserError("voc: which classes does the teacher know? Add --set baseClasses=4 (the first four), or names")
+
+    if "teacher" in tags:
+        mcfg.maxEpoch = 100
+        mcfg.trainSelectedClasses = mconfig.base_names(mcfg)
+
+    if "distillation" in tags:
+        mcfg.modelName = "distillation"
+        mcfg.teacherModelFile = "{root}/voc.{phase}.teacher-{data}"
+        mcfg.checkpointModelFile = mcfg.teacherModelFile
+        mcfg.maxEpoch = 100
+        mcfg.trainSplitName = "small"
+        mcfg.epochValidation = False
 
     if "pretrained" in tags:
         mcfg.pretrained = mconfig.OFFICIAL_WEIGHTS[mcfg.phase]

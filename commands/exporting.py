@@ -7,7 +7,9 @@ from typing import Any
 
 from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
 from config.errors import UserError
-from eval.export import SUFFIXES, export
+from eval.export import export
+from eval.export_model import SUFFIXES
+from eval.onnx_selection import Nms
 from ops.log import RESULT
 from train.origin import file_origin, origin_for_others
 
@@ -24,8 +26,7 @@ def export_weights(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     model = trained_model(mcfg, path).cpu()
     default = mcfg.run_dir / "export" / f"{mcfg.runName}{SUFFIXES[args.format]}"
     target = Path(args.out).expanduser().absolute() if args.out else default
-    report = export(
-        model, args.format, target, tuple(mcfg.classList or ()), mcfg.inputShape, args.nms, mcfg.scoreThreshold,
-        mcfg.nmsIou, mcfg.maxDetections, origin_for_others(file_origin(path)),
-    )  # fmt: skip
+    nms = Nms(mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections) if args.nms else None
+    origin = origin_for_others(file_origin(path))
+    report = export(model, args.format, target, tuple(mcfg.classList or ()), mcfg.inputShape, nms, origin)
     log.log(RESULT, "%s", report)

@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config.errors import UserError
 from config.load import DEFAULT_CFGNAME, load_config
 from config.mconfig import ModelConfig
 from ops.log import ProgressBar
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from dl.check import CheckedData
 
 log = logging.getLogger("mars")
+
+SHOTS = 10  # objects of each class in a split 'small' that is drawn, unless smallShots says otherwise
 
 
 def load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
@@ -27,15 +28,20 @@ def load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
 def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
     """The config again, with the places, classes and splits that were found in the data folder."""
     from dl.discover import as_overrides, locate
+    from dl.splits import find_split
 
-    if mcfg.modelName == "distillation" and args.mode != "eval":
-        raise UserError("modelName=distillation: its losses are not there yet; train with the tag full or teacher")
     if mcfg.drawnScenes and mcfg.dataDir:
         _draw_scenes(mcfg.dataDir, mcfg.drawnScenes, args.quiet)
     source = locate(mcfg)
     for note in source.notes:
         log.info("%s", note)
-    return load(args, {**as_overrides(source), **settings})
+    values = {**as_overrides(source), **settings}
+    has_small, has_train = (find_split(name, source.splits) is not None for name in ("small", "train"))
+    is_asked = mcfg.smallShots is not None and "small" not in settings.get("subsetMap", ())
+    if mcfg.trainSplitName == "small" and has_train and (is_asked or not has_small):
+        small = _draw_small(load(args, values), args.quiet)
+        values["subsetMap"] = {**as_overrides(source)["subsetMap"], "small": small}
+    return load(args, values)
 
 
 def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
@@ -43,6 +49,24 @@ def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
 
     with ProgressBar("drawing scenes", quiet) as bar:
         make_data_set(folder, num_images=count, on_image=bar)
+
+
+def _draw_small(mcfg: ModelConfig, quiet: bool) -> tuple[str, ...]:
+    """The split 'small' of a data set that has none, as subsetMap takes it: drawn out of train, the same every time."""
+    from dl.shots import count_objects, draw_shots
+    from train.runfolder import RunFolder
+
+    data = check(mcfg, ["train"], None if mcfg.nobuf else RunFolder.of(mcfg).data_check, quiet)
+    annotations, classes, shots = data.splits["train"], data.source.class_list, mcfg.smallShots or SHOTS
+    drawn = set(draw_shots(annotations, len(classes), shots, mcfg.smallSeed))
+    objects = count_objects([one for one in annotations if one.image_id in drawn], len(classes)).objects
+    few = [f"{name} ({count})" for name, count in zip(classes, objects, strict=True) if count < shots]
+    log.info(
+        "split 'small': %d of %d training images drawn by smallSeed=%d, %d to %d objects a class (smallShots=%d)%s",
+        len(drawn), len(annotations), mcfg.smallSeed, min(objects), max(objects), shots,
+        f"; train has no more of {', '.join(few)}" if few else "",
+    )  # fmt: skip
+    return tuple(data.source.files.get(one.image_id, one.image_id) for one in annotations if one.image_id in drawn)
 
 
 def check(mcfg: ModelConfig, splits: list[str], cache_file: Path | None, quiet: bool) -> "CheckedData":

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from commands.setup import check
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
+from dl.lessons import splits_to_train
 from ops.log import keep_log
 from train.lock import RunLock
 from train.runfolder import RunFolder
+from train.teacher import teacher_file
 from train.trainer import Trainer
 
 log = logging.getLogger("mars")
@@ -18,8 +20,9 @@ log = logging.getLogger("mars")
 def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> CheckedData:
     """Check the data, then train; the checked data, of the splits in `also` too."""
     folder = RunFolder.of(mcfg)
-    validation = (mcfg.validationSplitName,) if mcfg.epochValidation else ()
-    names = dict.fromkeys((mcfg.trainSplitName, *validation, *also))
+    if mcfg.modelName == "distillation":
+        teacher_file(mcfg)  # before minutes are spent on the data
+    names = dict.fromkeys((*splits_to_train(mcfg), *also))
     # The lock: a run that another process is at work on is neither resumed nor moved.
     with RunLock(folder.path) as lock, _saying_how_to_go_on():
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from commands.setup import load
 from config.errors import UserError
-from config.load import DEFAULT_CFGNAME, load_config
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
 from model import YoloModel, build_model
-from model.pretrained import load_weights
-from model.weightsfile import read_weights
+from model.pretrained import fill
+from model.weightsfile import WeightsFile, read_weights
 from ops.device import pick_device, use_all_cores
 from train.runfolder import RunFolder, data_differences, data_identity
 
@@ -34,13 +34,10 @@ def weights_of(mcfg: ModelConfig, given: str | None) -> Path:
 
 def run_of_weights(args: argparse.Namespace, settings: dict[str, Any]) -> ModelConfig:
     """The config of the run whose weights are used. No data set is needed: --data only names the run."""
-
-    def load(overrides: dict[str, Any]) -> ModelConfig:
-        return load_config(args.cfgname or DEFAULT_CFGNAME, args.root, args.data or ANY_DATA, overrides, args.name)
-
-    mcfg = load(settings)
+    asked = argparse.Namespace(**{**vars(args), "data": args.data or ANY_DATA})
+    mcfg = load(asked, settings)
     if ANY_DATA in mcfg.runName and not (args.weights and args.out):
-        mcfg = load({**settings, "runName": _name_of_run(mcfg, args.weights)})
+        mcfg = load(asked, {**settings, "runName": _name_of_run(mcfg, args.weights)})
     return mcfg
 
 
@@ -64,7 +61,10 @@ def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
 
 def as_trained(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the network must be given as it was trained with, where the file says so and --set does not."""
-    file = read_weights(path)
+    return _as_trained(read_weights(path), path, settings)
+
+
+def _as_trained(file: WeightsFile, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     known = {field: file.config[field] for field in AS_TRAINED if field in file.config} if file.config else {}
     values = {field: value for field, value in known.items() if field not in settings}
     if values:
@@ -74,9 +74,9 @@ def as_trained(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def with_classes_of(path: Path, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
     """The config with class list and input as the weights were trained; `settings` stand above both."""
-    class_list = read_weights(path).class_list
-    found = {"classList": class_list} if class_list and "classList" not in settings else {}
-    mcfg = ModelConfig.from_dict({**mcfg.to_dict(), **as_trained(path, settings), **found})
+    file = read_weights(path)
+    found = {"classList": file.class_list} if file.class_list and "classList" not in settings else {}
+    mcfg = mcfg.with_values(**_as_trained(file, path, settings), **found)
     if mcfg.classList is None:
         raise UserError(f"{path}: does not say its classes; --set classList=NAME,NAME,... names them in label order")
     return mcfg
@@ -98,10 +98,11 @@ def trained_model(mcfg: ModelConfig, path: Path) -> YoloModel:
     device = pick_device(mcfg.device, mcfg.cuda)
     if device.type == "cpu":
         use_all_cores()
+    file = read_weights(path)
     # The run's config may leave it to its starting weights; the file knows.
-    keep_width = read_weights(path).has_official_width(len(mcfg.classList or ()))
-    model = build_model(ModelConfig.from_dict({**mcfg.to_dict(), "keepHeadWidth": keep_width}))
-    report = load_weights(model, path)
+    keep_width = file.has_official_width(len(mcfg.classList or ()))
+    model = build_model(mcfg.with_values(keepHeadWidth=keep_width))
+    report = fill(model, file, path)
     log.debug("%s", report)
     trained_on = report.class_list
     if report.missing or trained_on not in (None, mcfg.classList):

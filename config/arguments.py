@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from config.errors import UserError
-from config.fields import nearest
+from config.fields import nearest, not_negative, parse, positive
 from config.help import help_text
 from config.mconfig import field_names
 from config.recipes import recipe_names
 
-MODES = ("pipe", "train", "eval", "predict", "export", "backbone")
-LATER_MODES = ("doctor", "split", "incremental")
+MODES = ("pipe", "train", "eval", "predict", "export", "backbone", "split", "incremental")
+LATER_MODES = ("doctor",)
 FORMATS = ("onnx", "torch", "ultralytics")
 
 _IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?|webp)$", re.IGNORECASE)
@@ -33,9 +33,10 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """mode, cfgname and options. Raises `UserError` for anything that is not understood."""
     parser = Parser(prog="mars.py", allow_abbrev=False)
     parser.add_argument("words", nargs="*")
-    for name in ("root", "data", "name", "split", "weights", "out", "format"):
+    places = ("root", "data", "name", "split", "weights", "out", "format")
+    for name in (*places, "shots", "share", "seed", "from", "draws", "ways"):
         parser.add_argument(f"--{name}")
-    for name in ("quiet", "fields", "nms"):
+    for name in ("quiet", "fields", "nms", "novel-only"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--nobuf", "-nobuf", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
@@ -63,7 +64,7 @@ def _one_set_each(arguments: Sequence[str]) -> list[str]:
         if expanded[-1:] == ["--set"]:  # whatever it is, it is meant as the value
             expanded.append(word)
             is_open = True
-        elif is_open and _is_setting(word, "predict" in arguments):
+        elif is_open and _is_setting(word, bool({"predict", "split"} & set(arguments))):
             expanded += ["--set", word]
         else:
             expanded.append(word)
@@ -87,7 +88,7 @@ def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"{' and '.join(dict.fromkeys(modes))}: one mode at a time; pipe trains and evaluates")
     args.mode = modes[0] if modes else "pipe"
     for word in words:
-        is_path = args.mode == "predict" and "=" not in word  # a folder may bear a field's name
+        is_path = args.mode in ("predict", "split") and "=" not in word  # a folder may bear a field's name
         if word.partition("=")[0] in field_names() and not is_path:
             raise UserError(f"{word}: settings are written --set {word if '=' in word else word + '=VALUE'}")
     if args.mode == "predict":
@@ -95,6 +96,9 @@ def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
         return args
     if args.mode == "backbone":
         args.cfgname, args.paths = None, [_weights_file(words)]
+        return args
+    if args.mode == "split":
+        args.cfgname, args.paths = None, words
         return args
     if len(words) > 1:
         raise UserError(
@@ -134,9 +138,11 @@ def _refuse_place(args: argparse.Namespace) -> None:
     if not args.out:
         return
     out = Path(args.out).expanduser().absolute()
-    if args.mode == "predict" and out.is_file():
-        raise UserError(f"--out {out}: is a file; name a folder for the results")
-    if args.mode != "predict" and out.is_dir():
+    if args.mode in ("predict", "split"):
+        if out.is_file():
+            raise UserError(f"--out {out}: is a file; name a folder for the results")
+        return
+    if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name the file that is to be written")
     if args.mode == "export" and out.exists():
         raise UserError(f"--out {out}: is there already; name another file, or remove it")
@@ -154,6 +160,13 @@ def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
 
 def _refuse_misplaced(args: argparse.Namespace) -> None:
     """Raise `UserError` for an option that the mode knows nothing to do with."""
+    if args.mode == "split":
+        _understand_draw(args)
+        return
+    if foreign := [name for name in ("shots", "share", "seed", "from") if getattr(args, name) is not None]:
+        hint = f", and a training's seed --set seed={args.seed}" if foreign[0] == "seed" else ""
+        raise UserError(f"--{foreign[0]}: belongs to split; write python mars.py split DIR --out DIR --shots K{hint}")
+    _understand_study(args)
     if args.mode not in ("pipe", "train") and args.nobuf:
         raise UserError(f"--nobuf: starts a training afresh, and {args.mode} trains nothing; leave it out")
     if args.mode == "predict" and args.split:
@@ -185,3 +198,49 @@ def _refuse_formats(args: argparse.Namespace) -> None:
         raise UserError(f"{given}export: to which format? Add --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if args.nms and args.format != "onnx":
         raise UserError(f"--nms: only --format onnx can hold it; leave it out, or take onnx instead of {args.format}")
+
+
+def _understand_study(args: argparse.Namespace) -> None:
+    """`--draws` of `incremental` as a number. Raises `UserError`."""
+    if args.mode != "incremental":
+        if foreign := [name for name in ("draws", "ways", "novel_only") if getattr(args, name)]:
+            option = foreign[0].replace("_", "-")
+            raise UserError(f"--{option}: belongs to incremental; write python mars.py incremental CFGNAME")
+        return
+    draws = parse("--draws", args.draws or "1", int)
+    if complaint := positive(draws):
+        raise UserError(f"--draws {draws}: {complaint}")
+    args.draws = draws
+
+
+def _understand_draw(args: argparse.Namespace) -> None:
+    """What `split` is to draw, as numbers in place of words. Raises `UserError`."""
+    taken = ("data", "root", "nobuf", "split", "weights", "format", "nms", "draws", "ways", "novel_only")
+    if unheard := [name for name in taken if getattr(args, name)]:
+        hint = "; --from NAME draws from another split" if unheard[0] == "split" else ""
+        raise UserError(f"--{unheard[0]}: split takes the data set's folder as DIR, and has no use for this{hint}")
+    if len(args.paths) != 1:
+        raise UserError(
+            "split: which data? Write python mars.py split DIR --out DIR --shots K, with one folder of data"
+        )
+    if not Path(args.paths[0]).expanduser().is_dir():
+        raise UserError(
+            f"{Path(args.paths[0]).expanduser().absolute()}: no such folder; split takes a data set's folder"
+        )
+    if not args.out:
+        raise UserError("split: where to? Add --out DIR, a folder for the lists")
+    if (args.shots is None) == (args.share is None):
+        raise UserError(
+            "split: how many? Add one of --shots K (objects of each class) and --share PERCENT (of the images)"
+        )
+    for name, kind, check in (("shots", int, positive), ("share", float, _percentage), ("seed", int, not_negative)):
+        if (text := getattr(args, name)) is not None:
+            value = parse(f"--{name}", text, kind)
+            if complaint := check(value):
+                raise UserError(f"--{name} {text}: {complaint}")
+            setattr(args, name, value)
+    _refuse_place(args)
+
+
+def _percentage(value: float) -> str | None:
+    return None if 0 < value <= 100 else "must be above 0 and at most 100, per cent of the images"

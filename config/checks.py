@@ -45,6 +45,20 @@ def class_names(value: tuple[str, ...] | str) -> str | None:
     return f"names {', '.join(twice)} more than once" if twice else None
 
 
+def base_classes(value: tuple[str, ...] | int | None) -> str | None:
+    if isinstance(value, int):
+        return None if value > 0 else "must be 1 or more; none leaves it out"
+    return classes(value)
+
+
+def feature_maps(names: tuple[str, ...]) -> str | None:
+    known = ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        return f"{unknown[0]} is no map of the network; there are {', '.join(known)}"
+    return None if len(set(names)) == len(names) else "names a map more than once"
+
+
 def folder_name(name: str) -> str | None:
     """A run's folder lies directly below root."""
     if name in (".", "..") or re.search(r"[/\\\0]", name):

@@ -20,6 +20,7 @@ def _complaints(mcfg: ModelConfig, code_dir: Path) -> Iterator[str]:
     yield from _unheard(mcfg)
     yield from _pretrained(mcfg)
     yield from _classes(mcfg)
+    yield from _groups(mcfg)
     yield from _teacher(mcfg)
 
 
@@ -86,7 +87,24 @@ def _classes(mcfg: ModelConfig) -> Iterator[str]:
                 yield f"{field}={name}: not in classList{nearest(name, mcfg.classList)}; the classes are {known}"
 
 
+def _groups(mcfg: ModelConfig) -> Iterator[str]:
+    base, known = mcfg.baseClasses, mcfg.classList
+    if mcfg.replayImages and base is None:
+        yield f"replayImages={mcfg.replayImages}: shows base classes again; say which they are: --set baseClasses=NAMES"
+    if base is None or known is None or isinstance(known, str):
+        return
+    names = ", ".join(known)
+    for name in () if isinstance(base, int) else base:
+        if name not in known:
+            yield f"baseClasses={name}: not in classList{nearest(name, known)}; the classes are {names}"
+    if (base if isinstance(base, int) else len(base)) >= len(known):
+        count = len(known)
+        yield f"baseClasses: leaves no class of {count} novel; name fewer, or leave it out; the classes are {names}"
+
+
 def _teacher(mcfg: ModelConfig) -> Iterator[str]:
+    if mcfg.unlabelledClasses == "pseudo" and mcfg.modelName != "distillation":
+        yield "unlabelledClasses=pseudo: the labels are a teacher's, and modelName=base has none; take mask"
     if mcfg.modelName == "distillation" and mcfg.teacherModelFile is None:
         yield (
             "modelName=distillation: a student needs a teacher; give its weights, "

@@ -15,9 +15,12 @@ _MODES = {
     "predict": "detect on files, folders (and all below) and 'patterns'; no data set is needed",
     "export": "write the weights for other programs: --format onnx, torch or ultralytics",
     "backbone": "FILE.pt: write the backbone of these weights as a file to start from",
+    "incremental": "train a teacher, its student and the ways it is measured against: one table (.teacher and "
+    ".distillation alone are trained like any other run)",
+    "split": "DIR: draw a small part of a data set's training images, and write the lists of all splits",
 }
 
-_OF_FILES = ("predict", "backbone")  # modes that take more than a CFGNAME, or none
+_OF_FILES = ("predict", "backbone", "split")  # modes that take more than a CFGNAME, or none
 
 _OPTIONS = {
     "--data DIR": "folder of the data set: images, annotations, splits and classes are found in it",
@@ -26,9 +29,15 @@ _OPTIONS = {
     "--nobuf": "start afresh; an older run of that name is kept under another one",
     "--set FIELD=VALUE ...": "change config fields, above recipe and tags: --set maxEpoch=60 inputShape=320",
     "--weights FILE": "eval, predict, export: these weights; classes and input size are those they were trained with",
-    "--out PLACE": "predict: folder for results (default RUN/predict/NNN); export, backbone: the file to write",
+    "--out PLACE": "predict, split: folder for results (predict: RUN/predict/NNN); export, backbone: the file to write",
     "--format FORMAT": "export: onnx, torch (torch.export) or ultralytics (a .pt that it loads)",
     "--nms": "export to onnx: suppression inside, so that detections come out",
+    "--shots K": "split: at least K objects of each class; or --share PERCENT of the images",
+    "--seed N": "split: another N draws others (0)",
+    "--from SPLIT": "split: draw from this one (train), and call what is drawn --name (small)",
+    "--draws N": "incremental: so many draws of the small split, for a mean and its interval (1)",
+    "--ways NAME,NAME": "incremental: only these ways to learn; teacher and student are always of the same recipe",
+    "--novel-only": "incremental: the small split labels the new classes only",
     "--quiet": "print results only; everything said is in the run's mars.log",
     "--fields": "list all config fields with default and meaning",
 }
@@ -52,6 +61,7 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
             f"    python mars.py [{'|'.join(mode for mode in modes if mode not in _OF_FILES)}] CFGNAME [options]",
             "    python mars.py predict CFGNAME PATH... [options]",
             "    python mars.py backbone FILE.pt [--out FILE]",
+            "    python mars.py split DIR --out DIR --shots K [--seed N] [--from SPLIT] [--name SPLIT]",
             "",
             "A CFGNAME is a recipe and tags with dots between: voc.nano.full, c1.small.teacher.cuda@0",
             "",
@@ -63,6 +73,7 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
             "Examples",
             "  python mars.py voc.nano.full --data ~/birds --set maxEpoch=60",
             "  python mars.py c1.nano.full.cuda@0.batch@32 --data ~/MAR20",
+            "  python mars.py incremental voc.nano --data ~/birds --set baseClasses=4",
             "  python mars.py eval voc.nano.full --data ~/birds --split validation",
             "  python mars.py export voc.nano.full --format onnx --name voc.nano.full-birds",
             "  python mars.py predict voc.nano.full ~/photos 'more/*.jpg' --name voc.nano.full-birds",

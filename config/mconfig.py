@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from config.checks import (
+    base_classes,
     below_one,
     classes,
     device_word,
+    feature_maps,
     file_address,
     folder_name,
     momentum,
@@ -91,11 +93,26 @@ class ModelConfig:
     splitSeed: int = declare(
         859, "seed of splits that are drawn because the data set has none", not_negative, alters="data"
     )
+    smallShots: int | None = declare(
+        None,
+        "objects of each class in the split 'small', which is drawn from 'train'; none: as the data set lists it, or "
+        "10 where it has no such list",
+        unless_none(positive),
+        alters="data",
+    )
+    smallSeed: int = declare(0, "seed of the split 'small' when it is drawn", not_negative, alters="data")
     trainSelectedClasses: tuple[str, ...] | None = declare(
         None, "train on the labels of these classes only; none: all", classes
     )
     testSelectedClasses: tuple[str, ...] | None = declare(
         None, "report on these classes only; none: all", classes, alters="nothing"
+    )
+    baseClasses: int | tuple[str, ...] | None = declare(
+        None,
+        "classes that are known before the others, which are novel: their names, or how many of classList's first; "
+        "none: classes are in no groups",
+        base_classes,
+        alters="nothing",
     )
     unselectedImages: str = declare(
         "keep",
@@ -248,19 +265,51 @@ class ModelConfig:
     )
     paintConf: float = declare(0.2, "lowest score that is painted", fraction, alters="nothing")
 
-    # Distillation
-    teacherModelFile: str | None = declare(None, "weights of the teacher", path)
+    # Distillation, and learning new classes without forgetting the old
+    teacherModelFile: str | None = declare(
+        None, "weights of the teacher, or the folder of the run that trained it", path
+    )
     teacherClassIndexes: tuple[int, ...] | None = declare(
-        None, "the teacher's classes as indexes into classList; none: all", unless_none(each(not_negative))
+        None,
+        "the teacher's classes as indexes into classList; none: those that its file says it was trained on",
+        unless_none(each(not_negative)),
     )
     distilLossWeights: tuple[float, float, float] = declare(
         (1.0, 0.2, 0.01), "weights of detection, CWD and response loss", each(not_negative)
     )
+    boxResponseWeight: float = declare(
+        0.0, "weight of the loss on the teacher's box distributions, behind the response's", not_negative
+    )
+    distilFeatures: tuple[str, ...] = declare(
+        ("X", "Y", "Z"), "maps that CWD compares: feat0 to feat3 of the backbone, C, X, Y, Z of the neck", feature_maps
+    )
+    responseMode: str = declare(
+        "binary",
+        "binary: class by class, where teacher and student differ; seed: the assignment's softmax over the classes",
+        one_of("binary", "seed"),
+    )
     distilEpochs: tuple[int, ...] = declare(
         (), "epochs in which the student is distilled; empty: all", each(not_negative)
     )
+    distilSchedule: str = declare(
+        "constant",
+        "weight of what the teacher adds: constant, or cosine (down to nothing)",
+        one_of("constant", "cosine"),
+    )
     distilSelectedClasses: tuple[str, ...] | None = declare(
         None, "classes whose labels the student sees; none: all", classes
+    )
+    unlabelledClasses: str = declare(
+        "background",
+        "objects of classes whose labels are not seen: background (taught as such), mask (their classes learn nothing "
+        "from these images), or pseudo (masked, and the teacher's detections are labels)",
+        one_of("background", "mask", "pseudo"),
+    )
+    pseudoScore: float = declare(0.5, "score from which the teacher's detections are labels", fraction)
+    replayImages: int = declare(
+        0,
+        "images of the split 'train' that are shown again, with labels of baseClasses, as balanced as can be",
+        not_negative,
     )
     temperature: float = declare(2.0, "softens teacher and student in the divergences", positive)
 
@@ -324,6 +373,19 @@ class ModelConfig:
         for name, value in sorted(values.items(), key=lambda item: item[0] != "training"):  # first: it sets others
             setattr(mcfg, name, value)
         return mcfg.frozen()
+
+    def with_values(self, **values: Any) -> "ModelConfig":
+        """A frozen copy with other values in some fields. Raises `UserError` on an unknown or wrong field."""
+        return ModelConfig.from_dict({**self.to_dict(), **values})
+
+
+def base_names(mcfg: ModelConfig) -> tuple[str, ...] | None:
+    """The names of baseClasses in the order of classList; None without groups, or while the classes are not known."""
+    if mcfg.baseClasses is None or mcfg.classList is None or isinstance(mcfg.classList, str):
+        return None
+    if isinstance(mcfg.baseClasses, int):
+        return tuple(mcfg.classList[: mcfg.baseClasses])
+    return tuple(name for name in mcfg.classList if name in mcfg.baseClasses)
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}

@@ -1,7 +1,8 @@
 """Where things lie: root, the run's name, and the paths that a recipe only names.
 
-A recipe may write `{root}`, `{resources}` and `{phase}` in a path, and `{cfgname}` (without machine tags) and `{data}`
-(the data folder's name) in `runName`. Here they are filled in, `~` is expanded and every path becomes absolute.
+A recipe may write `{root}`, `{resources}`, `{phase}` and `{data}` (the data folder's name) in a path, and `{cfgname}`
+(without machine tags) and `{data}` in `runName`. Here they are filled in, `~` is expanded and every path becomes
+absolute.
 """
 
 import os
@@ -31,7 +32,9 @@ def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
     Raises `UserError` when that file cannot be read.
     """
     mcfg.root = absolute(mcfg.root)
-    words = {"{root}": mcfg.root, "{resources}": str(code_dir / "resources"), "{phase}": mcfg.phase}
+    data = Path(mcfg.dataDir).name if mcfg.dataDir else ""
+    of_data = {"-{data}": f"-{data}" if data else "", "{data}": data}
+    words = {"{root}": mcfg.root, "{resources}": str(code_dir / "resources"), "{phase}": mcfg.phase, **of_data}
     for field in PATH_FIELDS:
         value = getattr(mcfg, field)
         if value is not None:
@@ -44,8 +47,7 @@ def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
         mcfg.pretrainedBackboneUrl = FILE_SCHEME + _place(file, words)
     if isinstance(mcfg.classList, str):
         mcfg.classList = read_class_list(_place(mcfg.classList, words))
-    data = Path(mcfg.dataDir).name if mcfg.dataDir else ""
-    names = {"{cfgname}": run_name, "-{data}": f"-{data}" if data else "", "{data}": data}
+    names = {"{cfgname}": run_name, **of_data}
     mcfg.runName = _fill(mcfg.runName or run_name, names)
 
 

@@ -52,6 +52,7 @@ class Annotation:
     boxes: Float32[np.ndarray, "N 4"]  # xyxy in pixels of that image, inside it, area above 0
     labels: Int64[np.ndarray, " N"]  # indexes into the class list
     difficult: Bool[np.ndarray, " N"]
+    labelled: Bool[np.ndarray, " C"] | None = None  # classes whose objects are all labelled; None: every class
 
 
 @dataclass

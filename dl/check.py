@@ -51,9 +51,9 @@ def check_data(
     """Read and decode every image and annotation of these splits.
 
     Raises one `UserError` that lists all faults, each with its file: missing or unreadable image or xml, `<size>` that
-    disagrees, empty or unknown split, an image in two splits (also in those not asked for; `small` may share with
-    `train`), a class list that knows none of the objects. With badFiles=skip the images with a fault of their own are
-    left out and counted instead. `cache_file` remembers decoded images, so that a second start is quick. `on_image`
+    disagrees, empty or unknown split, an image in two splits (also in those not asked for; `small`, or the split that
+    is trained on, may share with `train`), a class list that knows none of the objects. With badFiles=skip the images
+    with a fault of their own are left out and counted instead. `cache_file` remembers decoded images, so that a second start is quick. `on_image`
     hears how many images are done, of how many. Prints nothing.
     """
     source = locate(mcfg)
@@ -161,6 +161,8 @@ def _apart(asked: Collection[str], mcfg: ModelConfig, source: DataSource) -> lis
         keys = dict.fromkeys(key for name in names if (key := find_split(name, source.splits)) is not None)
         for pair in combinations(keys, 2):
             pairs.setdefault(frozenset(pair), pair)
+    if mcfg.trainSplitName not in (mcfg.validationSplitName, mcfg.testSplitName):
+        pairs.pop(frozenset(("train", mcfg.trainSplitName)), None)  # a part of train is no other split
     pairs.pop(frozenset(("train", "small")), None)  # small is drawn from train by design
     return list(pairs.values())
 

@@ -75,9 +75,11 @@ class DetectionDataset(Dataset[Sample]):
             return None
         if self.ranges is None:
             canvas, placed = letterbox(image, self.input_shape)
-            return Sample(canvas, placed.apply(annotation.boxes), annotation.labels, annotation.image_id, placed)
+            boxes, labels = placed.apply(annotation.boxes), annotation.labels
+            return Sample(canvas, boxes, labels, annotation.image_id, placed, annotation.labelled)
         plan = draw_plan(rng, image.shape[:2], self.input_shape, self.ranges)
-        return Sample(*apply_plan(plan, image, annotation.boxes, annotation.labels), annotation.image_id)
+        drawn = apply_plan(plan, image, annotation.boxes, annotation.labels)
+        return Sample(*drawn, annotation.image_id, labelled=annotation.labelled)
 
     def _joined(self, plan: MosaicPlan, index: int, faults: dict[str, str]) -> Sample | None:
         images = [self._read(self.annotations[tile.index], faults) for tile in plan.tiles]
@@ -88,7 +90,9 @@ class DetectionDataset(Dataset[Sample]):
         parts = [self.annotations[tile.index] for tile in tiles]
         boxes, labels = [part.boxes for part in parts], [part.labels for part in parts]
         drawn = apply_mosaic(replace(plan, tiles=tiles), [image for _, image in readable], boxes, labels)
-        return Sample(*drawn, self.annotations[index].image_id)
+        known = [part.labelled for part in parts if part.labelled is not None]
+        labelled = np.logical_and.reduce(known) if known else None  # a class that one tile leaves unlabelled
+        return Sample(*drawn, self.annotations[index].image_id, labelled=labelled)
 
     def _read(self, annotation: Annotation, faults: dict[str, str]) -> np.ndarray | None:
         try:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from config.errors import UserError
@@ -15,9 +16,9 @@ from dl.annotations import Annotation
 from dl.augment import AugmentRanges
 from dl.cache import build_images
 from dl.check import check_data
-from dl.dataset import ORDER_STREAM, DetectionDataset, Key, random_stream, select_classes
-from dl.discover import locate
+from dl.dataset import ORDER_STREAM, DetectionDataset, Key, random_stream
 from dl.kept import Images
+from dl.lessons import lessons
 from dl.mosaic import ModernRanges
 from dl.workers import Workers, num_workers
 from ops.batch import Batch, Sample
@@ -41,7 +42,16 @@ def collate(samples: Sequence[Sample]) -> Batch:
         boxes[row, :count], labels[row, :count], valid[row, :count] = sample.boxes, sample.labels, True
     tensors = [torch.from_numpy(array) for array in (images, boxes, labels, valid)]
     ids, letterboxes = tuple(sample.image_id for sample in samples), tuple(sample.letterbox for sample in samples)
-    return Batch(*tensors, image_ids=ids, letterboxes=letterboxes)
+    return Batch(*tensors, image_ids=ids, letterboxes=letterboxes, labelled=_labelled(samples))
+
+
+def _labelled(samples: Sequence[Sample]) -> Tensor | None:
+    """(B, C) bool; None when every class is labelled on all of them, as nearly always."""
+    known = [sample.labelled for sample in samples if sample.labelled is not None]
+    if not known:
+        return None
+    every = np.ones_like(known[0])
+    return torch.from_numpy(np.stack([every if one.labelled is None else one.labelled for one in samples]))
 
 
 class EpochSampler(Sampler[list[Key]]):
@@ -161,20 +171,21 @@ def build_loader(
     annotations: list[Annotation] | None = None,
     train: bool | None = None,
     images: Images | None = None,
+    replay_from: Sequence[Annotation] = (),
 ) -> BatchLoader:
     """The loader of one split. `annotations` None: the split is checked first. `train` None: it is trainSplitName.
 
-    Training: trainSelectedClasses only, augmented, in an order drawn from (seed, epoch). Otherwise: all labels,
-    letterboxed, in order. `images` None: kept as cacheImages says for training; read from their files otherwise, for
-    one pass gains nothing. Whoever evaluates a split again and again hands in what `build_images` made once.
-    Raises `UserError` as `check_data` and `select_classes` do, and when there is no object to train on.
+    Training: what `dl.lessons` makes of the split (`replay_from`: see there), augmented, in an order drawn from (seed,
+    epoch). Otherwise: all labels, letterboxed, in order. `images` None: kept as cacheImages says for training; read
+    from their files otherwise, for one pass gains nothing. Whoever evaluates a split again and again hands in what
+    `build_images` made once.
+    Raises `UserError` as `check_data` and `lessons` do.
     """
     train = split == mcfg.trainSplitName if train is None else train
     if annotations is None:
         annotations = check_data(mcfg, [split]).splits[split]
     if train:
-        annotations = _select(mcfg, split, annotations)
-        _refuse_nothing_to_learn(mcfg, split, annotations)
+        annotations = lessons(mcfg, split, annotations, replay_from)
         images = build_images(mcfg, split, annotations) if images is None else images
     dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, _ranges(mcfg) if train else None, images)
     pin_memory = pick_device(mcfg.device, mcfg.cuda).type == "cuda"
@@ -191,33 +202,3 @@ def _ranges(mcfg: ModelConfig) -> AugmentRanges | ModernRanges | None:
     if mcfg.mosaic and mosaic_end <= mcfg.startEpoch:
         log.info("no mosaic: closeMosaic=%d leaves it none of %d epochs", mcfg.closeMosaic, mcfg.maxEpoch)
     return ModernRanges(mcfg.mosaic, mosaic_end, mcfg.scaleRange, mcfg.translate, mcfg.flip, *mcfg.hsv)
-
-
-def _select(mcfg: ModelConfig, split: str, annotations: list[Annotation]) -> list[Annotation]:
-    """Labels of trainSelectedClasses only; the log says which images that leaves without."""
-    selected = mcfg.trainSelectedClasses
-    if selected is None:
-        return annotations
-    class_list = mcfg.classList if isinstance(mcfg.classList, tuple) else locate(mcfg).class_list
-    chosen = select_classes(annotations, class_list, selected, mcfg.unselectedImages)
-    without = _num_labelled(annotations) - _num_labelled(chosen)
-    fate = "are background" if mcfg.unselectedImages == "keep" else "are left out"
-    log.info(
-        "trainSelectedClasses=%s: of %d images of '%s', %d with other classes only %s (unselectedImages=%s)",
-        ",".join(selected), len(annotations), split, without, fate, mcfg.unselectedImages,
-    )  # fmt: skip
-    return chosen
-
-
-def _refuse_nothing_to_learn(mcfg: ModelConfig, split: str, annotations: list[Annotation]) -> None:
-    if _num_labelled(annotations):
-        return
-    where = f"split '{split}' (annotations in {mcfg.annotationDir or mcfg.dataDir})"
-    if mcfg.trainSelectedClasses:
-        names = ",".join(mcfg.trainSelectedClasses)
-        raise UserError(f"trainSelectedClasses={names}: {where} has no such object; select a class that it holds")
-    raise UserError(f"{where} has no object to train on; train on one whose annotations have objects of the class list")
-
-
-def _num_labelled(annotations: Sequence[Annotation]) -> int:
-    return sum(len(annotation.labels) > 0 for annotation in annotations)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from config.errors import UserError
 
@@ -14,8 +14,6 @@ _ALIASES = {
     "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
 }  # fmt: skip
 
-Splits = Mapping[str, tuple[str, ...]]
-
 
 def canonical_name(name: str) -> str:
     """val, valid, Val -> validation; a name without an alias stays as it is."""
@@ -23,7 +21,7 @@ def canonical_name(name: str) -> str:
     return _ALIASES.get(lower, lower if lower in USUAL_NAMES else name)
 
 
-def find_split(name: str, splits: Splits) -> str | None:
+def find_split(name: str, splits: Collection[str]) -> str | None:
     """The key of `splits` that is meant by `name`: itself, else by its alias; None when there is none."""
     if name in splits:
         return name
@@ -39,16 +37,16 @@ def hinted_names(text: str) -> set[str]:
 
 def make_splits(ids: Iterable[str], seed: int) -> dict[str, tuple[str, ...]]:
     """70 % train, 15 % validation, 15 % test, at least one image each. Raises `UserError` below three images."""
-    ranked = _ranked(ids, seed)
-    if len(ranked) < 3:
-        raise UserError(f"{len(ranked)} images: three are the least from which train, validation and test can be made")
-    num_validation = max(1, round(VALIDATION_SHARE * len(ranked)))
-    num_test = max(1, round(TEST_SHARE * len(ranked)))
+    order = ranked(ids, seed)
+    if len(order) < 3:
+        raise UserError(f"{len(order)} images: three are the least from which train, validation and test can be made")
+    num_validation = max(1, round(VALIDATION_SHARE * len(order)))
+    num_test = max(1, round(TEST_SHARE * len(order)))
     held_out = num_validation + num_test
     return {
-        "train": tuple(sorted(ranked[held_out:])),
-        "validation": tuple(sorted(ranked[:num_validation])),
-        "test": tuple(sorted(ranked[num_validation:held_out])),
+        "train": tuple(sorted(order[held_out:])),
+        "validation": tuple(sorted(order[:num_validation])),
+        "test": tuple(sorted(order[num_validation:held_out])),
     }
 
 
@@ -59,7 +57,7 @@ def carve_validation(train: Iterable[str], bound: Iterable[str], seed: int) -> t
     `UserError` when nothing is left to move.
     """
     train, bound = tuple(train), set(bound)
-    free = [image for image in _ranked(train, seed) if image not in bound]
+    free = [image for image in ranked(train, seed) if image not in bound]
     count = min(max(1, round(VALIDATION_SHARE * len(set(train)))), len(free))
     validation = set(free[:count])
     rest = tuple(image for image in train if image not in validation)
@@ -68,7 +66,7 @@ def carve_validation(train: Iterable[str], bound: Iterable[str], seed: int) -> t
     return rest, tuple(sorted(validation))
 
 
-def _ranked(ids: Iterable[str], seed: int) -> list[str]:
+def ranked(ids: Iterable[str], seed: int) -> list[str]:
     """Ids in an order drawn from the seed alone.
 
     By hash and not by a generator: the same on every machine and version, and a new image moves hardly any other.

@@ -15,11 +15,13 @@ from torch import nn
 
 from config.errors import UserError
 from config.fields import nearest
-from config.mconfig import ModelConfig
+from config.mconfig import ModelConfig, base_names
 from dl.annotations import Annotation
 from dl.check import check_data
 from dl.kept import Images
 from dl.loader import build_loader
+from eval.confusion import GroupConfusion, group_confusion
+from eval.groups import Groups, group_ap
 from eval.metrics import ApResult, average_precision
 from eval.painter import paint_split
 from eval.predictor import Detections, Predictor
@@ -41,6 +43,13 @@ class EvalResult:
     seconds: float
     annotations: tuple[Annotation, ...]
     detections: tuple[Detections, ...]
+    base_names: tuple[str, ...] | None = None  # the classes known first; None: no groups
+    confusion: GroupConfusion | None = None  # of base with novel classes
+
+    @property
+    def groups(self) -> Groups | None:
+        """AP of base and of novel classes; None without groups."""
+        return None if self.base_names is None else group_ap(self.ap, self.base_names)
 
     @property
     def map50(self) -> float | None:
@@ -61,7 +70,8 @@ class EvalResult:
             "map50": self.map50,
             "map50_95": self.map50_95,
             "per_class": {name: one._asdict() for name, one in self.ap.per_class.items()},
-            "groups": None,
+            "groups": None if self.groups is None else self.groups.to_dict(),
+            "confusion": None if self.confusion is None else self.confusion.to_dict(),
             "settings": self.settings,
             "seconds": round(self.seconds, 3),
         }
@@ -90,6 +100,7 @@ class Evaluator:
         self.mcfg = mcfg
         self.class_names = tuple(mcfg.classList)
         self.selected_names = _selected(self.class_names, mcfg.testSelectedClasses)
+        self.base_names = base_names(mcfg)
         self.precision, self.images = precision, images
 
     @classmethod
@@ -97,8 +108,7 @@ class Evaluator:
         cls, mcfg: ModelConfig, precision: torch.dtype = torch.float32, images: Images | None = None
     ) -> "Evaluator":
         """All classes by COCO's definition, whatever is reported: what picks the best epoch must not change."""
-        asked = {**mcfg.to_dict(), "apStyle": "coco", "testSelectedClasses": None}
-        return cls(ModelConfig.from_dict(asked), precision, images)
+        return cls(mcfg.with_values(apStyle="coco", testSelectedClasses=None), precision, images)
 
     def evaluate(
         self,
@@ -142,6 +152,8 @@ class Evaluator:
             seconds=time.perf_counter() - started,
             annotations=tuple(truth),
             detections=tuple(found),
+            base_names=self.base_names,
+            confusion=self._confuse(truth, found),
         )
 
     def paint(self, result: EvalResult, folder: Path | str, on_image: Callable[[int, int], None] | None = None) -> int:
@@ -160,6 +172,12 @@ class Evaluator:
         everything = average_precision(self.mcfg.apStyle, annotations, detections, self.class_names, self.mcfg.minIou)
         # the other classes have lost their truth, so they are in no mean; here they leave the table too
         return everything._replace(per_class={name: everything.per_class[name] for name in self.selected_names})
+
+    def _confuse(self, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> GroupConfusion | None:
+        if self.base_names is None:
+            return None
+        is_base = [name in self.base_names for name in self.class_names]
+        return group_confusion(annotations, detections, is_base, self.mcfg.paintConf)
 
     def _only_selected(
         self, annotations: Sequence[Annotation], detections: Sequence[Detections]

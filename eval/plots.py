@@ -1,8 +1,11 @@
-"""Curves of a run: the loss and its parts on the left, how well the network detects on the right."""
+"""Pictures of numbers: the curves of a run (loss and its parts, how well the network detects), and methods compared by
+what they know about base and novel classes.
+"""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ops.files import write_whole
@@ -21,6 +25,10 @@ _PART_COLOURS = ("#2f6fb3", "#d1662b", "#3a9a5c", "#8a5bb5", "#b5476b", "#8c6d46
 _AP_LINES = (("map50", "mAP50", "#7a3fb0"), ("map50_95", "mAP50-95", "#12857f"))
 _LEGEND_STYLE = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 1.6}
 _MANY_POINTS = 40  # beyond these, markers run into each other
+# Okabe and Ito's colours, told apart by the colour-blind; the shape says it again in print without colour
+_METHOD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#2b2d33")
+_METHOD_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p", "<")
+_LEGEND_WIDTH = 32  # letters; longer names are broken, or they would push the axes away
 
 
 def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("box", "cls", "dfl")) -> Path:
@@ -39,18 +47,110 @@ def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("b
     _draw_losses(left, history, loss_parts)
     _draw_learning_rate(left, history)
     _draw_precision(right, history)
+    return _write(figure, path)
+
+
+def plot_base_novel(points: Mapping[str, Sequence[tuple[float, float]]], path: Path | str) -> Path:
+    """Draw methods by base AP50 (across) and novel AP50 (up) into a PNG; the file is whole or not there.
+
+    `points` holds (base, novel) of every run of a method, 0 to 1; pairs that are not finite are left out, and so is a
+    method without any. A run is a small mark, the mean of a method's runs a large one; on a dotted curve the harmonic
+    mean of base and novel is the same everywhere.
+    """
+    methods = {name: _finite_pairs(pairs) for name, pairs in points.items()}
+    methods = {name: pairs for name, pairs in methods.items() if len(pairs)}
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    size = (9.2, max(5.6, 1.5 + 0.4 * len(methods)))  # higher than the legend
+    figure = Figure(figsize=size, dpi=110, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _quieten(axes)
+    axes.set_title("What was kept and what was learned", fontsize=11, color=_INK, loc="left", fontweight="bold", pad=18)
+    axes.set_xlabel("AP50 of the base classes", fontsize=9, color=_INK)
+    axes.set_ylabel("AP50 of the novel classes", fontsize=9, color=_INK)
+    if methods:
+        _draw_methods(axes, methods)
+    else:
+        _say_empty(axes, "no run yet")
+    return _write(figure, path)
+
+
+def _draw_methods(axes: Axes, methods: Mapping[str, np.ndarray]) -> None:
+    everything = np.concatenate(list(methods.values()))
+    axes.set_xlim(*_span(everything[:, 0]))
+    axes.set_ylim(*_span(everything[:, 1]))
+    _draw_harmonic_curves(axes)
+    handles = [_draw_method(axes, number, name, pairs) for number, (name, pairs) in enumerate(methods.items())]
+    handles.append(Line2D([], [], color=_FAINT, linewidth=1, linestyle=":", label="equal harmonic mean"))
+    # beside the axes, where no point can be
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.07, 1), borderaxespad=0, **_LEGEND_STYLE)
+
+
+def _draw_method(axes: Axes, number: int, name: str, pairs: np.ndarray) -> Line2D:
+    """Small marks for the runs, a large one for their mean; the legend's entry."""
+    colour = _METHOD_COLOURS[number % len(_METHOD_COLOURS)]
+    mark: dict[str, Any] = {"color": colour, "marker": _METHOD_SHAPES[number % len(_METHOD_SHAPES)], "linestyle": ""}
+    if len(pairs) > 1:
+        axes.plot(*pairs.T, markersize=4.5, mec="none", zorder=3, clip_on=False, **mark)
+    mark |= {"mec": colour, "mew": 1.8, "mfc": (colour, 0.22)}  # seen through: runs lie below
+    axes.plot(*pairs.mean(axis=0), markersize=13, zorder=4, clip_on=False, **mark)
+    name = name if len(name) <= 50 else name[:49] + "…"
+    runs = f"({len(pairs)}\N{NO-BREAK SPACE}run{'s' if len(pairs) > 1 else ''})"
+    return Line2D([], [], markersize=9, label=fill(f"{name} {runs}", _LEGEND_WIDTH), **mark)
+
+
+def _draw_harmonic_curves(axes: Axes) -> None:
+    """Dotted, with the figure where the curve leaves the axes, at the right or at the bottom."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    step = 0.1 if max(right - left, top - bottom) > 0.3 else 0.05
+    for level in np.arange(step, 1, step):
+        # novel = level * base / (2 * base - level), positive and falling for base > level / 2; and the other way round
+        if 2 * top <= level or level * top / (2 * top - level) >= right:
+            continue  # wholly above the axes, or to the right of them
+        base = np.geomspace(level / 2 + 1e-4, 1, 400)
+        axes.plot(base, level * base / (2 * base - level), color=_FAINT, linewidth=1, linestyle=":", zorder=1)
+        at_right = level * right / (2 * right - level)
+        style: dict[str, Any] = {
+            "fontsize": 8,
+            "color": _FAINT,
+            "annotation_clip": False,
+            "textcoords": "offset points",
+        }
+        if at_right >= bottom:
+            axes.annotate(f"{level:.2g}", (right, at_right), (4, 0), va="center", **style)
+        elif (at_bottom := level * bottom / (2 * bottom - level)) > left + 0.01:
+            axes.annotate(f"{level:.2g}", (at_bottom, bottom), (1, 4), **style)
+
+
+def _span(values: np.ndarray) -> tuple[float, float]:
+    """Limits around the values, with room for marks, hardly beyond 0 to 1, not so narrow that noise looks large."""
+    low, high = float(values.min()), float(values.max())
+    room = max(0.12 * (high - low), (0.2 - (high - low)) / 2, 0.02)
+    return max(-0.02, low - room), max(min(1.02, high + room), high)
+
+
+def _finite_pairs(pairs: Sequence[tuple[float, float]]) -> np.ndarray:
+    table = np.array(pairs, dtype=float).reshape(-1, 2)
+    return table[np.isfinite(table).all(axis=1)]
+
+
+def _write(figure: Figure, path: Path | str) -> Path:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return write_whole(path, content.getvalue())
 
 
-def _dress(axes: Axes, history: Rows) -> None:
-    """Quiet axes over all epochs, with the epochs in which the backbone was frozen shaded."""
+def _quieten(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.tick_params(colors=_INK, labelsize=9, color=_FAINT)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _dress(axes: Axes, history: Rows) -> None:
+    """Quiet axes over all epochs, with the epochs in which the backbone was frozen shaded."""
+    _quieten(axes)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_xlabel("epoch", fontsize=9, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
     epochs = _epochs(history)

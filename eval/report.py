@@ -1,6 +1,12 @@
-"""The table a person reads: one row a class, then all of them, then how many images that rests on."""
+"""The table a person reads: one row a class, then all of them, then how many images that rests on.
 
+Where classes were learned one group after another, it also says which are base and which novel, how the groups do, and
+whether they are mixed up.
+"""
+
+from eval.confusion import Fates
 from eval.evaluator import EvalResult
+from eval.groups import GroupAp
 from ops.text import align_columns, display_width
 
 _STYLES = {
@@ -9,17 +15,64 @@ _STYLES = {
     "ultralytics": "as Ultralytics computes it",
     "assignment": "the assignment's own figure, not average precision",
 }
-_HEADINGS = ("class", "objects", "AP50", "AP50-95")
+_HEADINGS = ("class", "group", "objects", "AP50", "AP50-95")
+
+_Row = tuple[str, str, str, str, str]
 
 
 def ap_table(result: EvalResult) -> str:
-    """Aligned plain text, without a newline at the end. A class without ground truth shows a dash."""
-    rows = [(name, str(one.n_gt), _figure(one.ap50), _figure(one.ap50_95)) for name, one in result.ap.per_class.items()]
-    total = sum(one.n_gt for one in result.ap.per_class.values())
-    overall = ("all classes", str(total), _figure(result.map50), _figure(result.map50_95))
-    head, *body, last = align_columns([_HEADINGS, *rows, overall])
+    """Aligned plain text, without a newline at the end. A class or group without ground truth shows a dash."""
+    classes, summary = _class_rows(result), _summary_rows(result)
+    rows = [_HEADINGS, *classes, *summary]
+    lines = align_columns(rows if result.groups else [(name, *figures) for name, _, *figures in rows])
+    head, body, last = lines[0], lines[1 : 1 + len(classes)], lines[1 + len(classes) :]
     rule = "-" * display_width(head)
-    return "\n".join([_title(result), head, rule, *body, rule, last, _images(result)])
+    return "\n".join([_title(result), head, rule, *body, rule, *last, _images(result), *_mixed_up(result)])
+
+
+def _class_rows(result: EvalResult) -> list[_Row]:
+    base = result.base_names or ()
+    return [
+        (name, "base" if name in base else "novel", str(one.n_gt), _figure(one.ap50), _figure(one.ap50_95))
+        for name, one in result.ap.per_class.items()
+    ]
+
+
+def _summary_rows(result: EvalResult) -> list[_Row]:
+    total = sum(one.n_gt for one in result.ap.per_class.values())
+    overall = ("all classes", "", str(total), _figure(result.map50), _figure(result.map50_95))
+    groups = result.groups
+    if groups is None:
+        return [overall]
+    harmonic = ("harmonic mean", "", "", _figure(groups.harmonic.ap50), _figure(groups.harmonic.ap50_95))
+    return [_group_row("base classes", groups.base), _group_row("novel classes", groups.novel), overall, harmonic]
+
+
+def _group_row(name: str, group: GroupAp) -> _Row:
+    return name, "", str(group.n_gt), _figure(group.ap50), _figure(group.ap50_95)
+
+
+def _mixed_up(result: EvalResult) -> list[str]:
+    """A line a group on what became of its objects; none without groups."""
+    confusion = result.confusion
+    if confusion is None:
+        return []
+    asked = f"a score of {confusion.score_threshold:g} or more and an overlap of {confusion.min_iou:g} or more"
+    return [
+        f"Mixed up, by detections with {asked}:",
+        _fates_line(confusion.novel, "novel", "base"),
+        _fates_line(confusion.base, "base", "novel"),
+    ]
+
+
+def _fates_line(fates: Fates, group: str, other: str) -> str:
+    if fates.n_gt == 0:
+        return f"  no {group} objects"
+    nouns = (f"{group} object", "itself") if fates.n_gt == 1 else (f"{group} objects", "themselves")
+    return (
+        f"  of {fates.n_gt} {nouns[0]} {fates.as_itself} found as {nouns[1]}, {fates.as_same_group} as another {group} "
+        f"class, {fates.as_other_group} as a {other} class, {fates.missed} missed"
+    )
 
 
 def _title(result: EvalResult) -> str:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from config.errors import UserError
+from config.mconfig import OFFICIAL_WEIGHTS
 from model.base.head import OFFICIAL_CLASSES
 from model.base.yolomodel import YoloModel
 from model.keys import their_key
@@ -30,7 +31,6 @@ from ops.seal import file_digest
 
 LICENCE = "AGPL-3.0 (https://ultralytics.com/license)"  # of a file that holds their classes
 ASSETS = "https://github.com/ultralytics/assets/releases"
-_LETTERS = {"nano": "n", "small": "s", "medium": "m", "large": "l", "extra": "x"}
 _RETRIES = 1  # of a download; their own three waits half a minute before it gives up
 _LEFT_OUT = "❌ \n"  # of their complaints
 
@@ -133,7 +133,7 @@ def _their_network(model: YoloModel) -> Any:
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
     def build(num_classes: int) -> Any:
-        plan: Any = yaml_model_load(f"yolov8{_LETTERS[model.phase]}.yaml")
+        plan: Any = yaml_model_load(f"{OFFICIAL_WEIGHTS[model.phase]}.yaml")
         return DetectionModel(plan | {"nc": num_classes, "reg_max": model.reg_max}, verbose=False)
 
     with torch.random.fork_rng(devices=[]):

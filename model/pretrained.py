@@ -16,7 +16,6 @@ from model.weightsfile import CLASS_BRANCH, StateDict, WeightsFile, read_weights
 from ops.text import shortened
 
 _FINAL = re.compile(r"head\.cls\.\d+\.2\.")  # the last layer of the class branch, with a row for each class
-_NOTHING = re.compile(r"(?!)")
 
 
 @dataclass
@@ -57,26 +56,33 @@ def load_weights(
     (see `keepHeadWidth`); a backbone must be filled whole. Anything less is a `UserError` that says what the file is
     and what was wanted, and the model stays as it was: no part is left random in silence.
     """
-    path = Path(path)
-    file = read_weights(path)
+    return fill(model, read_weights(path), Path(path), class_list, backbone_only)
+
+
+def fill(
+    model: YoloModel,
+    file: WeightsFile,
+    path: Path,
+    class_list: Sequence[str] | None = None,
+    backbone_only: bool = False,
+) -> LoadReport:
+    """`load_weights` of a file that was read before; `path` is where it lies, for the messages."""
     if backbone_only:
         file = file._replace(tensors={key: value for key, value in file.tensors.items() if key.startswith("backbone.")})
     if complaint := _misfit(model, file, class_list):
         raise UserError(f"{path}: {complaint}")
     knows_others = class_list is not None and file.class_list not in (None, tuple(class_list))
-    state = {key: value for key, value in file.tensors.items() if not (knows_others and _FINAL.match(key))}
+    state = {key: value for key, value in file.tensors.items() if not (knows_others and _is_final(key))}
     report = _compare(model, state, str(path))
     report.class_list, report.kind = file.class_list, file.kind
-    may_miss = _may_miss(model, file, class_list)
-    unfilled = [key for key in report.missing if not may_miss.match(key)]
-    if unfilled:
+    if unfilled := _unfilled(report.missing, model, file, class_list):
         raise UserError(
             f"{path}: {file.kind} that does not fit the {model.phase} network: {len(unfilled)} tensors are missing or "
             f"of another shape or type, first {unfilled[0]}; take weights of a YOLOv8 detector of this phase"
         )
     _copy(model, {key: state[key] for key in report.matched})
     if knows_others:
-        report.skipped += [key for key in file.tensors if _FINAL.match(key)]
+        report.skipped += [key for key in file.tensors if _is_final(key)]
         report.carried = _carry_over(model, file, tuple(class_list or ()))
     return report
 
@@ -106,6 +112,10 @@ def _misfit(model: YoloModel, file: WeightsFile, class_list: Sequence[str] | Non
     return None
 
 
+def _is_final(key: str) -> bool:
+    return _FINAL.match(key) is not None
+
+
 def _width(model: YoloModel) -> int:
     return model.state_dict()[CLASS_BRANCH].shape[0]
 
@@ -114,14 +124,14 @@ def _has_same_classes(file: WeightsFile, class_list: Sequence[str] | None) -> bo
     return class_list is not None and file.class_list == tuple(class_list)
 
 
-def _may_miss(model: YoloModel, file: WeightsFile, class_list: Sequence[str] | None) -> re.Pattern[str]:
-    """Names that may stay random: what a file of another kind, width or class list cannot know."""
+def _unfilled(missing: list[str], model: YoloModel, file: WeightsFile, class_list: Sequence[str] | None) -> list[str]:
+    """Those of the missing tensors that a file of this kind, width and class list should have filled."""
     if file.is_backbone:
-        return re.compile(r"(?!backbone\.)")
+        return [key for key in missing if key.startswith("backbone.")]
     if _has_same_classes(file, class_list):
-        return _NOTHING
-    is_other_width = file.class_branch_width not in (None, _width(model))
-    return re.compile(r"head\.cls\.") if is_other_width else _FINAL
+        return missing
+    has_other_width = file.class_branch_width not in (None, _width(model))
+    return [key for key in missing if not (_is_final(key) or (has_other_width and key.startswith("head.cls.")))]
 
 
 def _compare(model: YoloModel, state: StateDict, source: str) -> LoadReport:
@@ -158,7 +168,7 @@ def _carry_over(model: YoloModel, file: WeightsFile, class_list: tuple[str, ...]
     names = [name for name in class_list if name in theirs]
     rows, sources = [class_list.index(name) for name in names], [theirs.index(name) for name in names]
     for key, own in model.state_dict().items():
-        if not _FINAL.match(key):
+        if not _is_final(key):
             continue
         value = file.tensors.get(key)
         if value is None or value.shape[1:] != own.shape[1:] or value.shape[0] != len(theirs):

@@ -4,7 +4,8 @@ Legend: B images, M most boxes on one image (may be 0), N boxes on one image, H 
 A box is xyxy in pixels: of the image as read for a `Sample`, of the network input for a `Batch`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class Sample:
     labels: Int64[np.ndarray, " N"]
     image_id: str
     letterbox: Letterbox | None = None  # set once the image has the network's size without random changes
+    labelled: Bool[np.ndarray, " C"] | None = None  # classes whose objects are all labelled; None: every class
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,19 @@ class Batch:
     valid: Bool[Tensor, "B M"]
     image_ids: tuple[str, ...]
     letterboxes: tuple[Letterbox | None, ...] = ()
+    labelled: Bool[Tensor, "B C"] | None = None  # classes whose objects are all labelled; None: every class
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
     def to(self, device, non_blocking: bool = True) -> "Batch":
         """The same batch with its tensors on `device`."""
-        moved = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.boxes, self.labels, self.valid))
-        return Batch(*moved, image_ids=self.image_ids, letterboxes=self.letterboxes)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; the loader calls it."""
-        pinned = (t.pin_memory() for t in (self.images, self.boxes, self.labels, self.valid))
-        return Batch(*pinned, image_ids=self.image_ids, letterboxes=self.letterboxes)
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return replace(self, **{name: change(value) for name, value in values if isinstance(value, Tensor)})

@@ -52,7 +52,7 @@ def start_log(quiet: bool) -> None:
     console.addFilter(lambda record: record.levelno < logging.ERROR)  # main prints errors, on stderr
     log.setLevel(logging.DEBUG)  # the file says a little more than the console
     log.addHandler(console)
-    log.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
+    log.addHandler(_memory())
 
 
 def keep_log(path: Path) -> None:
@@ -66,6 +66,19 @@ def keep_log(path: Path) -> None:
         memory.flush()
         log.removeHandler(memory)
     log.addHandler(file)
+
+
+def forget_log() -> None:
+    """Close the files of `keep_log`: what is said from here on is remembered for the next one."""
+    for handler in [handler for handler in log.handlers if isinstance(handler, LogFile)]:
+        log.removeHandler(handler)
+        handler.close()
+    if not any(isinstance(handler, MemoryHandler) for handler in log.handlers):
+        log.addHandler(_memory())
+
+
+def _memory() -> MemoryHandler:
+    return MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
 
 
 def end_log() -> None:

@@ -35,4 +35,4 @@ def within_minutes(
         "trainMinutes=%g: %d epochs instead of %d, %s; --set trainMinutes=none trains them all",
         mcfg.trainMinutes, fitting, mcfg.maxEpoch, reason,
     )  # fmt: skip
-    return ModelConfig.from_dict({**mcfg.to_dict(), "maxEpoch": fitting})
+    return mcfg.with_values(maxEpoch=fitting)

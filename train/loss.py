@@ -82,11 +82,19 @@ class DetectionLoss:
         normaliser = probe("loss.normaliser", weight.sum().clamp(min=1))
         target_boxes = assigned.target_bboxes / strides[:, None]
 
-        cls_loss = F.binary_cross_entropy_with_logits(logits, target_scores, reduction="sum") / normaliser
+        cls_loss = self._class_loss(logits, target_scores, batch.labelled) / normaliser
         overlap = probe("loss.ciou", ciou(pred_boxes, target_boxes))
         box_loss = ((1 - overlap) * weight).sum() / normaliser
         dfl_loss = (self._distribution_loss(distributions, cells, target_boxes) * weight).sum() / normaliser
         return self._sum_up(box=box_loss * self.box_gain, cls=cls_loss * self.cls_gain, dfl=dfl_loss * self.dfl_gain)
+
+    @staticmethod
+    def _class_loss(logits: Tensor, target_scores: Tensor, labelled: Tensor | None) -> Tensor:
+        """Summed over all points; where a class is not labelled on an image, no label says nothing about it."""
+        if labelled is None:
+            return F.binary_cross_entropy_with_logits(logits, target_scores, reduction="sum")
+        speaks = labelled[:, None] | (target_scores > 0)  # (B, A, C)
+        return (F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none") * speaks).sum()
 
     def _distribution_loss(self, distributions: Tensor, cells: Tensor, target_boxes: Tensor) -> Tensor:
         """(B, A): cross-entropy with the two bins beside each true distance, weighted by nearness, mean over sides."""

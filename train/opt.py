@@ -7,14 +7,14 @@ from config.mconfig import ModelConfig
 from train.sched import Pace
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(weight_decay: float, *models: nn.Module) -> list[dict]:
     """Convolution weights with decay; norm weights and biases without. Parameters that are always frozen stay out.
 
     A backbone that is frozen for some epochs only has to be in: call this before freezing. While frozen its parameters
     have no gradient, and optimizers leave those alone.
     """
     decayed, norms, biases = [], [], []
-    for module in model.modules():
+    for module in (module for model in models for module in model.modules()):
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
@@ -31,8 +31,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def build_optimizer(mcfg: ModelConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW with the momentum as its first beta.
+def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimizer:
+    """Of the parameters of all models: SGD with Nesterov momentum, or AdamW with the momentum as its first beta.
 
     Where steps sum up gradients to a nominal batch, weight decay is scaled by what a step really holds of it.
     """
@@ -40,7 +40,7 @@ def build_optimizer(mcfg: ModelConfig, model: nn.Module) -> torch.optim.Optimize
     if mcfg.nominalBatch:
         held = mcfg.batchSize * max(round(mcfg.nominalBatch / mcfg.batchSize), 1)
         decay *= held / mcfg.nominalBatch
-    groups = parameter_groups(model, decay)
+    groups = parameter_groups(decay, *models)
     if mcfg.optimizerType == "AdamW":
         return torch.optim.AdamW(groups, lr=mcfg.baseLearningRate, betas=(mcfg.optimizerMomentum, 0.999))
     nesterov = mcfg.optimizerMomentum > 0  # Nesterov without momentum is an error in torch

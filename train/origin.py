@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import zipfile
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,30 @@ def origin_from_text(text: str) -> Origin:
 
 def origin_in_words(origin: Origin) -> str:
     """One line for a person: `a.pth, from b.pt, under AGPL-3.0 (Ultralytics)`."""
-    steps, step = [], origin
-    while step is not None and step["path"] is not None:
-        steps.append(step["path"])
-        step = step["from"]
-    if not steps:
-        return "random"
+    return _in_words(origin, lambda step: step["path"])
+
+
+def origin_for_others(origin: Origin) -> str:
+    """One line for a file that leaves this machine: names and checksums instead of paths."""
+    return _in_words(origin, _name_and_checksum)
+
+
+def _in_words(origin: Origin, describe: Callable[[Origin], str]) -> str:
     licence = f", under {origin['licence']}" if origin["licence"] else ""
-    return ", from ".join(steps) + licence
+    return (", from ".join(map(describe, _files_of(origin))) or "random") + licence
+
+
+def _files_of(origin: Origin) -> Iterator[Origin]:
+    """Every file on the way back, the latest first; none where the weights were drawn."""
+    step: Origin | None = origin
+    while step is not None and step["path"] is not None:
+        yield step
+        step = step["from"]
+
+
+def _name_and_checksum(step: Origin) -> str:
+    digest = f" (sha256 {step['sha256'][:16]})" if step["sha256"] else ""
+    return f"{Path(step['path']).name}{digest}"
 
 
 def _origin_inside(path: Path) -> Origin | None:
@@ -80,17 +97,6 @@ def _is_ultralytics(path: Path) -> bool:
         return _ULTRALYTICS.search(path.read_bytes()) is not None
     with zipfile.ZipFile(path) as archive:
         return any(_ULTRALYTICS.search(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl"))
-
-
-def origin_for_others(origin: Origin) -> str:
-    """One line for a file that leaves this machine: names and checksums instead of paths."""
-    steps, step = [], origin
-    while step is not None and step["path"] is not None:
-        digest = f" (sha256 {step['sha256'][:16]})" if step["sha256"] else ""
-        steps.append(f"{Path(step['path']).name}{digest}")
-        step = step["from"]
-    licence = f", under {origin['licence']}" if origin["licence"] else ""
-    return (", from ".join(steps) or "random") + licence
 
 
 @lru_cache(maxsize=1)

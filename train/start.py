@@ -17,6 +17,7 @@ from interop.ultralytics import fetch_official
 from model.weightsfile import read_weights
 from ops.files import write_whole
 from train.origin import Origin, file_origin
+from train.runfolder import RunFolder
 
 log = logging.getLogger("mars")
 
@@ -42,10 +43,18 @@ def starting_weights(mcfg: ModelConfig) -> StartingWeights | None:
     if mcfg.pretrained is not None:
         return StartingWeights(fetch_official(mcfg.pretrained, PRETRAINED))
     if mcfg.checkpointModelFile is not None:
-        return StartingWeights(Path(mcfg.checkpointModelFile))
+        return StartingWeights(weights_at(Path(mcfg.checkpointModelFile)))
     if mcfg.pretrainedBackboneUrl is not None:
         return StartingWeights(_backbone_file(mcfg.pretrainedBackboneUrl), backbone_only=True)
     return None
+
+
+def weights_at(place: Path) -> Path:
+    """The weights file that a place stands for: itself, or of a run's folder the best weights, else the last."""
+    if not place.is_dir():
+        return place
+    folder = RunFolder(place)
+    return folder.best if folder.best.exists() or not folder.last.exists() else folder.last
 
 
 def _backbone_file(address: str) -> Path:
@@ -66,7 +75,7 @@ def with_head_width(mcfg: ModelConfig, start: StartingWeights | None, begun: Map
         keep = begun.get("keepHeadWidth")
     elif keep is None and start is not None and not start.backbone_only:
         keep = read_weights(start.path).has_official_width(len(mcfg.classList or ()))
-    return ModelConfig.from_dict({**mcfg.to_dict(), "keepHeadWidth": keep}) if keep != mcfg.keepHeadWidth else mcfg
+    return mcfg.with_values(keepHeadWidth=keep) if keep != mcfg.keepHeadWidth else mcfg
 
 
 def write_backbone(source: Path, target: Path) -> int:

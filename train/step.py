@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ops.batch import Batch
 from ops.precision import autocast
 from train.ema import ModelEMA
-from train.loss import DetectionLoss
+from train.objective import Objective
 
 
 class TrainingDiverged(FloatingPointError):
@@ -33,8 +33,9 @@ class Means:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def values(self, names: tuple[str, ...] | None = None) -> dict[str, float]:
-        """The mean of every name, or of these."""
-        return {name: (self.sums[name] / self.counts[name]).item() for name in names or tuple(self.sums)}
+        """The mean of every name, or of those of these that came."""
+        wanted = [name for name in names or self.sums if name in self.sums]
+        return {name: (self.sums[name] / self.counts[name]).item() for name in wanted}
 
 
 class Stepper:
@@ -47,14 +48,15 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        loss: DetectionLoss,
+        objective: Objective,
         optimizer: torch.optim.Optimizer,
         ema: ModelEMA | None,
         precision: torch.dtype,
         gradient_clip: float,
         sum_over_batch: bool,
     ):
-        self.model, self.loss, self.optimizer, self.ema = model, loss, optimizer, ema
+        self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
+        self.parameters = [one for group in optimizer.param_groups for one in group["params"]]
         self.device = next(model.parameters()).device
         self.precision, self.gradient_clip, self.sum_over_batch = precision, gradient_clip, sum_over_batch
         # Gradients in float16 would vanish below 6e-8; bfloat16 has the range of float32.
@@ -69,8 +71,7 @@ class Stepper:
         """
         images = batch.images.to(memory_format=torch.channels_last).float().div_(255)
         with autocast(self.device, self.precision):
-            raw_maps = self.model(images)
-        out = self.loss(raw_maps, batch)
+            out = self.objective(self.model, images, batch)
         weight = float(len(batch)) if self.sum_over_batch else 1 / accumulate
         self.scaler.scale(out.total * weight).backward()
         self.pending += 1
@@ -87,7 +88,7 @@ class Stepper:
 
     def _step(self, values: dict[str, Tensor], image_ids: tuple[str, ...]) -> Tensor:
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         watched = values.get("loss", torch.zeros_like(norm))
         if self.scaler.is_enabled():  # an infinite gradient says that the scale was too large: the step is skipped
             norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))

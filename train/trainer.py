@@ -3,16 +3,18 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.cache import build_images
 from dl.check import CheckedData, check_data
+from dl.lessons import REPLAYED_SPLIT, splits_to_train
 from dl.loader import build_loader
 from eval.evaluator import Evaluator
 from eval.plots import plot_curves
@@ -26,7 +28,7 @@ from train.checkpoint import random_states, restore_random_states, seed_random_s
 from train.ema import ModelEMA, ramp_for
 from train.interrupt import Interrupted, Interrupts
 from train.lock import RunLock
-from train.loss import DetectionLoss
+from train.objective import Distilling, build_objective
 from train.opt import build_optimizer, set_pace
 from train.origin import code_commit, file_origin, origin_in_words, random_origin
 from train.progress import EpochProgress
@@ -34,6 +36,7 @@ from train.runfolder import RunFolder, data_identity
 from train.sched import build_schedule, build_warm_up
 from train.start import starting_weights, with_head_width
 from train.step import Means, Stepper
+from train.teacher import check_teacher
 
 log = logging.getLogger("mars")
 
@@ -45,12 +48,10 @@ class Trainer:
 
     def __init__(self, mcfg: ModelConfig, data: CheckedData | None = None, quiet: bool = False):
         """`data`: the checked training and validation split, when they are at hand; else they are checked now."""
-        if mcfg.modelName == "distillation":
-            raise UserError("modelName=distillation: its losses are not there yet; train the tags full or teacher")
         self.quiet = quiet
         self.folder = RunFolder.of(mcfg)
         is_fresh = mcfg.nobuf or not self.folder.has_checkpoint()
-        names = [mcfg.trainSplitName] + ([mcfg.validationSplitName] if mcfg.epochValidation else [])
+        names = splits_to_train(mcfg)
         data = data or check_data(mcfg, names, cache_file=self.folder.data_check)
         self.splits = data.splits
         self.data = data_identity(data.source, names)
@@ -67,12 +68,13 @@ class Trainer:
         must_time = is_fresh and mcfg.trainMinutes is not None
         self.precision = pick_precision(word, self.device, self.model, mcfg.inputShape, must_time)
         self.mcfg = mcfg = self._within_minutes(mcfg, begun)
-        self.loss = DetectionLoss.from_config(mcfg, self.model)
-        self.optimizer = build_optimizer(mcfg, self.model)
+        self.objective = build_objective(mcfg, self.model, self.precision.dtype)
+        self.optimizer = build_optimizer(mcfg, self.model, *self.objective.learned)
         self.schedule = build_schedule(mcfg)
         self.loader = build_loader(
-            mcfg, mcfg.trainSplitName, annotations=list(self.splits[mcfg.trainSplitName]), train=True
-        )
+            mcfg, mcfg.trainSplitName, list(self.splits[mcfg.trainSplitName]), train=True,
+            replay_from=self.splits[REPLAYED_SPLIT] if mcfg.replayImages else (),
+        )  # fmt: skip
         self.evaluator = self._make_evaluator() if mcfg.epochValidation else None
         self.warm_up = build_warm_up(mcfg, len(self.loader))
         self.rate, self.batch_index = 0.0, 0  # of the epoch; batches since startEpoch
@@ -101,6 +103,7 @@ class Trainer:
                 )  # fmt: skip
                 return self.folder
             log.info("%s", self.precision.why)
+            self._try_teacher()
             self.folder.write_config(self.mcfg)
             self.started, self.first_epoch = time.perf_counter(), self.epoch
             with closing(self.loader), self.interrupts:  # ends its worker processes, also when an epoch fails
@@ -125,6 +128,7 @@ class Trainer:
         else:
             self.model.unfreezeBackbone()
         self.model.train()
+        self.objective.set_epoch(epoch)
         self.rate = self.schedule.rate(epoch)
         inside, self._inside = self._inside, None
         self.progress = EpochProgress(inside)
@@ -185,7 +189,13 @@ class Trainer:
     def _make_stepper(self) -> Stepper:
         is_summed = self.mcfg.lossReduction == "sum"
         precision, clip = self.precision.dtype, self.mcfg.gradientClip
-        return Stepper(self.model, self.loss, self.optimizer, self.ema, precision, clip, is_summed)
+        return Stepper(self.model, self.objective, self.optimizer, self.ema, precision, clip, is_summed)
+
+    def _try_teacher(self) -> None:
+        """On the validation split where there is one, else on the images that it will teach with."""
+        if isinstance(self.objective, Distilling):
+            name = self.mcfg.validationSplitName if self.mcfg.epochValidation else self.mcfg.trainSplitName
+            check_teacher(self.objective.teacher, self.mcfg, name, self.splits[name])
 
     def validate(self, epoch: int, row: Row) -> None:
         """Fill the row with the figures of the validation split, where this epoch is validated, and keep the best."""
@@ -250,7 +260,7 @@ class Trainer:
 
     def _write_history(self) -> None:
         self.folder.write_history(self.history)
-        plot_curves(self.history, self.folder.curves)
+        plot_curves(self.history, self.folder.curves, self.objective.parts)
 
     def _load_starting_weights(self) -> None:
         if self.start is None:
@@ -281,6 +291,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "ema_steps": self.ema.steps if self.ema else 0,
+            "learned": [module.state_dict() for module in self.objective.learned],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.stepper.state_dict(),
             "precision": name_of(self.precision.dtype),
@@ -289,7 +300,7 @@ class Trainer:
             "history": json.dumps(self.history),
             "random": random_states(),
             "progress": self.progress.state_dict() if self.progress else None,
-            "gradients": [parameter.grad for parameter in self.model.parameters()] if self.stepper.pending else None,
+            "gradients": [parameter.grad for parameter in self._trained()] if self.stepper.pending else None,
             "pending": self.stepper.pending,
         }
 
@@ -297,6 +308,8 @@ class Trainer:
         self.model.load_state_dict(checkpoint["model"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
+        for module, state in zip(self.objective.learned, checkpoint.get("learned", ()), strict=True):
+            module.load_state_dict(state)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.precision = keep_precision(checkpoint["precision"], self.device)
         if self.evaluator is not None:
@@ -306,7 +319,7 @@ class Trainer:
         if checkpoint["precision"] != name_of(self.precision.dtype):
             checkpoint = {**checkpoint, "pending": 0, "gradients": None}  # they were scaled for the other type
         self.stepper.pending = checkpoint["pending"]
-        for parameter, gradient in zip(self.model.parameters(), checkpoint["gradients"] or (), strict=False):
+        for parameter, gradient in zip(self._trained(), checkpoint["gradients"] or (), strict=False):
             parameter.grad = None if gradient is None else gradient.to(self.device)
         self.schedule.load_state_dict(checkpoint["schedule"])
         self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
@@ -314,6 +327,10 @@ class Trainer:
         self.weights_origin = checkpoint["weights_origin"]
         self._inside = checkpoint["progress"]
         restore_random_states(checkpoint["random"])
+
+    def _trained(self) -> Iterator[torch.nn.Parameter]:
+        """The student's parameters, and behind them those that are learned beside it."""
+        return chain(self.model.parameters(), *(module.parameters() for module in self.objective.learned))
 
     def _progress_bar(self, epoch: int) -> tqdm:
         frozen = " frozen" if self.model.is_backbone_frozen else ""
@@ -324,13 +341,13 @@ class Trainer:
         )
 
     def _bar_text(self, means: Means, images_per_s: float) -> dict[str, str]:
-        text = {name: f"{value:.3f}" for name, value in means.values(("box", "cls", "dfl")).items()}
+        text = {name: f"{value:.3f}" for name, value in means.values(self.objective.parts).items()}
         return {**text, "img/s": f"{images_per_s:.0f}"}
 
     def _epoch_line(self, row: Row) -> str:
         an_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)  # validation and saving, too
         left = (self.mcfg.maxEpoch - self.epoch) * an_epoch
-        parts = " ".join(f"{name} {row[name]:.3f}" for name in ("box", "cls", "dfl"))
+        parts = " ".join(f"{name} {row[name]:.3f}" for name in self.objective.parts if name in row)
         figures = "" if row["map50"] is None else f" | mAP50 {row['map50']:.3f} mAP50-95 {row['map50_95']:.3f}"
         marks = (" best" if row["is_best"] else "") + (" frozen" if row["frozen"] else "")
         return (

@@ -60,6 +60,16 @@ def test_to_dict_and_back():
         ModelConfig.from_dict({"colour": "red"})
 
 
+def test_a_copy_with_other_values_in_some_fields():
+    mcfg = ModelConfig(training="assignment", classList=("a", "b"), seed=3).frozen()
+    copy = mcfg.with_values(seed=4, inputShape=320)
+    assert copy.is_frozen and (copy.seed, copy.inputShape, copy.classList) == (4, (320, 320), ("a", "b"))
+    assert mcfg.seed == 3 and copy.with_values(seed=3, inputShape=mcfg.inputShape).to_dict() == mcfg.to_dict()
+    assert mcfg.with_values().to_dict() == mcfg.to_dict()
+    with pytest.raises(UserError, match="no such config field"):
+        mcfg.with_values(colour="red")
+
+
 def test_numpy_and_paths_and_devices_are_taken_as_written(tmp_path):
     import numpy as np
     import torch

@@ -1,13 +1,25 @@
-"""Truth, detections and batches made of plain lists."""
+"""Truth, detections and batches made of plain lists; and a network, exported."""
 
+import importlib.util
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exported_files import NAMES, NMS, SHAPE
+from torch import nn
 
 from dl.annotations import Annotation
+from dl.augment import letterbox
+from dl.images import read_image
+from eval.export import SUFFIXES, export
 from eval.predictor import Detections
+from model import YoloModel
+
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="mars-export-"))
+os.environ.setdefault("YOLO_OFFLINE", "true")
 
 
 @pytest.fixture
@@ -39,3 +51,55 @@ def make_found():
         return Detections(image_id, table[:, :4].float(), table[:, 5].float(), table[:, 4].long())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """bus.jpg, zidane.jpg and the first one mirrored, as the network sees them."""
+    spec = importlib.util.find_spec("ultralytics")
+    if spec is None or spec.origin is None:
+        pytest.skip("the photographs come with ultralytics")
+    assets = Path(spec.origin).parent / "assets"
+
+    def as_input(shape):
+        images = [letterbox(read_image(assets / name), shape)[0] for name in ("bus.jpg", "zidane.jpg")]
+        images.append(images[0][:, ::-1])
+        return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())  # uint8
+
+    return as_input
+
+
+@pytest.fixture(scope="session")
+def lively_model():
+    """Weights that carry the photographs' differences to the end, and scores from nothing to certain."""
+    torch.manual_seed(0)
+    model = YoloModel("nano", len(NAMES))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.7, 1.3)
+        nn.init.normal_(norm.bias, 0, 0.2)
+        norm.momentum = 1.0
+    for branch in model.head.box:
+        nn.init.normal_(branch[-1].weight, 0, 0.1)
+    for branch in model.head.cls:
+        nn.init.normal_(branch[-1].weight, 0, 0.1)
+        nn.init.constant_(branch[-1].bias, -3.0)
+    with torch.no_grad():
+        model.train()(torch.rand(4, 3, *SHAPE))
+    for norm in norms:
+        norm.momentum = 0.03
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def exported(lively_model, tmp_path_factory):
+    """Every file is exported once: `exported("onnx")`, `exported("onnx", nms=True)`, ..."""
+    folder, made = tmp_path_factory.mktemp("exported"), {}
+
+    def file(kind, nms=False):
+        if (kind, nms) not in made:
+            path = folder / f"{kind}{'-nms' if nms else ''}{SUFFIXES[kind]}"
+            made[kind, nms] = export(lively_model, kind, path, NAMES, SHAPE, NMS if nms else None, origin="a run")
+        return made[kind, nms]
+
+    return file

@@ -150,6 +150,53 @@ def test_selected_classes_only(squares):
     assert (result.map50, list(result.ap.per_class)) == (None, ["bee"])
 
 
+def test_no_groups_unless_asked_for(squares):
+    result = Evaluator(config()).evaluate(BlockFinder(), "test", squares)
+    assert (result.base_names, result.groups, result.confusion) == (None, None, None)
+    assert (result.to_dict()["groups"], result.to_dict()["confusion"]) == (None, None)
+
+
+@pytest.mark.parametrize("base", [1, ("ant",)])
+def test_base_and_novel_in_metrics_json(squares, tmp_path, base):
+    # the green square of image1 is called an ant, the red one of image3 a cat
+    truth = [squares[0], replace(squares[1], labels=np.array([0])), squares[2], squares[4]]
+    truth.insert(3, replace(squares[3], labels=np.array([2])))
+    result = Evaluator(config(baseClasses=base)).evaluate(BlockFinder(), "test", truth)
+    content = json.loads(result.save(tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert list(content["groups"]) == ["base", "novel", "all", "harmonic"]
+    ant, cat = content["per_class"]["ant"], content["per_class"]["cat"]
+    # ant: one of two truths, with one of two detections (of equal score): precision 1 or 1/2 up to recall 1/2
+    assert ant["ap50"] in (pytest.approx(51 / 101), pytest.approx(51 / 202))
+    assert cat["ap50"] == pytest.approx(51 / 101)
+    assert content["groups"]["base"] == {**ant, "n_gt": 2, "n_classes": 1}
+    assert content["groups"]["novel"] == {**cat, "n_gt": 2, "n_classes": 1}  # the class bee has no truth left
+    assert content["groups"]["all"]["ap50"] == content["map50"]
+    expected = 2 * ant["ap50"] * cat["ap50"] / (ant["ap50"] + cat["ap50"])
+    assert content["groups"]["harmonic"]["ap50"] == pytest.approx(expected)
+    fates = {"n_gt": 2, "as_itself": 1, "as_same_group": 0, "as_other_group": 1, "missed": 0}
+    shares = {"as_itself": 0.5, "as_same_group": 0.0, "as_other_group": 0.5, "missed": 0.0}
+    assert content["confusion"]["novel"] == content["confusion"]["base"] == {**fates, "shares": shares}
+    assert (content["confusion"]["score_threshold"], content["confusion"]["min_iou"]) == (0.2, 0.5)
+
+
+def test_confusion_asks_what_would_be_painted(squares):
+    blind = Evaluator(config(baseClasses=1, paintConf=0.97)).evaluate(BlockFinder(), "test", squares)
+    assert blind.map50 == pytest.approx(1.0)
+    assert blind.confusion is not None
+    assert (blind.confusion.base.missed, blind.confusion.novel.missed) == (2, 2)
+
+
+def test_groups_of_selected_classes_only(squares):
+    asked = config(baseClasses=1, testSelectedClasses=("bee", "cat"))
+    content = Evaluator(asked).evaluate(BlockFinder(), "test", squares).to_dict()
+    assert content["groups"]["base"] == {"ap50": None, "ap50_95": None, "n_gt": 0, "n_classes": 0}
+    assert content["groups"]["novel"]["ap50"] == content["groups"]["all"]["ap50"] == pytest.approx(1.0)
+    assert content["groups"]["harmonic"] == {"ap50": None, "ap50_95": None}
+    assert content["confusion"]["base"]["n_gt"] == 0
+    assert set(content["confusion"]["base"]["shares"].values()) == {None}
+    assert content["confusion"]["novel"]["as_itself"] == 2
+
+
 def test_names_that_do_not_exist():
     with pytest.raises(UserError, match=r"'bea' is not in classList.*did you mean 'bee'"):
         Evaluator(config(testSelectedClasses=("bea",)))

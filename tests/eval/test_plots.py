@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from eval.plots import plot_curves
+from eval.plots import plot_base_novel, plot_curves
 
 
 def row(epoch, **changes):
@@ -71,3 +71,71 @@ def test_figures_are_let_go(tmp_path, monkeypatch):
 def test_pyplot_is_never_imported():
     check = "import sys, eval.plots; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
+
+
+METHODS = {
+    "none": {},
+    "one": {"student": [(0.8, 0.4)]},
+    "several": {
+        "teacher": [(0.8, 0.0)],
+        "fine-tuning": [(0.1, 0.5), (0.12, 0.55)],
+        "student": [(0.7, 0.5), (0.75, 0.45)],
+    },
+    "the corners": {"all": [(0.0, 0.0), (1.0, 1.0)], "above": [(1.1, 1.2)]},
+    "nowhere": {"a": [(math.nan, 0.3)], "b": []},
+    "some not measured": {"a": [(math.nan, 0.3), (0.5, 0.4)], "b": [(0.5, 0.41)]},
+    "many, with long names": {f"{'a long name ' * 8}{n}": [(0.5, 0.04 * n)] for n in range(12)},
+}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    made, original = [], Figure.__init__
+
+    def kept(self, *args, **kwargs):
+        made.append(self)
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "__init__", kept)
+    return made
+
+
+@pytest.mark.parametrize("points", METHODS.values(), ids=METHODS.keys())
+def test_methods_compared(points, tmp_path, figures):
+    path = plot_base_novel(points, tmp_path / "plots" / "groups.png")
+    with Image.open(path) as image:
+        image.load()
+        assert image.size[0] > 800
+    assert [entry.name for entry in path.parent.iterdir()] == ["groups.png"]
+    axes = figures[0].axes[0]
+    finite = {name: [pair for pair in pairs if not math.isnan(sum(pair))] for name, pairs in points.items()}
+    drawn = [name for name, pairs in finite.items() if pairs]
+    legend = axes.get_legend()
+    if not drawn:
+        assert legend is None and "no run yet" in [text.get_text() for text in axes.texts]
+        return
+    assert len(legend.get_texts()) == len(drawn) + 1
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())  # no point beneath it
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    for name in drawn:
+        for base, novel in finite[name]:
+            assert left <= base <= right and bottom <= novel <= top
+
+
+def test_the_mean_of_the_runs_is_marked(tmp_path, figures):
+    plot_base_novel({"student": [(0.7, 0.5), (0.8, 0.3), (0.6, 0.4)]}, tmp_path / "groups.png")
+    marks = [line for line in figures[0].axes[0].lines if line.get_marker() == "o"]
+    large, small = sorted(marks, key=lambda line: -line.get_markersize())
+    assert large.get_xydata().tolist() == [pytest.approx([0.7, 0.4])]
+    assert small.get_xydata().tolist() == [[0.7, 0.5], [0.8, 0.3], [0.6, 0.4]]
+
+
+def test_dotted_curves_have_one_harmonic_mean_each(tmp_path, figures):
+    plot_base_novel({"a": [(0.9, 0.1)], "b": [(0.2, 0.8)]}, tmp_path / "groups.png")
+    curves = [line.get_xydata() for line in figures[0].axes[0].lines if line.get_linestyle() == ":"]
+    means = [2 / (1 / curve).sum(axis=1) for curve in curves]
+    assert len(curves) >= 5
+    for mean in means:
+        assert mean == pytest.approx(mean[0])
+    labels = [float(text.get_text()) for text in figures[0].axes[0].texts]
+    assert labels == pytest.approx([mean[0] for mean in means])

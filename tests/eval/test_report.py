@@ -1,10 +1,12 @@
 """The table stays a table for few and many classes, short and long names."""
 
 import unicodedata
+from dataclasses import replace
 
 import pytest
 
 from config.load import load_config
+from eval.confusion import Fates, GroupConfusion
 from eval.evaluator import EvalResult
 from eval.metrics import ApResult, ClassAp
 from eval.report import ap_table
@@ -56,3 +58,41 @@ def test_nothing_to_average_and_the_other_styles():
 def test_every_definition_has_a_title(style):
     assert load_config("c1", overrides={"apStyle": style}).apStyle == style
     assert ap_table(result_of({}, style=style)).startswith("Average precision on")
+
+
+def test_base_and_novel():
+    per_class = {"RBC": ClassAp(0.8, 0.6, 805), "WBC": ClassAp(0.6, 0.4, 95), "Platelets": ClassAp(0.3, 0.125, 120)}
+    confusion = GroupConfusion(Fates(890, 6, 1, 3), Fates(80, 3, 12, 25), 0.2, 0.5)
+    result = replace(result_of(per_class, 1.7 / 3, 0.375), base_names=("RBC", "WBC"), confusion=confusion)
+    assert ap_table(result).splitlines()[1:] == [
+        "class          group  objects    AP50  AP50-95",
+        "----------------------------------------------",
+        "RBC             base      805  0.8000   0.6000",
+        "WBC             base       95  0.6000   0.4000",
+        "Platelets      novel      120  0.3000   0.1250",
+        "----------------------------------------------",
+        "base classes              900  0.7000   0.5000",
+        "novel classes             120  0.3000   0.1250",
+        "all classes              1020  0.5667   0.3750",
+        "harmonic mean                  0.4200   0.2000",
+        "72 of 72 images evaluated",
+        "Mixed up, by detections with a score of 0.2 or more and an overlap of 0.5 or more:",
+        "  of 120 novel objects 80 found as themselves, 3 as another novel class, 12 as a base class, 25 missed",
+        "  of 900 base objects 890 found as themselves, 6 as another base class, 1 as a novel class, 3 missed",
+    ]
+
+
+def test_an_empty_group_and_a_single_object():
+    confusion = GroupConfusion(Fates(0, 0, 0, 0), Fates(0, 0, 1, 0), 0.25, 0.5)
+    result = replace(result_of({"a": ClassAp(0.5, 0.2, 1)}, 0.5, 0.2), base_names=("b",), confusion=confusion)
+    lines = ap_table(result).splitlines()
+    assert [line.split() for line in lines[5:9]] == [
+        ["base", "classes", "0", "-", "-"],
+        ["novel", "classes", "1", "0.5000", "0.2000"],
+        ["all", "classes", "1", "0.5000", "0.2000"],
+        ["harmonic", "mean", "-", "-"],
+    ]
+    assert lines[-2:] == [
+        "  of 1 novel object 0 found as itself, 0 as another novel class, 1 as a base class, 0 missed",
+        "  no base objects",
+    ]

@@ -9,10 +9,11 @@ import pytest
 import torch
 from parity.table import PROPERTY, Finding, note, surroundings, table
 
+from config.mconfig import OFFICIAL_WEIGHTS
+
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="mars-parity-"))
 os.environ.setdefault("YOLO_OFFLINE", "true")
 
-LETTERS = {"nano": "n", "small": "s", "medium": "m", "large": "l", "extra": "x"}
 READ_FROM = "8.4.190"  # earlier releases warm up, count batches and pair detections in another way
 
 
@@ -48,7 +49,7 @@ class Reference:
         from ultralytics.nn.tasks import DetectionModel
 
         torch.manual_seed(seed)
-        network = DetectionModel(f"yolov8{LETTERS[phase]}.yaml", nc=num_classes, verbose=False)
+        network = DetectionModel(f"{OFFICIAL_WEIGHTS[phase]}.yaml", nc=num_classes, verbose=False)
         network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
         norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for norm in norms:

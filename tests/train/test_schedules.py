@@ -51,7 +51,7 @@ def test_plateau_lowers_after_patience_and_remembers():
 
 def test_groups_hold_every_trainable_parameter_once_and_decay_only_weights():
     model = YoloModel("nano", 3)
-    decayed, norms, biases = parameter_groups(model, 5e-4)
+    decayed, norms, biases = parameter_groups(5e-4, model)
     ids = [id(p) for group in (decayed, norms, biases) for p in group["params"]]
     assert len(ids) == len(set(ids)) == sum(p.requires_grad for p in model.parameters())
     assert (decayed["weight_decay"], norms["weight_decay"], biases["weight_decay"]) == (5e-4, 0, 0)

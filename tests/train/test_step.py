@@ -10,6 +10,7 @@ from model import YoloModel
 from ops.batch import Batch
 from train.ema import ModelEMA
 from train.loss import DetectionLoss
+from train.objective import Detecting
 from train.step import Means, Stepper, TrainingDiverged
 
 
@@ -33,7 +34,7 @@ def make(precision=torch.float32, sum_over_batch=True, ema=False):
     loss = DetectionLoss(num_classes=3, reg_max=16, strides=(8, 16, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     average = ModelEMA(model) if ema else None
-    return Stepper(model, loss, optimizer, average, precision, 10.0, sum_over_batch)
+    return Stepper(model, Detecting(loss), optimizer, average, precision, 10.0, sum_over_batch)
 
 
 def weights(stepper):
@@ -51,7 +52,7 @@ def test_gradients_of_several_batches_make_one_step(sum_over_batch):
         assert torch.equal(weights(stepper), start) == (index < 2)
     twin.optimizer.zero_grad()
     for batch in batches:
-        loss = twin.loss(twin.model(batch.images.float() / 255), batch).total
+        loss = twin.objective.loss(twin.model(batch.images.float() / 255), batch).total
         (loss * (2 if sum_over_batch else 1 / 3)).backward()
     torch.nn.utils.clip_grad_norm_(twin.model.parameters(), 10.0)
     twin.optimizer.step()

@@ -1,0 +1,254 @@
+"""How sure is a difference of AP? Images and training runs are drawn again and again, and AP50 is taken anew.
+
+Every detection keeps its verdict when images are drawn again, so only the curve is counted anew, with a weight for each
+image: how often it was drawn.
+
+Legend: I images, C classes, D detections of a class, P of them right, S resamples.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Num
+
+from dl.annotations import Annotation
+from eval.metrics import COCO_MAX_DETECTIONS, pair_up
+from eval.predictor import Detections
+
+STATISTICS = ("harmonic", "base", "novel", "all")
+_RECALLS = np.linspace(0, 1, 101)
+_MIN_IOU = 0.5
+_LIMITS = (2.5, 97.5)  # percentiles of a 95 % interval
+_Z = 1.959964
+# Student's t, 97.5 % quantile, for 1 to 30 degrees of freedom
+_T = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
+
+
+class ClassCurve(NamedTuple):
+    """The detections of one class over all images, by falling score, judged at IoU .5."""
+
+    scores: Float64[np.ndarray, " D"]
+    is_right: Bool[np.ndarray, " D"]
+    is_ignored: Bool[np.ndarray, " D"]  # on a difficult object: neither right nor wrong
+    images: Int64[np.ndarray, " D"]
+    n_gt: Int64[np.ndarray, " I"]  # ground truths that count, image by image
+
+
+class Curves(NamedTuple):
+    """One evaluated run, ready to be weighted."""
+
+    class_names: tuple[str, ...]
+    image_ids: tuple[str, ...]
+    per_class: tuple[ClassCurve, ...]
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval; None where there is nothing to tell it from."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+def class_curves(
+    annotations: Sequence[Annotation], detections: Sequence[Detections], class_names: Sequence[str]
+) -> Curves:
+    """Judge every detection once, by the rules of `eval.metrics.coco_ap`. Raises `ValueError` as `pair_up` does."""
+    pairs = pair_up(annotations, detections)
+    image_ids = tuple(annotation.image_id for annotation, _ in pairs)
+    return Curves(tuple(class_names), image_ids, tuple(_curve(pairs, label) for label in range(len(class_names))))
+
+
+def ap50_of(curves: Curves, image_weights: Num[np.ndarray, "*S I"]) -> Float64[np.ndarray, "*S C"]:
+    """AP50 of each class (COCO's, 101 recall points) when each image counts as often as its weight says.
+
+    One set of weights, or many at once. Weights of one give `coco_ap`'s figure, whole ones that of the data set in
+    which the image stands so many times (only of two detections of one image and class that share a score, all copies
+    of the one come before those of the other). NaN for a class without ground truth under its weights. Raises
+    `ValueError` for another number of images.
+    """
+    *sets, num_images = image_weights.shape
+    if num_images != len(curves.image_ids):
+        raise ValueError(f"weights for {num_images} images, the run has {len(curves.image_ids)}")
+    rows = image_weights.reshape(math.prod(sets), num_images).astype(np.float64)
+    ap50 = np.zeros((len(rows), len(curves.per_class)))
+    for label, curve in enumerate(curves.per_class):
+        ap50[:, label] = _weighted_ap(curve, rows)
+    return ap50.reshape(*sets, len(curves.per_class))
+
+
+def harmonic_bootstrap(
+    runs_a: Sequence[Curves],
+    runs_b: Sequence[Curves],
+    is_base: Sequence[bool],
+    num_resamples: int = 1000,
+    seed: int = 0,
+    statistic: str = "harmonic",
+) -> Interval:
+    """How much better method a is than b, on average over paired runs, with the 95 % percentile interval.
+
+    `runs_a[d]` and `runs_b[d]` were trained on the same draw d; all were evaluated on the same images. A resample draws
+    images with replacement, the same for all runs, and draws d with replacement. `statistic` is taken run by run: the
+    mean AP50 over "base", "novel" or "all" classes with ground truth, or the harmonic mean of base and novel. `mean` is
+    the difference observed, on every image and run once. Resamples without truth in a group that is asked about are
+    left out; None when the images themselves have none. Raises `ValueError` for runs that are not pairs.
+    """
+    _stop_unless_paired(runs_a, runs_b, is_base)
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic={statistic!r}: give one of {', '.join(STATISTICS)}")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples={num_resamples}: must be 1 or more")
+    num_runs, num_images = len(runs_a), len(runs_a[0].image_ids)
+    draw = np.random.default_rng(seed)
+    image_draws = draw.integers(0, max(num_images, 1), (num_resamples, num_images))
+    run_draws = draw.integers(0, num_runs, (num_runs, num_resamples))
+    weights = np.ones((1 + num_resamples, num_images))  # the first: as it was observed
+    weights[1:] = [np.bincount(row, minlength=num_images) for row in image_draws]
+    in_base = np.array(is_base, dtype=bool)
+    gains = np.stack(  # (runs, 1 + S)
+        [
+            _statistic(statistic, ap50_of(a, weights), in_base) - _statistic(statistic, ap50_of(b, weights), in_base)
+            for a, b in zip(runs_a, runs_b, strict=True)
+        ]
+    )
+    resampled = np.take_along_axis(gains[:, 1:], run_draws, axis=0).mean(axis=0)
+    return _percentiles(float(gains[:, 0].mean()), resampled)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of a few independent values and its 95 % interval by Student's t. One value: no limits; none: no mean."""
+    if len(values) == 0:
+        return Interval(None, None, None)
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Interval(mean, None, None)
+    half = t_quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t: from a table up to 30 degrees of freedom, beyond to a hundredth."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    return _Z + (_Z**3 + _Z) / (4 * freedom)  # Abramowitz and Stegun 26.7.5, first term
+
+
+def _curve(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> ClassCurve:
+    scores, rights, ignored = [np.zeros(0)], [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=bool)]
+    n_gt = np.zeros(len(pairs), dtype=np.int64)
+    for image, (annotation, found) in enumerate(pairs):
+        ours, mine = annotation.labels == label, np.flatnonzero(found.labels.numpy() == label)
+        difficult = annotation.difficult[ours]
+        n_gt[image] = np.count_nonzero(~difficult)
+        all_scores = found.scores.numpy()[mine].astype(np.float64)
+        best = np.argsort(-all_scores, kind="stable")[:COCO_MAX_DETECTIONS]
+        is_right, is_ignored = _judge(found.boxes.numpy()[mine[best]], annotation.boxes[ours], difficult)
+        scores.append(all_scores[best])
+        rights.append(is_right)
+        ignored.append(is_ignored)
+    images = np.repeat(np.arange(len(pairs)), np.array([len(one) for one in scores[1:]], dtype=np.int64))
+    joined = np.concatenate(scores)
+    order = np.argsort(-joined, kind="stable")
+    is_right, is_ignored = np.concatenate(rights)[order], np.concatenate(ignored)[order]
+    return ClassCurve(joined[order], is_right, is_ignored, images[order], n_gt)
+
+
+def _judge(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Right and ignored (D,) bool each, for the boxes of one image and class, best first.
+
+    A box takes the free truth it overlaps most (of equals the last), and only without one it is held against the
+    difficult ones, which are never used up.
+    """
+    is_right, is_ignored = np.zeros(len(boxes), dtype=bool), np.zeros(len(boxes), dtype=bool)
+    overlaps = _overlaps(boxes.astype(np.float64), truths.astype(np.float64), difficult)
+    meets = overlaps >= _MIN_IOU
+    is_free = ~difficult
+    for index in np.flatnonzero(meets.any(axis=1)).tolist():
+        candidates = np.flatnonzero(meets[index] & is_free)
+        if candidates.size:
+            reached = overlaps[index, candidates]
+            is_free[candidates[np.flatnonzero(reached == reached.max())[-1]]] = False
+            is_right[index] = True
+        else:
+            is_ignored[index] = bool((meets[index] & difficult).any())
+    return is_right, is_ignored
+
+
+def _overlaps(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> np.ndarray:
+    """IoU (D, T) of boxes with truths; of difficult truths, the part of the box that lies on them."""
+    corners = np.minimum(boxes[:, None, 2:], truths[None, :, 2:]) - np.maximum(boxes[:, None, :2], truths[None, :, :2])
+    inter = corners.clip(min=0).prod(axis=2)
+    box_area, truth_area = ((one[:, 2:] - one[:, :2]).prod(axis=1) for one in (boxes, truths))
+    union = np.where(difficult[None, :], box_area[:, None], box_area[:, None] + truth_area[None, :] - inter)
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+
+
+def _weighted_ap(curve: ClassCurve, weights: Float64[np.ndarray, "S I"]) -> Float64[np.ndarray, " S"]:
+    """AP50 under each set of weights, NaN without ground truth.
+
+    Recall rises and precision peaks at right detections alone, so the curve is taken at these P points.
+    """
+    truths = weights @ curve.n_gt.astype(np.float64)
+    hits = weights[:, curve.images[curve.is_right]].cumsum(axis=1)  # (S, P)
+    seen = weights @ _seen(curve, weights.shape[1])
+    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    recall = np.divide(hits, truths[:, None], out=np.zeros_like(hits), where=truths[:, None] > 0)
+    levels = np.searchsorted(_RECALLS, recall, side="right")  # recall points reached so far
+    total = (np.diff(levels, axis=1, prepend=0) * envelope).sum(axis=1)
+    return np.where(truths > 0, total / len(_RECALLS), np.nan)
+
+
+def _seen(curve: ClassCurve, num_images: int) -> Float64[np.ndarray, "I P"]:
+    """How many detections of each image are right or wrong up to each right one."""
+    ranks = np.flatnonzero(curve.is_right)
+    seen = np.zeros((num_images, len(ranks) + 1))  # the last column: behind the last right one
+    counted = np.flatnonzero(~curve.is_ignored)
+    np.add.at(seen, (curve.images[counted], np.searchsorted(ranks, counted)), 1)
+    return seen[:, :-1].cumsum(axis=1)
+
+
+def _statistic(name: str, ap50: Float64[np.ndarray, "S C"], is_base: Bool[np.ndarray, " C"]) -> np.ndarray:
+    """(S,), NaN where a group that it needs has no class with ground truth."""
+    if name != "harmonic":
+        members = {"base": is_base, "novel": ~is_base, "all": np.ones_like(is_base)}
+        return _mean(ap50[:, members[name]])
+    base, novel = _mean(ap50[:, is_base]), _mean(ap50[:, ~is_base])
+    total = base + novel
+    return np.divide(2 * base * novel, total, out=total.copy(), where=total != 0)  # where it is 0, so is the mean
+
+
+def _mean(ap50: np.ndarray) -> np.ndarray:
+    """Mean of each row over what is not NaN; NaN when nothing is left."""
+    known = ~np.isnan(ap50)
+    count = known.sum(axis=1)
+    return np.divide(np.where(known, ap50, 0).sum(axis=1), count, out=np.full(len(ap50), np.nan), where=count > 0)
+
+
+def _percentiles(observed: float, resampled: np.ndarray) -> Interval:
+    known = resampled[~np.isnan(resampled)]
+    if math.isnan(observed):
+        return Interval(None, None, None)
+    if known.size == 0:
+        return Interval(observed, None, None)
+    low, high = np.percentile(known, _LIMITS).tolist()
+    return Interval(observed, low, high)
+
+
+def _stop_unless_paired(runs_a: Sequence[Curves], runs_b: Sequence[Curves], is_base: Sequence[bool]) -> None:
+    if len(runs_a) != len(runs_b) or len(runs_a) == 0:
+        raise ValueError(f"{len(runs_a)} runs of one method, {len(runs_b)} of the other: give pairs, at least one")
+    first = runs_a[0]
+    if len(is_base) != len(first.class_names):
+        raise ValueError(f"is_base says {len(is_base)} classes, the runs have {len(first.class_names)}")
+    for other in (*runs_a, *runs_b):
+        is_same = (other.class_names, other.image_ids) == (first.class_names, first.image_ids)
+        truths = zip(first.per_class, other.per_class, strict=True) if is_same else ()
+        if not is_same or not all(np.array_equal(one.n_gt, two.n_gt) for one, two in truths):
+            raise ValueError("the runs were evaluated on other images or classes, or on other ground truth")

@@ -1,0 +1,133 @@
+"""Several ways to learn new classes, side by side: base and novel classes, what was forgotten, and how sure that is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dl.annotations import Annotation
+from eval.bootstrap import Curves, Interval, class_curves, harmonic_bootstrap, mean_interval
+from eval.confusion import GroupConfusion, group_confusion
+from eval.groups import Groups, forgetting, group_ap
+from eval.metrics import coco_ap
+from eval.predictor import Detections
+from ops.text import align_columns
+
+COLUMNS = ("base", "novel", "all", "harmonic")
+
+
+class Measured(NamedTuple):
+    """One trained network on the test split."""
+
+    groups: Groups
+    confusion: GroupConfusion
+    curves: Curves
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to learn: its runs, one a draw of the small split."""
+
+    name: str
+    what: str  # in a few words
+    runs: tuple[Measured, ...]
+
+    def values(self, group: str, figure: str = "ap50") -> list[float]:
+        """The figure of every run that has one."""
+        found = (getattr(getattr(run.groups, group), figure) for run in self.runs)
+        return [value for value in found if value is not None]
+
+
+def measure(
+    annotations: Sequence[Annotation],
+    detections: Sequence[Detections],
+    class_names: Sequence[str],
+    base: Sequence[str],
+    score_threshold: float,
+) -> Measured:
+    """COCO's AP by groups, which group is taken for which (above `score_threshold`), and what intervals need."""
+    return Measured(
+        group_ap(coco_ap(annotations, detections, class_names), base),
+        group_confusion(annotations, detections, [name in base for name in class_names], score_threshold),
+        class_curves(annotations, detections, class_names),
+    )
+
+
+def comparison(ways: Sequence[Way], ours: str, others: Sequence[str], is_base: Sequence[bool]) -> dict[str, Any]:
+    """How much higher `ours` is than each of the others with as many runs, AP50, with its 95 % interval."""
+    by_name = {way.name: way for way in ways}
+    if ours not in by_name:
+        return {}
+    pairs = [by_name[name] for name in others if name in by_name]
+    curves = [run.curves for run in by_name[ours].runs]
+    return {
+        way.name: {
+            group: harmonic_bootstrap(curves, [run.curves for run in way.runs], is_base, statistic=group)
+            for group in ("harmonic", "base", "novel")
+        }
+        for way in pairs
+        if len(way.runs) == len(curves)
+    }
+
+
+def increment_table(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any], ours: str) -> str:
+    """AP50 in per cent, a row each; a mean of several draws with half the width of its 95 % interval."""
+    rows = [["", *COLUMNS, "lost", "kept", "novel taken for base", "harmonic AP50-95"]]
+    rows += [_row(way, teacher) for way in (teacher, *ways)]
+    lines = align_columns(rows)
+    for name, groups in compared.items():
+        figures = ", ".join(f"{group} {_difference(interval)}" for group, interval in groups.items())
+        lines.append(f"{ours} - {name}: {figures}")
+    lines += [f"{way.name}: {way.what}" for way in (teacher, *ways)]
+    return "\n".join(lines)
+
+
+def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as plain values, run by run."""
+    return {
+        "ways": {
+            way.name: {
+                "what": way.what,
+                "runs": [{"groups": run.groups.to_dict(), "confusion": run.confusion.to_dict()} for run in way.runs],
+            }
+            for way in (teacher, *ways)
+        },
+        "differences": {
+            name: {group: interval._asdict() for group, interval in groups.items()} for name, groups in compared.items()
+        },
+    }
+
+
+def points_of(ways: Sequence[Way]) -> dict[str, list[tuple[float, float]]]:
+    """Base and novel AP50 of every run, for `eval.plots.plot_base_novel`."""
+    return {way.name: list(zip(way.values("base"), way.values("novel"), strict=True)) for way in ways}
+
+
+def _row(way: Way, teacher: Way) -> list[str]:
+    lost = [forgetting(teacher.runs[0].groups, run.groups, ()) for run in way.runs]
+    taken = [run.confusion.novel.shares()["as_other_group"] for run in way.runs]
+    return [
+        way.name,
+        *(_figure(mean_interval([100 * value for value in way.values(group)])) for group in COLUMNS),
+        _mean([one.points_ap50 for one in lost]),
+        _mean([one.kept_ap50 for one in lost], " %"),
+        _mean([None if share is None else 100 * share for share in taken], " %"),
+        _figure(mean_interval([100 * value for value in way.values("harmonic", "ap50_95")])),
+    ]
+
+
+def _figure(interval: Interval) -> str:
+    if interval.mean is None:
+        return "-"
+    half = "" if interval.high is None else f" +- {interval.high - interval.mean:.1f}"
+    return f"{interval.mean:.1f}{half}"
+
+
+def _mean(values: Sequence[float | None], unit: str = "") -> str:
+    present = [value for value in values if value is not None]
+    return f"{sum(present) / len(present):.1f}{unit}" if present else "-"
+
+
+def _difference(interval: Interval) -> str:
+    if interval.mean is None or interval.low is None or interval.high is None:
+        return "-"
+    return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"

@@ -1,0 +1,100 @@
+"""Labels alone, or with a teacher: how strong it is, when it is asked, and that a student's run goes on exactly."""
+
+import math
+
+import pytest
+import torch
+
+from train.checkpoint import load_checkpoint
+from train.objective import Detecting, Distilling, distil_strength
+from train.trainer import Trainer
+
+
+@pytest.fixture
+def teacher(squares_config):
+    return str(Trainer(squares_config("teacher", maxEpoch=1)).run().path)
+
+
+def test_all_epochs_count_alike_unless_told_otherwise():
+    assert [distil_strength(epoch, (), 3, "constant") for epoch in range(3)] == [1, 1, 1]
+    assert [distil_strength(epoch, (0, 1), 4, "constant") for epoch in range(4)] == [1, 1, 0, 0]
+
+
+def test_a_cosine_goes_down_over_the_epochs_that_are_distilled():
+    strengths = [distil_strength(epoch, (), 4, "cosine") for epoch in range(4)]
+    assert strengths == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
+    assert [distil_strength(epoch, (1, 2), 4, "cosine") for epoch in range(4)] == pytest.approx([0, 1, 0.5, 0])
+
+
+def test_a_plain_run_has_no_teacher(squares_config):
+    trainer = Trainer(squares_config())
+    assert isinstance(trainer.objective, Detecting)
+    assert trainer.objective.learned == ()
+
+
+def test_the_teacher_is_asked_only_in_its_epochs(squares_config, teacher, monkeypatch):
+    mcfg = squares_config(
+        "student", modelName="distillation", teacherModelFile=teacher, distilEpochs=[1], maxEpoch=3, mosaic=0.0
+    )
+    trainer = Trainer(mcfg)
+    assert isinstance(trainer.objective, Distilling)
+    asked = []
+    ask = type(trainer.objective.teacher).__call__
+    monkeypatch.setattr(
+        type(trainer.objective.teacher),
+        "__call__",
+        lambda self, images: asked.append(trainer.epoch) or ask(self, images),
+    )
+    trainer.run()
+    assert set(asked) == {1} and len(asked) == 3  # eight images, three a batch
+    assert ["cwd" in row for row in trainer.history] == [False, True, False]
+
+
+def test_a_student_that_was_stopped_goes_on_exactly(squares_config, teacher, tmp_path):
+    """With projectors, which are trained and saved beside it: the teacher here is of another phase."""
+    from model import YoloModel
+
+    class Stopped(Exception):
+        pass
+
+    torch.manual_seed(0)
+    torch.save(YoloModel("small", 2).state_dict(), tmp_path / "small.pth")
+    fields = {"modelName": "distillation", "teacherModelFile": str(tmp_path / "small.pth"), "maxEpoch": 4}
+    whole = Trainer(squares_config("whole", **fields)).run()
+    trainer = Trainer(squares_config("parts", **fields))
+    save = trainer.save
+
+    def save_and_stop(epoch, row):
+        save(epoch, row)
+        if epoch == 1:
+            raise Stopped
+
+    trainer.save = save_and_stop
+    with pytest.raises(Stopped):
+        trainer.run()
+    parts = Trainer(squares_config("parts", **fields)).run()
+    one, other = load_checkpoint(whole.last), load_checkpoint(parts.last)
+    assert one["learned"] and one["learned"][0].keys() == other["learned"][0].keys()
+    for mine, theirs in ((one["model"], other["model"]), (one["learned"][0], other["learned"][0])):
+        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+
+
+def test_a_student_keeps_nearer_to_its_teacher(squares_config, teacher):
+    """Fine-tuned on one class, the scores of the other fade; the teacher holds them."""
+    start = {"checkpointModelFile": teacher, "maxEpoch": 3, "trainSelectedClasses": ["red"], "seed": 1}
+    plain = Trainer(squares_config("plain", **start))
+    student = Trainer(
+        squares_config(
+            "student", modelName="distillation", teacherModelFile=teacher, distilLossWeights=[1, 1, 50], **start
+        )
+    )
+    images = torch.rand(2, 3, 64, 64)
+    told = student.objective.teacher(images)
+    apart = []
+    for trainer in (plain, student):
+        trainer.run()
+        with torch.no_grad():
+            raw_maps = trainer.model.eval()(images)
+        pairs = zip(raw_maps, told.raw_maps, strict=True)
+        apart.append(sum((ours[:, 65] - theirs[:, 65]).abs().mean().item() for ours, theirs in pairs))
+    assert apart[1] < apart[0]

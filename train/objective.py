@@ -1,0 +1,118 @@
+"""What one batch teaches the network: detection alone, or with a teacher beside it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from config.errors import UserError
+from config.mconfig import ModelConfig
+from model import YoloModel
+from ops.batch import Batch
+from train.distilloss import DistillationLoss, DistilWeights, Told
+from train.loss import DetectionLoss, LossResult
+from train.pseudo import PseudoLabels
+from train.teacher import Teacher
+
+DETECTION_PARTS = ("box", "cls", "dfl")
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What stepper and trainer ask: forward and loss of one batch, under the stepper's autocast."""
+
+    parts: tuple[str, ...]  # names of the loss's parts; those of a teacher only come in the epochs in which it teaches
+    learned: tuple[nn.Module, ...]  # what is trained beside the network and is no part of it
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __call__(self, model: Any, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult: ...
+
+
+class Detecting:
+    """The detection loss of the labels."""
+
+    parts: tuple[str, ...] = DETECTION_PARTS
+    learned: tuple[nn.Module, ...] = ()
+
+    def __init__(self, loss: DetectionLoss):
+        self.loss = loss
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch is as the others."""
+
+    def __call__(self, model: nn.Module, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
+        return self.loss(model(images), batch)
+
+
+class Distilling:
+    """The labels, and a teacher that looks at the same images. What it adds follows `strength`, epoch by epoch."""
+
+    def __init__(
+        self,
+        loss: DistillationLoss,
+        teacher: Teacher,
+        strength: Callable[[int], float] = lambda epoch: 1.0,
+        pseudo_labels: PseudoLabels | None = None,
+    ):
+        self.loss, self.teacher, self.pseudo_labels = loss, teacher, pseudo_labels
+        self.learned: tuple[nn.Module, ...] = (loss,)
+        self.parts: tuple[str, ...] = DETECTION_PARTS + loss.lessons
+        self._strength_of = strength
+        self.set_epoch(0)
+
+    @classmethod
+    def from_config(cls, mcfg: ModelConfig, model: YoloModel, precision: torch.dtype) -> "Distilling":
+        """Teacher and losses of a student's config, on the device of `model`."""
+        device = next(model.parameters()).device
+        teacher = Teacher.from_config(mcfg, device, precision)
+        if teacher.reg_max != model.reg_max:
+            raise UserError(
+                f"regMax={model.reg_max}: the teacher has {teacher.reg_max} bins a side; set regMax={teacher.reg_max}"
+            )
+        weights = DistilWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
+        widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
+        detection = DetectionLoss.from_config(mcfg, model)
+        known = teacher.known
+        with torch.random.fork_rng(devices=[]):  # the projectors are drawn from the seed, and nothing else moves
+            torch.manual_seed(mcfg.seed)
+            loss = DistillationLoss(
+                detection, known.student, known.teacher, weights, widths, mcfg.responseMode, mcfg.temperature
+            )
+        pseudo = PseudoLabels.from_config(mcfg, known, model) if mcfg.unlabelledClasses == "pseudo" else None
+
+        def strength(epoch: int) -> float:
+            return distil_strength(epoch, mcfg.distilEpochs, mcfg.maxEpoch, mcfg.distilSchedule)
+
+        return cls(loss.to(device), teacher, strength, pseudo)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.strength = self._strength_of(epoch)
+
+    def __call__(self, model: YoloModel, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
+        is_asked = self.strength > 0 or self.pseudo_labels is not None
+        teacher = self.teacher(images) if is_asked else None
+        if teacher is not None and self.pseudo_labels is not None:
+            batch = self.pseudo_labels(batch, teacher.raw_maps)
+        student = Told(*model.forward_features(images))
+        return self.loss(student, teacher if self.strength > 0 else None, batch, self.strength)
+
+
+def build_objective(mcfg: ModelConfig, model: YoloModel, precision: torch.dtype) -> Detecting | Distilling:
+    """What a config trains `model` for; a teacher is read from its file. Raises `UserError` when it does not fit."""
+    if mcfg.modelName == "distillation":
+        return Distilling.from_config(mcfg, model, precision)
+    return Detecting(DetectionLoss.from_config(mcfg, model))
+
+
+def distil_strength(epoch: int, epochs: Sequence[int], max_epoch: int, schedule: str) -> float:
+    """0 to 1: how much the teacher adds in an epoch. `epochs`: those in which it does, none: all up to `max_epoch`."""
+    taught = sorted(epochs) or list(range(max_epoch))
+    if epoch not in taught:
+        return 0.0
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * taught.index(epoch) / len(taught))) / 2
