@@ -8,6 +8,7 @@ TAGS = {
     "teacher": "the labels of A1 to A10 only",
     "distillation": "a student that starts from the teacher and learns A11 to A20 on the small split",
     "backbone": "start from official backbone weights, frozen for five epochs; `mars.py backbone FILE.pt` makes them",
+    "assignment": "distillation with the assignment's own losses and five frozen epochs",
     "ema": "evaluate and save the moving average of the weights",
 }
 
@@ -42,6 +43,16 @@ def mcfg(tags):
         mcfg.maxEpoch = 100
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
+
+    if "assignment" in tags:
+        if "distillation" not in tags:
+            raise UserError("c1: assignment is a way to distil; add the tag distillation, or leave it out")
+        mcfg.distilFeatures = ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
+        mcfg.distilLossWeights = (1.0, 0.2, 0.01)
+        mcfg.boxResponseWeight = 0.0
+        mcfg.responseMode = "seed"
+        mcfg.temperature = 2.0
+        mcfg.backboneFreezeEpochs = range(5)
 
     if "backbone" in tags:
         if "distillation" in tags:

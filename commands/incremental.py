@@ -12,15 +12,18 @@ from commands.setup import check, find_data, load
 from commands.training import train
 from config.errors import UserError
 from config.fields import nearest
+from config.frozen import FrozenDict
 from config.load import DEFAULT_CFGNAME
-from config.mconfig import ModelConfig, base_names
+from config.mconfig import ModelConfig, base_names, field_alters, field_names
 from dl.annotations import Annotation
+from dl.check import CheckedData
 from dl.splits import find_split
 from eval.increments import Measured, Way, comparison, increment_table, increments_dict, measure, points_of
 from eval.plots import plot_base_novel
 from eval.results import read_results
 from ops.files import write_whole
 from ops.log import RESULT, forget_log
+from train.checkpoint import load_checkpoint
 from train.runfolder import RunFolder
 from train.start import weights_at
 
@@ -29,7 +32,7 @@ log = logging.getLogger("mars")
 STUDENT = "distillation"
 ALL_MAPS = ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
 REPLAYED = 50  # images, where a way replays and the recipe does not say how many
-FOUND = ("annotationFormat", "imageDir", "annotationDir", "classList", "subsetMap")  # what is found out once a draw
+TRAINING = ("training", "schedule")  # what a field alters that joint training has in common with its teacher
 
 _NO_TEACHER = {"modelName": "base"}
 _AS_ASSIGNED = {
@@ -47,16 +50,21 @@ class Plan(NamedTuple):
 
 def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
     """The ways to learn. `novel_only`: the classes that the small split labels; empty: all of them."""
+    no_replay = {"replayImages": 0}  # however many the others show again
     seen = {"trainSelectedClasses": tuple(novel_only), "distilSelectedClasses": tuple(novel_only)} if novel_only else {}
     masked = {"unlabelledClasses": "mask"} if novel_only else {}
     ways = {
-        "finetune": Plan("trained on the small split, from the teacher's weights", {**_NO_TEACHER, **seen}),
-        "assignment": Plan("the assignment's losses: softmax over classes, eight maps", {**_AS_ASSIGNED, **seen}),
+        "finetune": Plan(
+            "trained on the small split, from the teacher's weights", {**_NO_TEACHER, **no_replay, **seen}
+        ),
+        "assignment": Plan(
+            "the assignment's losses: softmax over classes, eight maps", {**_AS_ASSIGNED, **no_replay, **seen}
+        ),
         "replay": Plan(
             f"as finetune, with {replayed} images of the base classes",
             {**_NO_TEACHER, "replayImages": replayed, **seen},
         ),
-        STUDENT: Plan("the recipe's student", {**seen, **masked}),
+        STUDENT: Plan("the recipe's student", {**no_replay, **seen, **masked}),
         "both": Plan(
             f"the recipe's student, with {replayed} images of the base classes",
             {"replayImages": replayed, **seen, **masked},
@@ -64,9 +72,9 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
         "joint": Plan("every label of every training image, from where the teacher began", {}),
     }
     if novel_only:
-        ways["masked"] = Plan("as finetune, old classes learn nothing", {**_NO_TEACHER, **seen, **masked})
+        ways["masked"] = Plan("as finetune, old classes learn nothing", {**_NO_TEACHER, **no_replay, **seen, **masked})
         ways["pseudo"] = Plan("the recipe's student, old objects labelled by the teacher", {
-            **seen, "unlabelledClasses": "pseudo"
+            **no_replay, **seen, "unlabelledClasses": "pseudo"
         })  # fmt: skip
     return ways
 
@@ -76,19 +84,20 @@ def incremental(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     study = Study(args, settings)
     study.train_teacher()
     ways = {name: [study.learn(name, draw) for draw in study.draws_of(name)] for name in study.wanted}
-    study.write(ways)
+    log.log(RESULT, "\n%s", study.write(ways))
 
 
 class Study:
     """One comparison: its runs are folders of their own below ROOT, so that it goes on where it was stopped."""
 
-    def __init__(self, args: argparse.Namespace, settings: dict[str, Any]):
+    def __init__(self, args: argparse.Namespace, settings: dict[str, Any], of_teacher: dict[str, Any] | None = None):
+        """`settings` are those of every run, `of_teacher` those of the teacher and of joint training instead."""
         self.args, self.settings = args, settings
         cfgname = args.cfgname or DEFAULT_CFGNAME.rpartition(".")[0]
-        self.prefix = load(self._stage(cfgname), settings).runName if args.name is None else args.name
+        self.prefix = load(self._stage(cfgname, args.name), settings).runName
         self.teacher_stage, self.student_stage = (self._stage(f"{cfgname}.{tag}") for tag in ("teacher", STUDENT))
-        teacher = load(self.teacher_stage, settings)
-        self.teacher = find_data(self.teacher_stage, teacher, settings)
+        of_teacher = {**(settings if of_teacher is None else of_teacher), "replayImages": 0}
+        self.teacher = find_data(self.teacher_stage, load(self.teacher_stage, of_teacher), of_teacher)
         self.base = base_names(self.teacher)
         if self.base is None:
             raise UserError(
@@ -96,89 +105,115 @@ class Study:
             )
         self.class_list = tuple(self.teacher.classList or ())
         novel = tuple(name for name in self.class_list if name not in self.base)
-        self.plans = plans(settings.get("replayImages") or REPLAYED, novel if args.novel_only else ())
+        student = load(self.student_stage, {**settings, **self._teachers_weights()})
+        self.plans = plans(student.replayImages or REPLAYED, novel if args.novel_only else ())
         self.wanted = self._wanted(args.ways)
-        self.has_own_small = find_split("small", self.teacher.subsetMap) is not None and "smallShots" not in settings
-        self._test: list[Annotation] | None = None
+        self._refuse_equal_draws(student)
+        self._annotations: dict[str, list[Annotation]] = {}
 
-    def _stage(self, cfgname: str) -> argparse.Namespace:
-        return argparse.Namespace(**{**vars(self.args), "cfgname": cfgname, "name": None, "nobuf": False})
+    def _stage(self, cfgname: str, name: str | None = None) -> argparse.Namespace:
+        return argparse.Namespace(**{**vars(self.args), "cfgname": cfgname, "name": name, "nobuf": False})
 
     def _wanted(self, text: str | None) -> list[str]:
         names = text.split(",") if text else list(self.plans)
         for name in names:
             if name not in self.plans:
-                raise UserError(
-                    f"--ways {name}: no such way{nearest(name, self.plans)}; there are {', '.join(self.plans)}"
-                )
+                is_later = name in plans(REPLAYED, self.class_list)
+                fault = "only with --novel-only" if is_later else f"no such way{nearest(name, self.plans)}"
+                raise UserError(f"--ways {name}: {fault}; there are {', '.join(self.plans)}")
         return names
+
+    def _refuse_equal_draws(self, student: ModelConfig) -> None:
+        """Several draws are asked for, but every one would be the same split."""
+        name = student.trainSplitName
+        is_own = find_split(name, self.teacher.subsetMap) is not None
+        is_asked = student.smallShots is not None and "small" not in self.settings.get("subsetMap", ())
+        if self.args.draws > 1 and is_own and not (name == "small" and is_asked):
+            raise UserError(
+                f"--draws {self.args.draws}: the data set has a split '{name}' of its own; leave it out, or draw "
+                "others with --set smallShots=10"
+            )
 
     def draws_of(self, name: str) -> range:
         """The draws of the small split that a way is trained on: joint training reads none of it."""
-        if name == "joint":
-            return range(1)
-        if self.has_own_small and self.args.draws > 1:
-            raise UserError(
-                f"--draws {self.args.draws}: the data set has a split 'small' of its own; leave it out, or draw "
-                "others with --set smallShots=10"
-            )
-        return range(self.args.draws)
+        return range(1 if name == "joint" else self.args.draws)
 
     def train_teacher(self) -> None:
-        """A teacher that has weights is taken as it is."""
-        if weights_at(self.teacher.run_dir).is_file():
-            log.info("teacher: %s is taken as it is", self.teacher.run_dir)
-        else:
-            self._train(self.teacher)
+        """A teacher that is trained is taken as it is; one that was stopped on the way goes on."""
+        if not weights_at(self.teacher.run_dir).is_file() or self._is_stopped_on_the_way():
+            self._train(self.teacher, self.teacher.testSplitName)
+            return
+        log.info("teacher: %s is taken as it is", self.teacher.run_dir)
+        self._evaluate(self.teacher, self.teacher.testSplitName)  # it may never have been, or on another split
+        forget_log()
 
-    def learn(self, name: str, draw: int) -> Measured:
-        """Train and evaluate one way on one draw of the small split."""
-        mcfg = self._joint() if name == "joint" else self._student(name, draw)
+    def _is_stopped_on_the_way(self) -> bool:
+        last = RunFolder.of(self.teacher).last
+        if not last.exists():  # weights that somebody put there
+            return False
+        checkpoint = load_checkpoint(last)
+        return checkpoint["epoch"] < json.loads(checkpoint["config"])["maxEpoch"]
+
+    def learn(
+        self, name: str, draw: int, changed: Mapping[str, Any] = FrozenDict(), label: str = "", split: str | None = None
+    ) -> Measured:
+        """Train one way on one draw of the small split and evaluate it on `split` (the test split).
+
+        `changed`: settings of this run, above the recipe's and below those of the way; `label` tells its folder apart.
+        """
+        mcfg = self._joint() if name == "joint" else self._student(name, draw, changed, label)
         log.info("%s: %s", mcfg.runName, self.plans[name].what)
-        self._train(mcfg)
-        return self._measured(mcfg)
+        split = split or mcfg.testSplitName
+        self._train(mcfg, split)
+        return self._measured(mcfg, split)
 
-    def _student(self, name: str, draw: int) -> ModelConfig:
-        teacher = str(self.teacher.run_dir)
+    def _student(self, name: str, draw: int, changed: Mapping[str, Any], label: str) -> ModelConfig:
         values = {
-            **self.settings, "teacherModelFile": teacher, "checkpointModelFile": teacher, "pretrained": None,
-            "smallSeed": draw, **self.plans[name].settings, "runName": f"{self.prefix}.{name}-{draw}",
+            **self.settings, **self._teachers_weights(), "smallSeed": self.settings.get("smallSeed", 0) + draw,
+            **changed, **self.plans[name].settings, "runName": f"{self.prefix}.{name}-{label or draw}",
         }  # fmt: skip
         return find_data(self.student_stage, load(self.student_stage, values), values)
 
+    def _teachers_weights(self) -> dict[str, Any]:
+        """What makes it the teacher of a run, and where that starts."""
+        teacher = str(self.teacher.run_dir)
+        return {"teacherModelFile": teacher, "checkpointModelFile": teacher, "pretrained": None}
+
     def _joint(self) -> ModelConfig:
-        """The teacher's training with every label."""
+        """The teacher's training as it was begun, with every label."""
+        begun = RunFolder.of(self.teacher).begun_config() or {}
+        alike = {name: begun[name] for name in field_names() if name in begun and field_alters(name) in TRAINING}
         values = {"trainSelectedClasses": None, "runName": f"{self.prefix}.joint"}
-        return ModelConfig.from_dict({**self._teachers_config(), **values})
+        return self.teacher.with_values(**{**alike, **values})
 
-    def _teachers_config(self) -> dict[str, Any]:
-        begun = RunFolder.of(self.teacher).begun_config()
-        return {**self.teacher.to_dict(), **(begun or {})}
-
-    def _train(self, mcfg: ModelConfig) -> None:
+    def _train(self, mcfg: ModelConfig, split: str) -> None:
         forget_log()
-        data = train(mcfg, self.args.quiet, also=(mcfg.testSplitName,))
-        evaluate(mcfg, mcfg.testSplitName, None, self.args.quiet, data)
+        data = train(mcfg, self.args.quiet, also=(split,))
+        self._evaluate(mcfg, split, data)
         forget_log()
 
-    def _measured(self, mcfg: ModelConfig) -> Measured:
-        test = self._test_split()
-        detections = read_results(mcfg.run_dir / "eval" / "detections.json", [one.image_id for one in test])
-        return measure(test, detections, self.class_list, self.base or (), mcfg.paintConf)
+    def _evaluate(self, mcfg: ModelConfig, split: str, data: CheckedData | None = None) -> None:
+        """On all classes, for they are what is compared."""
+        evaluate(mcfg.with_values(testSelectedClasses=None), split, None, self.args.quiet, data)
 
-    def _test_split(self) -> list[Annotation]:
-        if self._test is None:
-            name = self.teacher.testSplitName
-            self._test = check(self.teacher, [name], RunFolder.of(self.teacher).data_check, self.args.quiet).splits[
-                name
-            ]
-        return self._test
+    def _measured(self, mcfg: ModelConfig, split: str) -> Measured:
+        truth = self._truth(split)
+        detections = read_results(mcfg.run_dir / "eval" / "detections.json", [one.image_id for one in truth])
+        return measure(truth, detections, self.class_list, self.base or (), mcfg.paintConf)
 
-    def write(self, runs: Mapping[str, Sequence[Measured]]) -> None:
-        """Table on the console and in `table.txt`, all figures in `metrics.json`, base against novel in a plot."""
+    def _truth(self, split: str) -> list[Annotation]:
+        if split not in self._annotations:
+            data = check(self.teacher, [split], RunFolder.of(self.teacher).data_check, self.args.quiet)
+            self._annotations.update(data.splits)
+        return self._annotations[split]
+
+    def write(self, runs: Mapping[str, Sequence[Measured]]) -> str:
+        """The table, which is kept in `table.txt` with all figures in `metrics.json`, base against novel in a plot."""
         base = self.base or ()
         teacher = Way(
-            "teacher", f"{self.teacher.runName}, trained on the base classes", (self._measured(self.teacher),)
+            "teacher",
+            f"{self.teacher.runName}, trained on the base classes",
+            (self._measured(self.teacher, self.teacher.testSplitName),),
         )
         ways = [Way(name, self.plans[name].what, tuple(measured)) for name, measured in runs.items()]
         is_base = [name in base for name in self.class_list]
@@ -189,4 +224,5 @@ class Study:
         content = json.dumps(increments_dict(teacher, ways, compared), indent=2)
         write_whole(folder / "metrics.json", content + "\n")
         plot_base_novel(points_of([teacher, *ways]), folder / "base-novel.png")
-        log.log(RESULT, "\n%s\n\n%s", text, folder)
+        log.info("%s", folder)
+        return text

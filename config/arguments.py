@@ -167,6 +167,11 @@ def _refuse_misplaced(args: argparse.Namespace) -> None:
         hint = f", and a training's seed --set seed={args.seed}" if foreign[0] == "seed" else ""
         raise UserError(f"--{foreign[0]}: belongs to split; write python mars.py split DIR --out DIR --shots K{hint}")
     _understand_study(args)
+    if args.mode == "incremental" and args.nobuf:
+        raise UserError(
+            "--nobuf: incremental goes on with the runs that are there; remove those that are to be trained again, "
+            "or give others a --name"
+        )
     if args.mode not in ("pipe", "train") and args.nobuf:
         raise UserError(f"--nobuf: starts a training afresh, and {args.mode} trains nothing; leave it out")
     if args.mode == "predict" and args.split:
@@ -218,7 +223,8 @@ def _understand_draw(args: argparse.Namespace) -> None:
     taken = ("data", "root", "nobuf", "split", "weights", "format", "nms", "draws", "ways", "novel_only")
     if unheard := [name for name in taken if getattr(args, name)]:
         hint = "; --from NAME draws from another split" if unheard[0] == "split" else ""
-        raise UserError(f"--{unheard[0]}: split takes the data set's folder as DIR, and has no use for this{hint}")
+        option = unheard[0].replace("_", "-")
+        raise UserError(f"--{option}: split takes the data set's folder as DIR, and has no use for this{hint}")
     if len(args.paths) != 1:
         raise UserError(
             "split: which data? Write python mars.py split DIR --out DIR --shots K, with one folder of data"

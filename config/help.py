@@ -15,8 +15,7 @@ _MODES = {
     "predict": "detect on files, folders (and all below) and 'patterns'; no data set is needed",
     "export": "write the weights for other programs: --format onnx, torch or ultralytics",
     "backbone": "FILE.pt: write the backbone of these weights as a file to start from",
-    "incremental": "train a teacher, its student and the ways it is measured against: one table (.teacher and "
-    ".distillation alone are trained like any other run)",
+    "incremental": "train a teacher, its student and what they are measured against, for one table",
     "split": "DIR: draw a small part of a data set's training images, and write the lists of all splits",
 }
 
@@ -29,7 +28,7 @@ _OPTIONS = {
     "--nobuf": "start afresh; an older run of that name is kept under another one",
     "--set FIELD=VALUE ...": "change config fields, above recipe and tags: --set maxEpoch=60 inputShape=320",
     "--weights FILE": "eval, predict, export: these weights; classes and input size are those they were trained with",
-    "--out PLACE": "predict, split: folder for results (predict: RUN/predict/NNN); export, backbone: the file to write",
+    "--out PLACE": "predict, split: folder for results (predict: RUN/predict/NNN); export, backbone: file to write",
     "--format FORMAT": "export: onnx, torch (torch.export) or ultralytics (a .pt that it loads)",
     "--nms": "export to onnx: suppression inside, so that detections come out",
     "--shots K": "split: at least K objects of each class; or --share PERCENT of the images",

@@ -53,8 +53,8 @@ def check_data(
     Raises one `UserError` that lists all faults, each with its file: missing or unreadable image or xml, `<size>` that
     disagrees, empty or unknown split, an image in two splits (also in those not asked for; `small`, or the split that
     is trained on, may share with `train`), a class list that knows none of the objects. With badFiles=skip the images
-    with a fault of their own are left out and counted instead. `cache_file` remembers decoded images, so that a second start is quick. `on_image`
-    hears how many images are done, of how many. Prints nothing.
+    with a fault of their own are left out and counted instead. `cache_file` remembers decoded images, so that a second
+    start is quick. `on_image` hears how many images are done, of how many. Prints nothing.
     """
     source = locate(mcfg)
     asked = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}

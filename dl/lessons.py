@@ -36,7 +36,7 @@ def lessons(
     seen = _seen_classes(mcfg)
     shown = _shown(mcfg, split, annotations, seen)
     _refuse_nothing_to_learn(mcfg, split, shown, seen)
-    return shown + _replayed(mcfg, shown, replay_from)
+    return shown + _replayed(mcfg, annotations, replay_from)
 
 
 def _class_list(mcfg: ModelConfig) -> tuple[str, ...]:
@@ -79,13 +79,13 @@ def _marked(
     return [replace(annotation, labelled=mask) for annotation in annotations]
 
 
-def _replayed(mcfg: ModelConfig, shown: Sequence[Annotation], replay_from: Sequence[Annotation]) -> list[Annotation]:
+def _replayed(mcfg: ModelConfig, split: Sequence[Annotation], replay_from: Sequence[Annotation]) -> list[Annotation]:
     """`replayImages` images with the labels of the base classes, as balanced as the images allow."""
-    base = base_names(mcfg)
-    if not mcfg.replayImages or base is None:
+    if not mcfg.replayImages or mcfg.baseClasses is None:
         return []
     class_list = _class_list(mcfg)
-    taken = {one.image_id for one in shown}
+    base = base_names(mcfg.with_values(classList=class_list)) or ()
+    taken = {one.image_id for one in split}
     others = select_classes([one for one in replay_from if one.image_id not in taken], class_list, base, "drop")
     drawn = set(draw_replay(others, [class_list.index(name) for name in base], mcfg.replayImages, mcfg.smallSeed))
     replayed = [one for one in others if one.image_id in drawn]

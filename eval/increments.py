@@ -98,8 +98,12 @@ def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, An
 
 
 def points_of(ways: Sequence[Way]) -> dict[str, list[tuple[float, float]]]:
-    """Base and novel AP50 of every run, for `eval.plots.plot_base_novel`."""
-    return {way.name: list(zip(way.values("base"), way.values("novel"), strict=True)) for way in ways}
+    """Base and novel AP50 of every run that has both, for `eval.plots.plot_base_novel`."""
+    pairs = {way.name: [(run.groups.base.ap50, run.groups.novel.ap50) for run in way.runs] for way in ways}
+    return {
+        name: [(base, novel) for base, novel in of_way if base is not None and novel is not None]
+        for name, of_way in pairs.items()
+    }
 
 
 def _row(way: Way, teacher: Way) -> list[str]:

@@ -151,9 +151,14 @@ def test_nothing_stays_open(run):
     assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("mars").handlers)
 
 
-def test_a_student_is_refused_before_the_data_are_read(tmp_path, capsys):
-    assert mars.main(["train", "c1.nano.distillation", "--root", str(tmp_path)]) == 2
-    assert "its losses are not there yet" in capsys.readouterr().err
+def test_a_student_without_its_teacher_is_refused_before_the_data_are_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dl.check.check_data", None)
+    cfgname = "voc.nano.distillation.batch@2.size@64.workers@0"
+    status, _, err = run("train", "--set", "baseClasses=1", "trainSplitName=train", cfgname=cfgname)
+    place = tmp_path / "voc.nano.teacher-squares"
+    assert (status, err.startswith(f"mars: {place}: no such teacher; train it first: python mars.py voc.")) == (2, True)
+    assert "teacher.batch@2" in err and "teacherModelFile" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_eval_measures_as_the_weights_were_trained(run, folder):

@@ -129,7 +129,7 @@ MUTATIONS = {
         STEPS,
     ),
     "gradients not clipped": Mutation(
-        (Edit("train/step.py", "self.model.parameters(), self.gradient_clip)", "self.model.parameters(), math.inf)"),),
+        (Edit("train/step.py", "self.parameters, self.gradient_clip)", "self.parameters, math.inf)"),),
         OWN_TRAINING,
         STEPS,
     ),

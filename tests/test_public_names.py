@@ -2,15 +2,18 @@
 
 import dataclasses
 import inspect
+from dataclasses import replace
 
 import torch
 
+from config.arguments import MODES
 from config.load import load_config
 from config.mconfig import field_names
 from eval.evaluator import EvalResult, Evaluator
 from model import build_model
 from model.pretrained import LoadReport, load_weights
 from ops.batch import Batch
+from train.distilloss import CWDLoss, DistillationLoss, ResponseLoss
 from train.loss import DetectionLoss, LossResult
 from train.tal import Assignment, TaskAlignedAssigner
 from train.trainer import Trainer
@@ -55,6 +58,12 @@ def test_fields_of_values():
     assert {"matched", "skipped", "missing"} <= {field.name for field in dataclasses.fields(LoadReport)}
 
 
+def test_losses_of_distillation_are_where_they_were_promised():
+    assert parameters(CWDLoss.__call__)[:2] == parameters(ResponseLoss.__call__)[:2] == ["student", "teacher"]
+    assert parameters(DistillationLoss.__init__)[0] == "detection"
+    assert {"incremental", "split", "pipe", "train", "eval", "predict", "export"} <= set(MODES)
+
+
 def test_keys_of_the_metrics_file():
     result = EvalResult(
         split="test", weights="w", images_expected=1, images_evaluated=1, ap_style="coco", settings={}, seconds=0.0,
@@ -64,6 +73,8 @@ def test_keys_of_the_metrics_file():
     keys = {"split", "weights", "images_expected", "images_evaluated", "map50", "map50_95", "per_class", "groups"}
     assert keys <= set(result.to_dict())
     assert set(result.to_dict()["per_class"]["a"]) == {"ap50", "ap50_95", "n_gt"}
+    assert result.to_dict()["groups"] is None
+    assert set(replace(result, base_names=()).to_dict()["groups"]) == {"base", "novel", "all", "harmonic"}
 
 
 def test_from_a_name_to_a_gradient_without_data_on_disk():

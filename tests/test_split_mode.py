@@ -233,7 +233,9 @@ def test_mistakes(voc, run, tmp_path, words, sentence):
 
 
 @pytest.mark.parametrize("word", ["--shots 3", "--share 5", "--seed 1", "--from train"])
-@pytest.mark.parametrize("mode", ["train c1", "eval c1", "predict c1 .", "export c1 --format onnx", "backbone a.pt"])
+@pytest.mark.parametrize(
+    "mode", ["train c1", "eval c1", "predict c1 .", "export c1 --format onnx", "backbone a.pt", "incremental c1"]
+)
 def test_no_other_mode_takes_its_options(capsys, mode, word):
     status = mars.main([*mode.split(), *word.split()])
     refused((status, *capsys.readouterr()), f"{word.split()[0]}: belongs to split", "python mars.py split DIR")

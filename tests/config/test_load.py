@@ -247,7 +247,7 @@ def test_a_tag_that_only_a_short_circuit_left_unasked_is_known():
 
 def test_an_unknown_tag_is_found_beside_known_ones():
     assert "tag 'emma': unknown (did you mean 'ema'?)" in refused("c1.nano.full.emma")
-    assert "c1 knows full, teacher, distillation, backbone, ema;" in refused("c1.nano.full.emma")
+    assert "c1 knows full, teacher, distillation, backbone, assignment, ema;" in refused("c1.nano.full.emma")
     assert "did you mean 'nano'" in refused("c1.Nano")
 
 
@@ -343,6 +343,14 @@ def test_bad_cfgnames(cfgname, words):
         ({"imageDir": ""}, ["imageDir=''", "must not be empty"]),
         ({"scoreThreshold": 2}, ["scoreThreshold=2.0", "between 0 and 1"]),
         ({"subsetMap": {"train": 3}}, ["subsetMap=", "dictionary"]),
+        ({"baseClasses": True}, ["baseClasses=True", "a whole number or a list of names or none"]),
+        ({"baseClasses": 20}, ["baseClasses: leaves no class of 20 novel", "name fewer"]),
+        ({"baseClasses": 21}, ["baseClasses: leaves no class of 20 novel", "name fewer"]),
+        ({"baseClasses": [f"A{n}" for n in range(1, 21)]}, ["leaves no class of 20 novel"]),
+        ({"baseClasses": ["A1", "a2"]}, ["baseClasses=a2: not in classList", "did you mean 'A2'"]),
+        ({"replayImages": 5}, ["replayImages=5", "--set baseClasses=NAMES"]),
+        ({"unlabelledClasses": "pseudo"}, ["unlabelledClasses=pseudo", "modelName=base has none", "take mask"]),
+        ({"distilSelectedClasses": ["B1"]}, ["distilSelectedClasses=B1", "not in classList", "A20"]),
     ],
 )
 def test_bad_overrides(overrides, words):

@@ -1,32 +1,40 @@
 """Every recipe that ships, with every tag: it loads, and there are as many as we think."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from config.errors import UserError
 from config.load import load_config
-from config.mconfig import PHASES
+from config.mconfig import PHASES, base_names
 from config.recipes import RECIPE_DIR, _import, _questions, describe_recipes
+from train.start import weights_at
+from train.teacher import teacher_file
 
-STAGES = {"c1": ["", ".full", ".teacher", ".distillation"], "demo": ["", ".full"], "voc": ["", ".full"]}
-VARIANTS = {"c1": ["ema", "backbone"], "demo": ["assignment"], "voc": ["assignment", "pretrained"]}
+ALL_STAGES = ["", ".full", ".teacher", ".distillation"]
+STAGES = {"c1": ALL_STAGES, "demo": ALL_STAGES, "voc": ALL_STAGES}
+VARIANTS = {"c1": ["ema", "backbone", "assignment"], "demo": ["assignment"], "voc": ["assignment", "pretrained"]}
 CFGNAMES = [
     f"{recipe}.{phase}{stage}{variant}"
     for recipe, stages in STAGES.items()
     for phase, stage, variant in itertools.product(PHASES, stages, ["", *(f".{tag}" for tag in VARIANTS[recipe])])
-    if (stage, variant) != (".distillation", ".backbone")  # refused: a student starts from its teacher
+    if stage != ".distillation" or variant not in (".backbone", ".pretrained")  # refused: it starts from its teacher
+    if recipe != "c1" or stage == ".distillation" or variant != ".assignment"  # of c1, only distillation differs
 ]
+# voc knows no classes: its user says which of them are base
+GROUPS = {"overrides": {"classList": ["ant", "bee", "cat"], "baseClasses": 2}}
 
 
 def test_there_are_as_many_as_we_think():
     assert [recipe.name for recipe in describe_recipes()] == sorted(STAGES)
-    assert len(CFGNAMES) == len(set(CFGNAMES)) == 105
+    assert len(CFGNAMES) == len(set(CFGNAMES)) == 155
 
 
 @pytest.mark.parametrize("cfgname", CFGNAMES)
 def test_every_shipped_recipe_and_tag_loads(cfgname, tmp_path):
-    mcfg = load_config(cfgname, root=tmp_path, data=tmp_path / "data")
+    groups = GROUPS if cfgname.startswith("voc.") and {"teacher", "distillation"} & set(cfgname.split(".")) else {}
+    mcfg = load_config(cfgname, root=tmp_path, data=tmp_path / "data", **groups)
     assert mcfg.is_frozen
     assert mcfg.phase in cfgname.split(".")
     is_modern = not cfgname.startswith("c1.") and not cfgname.endswith(".assignment")
@@ -48,11 +56,62 @@ def test_a_recipe_declares_what_it_asks_and_says_what_it_is(recipe):
 def test_the_student_of_c1_finds_its_teacher_below_root(tmp_path):
     student = load_config("c1.extended.distillation", root=tmp_path)
     teacher = load_config("c1.extended.teacher", root=tmp_path)
-    best = str(teacher.run_dir / "weights" / "best.pth")
-    assert (student.teacherModelFile, student.checkpointModelFile) == (best, best)
-    assert student.teacherClassIndexes == tuple(range(10))
-    assert teacher.trainSelectedClasses == tuple(student.classList[:10])
+    assert (student.teacherModelFile, student.checkpointModelFile) == (str(teacher.run_dir), str(teacher.run_dir))
+    assert teacher.trainSelectedClasses == teacher.baseClasses == student.baseClasses == tuple(student.classList[:10])
     assert (student.trainSplitName, student.epochValidation) == ("small", False)
+    assert (student.trainSelectedClasses, student.distilSelectedClasses) == (None, None)
+
+
+def test_of_the_teachers_run_the_best_weights_are_taken_else_the_last(tmp_path):
+    student = load_config("c1.nano.distillation", root=tmp_path)
+    weights = tmp_path / "c1.nano.teacher" / "weights"
+    with pytest.raises(UserError, match=rf"{weights.parent}: no such teacher.*python mars.py c1.nano.teacher"):
+        teacher_file(student)
+    weights.mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{weights}/best.pth: no such teacher"):
+        teacher_file(student)
+    for name in ("last", "best"):
+        (weights / f"{name}.pth").touch()
+        assert teacher_file(student) == weights_at(Path(student.checkpointModelFile)) == weights / f"{name}.pth"
+
+
+@pytest.mark.parametrize("recipe", ["demo", "voc"])
+def test_student_and_teacher_of_demo_and_voc_fit(tmp_path, recipe):
+    groups = GROUPS if recipe == "voc" else {}
+    stages = ("teacher", "distillation")
+    teacher, student = (
+        load_config(f"{recipe}.nano.{it}", root=tmp_path, data=tmp_path / "x", **groups) for it in stages
+    )
+    assert (student.teacherModelFile, student.checkpointModelFile) == (str(teacher.run_dir), str(teacher.run_dir))
+    assert teacher.trainSelectedClasses == base_names(teacher) == base_names(student)
+    assert len(base_names(student)) == (10 if recipe == "demo" else 2)
+    assert (student.trainSplitName, student.epochValidation) == ("small", False)
+    assert (teacher.trainSplitName, teacher.epochValidation) == ("train", True)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distillation"])
+def test_voc_asks_which_classes_are_base(tmp_path, stage):
+    with pytest.raises(UserError, match=r"voc: which classes does the teacher know\? Add --set baseClasses=4"):
+        load_config(f"voc.nano.{stage}", data=tmp_path)
+
+
+@pytest.mark.parametrize("recipe", ["c1", "demo", "voc"])
+def test_stages_are_runs_of_their_own(tmp_path, recipe):
+    for stages in ("full.teacher", "teacher.distillation", "full.distillation"):
+        with pytest.raises(
+            UserError, match=f"{recipe}: full, teacher and distillation are runs of their own; keep one"
+        ):
+            load_config(f"{recipe}.nano.{stages}", data=tmp_path, **GROUPS)
+
+
+def test_the_assignments_way_of_c1_is_a_way_to_distil(tmp_path):
+    student = load_config("c1.nano.distillation.assignment", root=tmp_path)
+    assert (student.responseMode, student.temperature, student.distilLossWeights) == ("seed", 2.0, (1.0, 0.2, 0.01))
+    assert student.distilFeatures == ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
+    assert (student.boxResponseWeight, student.backboneFreezeEpochs) == (0.0, (0, 1, 2, 3, 4))
+    for stage in ("full", "teacher"):
+        with pytest.raises(UserError, match="c1: assignment is a way to distil"):
+            load_config(f"c1.nano.{stage}.assignment", root=tmp_path)
 
 
 def test_c1_looks_for_mar20_below_root_unless_told_otherwise(tmp_path):
@@ -81,6 +140,11 @@ def test_the_second_stage_of_c1_starts_from_a_frozen_backbone(tmp_path):
 def test_voc_starts_from_the_official_weights_of_its_phase(tmp_path):
     mcfg = load_config("voc.extra.pretrained", root=tmp_path, data=tmp_path)
     assert (mcfg.pretrained, mcfg.nominalBatch) == ("yolov8x", 64)
+
+
+def test_a_student_of_voc_starts_from_its_teacher_and_not_from_official_weights(tmp_path):
+    with pytest.raises(UserError, match="one of them, leave the other out"):
+        load_config("voc.nano.distillation.pretrained", root=tmp_path, data=tmp_path / "x", **GROUPS)
 
 
 def test_voc_takes_calmer_steps_from_weights_that_know_something(tmp_path):

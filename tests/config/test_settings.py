@@ -33,6 +33,33 @@ def test_settings_are_read_by_the_fields_type():
 
 
 @pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("baseClasses=4", 4),
+        ("baseClasses=red", ("red",)),
+        ("baseClasses=red, blue", ("red", "blue")),
+        ("baseClasses=10,no", ("10", "no")),
+        ("baseClasses=none", None),
+        ("smallShots=10", 10),
+        ("smallShots=none", None),
+        ("smallSeed=2", 2),
+        ("boxResponseWeight=0.5", 0.5),
+        ("distilFeatures=feat0,C", ("feat0", "C")),
+        ("responseMode=seed", "seed"),
+        ("distilSchedule=cosine", "cosine"),
+        ("distilEpochs=0-2,5", (0, 1, 2, 5)),
+        ("distilSelectedClasses=none", None),
+        ("unlabelledClasses=mask", "mask"),
+        ("pseudoScore=0.3", 0.3),
+        ("replayImages=50", 50),
+    ],
+)
+def test_settings_of_learning_class_after_class(setting, value):
+    (found,) = parse_settings([setting]).values()
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("maxEpoch", ["--set maxEpoch", "FIELD=VALUE"]),
@@ -44,6 +71,22 @@ def test_settings_are_read_by_the_fields_type():
         ("baseLearningRate=nan", ["baseLearningRate=nan", "a number"]),
         ("apStyle=voc", ["apStyle='voc'", "did you mean 'voc07'"]),
         ("subsetMap=train", ["subsetMap=train", "dictionary"]),
+        ("baseClasses=0", ["baseClasses=0", "must be 1 or more"]),
+        ("baseClasses=-1", ["baseClasses=-1", "must be 1 or more"]),
+        ("baseClasses=", ["baseClasses=()", "at least one class"]),
+        ("baseClasses=a,a", ["names a more than once"]),
+        ("smallShots=0", ["smallShots=0", "must be above 0"]),
+        ("smallSeed=none", ["smallSeed=none", "wants a whole number"]),
+        ("smallSeed=-1", ["smallSeed=-1", "must not be negative"]),
+        ("boxResponseWeight=-1", ["boxResponseWeight=-1.0", "must not be negative"]),
+        ("distilFeatures=P3", ["P3 is no map of the network", "feat0, feat1, feat2, feat3, C, X, Y, Z"]),
+        ("distilFeatures=X,X", ["distilFeatures=('X', 'X')", "names a map more than once"]),
+        ("responseMode=sed", ["responseMode='sed'", "binary, seed", "did you mean 'seed'"]),
+        ("distilSchedule=cosin", ["distilSchedule='cosin'", "did you mean 'cosine'"]),
+        ("unlabelledClasses=masked", ["unlabelledClasses='masked'", "background, mask, pseudo", "did you mean 'mask'"]),
+        ("pseudoScore=1.5", ["pseudoScore=1.5", "between 0 and 1"]),
+        ("replayImages=-1", ["replayImages=-1", "must not be negative"]),
+        ("replayImages=few", ["replayImages=few", "whole number"]),
     ],
 )
 def test_bad_settings(setting, words):

@@ -106,6 +106,27 @@ def test_small_may_share_with_train_but_with_nothing_else(three_splits, config):
     assert "splits 'small' and 'test' share" in fault_of(config(three_splits, trainSplitName="small"), ["test"])
 
 
+def test_a_split_that_is_trained_on_may_be_a_part_of_train(three_splits, config):
+    for name, names in (("few", "a\n"), ("mixed", "a\nd\n"), ("leaked", "a\ne\n")):
+        (three_splits / f"splits/{name}.txt").write_text(names)
+    for asked in (["few"], ["few", "train"], ["few", "validation", "test", "train"]):
+        checked = check_data(config(three_splits, trainSplitName="few"), asked)
+        assert [one.image_id for one in checked.splits["few"]] == ["a"]
+    shared = "splits 'mixed' and 'validation' share 1 images"
+    assert shared in fault_of(config(three_splits, trainSplitName="mixed"), ["mixed", "validation"])
+    assert "splits 'leaked' and 'test' share 1 images" in fault_of(
+        config(three_splits, trainSplitName="leaked"), ["leaked"]
+    )
+    assert "splits 'train' and 'few' share" in fault_of(config(three_splits), ["train", "few"]), "not trained on"
+
+
+@pytest.mark.parametrize("role", ["validationSplitName", "testSplitName"])
+def test_what_is_evaluated_is_no_part_of_train_even_when_it_is_trained_on(three_splits, config, role):
+    (three_splits / "splits/few.txt").write_text("a\n")
+    mcfg = config(three_splits, trainSplitName="few", **{role: "few"})
+    assert "splits 'train' and 'few' share 1 images" in fault_of(mcfg, ["train", "few"])
+
+
 @pytest.mark.parametrize(
     ("split", "image", "names"),
     [("test", "a", "train' and 'test"), ("val", "b", "train' and 'val"), ("val", "e", "val' and 'test")],

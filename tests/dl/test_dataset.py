@@ -125,6 +125,31 @@ def test_of_a_mosaic_only_the_unreadable_part_is_missing(plain_colours):
     assert boxes[0] > boxes[1]
 
 
+@pytest.mark.parametrize("ranges", [None, AugmentRanges(), replace(PLAIN, mosaic=0.0)])
+def test_a_sample_of_one_image_has_the_marks_of_it(annotations, ranges):
+    marks = [np.array([True, False]), None, np.array([False, False])]
+    known = [replace(one, labelled=mark) for one, mark in zip(annotations, marks, strict=True)]
+    data = DetectionDataset(known, (64, 64), 0, ranges)
+    for index, mark in enumerate(marks):
+        found = data[(0, index)].labelled
+        assert (found is None) == (mark is None)
+        assert found is None or np.array_equal(found, mark)
+
+
+def test_on_a_mosaic_counts_as_labelled_what_is_so_on_every_tile(plain_colours):
+    marks = [np.array([True, False, True]), None, np.array([True, True, False])]
+    known = [replace(one, labelled=mark) for one, mark in zip(plain_colours, marks, strict=True)]
+    data, seen = DetectionDataset(known, (64, 64), 0, PLAIN), set()
+    for key in [(epoch, index) for epoch in range(5) for index in range(3)]:
+        sample = data[key]
+        tiles = frozenset(channels(sample.image))
+        both = [marks[index] for index in tiles if marks[index] is not None]
+        expected = [all(mark[label] for mark in both) for label in range(3)] if both else None
+        assert (None if sample.labelled is None else sample.labelled.tolist()) == expected, tiles
+        seen.add(tiles)
+    assert len(seen) >= 4 and frozenset({0, 1, 2}) in seen
+
+
 @pytest.mark.parametrize("ranges", [None, AugmentRanges()])
 def test_a_sample_of_one_image_is_left_out_with_it(annotations, ranges):
     annotations[0].image_path.unlink()

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,19 @@ def test_collate_of_images_without_boxes_has_no_columns():
     batch = collate([sample([]), sample([])])
     assert batch.boxes.shape == (2, 0, 4)
     assert batch.labels.shape == batch.valid.shape == (2, 0)
+
+
+def marked(labelled, name="a"):
+    return replace(sample([[1, 2, 3, 4]], name), labelled=None if labelled is None else np.array(labelled))
+
+
+def test_collate_of_marks():
+    assert collate([marked(None), marked(None)]).labelled is None
+    batch = collate([marked([True, False, False]), marked(None), marked([False, False, False])])
+    assert batch.labelled.dtype == torch.bool
+    assert batch.labelled.tolist() == [[True, False, False], [True, True, True], [False, False, False]]
+    assert collate([marked([False, True])]).labelled.tolist() == [[False, True]]
+    assert torch.equal(batch.to("cpu").labelled, batch.labelled)
 
 
 def test_collate_of_nothing():

@@ -1,6 +1,7 @@
 """The loss where no reference is needed: known answers, empty batches, precision, look-outs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +124,96 @@ def test_look_outs_are_free_when_nobody_listens_and_named_when_somebody_does():
     assert {"loss.logits", "loss.pred_boxes", "loss.normaliser", "loss.ciou", "loss.dfl", "loss.box_part"} <= set(names)
 
 
+# Classes that are not labelled on an image
+
+
+def scene(labelled, classes=3, dtype=torch.float32):
+    """Random maps, two images with one object each, of class 0 and of class 1."""
+    random = torch.Generator().manual_seed(2)
+    raw = [torch.randn(2, 64 + classes, n, n, generator=random, dtype=dtype).requires_grad_() for n in (8, 4, 2)]
+    batch = empty_batch(m=1)
+    batch.boxes[:, 0] = torch.tensor([[4.0, 4, 50, 60], [10, 8, 40, 40]])
+    batch.labels[:, 0] = torch.tensor([0, 1])
+    batch.valid[:] = True
+    return raw, replace(batch, labelled=None if labelled is None else torch.tensor(labelled))
+
+
+def class_gradients(labelled):
+    """Gradients of the class logits (B, A, C), and which of them have a target above zero."""
+    raw, batch = scene(labelled)
+    loss, seen = DetectionLoss(3), {}
+    assigner = loss.assigner
+    loss.assigner = lambda *args: seen.setdefault("assigned", assigner(*args))
+    loss(raw, batch).total.backward()
+    gradients = torch.cat([r.grad[:, 64:].flatten(2) for r in raw], dim=2).transpose(1, 2)
+    return gradients, seen["assigned"].target_scores > 0
+
+
+def test_where_all_is_labelled_the_loss_is_the_same_to_the_last_bit():
+    results = []
+    for labelled in (None, [[True] * 3] * 2):
+        raw, batch = scene(labelled)
+        out = DetectionLoss(3)(raw, batch)
+        out.total.backward()
+        results.append([out.total, *out.parts.values(), *(r.grad for r in raw)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_a_class_that_is_not_labelled_learns_no_background_on_that_image():
+    whole, is_target = class_gradients(None)
+    assert (whole != 0).all(), "else there is nothing to see"
+    masked, same_targets = class_gradients([[True, True, False], [False, True, True]])
+    assert torch.equal(is_target, same_targets)
+    speaks = is_target | torch.tensor([[True, True, False], [False, True, True]])[:, None]
+    assert (masked[~speaks] == 0).all()
+    assert torch.equal(masked[speaks], whole[speaks]), "all else is as it was"
+    assert 0 < (~speaks).sum() < speaks.numel()
+
+
+def test_an_object_teaches_its_class_even_where_that_is_not_labelled():
+    whole, is_target = class_gradients(None)
+    masked, _ = class_gradients([[False] * 3] * 2)
+    assert is_target[0, :, 0].any() and is_target[1, :, 1].any()
+    assert torch.equal(masked[is_target], whole[is_target])
+    assert (masked[~is_target] == 0).all()
+
+
+def test_boxes_are_learned_whatever_is_labelled():
+    out, masked = (DetectionLoss(3)(*scene(labelled)) for labelled in (None, [[False] * 3] * 2))
+    assert torch.equal(out.parts["box"], masked.parts["box"]) and torch.equal(out.parts["dfl"], masked.parts["dfl"])
+    assert masked.parts["cls"] < out.parts["cls"]
+
+
+def test_nothing_labelled_and_no_object_teaches_nothing():
+    raw, batch = maps(), replace(empty_batch(), labelled=torch.zeros(2, 3, dtype=torch.bool))
+    out = DetectionLoss(3)(raw, batch)
+    out.total.backward()
+    assert out.total == 0
+    assert all((r.grad == 0).all() for r in raw)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_class_loss_is_that_of_a_slow_twin(seed):
+    labelled = (torch.rand(2, 3, generator=torch.Generator().manual_seed(seed)) < 0.5).tolist()
+    raw, batch = scene(labelled, dtype=torch.float64)
+    loss, seen = DetectionLoss(3, gains=(0.0, 1.0, 0.0)), {}
+    assigner = loss.assigner
+    loss.assigner = lambda *args: seen.setdefault("targets", assigner(*args))
+    total = loss(raw, batch).total.item()
+    targets = seen["targets"].target_scores.tolist()
+    logits = torch.cat([r[:, 64:].flatten(2) for r in raw], dim=2).transpose(1, 2).tolist()
+    expected = mass = 0.0
+    for b, image in enumerate(targets):
+        for a, point in enumerate(image):
+            for c, target in enumerate(point):
+                mass += target
+                if labelled[b][c] or target > 0:
+                    score = 1 / (1 + math.exp(-logits[b][a][c]))
+                    expected -= target * math.log(score) + (1 - target) * math.log(1 - score)
+    assert mass > 1
+    assert total == pytest.approx(expected / mass, rel=1e-6)
+
+
 def test_from_config_takes_what_the_model_has():
     from config.mconfig import ModelConfig
 
@@ -150,9 +241,10 @@ class HostRoundTrips(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("labelled", [None, torch.tensor([[True, False, True], [False, False, True]])])
 @pytest.mark.parametrize("m", [0, 4])
-def test_no_host_round_trip_forwards_or_backwards(m):
-    batch = empty_batch(m=m)
+def test_no_host_round_trip_forwards_or_backwards(m, labelled):
+    batch = replace(empty_batch(m=m), labelled=labelled)
     batch.boxes[:] = torch.tensor([4.0, 4, 50, 60])
     batch.valid[:, :2] = True
     raw, loss = maps(), DetectionLoss(3)

@@ -10,6 +10,7 @@ from eval.evaluator import Evaluator
 from model import build_model
 from model.pretrained import load_weights
 from train.checkpoint import load_checkpoint
+from train.runfolder import RunFolder
 from train.step import TrainingDiverged
 from train.trainer import Trainer
 
@@ -195,9 +196,16 @@ def test_a_plateau_without_validation_goes_by_the_loss(squares_config):
     assert trainer.schedule.best == max(-row["loss"] for row in trainer.history)
 
 
-def test_a_student_is_refused_until_its_losses_exist(squares_config):
-    with pytest.raises(UserError, match="not there yet"):
-        Trainer(squares_config(modelName="distillation", teacherModelFile="x.pth", teacherClassIndexes=[0]))
+def test_a_student_whose_teacher_has_vanished_says_so_when_it_goes_on(squares_config):
+    teacher = Trainer(squares_config("teacher", maxEpoch=1)).run()
+    fields = {"modelName": "distillation", "teacherModelFile": str(teacher.path), "maxEpoch": 2}
+    stop_after(Trainer(squares_config("student", **fields)), 1)
+    for file in (teacher.best, teacher.last):
+        file.unlink()
+    with pytest.raises(UserError, match=rf"^{teacher.best}: no such teacher; train it first: .*teacherModelFile$"):
+        Trainer(squares_config("student", **fields))
+    folder = RunFolder.of(squares_config("student", **fields))
+    assert load_checkpoint(folder.last)["epoch"] == 1, "what is trained is left alone"
 
 
 def overfit(mcfg, steps):

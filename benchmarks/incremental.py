@@ -1,0 +1,85 @@
+"""Ways to learn new classes, each with settings picked by the same small search, side by side over several draws.
+
+    python -m benchmarks.incremental DATA --weights FILE --base 4 --draws 5 --shots 10 --out DIR [--ways NAME,NAME]
+        [--try FIELD=VALUE ... --try FIELD=VALUE ...] [--set FIELD=VALUE ...] [--teacher-epochs 30] [--novel-only]
+
+Every way is first trained with each `--try` on a draw that is not used again (--search-seed), and the settings with the
+best harmonic mean of base and novel AP50 on the validation split are taken. Then all draws are trained with them, and
+the test split is measured. Finished runs in DIR are not trained again. The table is printed and kept in DIR/DATA.md.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from commands.incremental import Study
+from config.load import parse_settings
+from ops.log import end_log, start_log
+from ops.text import align_columns
+
+SEARCH_SEED = 100
+
+
+def study_of(args: argparse.Namespace, settings: Mapping[str, Any]) -> Study:
+    """The comparison that the options ask for; its teacher starts from `--weights`."""
+    words = argparse.Namespace(
+        mode="incremental", cfgname=args.cfgname, root=str(args.out), data=args.data, name=None, nobuf=False,
+        quiet=True, draws=args.draws, ways=args.ways, novel_only=args.novel_only,
+    )  # fmt: skip
+    start = {"checkpointModelFile": args.weights} if args.weights else {}
+    teacher = {**settings, **start, "maxEpoch": args.teacher_epochs}
+    return Study(words, dict(settings), teacher)
+
+
+def search(study: Study, way: str, tries: Sequence[Mapping[str, Any]]) -> tuple[int, list[float]]:
+    """Number of the best try, and the harmonic mean on the validation split of all of them."""
+    if way == "joint" or len(tries) < 2:
+        return 0, []
+    found = [study.learn(way, SEARCH_SEED, tried, f"try{number}", "validation") for number, tried in enumerate(tries)]
+    figures = [run.groups.harmonic.ap50 or 0.0 for run in found]
+    return max(range(len(tries)), key=figures.__getitem__), figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", help="where the teacher starts; without it from random weights")
+    parser.add_argument("--cfgname", default="voc.nano")
+    parser.add_argument("--base", required=True, help="how many of the first classes are base, or their names")
+    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--ways")
+    parser.add_argument("--novel-only", action="store_true")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--teacher-epochs", type=int, default=30)
+    parser.add_argument("--try", dest="tries", action="append", nargs="+", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of every run")
+    args = parser.parse_args(arguments)
+    args.data, args.out = os.path.abspath(args.data), args.out.absolute()
+    args.out.mkdir(parents=True, exist_ok=True)
+    words = [f"baseClasses={args.base}", f"smallShots={args.shots}", f"inputShape={args.size}", "paintImages=no"]
+    tries = [parse_settings(tried) for tried in args.tries] or [{}]
+    start_log(quiet=True)
+    try:
+        study = study_of(args, parse_settings([*words, *args.set]))
+        study.train_teacher()
+        rows, measured = [["way", *(" ".join(tried) for tried in args.tries)]], {}
+        for way in study.wanted:
+            best, figures = search(study, way, tries)
+            rows.append([way, *(f"{100 * value:.1f}{'*' * (place == best)}" for place, value in enumerate(figures))])
+            measured[way] = [study.learn(way, draw, tries[best]) for draw in study.draws_of(way)]
+            print(f"{way}: done", flush=True)
+        text = study.write(measured)
+    finally:
+        end_log()
+    searched = ["", "Search, harmonic mean on validation:", *align_columns([r for r in rows if len(r) > 1])]
+    full = "\n".join([text, *(searched if len(tries) > 1 else [])])
+    print(full)
+    (args.out / f"{Path(args.data).name}.md").write_text(f"```\n{full}\n```\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

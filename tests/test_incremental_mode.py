@@ -1,0 +1,443 @@
+"""`python mars.py incremental`, end to end on squares that train in a moment: runs, table, going on, and refusals."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mars
+from commands.incremental import Study
+from config.arguments import read_arguments
+from config.errors import UserError
+from config.load import load_config, parse_settings
+from dl.lessons import splits_to_train
+from eval.predictor import Detections
+from eval.results import write_results
+from ops.seal import file_digest
+from train.checkpoint import load_checkpoint
+from train.trainer import Trainer
+
+CFGNAME = "voc.nano.batch@4.size@64.workers@0.epochs@2"
+PREFIX, TEACHER = "voc.nano.batch@4.size@64.epochs@2-squares", "voc.nano.batch@4.size@64.epochs@2.teacher-squares"
+SETTINGS = ("baseClasses=1", "smallShots=2", "paintImages=no", "precision=float32", "device=cpu", "mosaic=0")
+WAYS = ("finetune", "distillation")
+
+
+def draw_squares(folder: Path, count: int = 12) -> Path:
+    """Images with a red and a blue square each: eight to train on, two to validate, two to test; no list 'small'."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "annotations", "splits"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        pixels, objects = rng.integers(80, 120, (64, 64, 3)).astype(np.uint8), ""
+        for place, (name, colour) in enumerate({"red": (220, 0, 0), "blue": (0, 0, 220)}.items()):
+            x, y = (int(value) for value in rng.integers((32 * place, 0), (32 * place + 8, 40)))
+            pixels[y : y + 24, x : x + 24] = colour
+            box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + 24}</xmax><ymax>{y + 24}</ymax>"
+            objects += f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
+        Image.fromarray(pixels).save(folder / f"images/{number:02}.png")
+        size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
+        (folder / f"annotations/{number:02}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    (folder / "classes.txt").write_text("red\nblue\n")
+    for split, numbers in {"train": range(8), "validation": (8, 9), "test": (10, 11)}.items():
+        (folder / f"splits/{split}.txt").write_text("".join(f"{number:02}\n" for number in numbers))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory) -> Path:
+    return draw_squares(tmp_path_factory.mktemp("data") / "squares")
+
+
+def call(
+    root: Path, data: Path, *words: str, mode: str = "incremental", cfgname: str = CFGNAME, settings=SETTINGS
+) -> int:
+    return mars.main([mode, cfgname, "--root", str(root), "--data", str(data), *words, "--set", *settings])
+
+
+@pytest.fixture
+def run(squares, tmp_path, capsys):
+    """The mode on the squares, in a root of its own; exit status, what went to stdout, what went to stderr."""
+
+    def run_it(*words: str, **options) -> tuple[int, str, str]:
+        status = call(tmp_path, options.pop("data", squares), *words, **options)
+        return status, *capsys.readouterr()
+
+    return run_it
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Whatever is trained from here on is a fault."""
+    monkeypatch.setattr(Trainer, "fit_one_epoch", lambda self, epoch: pytest.fail(f"trained {self.mcfg.runName}"))
+
+
+@pytest.fixture(scope="module")
+def done(squares, tmp_path_factory) -> Path:
+    """The root of a comparison of two ways on two draws."""
+    root = tmp_path_factory.mktemp("runs")
+    assert call(root, squares, "--draws", "2", "--ways", ",".join(WAYS), "--quiet") == 0
+    return root
+
+
+def states(root: Path) -> dict[str, object]:
+    """Of weights the checksum and when they were written; of what is written again on going on, the checksum."""
+    weights = {
+        str(file.relative_to(root)): (file_digest(file), file.stat().st_mtime) for file in root.glob("*/*/*.pth")
+    }
+    others = [*root.glob("*/metrics.jsonl"), *root.glob("*/config.json")]
+    return {**weights, **{str(file.relative_to(root)): file_digest(file) for file in others}}
+
+
+def run_names(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir()}
+
+
+def figures(root: Path, name: str) -> dict:
+    return json.loads((root / name / "eval/metrics.json").read_text())
+
+
+RUNS = [f"{PREFIX}.{way}-{draw}" for way in WAYS for draw in range(2)]
+
+
+# What is made
+
+
+def test_a_teacher_two_runs_a_way_and_the_comparison(done):
+    assert run_names(done) == {TEACHER, *RUNS, f"{PREFIX}.incremental"}
+    for name in (TEACHER, *RUNS):
+        checkpoint = load_checkpoint(done / name / "weights/last.pth")
+        assert checkpoint["epoch"] == 2
+        assert figures(done, name)["split"] == "test"
+    folder = done / f"{PREFIX}.incremental"
+    assert sorted(path.name for path in folder.iterdir()) == ["base-novel.png", "metrics.json", "table.txt"]
+    assert (folder / "base-novel.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_files_hold_the_figures_of_every_run(done):
+    content = json.loads((done / f"{PREFIX}.incremental/metrics.json").read_text())
+    assert {name: len(way["runs"]) for name, way in content["ways"].items()} == {"teacher": 1, **dict.fromkeys(WAYS, 2)}
+    for name, (way, draw) in zip(RUNS, [(way, draw) for way in WAYS for draw in range(2)], strict=True):
+        assert content["ways"][way]["runs"][draw]["groups"] == figures(done, name)["groups"]
+        assert content["ways"][way]["runs"][draw]["confusion"] == figures(done, name)["confusion"]
+    assert list(content["differences"]) == ["finetune"]
+    lines = (done / f"{PREFIX}.incremental/table.txt").read_text().splitlines()
+    assert lines[0].split()[:4] == ["base", "novel", "all", "harmonic"]
+    assert [line.split()[0] for line in lines[1:4]] == ["teacher", *WAYS]
+    assert [line.count("+-") for line in lines[1:4]] == [0, 5, 5]
+    assert lines[4].startswith("distillation - finetune: harmonic ")
+    assert lines[5] == f"teacher: {TEACHER}, trained on the base classes"
+
+
+def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
+    """Squares that are told to be found: AP50 of a class is 1, or 51 of 101 recall points when one of two is found."""
+    one = study("--draws", "2", "--ways", "finetune,distillation")
+    truth = one._truth("test")
+
+    def put(name: str, **found: int) -> None:
+        rows = []
+        for place, annotation in enumerate(truth):
+            labels = [label for label in annotation.labels.tolist() if place < found.get(("red", "blue")[label], 0)]
+            boxes = torch.from_numpy(annotation.boxes[[annotation.labels.tolist().index(label) for label in labels]])
+            rows.append(
+                Detections(annotation.image_id, boxes, torch.full((len(labels),), 0.9), torch.tensor(labels).long())
+            )
+        (Path(one.teacher.root) / name / "eval").mkdir(parents=True)
+        write_results(Path(one.teacher.root) / name / "eval/detections.json", rows)
+
+    put(TEACHER, red=2)
+    for name, blue in zip(RUNS, (1, 1, 2, 1), strict=True):
+        put(name, red=2 if "distillation" in name else 1, blue=blue)
+    runs = {way: [one._measured(student(one, way, draw), "test") for draw in range(2)] for way in WAYS}
+    lines = [line.split() for line in one.write(runs).splitlines()]
+    half = 100 * 51 / 101  # 50.5
+    assert lines[1][:5] == ["teacher", "100.0", "0.0", "50.0", "0.0"]
+    assert (
+        lines[2]
+        == (
+            f"finetune {half:.1f} +- 0.0 {half:.1f} +- 0.0 {half:.1f} +- 0.0 {half:.1f} +- 0.0 "
+            f"{100 - half:.1f} {half:.1f} % 0.0 % {half:.1f} +- 0.0"
+        ).split()
+    )
+    both = (100 + half) / 2  # mean of two draws: 100.0 and 50.5; their interval is 12.706 * 49.5 / 2 to each side
+    assert (
+        lines[3][:8]
+        == f"distillation 100.0 +- 0.0 {both:.1f} +- {12.7062 * (100 - half) / 2:.1f} {50 + both / 2:.1f}".split()
+    )
+    assert " ".join(lines[4]).startswith("distillation - finetune: harmonic +")
+    assert f"base +{100 - half:.1f} [" in " ".join(lines[4])
+
+
+def test_every_student_starts_from_the_teacher(done):
+    best = done / TEACHER / "weights/best.pth"
+    for name in RUNS:
+        origin = load_checkpoint(done / name / "weights/last.pth")["weights_origin"]
+        assert (origin["path"], origin["sha256"]) == (str(best), file_digest(best))
+    assert load_checkpoint(best)["weights_origin"]["path"] is None
+
+
+def test_the_teacher_saw_base_labels_only_and_the_students_those_of_the_small_split(done):
+    begun = {name: json.loads((done / name / "config.json").read_text()) for name in (TEACHER, *RUNS)}
+    assert (begun[TEACHER]["trainSelectedClasses"], begun[TEACHER]["trainSplitName"]) == (["red"], "train")
+    for name in RUNS:
+        assert begun[name]["trainSplitName"] == "small"
+        assert begun[name]["modelName"] == ("distillation" if "distillation" in name else "base")
+        assert (begun[name]["trainSelectedClasses"], begun[name]["replayImages"]) == (None, 0)
+        parts = set(json.loads((done / name / "metrics.jsonl").read_text().splitlines()[0]))
+        assert ({"cwd", "response"} <= parts) == ("distillation" in name)
+
+
+def test_ways_are_compared_on_the_same_draws(done):
+    drawn = [load_checkpoint(done / name / "weights/last.pth")["data"]["split small"] for name in RUNS]
+    assert drawn[:2] == drawn[2:], "each way on the same two"
+    assert drawn[0] != drawn[1], "which differ"
+
+
+def test_every_run_keeps_a_log_of_its_own(done):
+    logs = {name: (done / name / "mars.log").read_text() for name in (TEACHER, *RUNS)}
+    for name, text in logs.items():
+        assert text.count(" epoch 1/2 |") == text.count(" epoch 2/2 |") == 1
+        assert [
+            other for other in logs if other != name and f"/{other}" in text.replace(f"{TEACHER}/weights", "")
+        ] == []
+        assert text.count("Average precision on 'test'") == 1
+        if name != TEACHER:
+            assert text.count(f" {name}: ") == 1
+            assert text.count(" split 'small': ") == 1
+    assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("mars").handlers)
+
+
+# Once more, and going on
+
+
+@pytest.mark.usefixtures("no_training")
+def test_once_more_trains_nothing_and_says_the_same(done, squares, capsys):
+    before, table = states(done), (done / f"{PREFIX}.incremental/table.txt").read_text()
+    assert call(done, squares, "--draws", "2", "--ways", ",".join(WAYS), "--quiet") == 0
+    out = capsys.readouterr().out
+    assert states(done) == before
+    assert (done / f"{PREFIX}.incremental/table.txt").read_text() == table
+    assert table.strip() in out
+    for name in RUNS:
+        text = (done / name / "mars.log").read_text()
+        assert (text.count("already trained: 2 of 2 epochs"), text.count(" epoch 1/2 |")) == (1, 1)
+    assert f"{TEACHER} is taken as it is" in (done / TEACHER / "mars.log").read_text()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_part_of_the_ways_is_a_smaller_table_of_all_classes(done, squares):
+    """Whatever is reported otherwise: base is compared with novel."""
+    settings = (*SETTINGS, "testSelectedClasses=red")
+    assert call(done, squares, "--ways", "finetune", "--quiet", "--name", PREFIX, settings=settings) == 0
+    assert list(figures(done, RUNS[0])["per_class"]) == ["red", "blue"]
+    lines = (done / f"{PREFIX}.incremental/table.txt").read_text().splitlines()
+    assert [line.split()[0].rstrip(":") for line in lines[1:]] == ["teacher", "finetune", "teacher", "finetune"]
+    assert "+-" not in "".join(lines)
+
+
+def test_a_teacher_that_was_trained_alone_is_taken_as_it_is(run, tmp_path):
+    """By `train`, which evaluates nothing; for other epochs and with --nobuf, which nobody must take over."""
+    alone = CFGNAME.replace("epochs@2", "teacher")
+    status, *_ = run("--name", TEACHER, "--nobuf", mode="train", cfgname=alone, settings=(*SETTINGS, "maxEpoch=1"))
+    assert status == 0
+    assert run("--split", "validation", "--name", TEACHER, mode="eval", cfgname=alone)[0] == 0
+    before = states(tmp_path)
+    for _ in range(2):
+        status, out, err = run("--ways", "joint")
+        assert (status, err, f"teacher: {tmp_path / TEACHER} is taken as it is" in out) == (0, "", True)
+        assert states(tmp_path).items() >= before.items()
+    assert run_names(tmp_path) == {TEACHER, f"{PREFIX}.joint", f"{PREFIX}.incremental"}
+    assert figures(tmp_path, TEACHER)["split"] == "test"
+    joint, teacher = (load_checkpoint(tmp_path / name / "weights/last.pth") for name in (f"{PREFIX}.joint", TEACHER))
+    assert joint["weights_origin"] == teacher["weights_origin"], "where the teacher began, and not from it"
+    assert joint["epoch"] == 1, "as long as the teacher was"
+    ours, theirs = (json.loads(one["config"]) for one in (joint, teacher))
+    assert {name for name in ours if ours[name] != theirs[name]} <= {
+        "trainSelectedClasses", "runName", "nobuf", "cfgname",
+    }  # fmt: skip
+    assert (ours["trainSelectedClasses"], ours["nobuf"]) == (None, False)
+
+
+def test_what_was_stopped_goes_on(run, tmp_path, monkeypatch):
+    """Ctrl-C in the teacher's first epoch, and again in the student's."""
+    fit = Trainer.fit_one_epoch
+
+    def stop_in(name):
+        def interrupted(self, epoch):
+            if self.mcfg.runName == name and epoch == 1:
+                raise KeyboardInterrupt
+            return fit(self, epoch)
+
+        monkeypatch.setattr(Trainer, "fit_one_epoch", interrupted)
+
+    student = f"{PREFIX}.finetune-0"
+    for name, there in ((TEACHER, {TEACHER}), (student, {TEACHER, student})):
+        stop_in(name)
+        status, _, err = run("--ways", "finetune")
+        assert (status, err.count("\n"), "the same command goes on" in err) == (1, 1, True)
+        assert run_names(tmp_path) == there
+        assert load_checkpoint(tmp_path / name / "weights/last.pth")["epoch"] == 1
+        other = run("--ways", "finetune", settings=(*SETTINGS, "talTopk=5"))
+        refused(other, f"{tmp_path / name}: holds another training: talTopk 10 -> 5")
+    monkeypatch.setattr(Trainer, "fit_one_epoch", fit)
+    before = states(tmp_path)
+    assert run("--ways", "finetune")[0] == 0
+    after = states(tmp_path)
+    assert {file for file in before if file.startswith(TEACHER) and before[file] != after[file]} == set()
+    for name in (TEACHER, student):
+        assert load_checkpoint(tmp_path / name / "weights/last.pth")["epoch"] == 2
+        assert "going on with" in (tmp_path / name / "mars.log").read_text()
+
+
+# What each way is
+
+
+@pytest.fixture
+def study(squares, tmp_path):
+    """study(words, settings, data=...) -> the comparison before anything is trained."""
+
+    def make(*words: str, settings=(), data: Path = squares) -> Study:
+        arguments = ["incremental", CFGNAME, "--root", str(tmp_path), "--data", str(data), *words]
+        return Study(read_arguments(arguments), parse_settings([*SETTINGS, *settings]))
+
+    return make
+
+
+def student(study: Study, name: str, draw: int = 0):
+    return study._student(name, draw, {}, "")
+
+
+def changes(study: Study, name: str) -> dict:
+    """What a way changes of the recipe's student, as it would be trained by itself."""
+    values = {
+        **study.settings,
+        "teacherModelFile": str(study.teacher.run_dir),
+        "checkpointModelFile": str(study.teacher.run_dir),
+    }
+    own = load_config(study.student_stage.cfgname, study.args.root, study.args.data, values).to_dict()
+    found = student(study, name).to_dict()
+    data = {"annotationFormat", "imageDir", "annotationDir", "classList", "subsetMap", "runName"}
+    return {field: found[field] for field in found if field not in data and found[field] != own[field]}
+
+
+AS_ASSIGNED = {
+    "responseMode": "seed", "distilFeatures": ["feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z"],
+    "backboneFreezeEpochs": [0, 1, 2, 3, 4],
+}  # fmt: skip
+
+
+def test_ways_differ_from_the_recipes_student_in_what_they_say(study):
+    one = study()
+    assert one.wanted == ["finetune", "assignment", "replay", "distillation", "both", "joint"]
+    assert changes(one, "distillation") == {}
+    assert changes(one, "finetune") == {"modelName": "base"}
+    assert changes(one, "assignment") == AS_ASSIGNED
+    assert changes(one, "replay") == {"modelName": "base", "replayImages": 50}
+    assert changes(one, "both") == {"replayImages": 50}
+    joint = one._joint()
+    assert (joint.trainSelectedClasses, joint.trainSplitName, joint.modelName) == (None, "train", "base")
+
+
+def test_where_only_new_classes_are_labelled_there_are_more_ways(study):
+    one = study("--novel-only")
+    assert one.wanted == ["finetune", "assignment", "replay", "distillation", "both", "joint", "masked", "pseudo"]
+    seen = {"trainSelectedClasses": ["blue"], "distilSelectedClasses": ["blue"]}
+    assert changes(one, "finetune") == {"modelName": "base", **seen}
+    assert changes(one, "assignment") == {**AS_ASSIGNED, **seen}
+    assert changes(one, "replay") == {"modelName": "base", "replayImages": 50, **seen}
+    assert changes(one, "distillation") == {"unlabelledClasses": "mask", **seen}
+    assert changes(one, "both") == {"unlabelledClasses": "mask", "replayImages": 50, **seen}
+    assert changes(one, "masked") == {"modelName": "base", "unlabelledClasses": "mask", **seen}
+    assert changes(one, "pseudo") == {"unlabelledClasses": "pseudo", **seen}
+    assert one._joint().trainSelectedClasses is None
+
+
+def test_only_ways_that_replay_do_so_however_many_are_asked_for(study):
+    one = study("--novel-only", settings=["replayImages=3"])
+    replayed = {name: student(one, name).replayImages for name in one.wanted if name != "joint"}
+    assert {name for name, count in replayed.items() if count == 3} == {"replay", "both"}
+    assert set(replayed.values()) == {0, 3}
+    assert (one.teacher.replayImages, one._joint().replayImages) == (0, 0)
+    assert "with 3 images of the base classes" in one.plans["replay"].what
+
+
+def test_draws_start_at_the_seed_that_is_set(study):
+    assert [student(study("--draws", "2"), "finetune", draw).smallSeed for draw in range(2)] == [0, 1]
+    assert [student(study(settings=["smallSeed=7"]), "finetune", draw).smallSeed for draw in range(2)] == [7, 8]
+    assert list(study("--draws", "3").draws_of("replay")) == [0, 1, 2]
+    assert list(study("--draws", "3").draws_of("joint")) == [0]
+
+
+def test_official_weights_are_for_the_teacher_and_joint_training(study):
+    one = study(settings=["pretrained=yolov8n"])
+    assert (one.teacher.pretrained, one._joint().pretrained) == ("yolov8n", "yolov8n")
+    for name in ("finetune", "distillation"):
+        mcfg = student(one, name)
+        assert (mcfg.pretrained, mcfg.checkpointModelFile) == (None, str(one.teacher.run_dir))
+        assert splits_to_train(mcfg) == ["small"]
+
+
+def test_a_name_is_for_the_runs_and_not_for_the_teacher(study):
+    one = study("--name", "mine")
+    assert one.teacher.runName == TEACHER
+    assert (student(one, "finetune").runName, one._joint().runName) == ("mine.finetune-0", "mine.joint")
+
+
+# Mistakes
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    status, _, err = result
+    assert (status, err.count("\n"), err.startswith("mars: ")) == (2, 1, True), result
+    assert [word for word in words if word not in err] == [], err
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("words", "settings", "sentence"),
+    [
+        ("", ["smallShots=2"], ["which classes does the teacher know", "--set baseClasses=4"]),
+        ("", ["baseClasses=2"], ["baseClasses: leaves no class of 2 novel", "red, blue"]),
+        ("", ["baseClasses=red,green"], ["baseClasses=green: not in classList", "red, blue"]),
+        ("--ways finetun", SETTINGS, ["--ways finetun: no such way", "did you mean 'finetune'", "joint"]),
+        ("--ways finetune,", SETTINGS, ["--ways : no such way", "finetune"]),
+        ("--ways masked", SETTINGS, ["--ways masked: only with --novel-only", "finetune, assignment"]),
+        ("--draws 0", SETTINGS, ["--draws 0: must be above 0"]),
+        ("--draws two", SETTINGS, ["--draws=two: wants a whole number"]),
+        ("--nobuf", SETTINGS, ["--nobuf: incremental goes on with the runs that are there", "--name"]),
+        ("--name a/b", SETTINGS, ["runName='a/b'"]),
+        ("", [*SETTINGS, "unlabelledClasses=pseudo"], ["unlabelledClasses=pseudo", "take mask"]),
+    ],
+)
+def test_mistakes(run, tmp_path, words, settings, sentence):
+    refused(run(*words.split(), settings=settings), *sentence)
+    assert run_names(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_draws_of_a_small_split_that_is_listed_would_all_be_the_same(run, study, squares, tmp_path):
+    data = tmp_path / "listed"
+    data.symlink_to(squares)
+    lists = [f"{name}:{squares}/splits/{name}.txt" for name in ("train", "validation", "test")]
+    (tmp_path / "small.txt").write_text("00\n01\n")
+    settings = ["baseClasses=1", f"subsetMap={','.join(lists)},small:{tmp_path}/small.txt"]
+    root = tmp_path / "root"
+    for more in ([], ["smallShots=none"], ["smallShots=2"]):  # a list that is named by hand stands above smallShots
+        status = run("--draws", "2", settings=[*settings, *more], data=data)
+        refused(status, "--draws 2: the data set has a split 'small' of its own", "--set smallShots=10")
+    assert not root.exists() and run_names(tmp_path) == {"listed", "small.txt"}
+
+
+def test_a_list_of_the_data_set_gives_way_to_a_draw_that_is_asked_for(study, tmp_path):
+    data = draw_squares(tmp_path / "own")
+    (data / "splits/small.txt").write_text("00\n01\n")
+    with pytest.raises(UserError, match="--draws 2: the data set has a split 'small' of its own"):
+        study("--draws", "2", data=data, settings=["smallShots=none"])
+    assert student(study(data=data, settings=["smallShots=none"]), "finetune").subsetMap["small"] == ("00", "01")
+    one = study("--draws", "2", data=data)
+    drawn = {student(one, "finetune", draw).subsetMap["small"] for draw in range(2)}
+    assert len(drawn) == 2 and ("00", "01") not in drawn
