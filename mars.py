@@ -16,7 +16,7 @@ from config.help import fields_text
 from config.load import parse_settings
 from ops.log import end_log, log, start_log
 
-WITHOUT_DATA = ("predict", "export", "backbone")  # modes that need weights, but no data set
+OF_THEIR_OWN = ("predict", "export", "backbone", "split", "incremental")  # modes that find their configs themselves
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,26 +69,12 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         print(fields_text())
         return
     settings = parse_settings(args.set)
-    if args.mode in WITHOUT_DATA:
-        start_log(args.quiet)
-        log.debug("python mars.py %s", shlex.join(arguments))
-        _run_without_data(args, settings)
-        return
-    if args.mode == "split":
-        from commands.splitting import split
-
-        start_log(args.quiet)
-        split(args, settings)
-        return
-    if args.mode == "incremental":
-        from commands.incremental import incremental
-
-        start_log(args.quiet)
-        incremental(args, settings)
-        return
-    mcfg = load(args, settings)
+    mcfg = load(args, settings) if args.mode not in OF_THEIR_OWN else None
     start_log(args.quiet)
     log.debug("python mars.py %s", shlex.join(arguments))
+    if mcfg is None:
+        _run_of_its_own(args, settings)
+        return
     if args.mode == "eval":
         from commands.evaluation import evaluate
         from commands.weights import as_trained, weights_of
@@ -107,7 +93,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         evaluate(mcfg, mcfg.testSplitName, None, args.quiet, data)
 
 
-def _run_without_data(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     if args.mode == "predict":
         from commands.prediction import predict
 
@@ -116,6 +102,14 @@ def _run_without_data(args: argparse.Namespace, settings: dict[str, Any]) -> Non
         from commands.exporting import export_weights
 
         export_weights(args, settings)
+    elif args.mode == "split":
+        from commands.splitting import split
+
+        split(args, settings)
+    elif args.mode == "incremental":
+        from commands.incremental import incremental
+
+        incremental(args, settings)
     else:
         from commands.backbone import convert_backbone
 

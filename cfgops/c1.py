@@ -38,6 +38,7 @@ def mcfg(tags):
 
     if "distillation" in tags:
         mcfg.modelName = "distillation"
+        mcfg.distilling = "modern"
         mcfg.teacherModelFile = "{root}/c1.{phase}.teacher"
         mcfg.checkpointModelFile = mcfg.teacherModelFile
         mcfg.maxEpoch = 100
@@ -47,11 +48,7 @@ def mcfg(tags):
     if "assignment" in tags:
         if "distillation" not in tags:
             raise UserError("c1: assignment is a way to distil; add the tag distillation, or leave it out")
-        mcfg.distilFeatures = ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
-        mcfg.distilLossWeights = (1.0, 0.2, 0.01)
-        mcfg.boxResponseWeight = 0.0
-        mcfg.responseMode = "seed"
-        mcfg.temperature = 2.0
+        mcfg.distilling = "assignment"
         mcfg.backboneFreezeEpochs = range(5)
 
     if "backbone" in tags:

@@ -37,14 +37,21 @@ def mcfg(tags):
 
     if "distillation" in tags:
         mcfg.modelName = "distillation"
+        mcfg.distilling = "modern"
         mcfg.teacherModelFile = "{root}/demo.{phase}.teacher"
         mcfg.checkpointModelFile = mcfg.teacherModelFile
         mcfg.maxEpoch = 30
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
+        if "assignment" not in tags:
+            # Many small steps, for there are few images, and careful ones, for the weights know something.
+            mcfg.batchSize = 4
+            mcfg.baseLearningRate = 2e-3
+            mcfg.schedulerType = "cosine"
+            mcfg.warmupEpochs = 0.0
 
     if "assignment" in tags:
-        mcfg.training = "assignment"
+        mcfg.training = mcfg.distilling = "assignment"
         mcfg.lossReduction = "sum"
 
     return mcfg

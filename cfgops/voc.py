@@ -36,21 +36,28 @@ def mcfg(tags):
 
     if "distillation" in tags:
         mcfg.modelName = "distillation"
+        mcfg.distilling = "modern"
         mcfg.teacherModelFile = "{root}/voc.{phase}.teacher-{data}"
         mcfg.checkpointModelFile = mcfg.teacherModelFile
         mcfg.maxEpoch = 100
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
+        if "assignment" not in tags:
+            # Many small steps, for there are few images, and careful ones, for the weights know something.
+            mcfg.batchSize = 4
+            mcfg.baseLearningRate = 2e-3
+            mcfg.schedulerType = "cosine"
+            mcfg.warmupEpochs = 0.0
 
     if "pretrained" in tags:
         mcfg.pretrained = mconfig.OFFICIAL_WEIGHTS[mcfg.phase]
         mcfg.maxEpoch = 100
 
-    if mcfg.pretrained or mcfg.checkpointModelFile:
-        mcfg.nominalBatch = 64  # calmer steps for weights that know something; not settled yet: docs/experiments.md
+    if "distillation" not in tags and (mcfg.pretrained or mcfg.checkpointModelFile):
+        mcfg.nominalBatch = 64  # calmer steps for weights that know something: docs/experiments.md
 
     if "assignment" in tags:
-        mcfg.training = "assignment"
+        mcfg.training = mcfg.distilling = "assignment"
         mcfg.lossReduction = "sum"  # trained better than "mean"
 
     return mcfg

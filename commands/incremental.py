@@ -51,6 +51,7 @@ class Plan(NamedTuple):
 def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
     """The ways to learn. `novel_only`: the classes that the small split labels; empty: all of them."""
     no_replay = {"replayImages": 0}  # however many the others show again
+    shown_again = {"replayImages": replayed, "unlabelledClasses": "mask"}  # without labels of the new classes
     seen = {"trainSelectedClasses": tuple(novel_only), "distilSelectedClasses": tuple(novel_only)} if novel_only else {}
     masked = {"unlabelledClasses": "mask"} if novel_only else {}
     ways = {
@@ -62,12 +63,12 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
         ),
         "replay": Plan(
             f"as finetune, with {replayed} images of the base classes",
-            {**_NO_TEACHER, "replayImages": replayed, **seen},
+            {**_NO_TEACHER, **seen, **shown_again},
         ),
         STUDENT: Plan("the recipe's student", {**no_replay, **seen, **masked}),
         "both": Plan(
             f"the recipe's student, with {replayed} images of the base classes",
-            {"replayImages": replayed, **seen, **masked},
+            {**seen, **shown_again},
         ),
         "joint": Plan("every label of every training image, from where the teacher began", {}),
     }

@@ -30,7 +30,7 @@ from config.checks import (
 from config.errors import UnknownField, UserError
 from config.fields import coerce, declare, each, fraction, nearest, not_negative, one_of, positive, unless_none
 from config.frozen import FrozenDict
-from config.training import MODERN
+from config.training import WORDS
 
 PHASES = ("nano", "small", "medium", "large", "extra")
 OFFICIAL_WEIGHTS = {phase: f"yolov8{phase[0] if phase != 'extra' else 'x'}" for phase in PHASES}
@@ -112,7 +112,6 @@ class ModelConfig:
         "classes that are known before the others, which are novel: their names, or how many of classList's first; "
         "none: classes are in no groups",
         base_classes,
-        alters="nothing",
     )
     unselectedImages: str = declare(
         "keep",
@@ -274,6 +273,12 @@ class ModelConfig:
         "the teacher's classes as indexes into classList; none: those that its file says it was trained on",
         unless_none(each(not_negative)),
     )
+    distilling: str = declare(
+        "assignment",
+        "one word for a whole way to distil, which sets the fields of config/training.py: assignment or modern",
+        one_of("assignment", "modern"),
+        alters="nothing",  # the fields that it sets do
+    )
     distilLossWeights: tuple[float, float, float] = declare(
         (1.0, 0.2, 0.01), "weights of detection, CWD and response loss", each(not_negative)
     )
@@ -281,11 +286,13 @@ class ModelConfig:
         0.0, "weight of the loss on the teacher's box distributions, behind the response's", not_negative
     )
     distilFeatures: tuple[str, ...] = declare(
-        ("X", "Y", "Z"), "maps that CWD compares: feat0 to feat3 of the backbone, C, X, Y, Z of the neck", feature_maps
+        ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z"),
+        "maps that CWD compares: feat0 to feat3 of the backbone, C, X, Y, Z of the neck",
+        feature_maps,
     )
     responseMode: str = declare(
-        "binary",
-        "binary: class by class, where teacher and student differ; seed: the assignment's softmax over the classes",
+        "seed",
+        "seed: the assignment's softmax over the classes; binary: class by class, where teacher and student differ",
         one_of("binary", "seed"),
     )
     distilEpochs: tuple[int, ...] = declare(
@@ -316,8 +323,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, value in _loading.get()[0].items():
             setattr(self, name, value)
-        if self.training != _FIELDS["training"].default:  # pinned; first, so that the recipe's lines stand above it
-            self._set_fields_of_training()
+        for word in WORDS:
+            if getattr(self, word) != _FIELDS[word].default:  # pinned; first, so that the recipe's lines stand above it
+                self._set_fields_of(word)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self.is_frozen:
@@ -329,20 +337,21 @@ class ModelConfig:
             checked = pins[name]
         elif isinstance(value, list):
             checked = list(checked)  # a recipe may go on with its list: mcfg.classList += [...]; freezing makes a tuple
-        is_other_word = name == "training" and self.__dict__.get(name, checked) != checked
+        is_other_word = name in WORDS and self.__dict__.get(name, checked) != checked
         object.__setattr__(self, name, checked)
         if is_other_word:
-            self._set_fields_of_training()
+            self._set_fields_of(name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copy and pickle look for their hooks this way
             raise AttributeError(name)
         raise UnknownField(unknown_field(name))
 
-    def _set_fields_of_training(self) -> None:
+    def _set_fields_of(self, word: str) -> None:
         """A recipe's later lines may change what the word has set, and `--set` stands above both."""
-        for name in MODERN:
-            setattr(self, name, MODERN[name] if self.training == "modern" else _FIELDS[name].default)
+        is_modern = getattr(self, word) == "modern"
+        for name, value in WORDS[word].items():
+            setattr(self, name, value if is_modern else _FIELDS[name].default)
 
     @property
     def is_frozen(self) -> bool:
@@ -370,7 +379,7 @@ class ModelConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """The frozen config that `to_dict` described. Raises `UserError` on an unknown or wrong field."""
         mcfg = cls()
-        for name, value in sorted(values.items(), key=lambda item: item[0] != "training"):  # first: it sets others
+        for name, value in sorted(values.items(), key=lambda item: item[0] not in WORDS):  # first: they set others
             setattr(mcfg, name, value)
         return mcfg.frozen()
 
@@ -385,7 +394,7 @@ def base_names(mcfg: ModelConfig) -> tuple[str, ...] | None:
         return None
     if isinstance(mcfg.baseClasses, int):
         return tuple(mcfg.classList[: mcfg.baseClasses])
-    return tuple(name for name in mcfg.classList if name in mcfg.baseClasses)
+    return tuple(name for name in mcfg.classList if name in mcfg.baseClasses) or None
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}

@@ -5,7 +5,7 @@ import pytest
 from config.errors import UserError
 from config.load import load_config
 from config.mconfig import ModelConfig, field_default
-from config.training import MODERN
+from config.training import MODERN, MODERN_DISTILLING
 
 RECIPE = """
 from config import mconfig
@@ -33,6 +33,16 @@ def test_the_word_sets_its_fields_and_later_lines_stand_above_it(tmp_path):
 def test_settings_stand_above_the_word(tmp_path):
     mcfg = load(tmp_path, useEMA=False, augmentation="none")
     assert (mcfg.useEMA, mcfg.augmentation, mcfg.schedulerType) == (False, "none", "cosine")
+
+
+def test_another_word_does_the_same_for_students(tmp_path):
+    """The fields of a student are the assignment's until its recipe says modern; settings stand above both."""
+    text = RECIPE.replace('mcfg.training = "modern"', 'mcfg.distilling = "modern"\n    mcfg.temperature = 3.0')
+    mcfg = load(tmp_path, text.replace('mcfg.schedulerType = "cosine"', "pass"), boxResponseWeight=0.5)
+    wanted = {**MODERN_DISTILLING, "temperature": 3.0, "boxResponseWeight": 0.5}
+    assert {name: getattr(mcfg, name) for name in MODERN_DISTILLING} == wanted
+    assert (mcfg.training, mcfg.schedulerType) == ("assignment", field_default("schedulerType"))
+    assert ModelConfig.from_dict(mcfg.to_dict()).to_dict() == mcfg.to_dict()
 
 
 def test_the_word_may_be_set_against_the_recipes(tmp_path):
