@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ops.anchors import Flat, anchors_of, flatten_maps, full_precision
+from ops.anchors import anchors_of, full_precision
 from ops.batch import Batch
 from ops.probe import probe
 from train.loss import DetectionLoss, LossResult
 
 FOREGROUND = 0.1  # score of its best class from which the teacher's box at a point is worth learning
+SHARE_OF_POINTS = 0.125  # that the teacher's boxes are learned at, at most: those with the best scores
 _LOWEST_LOG = -1e30  # below every logarithm that counts, and small enough to be summed
 
 
@@ -163,7 +164,12 @@ class DistillationLoss(nn.Module):
         knows = torch.zeros(detection.num_classes, dtype=torch.bool)
         knows[self.class_indexes] = True
         self._knows: Tensor
+        self._student_rows: Tensor
+        self._teacher_rows: Tensor
         self.register_buffer("_knows", knows, persistent=False)  # (C,), so that no step asks the host
+        first = 4 * detection.reg_max  # box channels come before class channels
+        for name, columns in (("_student_rows", self.class_indexes), ("_teacher_rows", self.teacher_columns)):
+            self.register_buffer(name, torch.tensor(columns, dtype=torch.long) + first, persistent=False)
         self.cwd = CWDLoss(temperature)
         self.response = ResponseLoss(mode, temperature)
         self.box_response = BoxResponseLoss(detection.reg_max, temperature)
@@ -187,15 +193,19 @@ class DistillationLoss(nn.Module):
         if weights.cwd:
             taught["cwd"] = self._features_loss(student, teacher) * weights.cwd
         if weights.response or weights.box_response:
-            ours, theirs = (flatten_maps(told.raw_maps, self.detection.reg_max) for told in (student, teacher))
             counts = self._free_points(student, batch)
-            known = theirs.logits[..., self.teacher_columns]
+            known = self._class_rows(teacher, self._teacher_rows)
             if weights.response:
-                mine = ours.logits[..., self.class_indexes]
-                taught["response"] = self.response(mine, known, counts) * weights.response
+                mine = self._class_rows(student, self._student_rows)
+                taught["response"] = self.response(mine.mT, known.mT, counts) * weights.response
             if weights.box_response:
-                taught["box_response"] = self._boxes_loss(ours, theirs, known, counts) * weights.box_response
+                taught["box_response"] = self._boxes_loss(student, teacher, known, counts) * weights.box_response
         return taught
+
+    def _class_rows(self, told: Told, rows: Int64[Tensor, " C"]) -> Float[Tensor, "N C A"]:
+        """These channels of all raw maps, point by point; picked before they are joined, for most are not needed."""
+        picked = [full_precision(raw.index_select(1, rows)).flatten(2) for raw in told.raw_maps]
+        return torch.cat(picked, dim=2)
 
     def _features_loss(self, student: Told, teacher: Told) -> Tensor:
         losses = []
@@ -206,11 +216,18 @@ class DistillationLoss(nn.Module):
             losses.append(self.cwd(ours, teacher.features[name]))
         return torch.stack(losses).sum()
 
-    def _boxes_loss(self, ours: Flat, theirs: Flat, known: Tensor, counts: Tensor | None) -> Tensor:
-        scores = known.sigmoid().amax(dim=-1)
+    def _boxes_loss(self, student: Told, teacher: Told, known: Tensor, counts: Tensor | None) -> Tensor:
+        """On the points that the teacher is surest of, a share of all: the others would weigh nothing or little."""
+        scores = known.sigmoid().amax(dim=1)
         if counts is not None:
             scores = scores * counts
-        return self.box_response(ours.distributions, theirs.distributions, scores)
+        surest = scores.topk(max(1, round(scores.shape[1] * SHARE_OF_POINTS)), dim=1)
+        places = surest.indices[:, None].expand(-1, 4 * self.detection.reg_max, -1)
+        ours, theirs = (
+            torch.cat([raw[:, : places.shape[1]].flatten(2) for raw in told.raw_maps], dim=2).gather(2, places).mT
+            for told in (student, teacher)
+        )
+        return self.box_response(ours, theirs, surest.values)
 
     def _free_points(self, student: Told, batch: Batch) -> Bool[Tensor, "N A"] | None:
         """Points outside every labelled box of a class that the teacher does not know, which it takes for something

@@ -197,7 +197,9 @@ def test_the_parts_are_those_of_the_three_losses_with_their_weights():
     ]  # (2, A, 4R + C)
     response = ResponseLoss("binary")(flat[0][..., 64:66], flat[1][..., 64:])
     scores = flat[1][..., 64:].sigmoid().amax(dim=-1)
-    box = BoxResponseLoss(16)(flat[0][..., :64], flat[1][..., :64], scores)
+    # of 84 points those ten that the teacher is surest of
+    surest = torch.zeros_like(scores).scatter(1, scores.argsort(dim=1, descending=True)[:, :10], 1.0)
+    box = BoxResponseLoss(16)(flat[0][..., :64], flat[1][..., :64], scores * surest)
     assert set(out.parts) == {"box", "cls", "dfl", "cwd", "response", "box_response"}
     assert out.parts["cwd"].item() == pytest.approx(0.5 * float(cwd), rel=1e-5)
     assert out.parts["response"].item() == pytest.approx(0.25 * response.item(), rel=1e-5)
