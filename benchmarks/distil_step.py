@@ -90,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if number >= 3:  # the first ones allocate
                 times[kind].append(seconds)
     without, beside = (median(one) for one in times)
+    kind = f"{args.size} px, batch {args.batch}, {str(precision).partition('.')[2]}, {device}"
     print(
-        f"{args.phase}, teacher {args.teacher}, {args.size} px, batch {args.batch}, {str(precision).partition('.')[2]}, "
-        f"{device}, {torch.get_num_threads()} threads: plain {1000 * without:.0f} ms, with a teacher "
-        f"{1000 * beside:.0f} ms, ratio {beside / without:.2f} (medians of {args.steps})"
+        f"{args.phase}, teacher {args.teacher}, {kind}, {torch.get_num_threads()} threads: "
+        f"plain {1000 * without:.0f} ms, with a teacher {1000 * beside:.0f} ms, ratio {beside / without:.2f} (medians of {args.steps})"
     )
 
 
