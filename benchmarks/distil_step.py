@@ -90,11 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if number >= 3:  # the first ones allocate
                 times[kind].append(seconds)
     without, beside = (median(one) for one in times)
-    kind = f"{args.size} px, batch {args.batch}, {str(precision).partition('.')[2]}, {device}"
-    print(
-        f"{args.phase}, teacher {args.teacher}, {kind}, {torch.get_num_threads()} threads: "
-        f"plain {1000 * without:.0f} ms, with a teacher {1000 * beside:.0f} ms, ratio {beside / without:.2f} (medians of {args.steps})"
-    )
+    networks = f"{args.phase}, teacher {args.teacher}, {args.size} px, batch {args.batch}"
+    machine = f"{str(precision).partition('.')[2]}, {device}, {torch.get_num_threads()} threads"
+    figures = f"plain {1000 * without:.0f} ms, with a teacher {1000 * beside:.0f} ms, ratio {beside / without:.2f}"
+    print(f"{networks}, {machine}: {figures} (medians of {args.steps})")
 
 
 if __name__ == "__main__":
