@@ -51,9 +51,9 @@ class Plan(NamedTuple):
 def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
     """The ways to learn. `novel_only`: the classes that the small split labels; empty: all of them."""
     no_replay = {"replayImages": 0}  # however many the others show again
-    shown_again = {"replayImages": replayed, "unlabelledClasses": "mask"}  # without labels of the new classes
     seen = {"trainSelectedClasses": tuple(novel_only), "distilSelectedClasses": tuple(novel_only)} if novel_only else {}
     masked = {"unlabelledClasses": "mask"} if novel_only else {}
+    shown_again = {"replayImages": replayed}
     ways = {
         "finetune": Plan(
             "trained on the small split, from the teacher's weights", {**_NO_TEACHER, **no_replay, **seen}
@@ -68,7 +68,7 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
         STUDENT: Plan("the recipe's student", {**no_replay, **seen, **masked}),
         "both": Plan(
             f"the recipe's student, with {replayed} images of the base classes",
-            {**seen, **shown_again},
+            {**seen, **shown_again, **masked},
         ),
         "joint": Plan("every label of every training image, from where the teacher began", {}),
     }
@@ -144,6 +144,13 @@ class Study:
         if not weights_at(self.teacher.run_dir).is_file() or self._is_stopped_on_the_way():
             self._train(self.teacher, self.teacher.testSplitName)
             return
+        begun = RunFolder.of(self.teacher).begun_config() or {}
+        trained_on = tuple(begun.get("trainSelectedClasses") or self.base or ())
+        if set(trained_on) != set(self.base or ()):
+            raise UserError(
+                f"baseClasses={','.join(self.base or ())}: but {self.teacher.run_dir} was trained on "
+                f"{','.join(trained_on)}; name those, or give --name for a teacher and students of their own"
+            )
         log.info("teacher: %s is taken as it is", self.teacher.run_dir)
         self._evaluate(self.teacher, self.teacher.testSplitName)  # it may never have been, or on another split
         forget_log()

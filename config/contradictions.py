@@ -110,11 +110,35 @@ def _teacher(mcfg: ModelConfig) -> Iterator[str]:
             "modelName=distillation: a student needs a teacher; give its weights, "
             "e.g. --set teacherModelFile=ROOT/c1.nano.teacher/weights/best.pth"
         )
+    if mcfg.modelName == "distillation":
+        yield from _taught(mcfg)
     if mcfg.teacherClassIndexes is None or mcfg.classList is None:
         return
+    if len(set(mcfg.teacherClassIndexes)) < len(mcfg.teacherClassIndexes):
+        yield f"teacherClassIndexes={','.join(map(str, mcfg.teacherClassIndexes))}: names a class more than once"
     last = len(mcfg.classList) - 1
     for index in mcfg.teacherClassIndexes:
         if index > last:
             yield (
                 f"teacherClassIndexes={index}: classList holds {last + 1} classes, so the indexes run from 0 to {last}"
             )
+
+
+def _taught(mcfg: ModelConfig) -> Iterator[str]:
+    """A student whose teacher would teach nothing."""
+    _, cwd, response = mcfg.distilLossWeights
+    if cwd and not mcfg.distilFeatures:
+        yield f"distilFeatures: names no map, and CWD has the weight {cwd}; name one, or give CWD the weight 0"
+    if not (cwd or response or mcfg.boxResponseWeight):
+        yield "distilLossWeights: nothing is left of the teacher; give it a weight, or train with modelName=base"
+    if mcfg.distilEpochs and not any(mcfg.startEpoch <= epoch < mcfg.maxEpoch for epoch in mcfg.distilEpochs):
+        yield (
+            f"distilEpochs={','.join(map(str, mcfg.distilEpochs))}: none of them is trained, for epochs run from "
+            f"{mcfg.startEpoch} to {mcfg.maxEpoch - 1}"
+        )
+    is_all_labelled = mcfg.distilSelectedClasses is None and mcfg.trainSelectedClasses is None
+    if mcfg.unlabelledClasses == "pseudo" and is_all_labelled and not mcfg.replayImages:
+        yield (
+            "unlabelledClasses=pseudo: every class counts as labelled; say which are, "
+            "e.g. --set distilSelectedClasses=NAMES"
+        )

@@ -9,7 +9,7 @@ from config.contradictions import refuse_contradictions
 from config.errors import UserError
 from config.fields import parse
 from config.mconfig import ModelConfig, checked_value, field_type, loading
-from config.places import absolute, default_root, settle
+from config.places import absolute, default_root, read_class_list, settle
 from config.recipes import CODE_DIR, RECIPE_DIR, run_recipe
 from config.tags import read_cfgname
 
@@ -34,6 +34,8 @@ def load_config(
     parts = read_cfgname(cfgname)
     given = {"root": root, "dataDir": data, "runName": name, "nobuf": nobuf or None, **(overrides or {})}
     pins = {**parts.values, "cfgname": cfgname, **_checked(given, keep_none=overrides or {})}
+    if isinstance(pins.get("classList"), str) and "{" not in pins["classList"]:
+        pins["classList"] = read_class_list(absolute(pins["classList"]))  # now: recipes ask for names
     starts = {"root": default_root(CODE_DIR)}
     with loading(starts, pins):
         mcfg = run_recipe(parts.recipe, parts.tags, parts.own, recipe_dir)

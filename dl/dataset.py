@@ -47,6 +47,7 @@ class DetectionDataset(Dataset[Sample]):
         self.seed = seed
         self.ranges = ranges
         self.images = FileImages() if images is None else images
+        self._alike = _alike(self.annotations)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -68,7 +69,8 @@ class DetectionDataset(Dataset[Sample]):
         annotation = self.annotations[index]
         rng = random_stream(AUGMENT_STREAM, self.seed, epoch, index)
         if isinstance(self.ranges, ModernRanges):
-            plan = draw_mosaic(rng, index, self.sizes, self.input_shape, self.ranges, epoch)
+            alike = None if self._alike is None else self._alike[index]
+            plan = draw_mosaic(rng, index, self.sizes, self.input_shape, self.ranges, epoch, alike)
             return self._joined(plan, index, faults)
         image = self._read(annotation, faults)
         if image is None:
@@ -90,9 +92,8 @@ class DetectionDataset(Dataset[Sample]):
         parts = [self.annotations[tile.index] for tile in tiles]
         boxes, labels = [part.boxes for part in parts], [part.labels for part in parts]
         drawn = apply_mosaic(replace(plan, tiles=tiles), [image for _, image in readable], boxes, labels)
-        known = [part.labelled for part in parts if part.labelled is not None]
-        labelled = np.logical_and.reduce(known) if known else None  # a class that one tile leaves unlabelled
-        return Sample(*drawn, self.annotations[index].image_id, labelled=labelled)
+        own = self.annotations[index]
+        return Sample(*drawn, own.image_id, labelled=own.labelled)  # that of every tile, see _alike
 
     def _read(self, annotation: Annotation, faults: dict[str, str]) -> np.ndarray | None:
         try:
@@ -100,6 +101,19 @@ class DetectionDataset(Dataset[Sample]):
         except DataFault as fault:
             faults[annotation.image_id] = str(fault)
             return None
+
+
+def _alike(annotations: Sequence[Annotation]) -> list[np.ndarray] | None:
+    """Of each image the numbers of those on which the same classes are labelled; None where that is no question.
+
+    Only such images are joined: where one of four leaves a class without labels, nothing could be said about that
+    class on the other three.
+    """
+    if all(one.labelled is None for one in annotations):
+        return None
+    keys = [b"" if one.labelled is None else one.labelled.tobytes() for one in annotations]
+    numbers = {key: np.array([n for n, other in enumerate(keys) if other == key]) for key in set(keys)}
+    return [numbers[key] for key in keys]
 
 
 def select_classes(

@@ -66,21 +66,20 @@ def _shown(
         "%s=%s: of %d images of '%s', %d with other classes only %s (unselectedImages=%s)",
         _name_of_seen(mcfg), ",".join(seen), len(annotations), split, without, fate, mcfg.unselectedImages,
     )  # fmt: skip
-    return _marked(mcfg, chosen, class_list, seen)
+    return chosen if mcfg.unlabelledClasses == "background" else _marked(chosen, class_list, seen)
 
 
-def _marked(
-    mcfg: ModelConfig, annotations: list[Annotation], class_list: Sequence[str], labelled: Sequence[str]
-) -> list[Annotation]:
-    """With the classes that are labelled on them, unless whatever has no label is to count as background."""
-    if mcfg.unlabelledClasses == "background":
-        return annotations
+def _marked(annotations: list[Annotation], class_list: Sequence[str], labelled: Sequence[str]) -> list[Annotation]:
+    """With the classes that are labelled on them."""
     mask = np.isin(class_list, labelled)
     return [replace(annotation, labelled=mask) for annotation in annotations]
 
 
 def _replayed(mcfg: ModelConfig, split: Sequence[Annotation], replay_from: Sequence[Annotation]) -> list[Annotation]:
-    """`replayImages` images with the labels of the base classes, as balanced as the images allow."""
+    """`replayImages` images with the labels of the base classes, as balanced as the images allow.
+
+    Their other labels are dropped, so that nothing is learned from where they were.
+    """
     if not mcfg.replayImages or mcfg.baseClasses is None:
         return []
     class_list = _class_list(mcfg)
@@ -90,7 +89,7 @@ def _replayed(mcfg: ModelConfig, split: Sequence[Annotation], replay_from: Seque
     drawn = set(draw_replay(others, [class_list.index(name) for name in base], mcfg.replayImages, mcfg.smallSeed))
     replayed = [one for one in others if one.image_id in drawn]
     log.info("replay: %d images with labels of the %d base classes", len(replayed), len(base))
-    return _marked(mcfg, replayed, class_list, base)
+    return _marked(replayed, class_list, base)
 
 
 def _refuse_nothing_to_learn(

@@ -83,15 +83,16 @@ def draw_mosaic(
     input_shape: Shape,
     ranges: ModernRanges,
     epoch: int = 0,
+    alike: Int64[np.ndarray, " _"] | None = None,
 ) -> MosaicPlan:
     """The augmentation of image `index`, drawn from `rng` alone; `sizes` are height and width of all N images.
 
-    The partners are drawn from all images, the same one may come twice. Every number is drawn whether it is used or
-    not, so that an image keeps its colours and its mirroring when mosaic is closed.
+    The partners are drawn from all images, or from those numbered in `alike`; the same one may come twice. Every number
+    is drawn whether it is used or not, so that an image keeps its colours and its mirroring when mosaic is closed.
     """
     is_open = ranges.mosaic_end is None or epoch < ranges.mosaic_end
     is_mosaic = bool(rng.random() < ranges.mosaic) and is_open
-    partners = rng.integers(len(sizes), size=3)
+    partners = rng.integers(len(sizes), size=3) if alike is None else rng.choice(alike, size=3)
     side = np.array(input_shape[::-1], dtype=np.float64)  # x before y from here on
     joint = rng.uniform(-0.5, 0.5, 2) * side  # where four images meet, seen from the canvas' centre
     scale = rng.uniform(1 - ranges.scale, 1 + ranges.scale)

@@ -325,6 +325,7 @@ def changes(study: Study, name: str) -> dict:
 
 
 AS_ASSIGNED = {
+    "distilLossWeights": [1.0, 0.2, 0.01], "boxResponseWeight": 0.0, "temperature": 2.0,
     "responseMode": "seed", "distilFeatures": ["feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z"],
     "backboneFreezeEpochs": [0, 1, 2, 3, 4],
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """What one batch teaches the network: detection alone, or with a teacher beside it."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -9,13 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from config.errors import UserError
-from config.mconfig import ModelConfig
+from config.mconfig import ModelConfig, base_names
 from model import YoloModel
 from ops.batch import Batch
 from train.distilloss import DistillationLoss, DistilWeights, Told
 from train.loss import DetectionLoss, LossResult
 from train.pseudo import PseudoLabels
 from train.teacher import Teacher
+
+log = logging.getLogger("mars")
 
 DETECTION_PARTS = ("box", "cls", "dfl")
 
@@ -27,7 +30,11 @@ class Objective(Protocol):
     parts: tuple[str, ...]  # names of the loss's parts; those of a teacher only come in the epochs in which it teaches
     learned: tuple[nn.Module, ...]  # what is trained beside the network and is no part of it
 
+    taught_by: str | None  # the checksum of the teacher's file
+
     def set_epoch(self, epoch: int) -> None: ...
+
+    def compute_in(self, precision: torch.dtype) -> None: ...
 
     def __call__(self, model: Any, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult: ...
 
@@ -37,12 +44,16 @@ class Detecting:
 
     parts: tuple[str, ...] = DETECTION_PARTS
     learned: tuple[nn.Module, ...] = ()
+    taught_by: str | None = None
 
     def __init__(self, loss: DetectionLoss):
         self.loss = loss
 
     def set_epoch(self, epoch: int) -> None:
         """Every epoch is as the others."""
+
+    def compute_in(self, precision: torch.dtype) -> None:
+        """The network follows the stepper's autocast, and there is no other one."""
 
     def __call__(self, model: nn.Module, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
         return self.loss(model(images), batch)
@@ -61,6 +72,7 @@ class Distilling:
         self.loss, self.teacher, self.pseudo_labels = loss, teacher, pseudo_labels
         self.learned: tuple[nn.Module, ...] = (loss,)
         self.parts: tuple[str, ...] = DETECTION_PARTS + loss.lessons
+        self.taught_by = teacher.checksum
         self._strength_of = strength
         self.set_epoch(0)
 
@@ -77,6 +89,12 @@ class Distilling:
         widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
         detection = DetectionLoss.from_config(mcfg, model)
         known = teacher.known
+        base = base_names(mcfg)
+        if base is not None and set(base) != set(known.names):
+            log.warning(
+                "baseClasses are %s, but the teacher knows %s; figures of base and novel classes mean the former",
+                ", ".join(base), ", ".join(known.names),
+            )  # fmt: skip
         with torch.random.fork_rng(devices=[]):  # the projectors are drawn from the seed, and nothing else moves
             torch.manual_seed(mcfg.seed)
             loss = DistillationLoss(
@@ -88,6 +106,10 @@ class Distilling:
             return distil_strength(epoch, mcfg.distilEpochs, mcfg.maxEpoch, mcfg.distilSchedule)
 
         return cls(loss.to(device), teacher, strength, pseudo)
+
+    def compute_in(self, precision: torch.dtype) -> None:
+        """The teacher's own autocast lies inside the stepper's and wins over it."""
+        self.teacher.precision = precision
 
     def set_epoch(self, epoch: int) -> None:
         self.strength = self._strength_of(epoch)

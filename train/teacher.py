@@ -21,6 +21,7 @@ from model.fuse import fused
 from model.pretrained import load_weights
 from model.weightsfile import WeightsFile, read_weights
 from ops.precision import autocast
+from ops.seal import file_digest
 from train.distilloss import Told
 from train.start import weights_at
 
@@ -41,9 +42,11 @@ class Known(NamedTuple):
 class Teacher:
     """A frozen, fused network: eval mode always, no gradients, the same answer for the same images."""
 
-    def __init__(self, model: YoloModel, known: Known, precision: torch.dtype = torch.float32):
-        """`model` is copied. The network computes in `precision`, as the student does."""
-        self.known, self.precision = known, precision
+    def __init__(
+        self, model: YoloModel, known: Known, precision: torch.dtype = torch.float32, checksum: str | None = None
+    ):
+        """`model` is copied. The network computes in `precision`, as the student does. `checksum`: of its file."""
+        self.known, self.precision, self.checksum = known, precision, checksum
         self.phase, self.num_classes, self.reg_max = model.phase, model.num_classes, model.reg_max
         self._network = fused(model).requires_grad_(False)
         self.device = next(self._network.parameters()).device
@@ -65,7 +68,8 @@ class Teacher:
         report = load_weights(model, path, file.class_list)
         log.info("teacher: %s of %s, knows %s", model.phase, path, ", ".join(known.names))
         log.debug("%s", report)
-        return cls(model.to(device, memory_format=torch.channels_last), known, precision)  # type: ignore[call-overload]
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(model, known, precision, file_digest(path))
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Told:
@@ -108,8 +112,11 @@ def teacher_file(mcfg: ModelConfig) -> Path:
     place = Path(mcfg.teacherModelFile or "")
     path = weights_at(place)
     if not path.is_file():
-        recipe = mcfg.cfgname.replace("distillation", "teacher") or "CFGNAME"
-        raise UserError(f"{path}: no such teacher; train it first: python mars.py {recipe}, or set teacherModelFile")
+        recipe = mcfg.cfgname.partition(".")[0]
+        raise UserError(
+            f"{path}: no such teacher; train it first: python mars.py {recipe}.{mcfg.phase}.teacher on the same data, "
+            "or set teacherModelFile"
+        )
     return path
 
 
@@ -134,13 +141,15 @@ def known_classes(path: Path, file: WeightsFile, mcfg: ModelConfig) -> Known:
 
 def _trained_on(file: WeightsFile, own: tuple[str, ...]) -> tuple[str, ...]:
     """The classes whose labels the teacher saw: its head may have room for more."""
-    selected = (file.config or {}).get("trainSelectedClasses")
+    config = file.config or {}
+    is_student = config.get("modelName") == "distillation"  # which was taught the classes that it saw no labels of
+    selected = None if is_student else config.get("trainSelectedClasses")
     return tuple(name for name in own if name in selected) if selected else own
 
 
 def _guessed(path: Path, file: WeightsFile, ours: tuple[str, ...], asked: tuple[str, ...] | None) -> tuple[str, ...]:
     """The class list of a file that does not say its own."""
-    for names in (ours, asked):
+    for names in (asked, ours):
         if names is not None and len(names) == file.num_classes:
             return names
     raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.cache import build_images
 from dl.check import CheckedData, check_data
@@ -40,6 +41,7 @@ from train.teacher import check_teacher
 
 log = logging.getLogger("mars")
 
+A_TEACHER_COSTS = 1.5  # steps, with the student's: docs/experiments.md, section 10
 Row = dict[str, Any]  # one epoch in history and metrics.jsonl
 
 
@@ -171,7 +173,9 @@ class Trainer:
         is_lost = begun is None and self.precision.seconds is None  # nothing whole to go on from: run() will say so
         if mcfg.trainMinutes is None or is_lost:
             return mcfg
-        trained = len(self.splits[mcfg.trainSplitName])
+        trained = len(self.splits[mcfg.trainSplitName]) + mcfg.replayImages
+        if mcfg.modelName == "distillation":
+            trained = round(trained * A_TEACHER_COSTS)
         validated = len(self.splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0
         seconds = self.precision.seconds or 0.0  # 0 where a run goes on, which keeps its number of epochs
         return within_minutes(mcfg, seconds, trained, validated / mcfg.validationInterval, begun)
@@ -291,6 +295,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "ema_steps": self.ema.steps if self.ema else 0,
+            "teacher": self.objective.taught_by,
             "learned": [module.state_dict() for module in self.objective.learned],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.stepper.state_dict(),
@@ -308,12 +313,18 @@ class Trainer:
         self.model.load_state_dict(checkpoint["model"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
+        if checkpoint.get("teacher") != self.objective.taught_by:
+            raise UserError(
+                f"{self.mcfg.teacherModelFile}: is another teacher than the one this run began with; put that one "
+                "back, or start afresh with --nobuf"
+            )
         for module, state in zip(self.objective.learned, checkpoint.get("learned", ()), strict=True):
             module.load_state_dict(state)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.precision = keep_precision(checkpoint["precision"], self.device)
         if self.evaluator is not None:
             self.evaluator.precision = self.precision.dtype
+        self.objective.compute_in(self.precision.dtype)
         self.stepper = self._make_stepper()
         self.stepper.load_state_dict(checkpoint["scaler"])
         if checkpoint["precision"] != name_of(self.precision.dtype):

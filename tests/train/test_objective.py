@@ -1,10 +1,13 @@
 """Labels alone, or with a teacher: how strong it is, when it is asked, and that a student's run goes on exactly."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from config.errors import UserError
+from ops.precision import half_types
 from train.checkpoint import load_checkpoint
 from train.objective import Detecting, Distilling, distil_strength
 from train.trainer import Trainer
@@ -50,7 +53,8 @@ def test_the_teacher_is_asked_only_in_its_epochs(squares_config, teacher, monkey
     assert ["cwd" in row for row in trainer.history] == [False, True, False]
 
 
-def test_a_student_that_was_stopped_goes_on_exactly(squares_config, teacher, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, precision):
     """With projectors, which are trained and saved beside it: the teacher here is of another phase."""
     from model import YoloModel
 
@@ -60,6 +64,9 @@ def test_a_student_that_was_stopped_goes_on_exactly(squares_config, teacher, tmp
     torch.manual_seed(0)
     torch.save(YoloModel("small", 2).state_dict(), tmp_path / "small.pth")
     fields = {"modelName": "distillation", "teacherModelFile": str(tmp_path / "small.pth"), "maxEpoch": 4}
+    if precision == "bfloat16" and torch.bfloat16 not in half_types(torch.device("cpu")):
+        pytest.skip("this machine has no bfloat16")
+    fields["precision"] = precision
     whole = Trainer(squares_config("whole", **fields)).run()
     trainer = Trainer(squares_config("parts", **fields))
     save = trainer.save
@@ -98,3 +105,22 @@ def test_a_student_keeps_nearer_to_its_teacher(squares_config, teacher):
         pairs = zip(raw_maps, told.raw_maps, strict=True)
         apart.append(sum((ours[:, 65] - theirs[:, 65]).abs().mean().item() for ours, theirs in pairs))
     assert apart[1] < apart[0]
+
+
+def test_a_run_goes_on_with_its_own_teacher_only(squares_config, teacher, tmp_path):
+    file = tmp_path / "t.pth"
+    file.write_bytes((Path(teacher) / "weights" / "best.pth").read_bytes())
+    fields = {"modelName": "distillation", "teacherModelFile": str(file)}
+    Trainer(squares_config("student", maxEpoch=1, **fields)).run()
+    longer = squares_config("student", maxEpoch=2, **fields)
+    assert Trainer(longer).run()
+    file.write_bytes((Path(teacher) / "weights" / "last.pth").read_bytes())
+    with pytest.raises(UserError, match=r"t\.pth: is another teacher than the one this run began with"):
+        Trainer(squares_config("student", maxEpoch=3, **fields)).run()
+
+
+def test_other_base_classes_than_the_teachers_are_warned_of(squares_config, teacher, caplog):
+    fields = {"modelName": "distillation", "teacherModelFile": teacher}
+    with caplog.at_level("WARNING", logger="mars"):
+        Trainer(squares_config("student", baseClasses=["red"], **fields))
+    assert "baseClasses are red, but the teacher knows red, blue" in caplog.text

@@ -66,7 +66,7 @@ def undisturbed(squares, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch):
-    monkeypatch.setattr("train.trainer.plot_curves", lambda history, path: None)  # they take longer than an epoch
+    monkeypatch.setattr("train.trainer.plot_curves", lambda *_: None)  # they take longer than an epoch
 
 
 def signalled(monkeypatch, owner, name, nth, number=signal.SIGTERM):

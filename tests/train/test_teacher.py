@@ -76,6 +76,10 @@ def test_a_head_for_all_classes_teaches_those_it_was_trained_on(tmp_path):
     """The assignment's teacher has a head for twenty, and saw labels of ten."""
     file = checkpoint(tmp_path / "t.pth", YoloModel("nano", 4), OURS, trainSelectedClasses=["a", "c"])
     assert teacher_of(file).known == Known(("a", "c"), (0, 2), (0, 2))
+    student = checkpoint(
+        tmp_path / "s.pth", YoloModel("nano", 4), OURS, trainSelectedClasses=["d"], modelName="distillation"
+    )
+    assert teacher_of(student).known.names == OURS, "it was taught the others"
     assert teacher_of(file, teacherClassIndexes=[3]).known == Known(("d",), (3,), (3,))
 
 
@@ -83,6 +87,9 @@ def test_a_file_that_does_not_say_its_classes(tmp_path):
     torch.save(YoloModel("nano", 4).state_dict(), tmp_path / "four.pth")
     torch.save(YoloModel("nano", 2).state_dict(), tmp_path / "two.pth")
     assert teacher_of(tmp_path / "four.pth").known.names == OURS
+    torch.save(YoloModel("nano", 3).state_dict(), tmp_path / "three.pth")
+    asked = {"classList": ("a", "b", "c"), "teacherClassIndexes": [2, 0, 1]}
+    assert teacher_of(tmp_path / "three.pth", **asked).known == Known(("c", "a", "b"), (2, 0, 1), (0, 1, 2))
     assert teacher_of(tmp_path / "two.pth", teacherClassIndexes=[3, 1]).known == Known(("d", "b"), (3, 1), (0, 1))
     with pytest.raises(UserError, match=r"two\.pth: does not say its 2 classes, .* set teacherClassIndexes"):
         teacher_of(tmp_path / "two.pth")
@@ -94,7 +101,9 @@ def test_wrong_pairs_are_refused(tmp_path):
         teacher_of(strangers)
     with pytest.raises(UserError, match="the teacher does not know c, which teacherClassIndexes names; it knows a, b"):
         teacher_of(checkpoint(tmp_path / "t.pth", YoloModel("nano", 2), ("a", "b")), teacherClassIndexes=[0, 2])
-    with pytest.raises(UserError, match=r"no such teacher; train it first: python mars.py c1.nano, or set teacher"):
+    with pytest.raises(
+        UserError, match=r"no such teacher; train it first: python mars.py c1.nano.teacher on the same data, or set"
+    ):
         teacher_of(tmp_path / "none.pth")
     backbone = {f"backbone.{k}": v for k, v in YoloModel("nano", 2).backbone.state_dict().items()}
     torch.save(backbone, tmp_path / "b.pth")
@@ -148,7 +157,8 @@ def test_a_student_is_trained_with_a_teacher_of_another_phase_and_head(squares_c
     """A small teacher of one class; its parts are in the history, and nothing of it in the student's files."""
     torch.manual_seed(0)
     file = checkpoint(tmp_path / "t.pth", YoloModel("small", 1), ("red",))
-    mcfg = squares_config(modelName="distillation", teacherModelFile=str(file), maxEpoch=2, boxResponseWeight=0.5)
+    fields = {"distilling": "modern", "boxResponseWeight": 0.5, "maxEpoch": 2}
+    mcfg = squares_config(modelName="distillation", teacherModelFile=str(file), **fields)
     trainer = Trainer(mcfg)
     before = trainer.objective.teacher._network.state_dict()
     before = {key: value.clone() for key, value in before.items()}
