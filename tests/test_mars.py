@@ -157,7 +157,7 @@ def test_a_student_without_its_teacher_is_refused_before_the_data_are_read(run, 
     status, _, err = run("train", "--set", "baseClasses=1", "trainSplitName=train", cfgname=cfgname)
     place = tmp_path / "voc.nano.teacher-squares"
     assert (status, err.startswith(f"mars: {place}: no such teacher; train it first: python mars.py voc.")) == (2, True)
-    assert "teacher.batch@2" in err and "teacherModelFile" in err
+    assert "voc.nano.teacher on" in err and "teacherModelFile" in err
     assert not list(tmp_path.iterdir())
 
 
