@@ -14,7 +14,8 @@ from config.errors import UserError
 from config.fields import nearest
 from config.frozen import FrozenDict
 from config.load import DEFAULT_CFGNAME
-from config.mconfig import ModelConfig, base_names, field_alters, field_names
+from config.mconfig import ModelConfig, base_names, field_alters, field_default, field_names
+from config.training import MODERN_DISTILLING
 from dl.annotations import Annotation
 from dl.check import CheckedData
 from dl.splits import find_split
@@ -30,14 +31,13 @@ from train.start import weights_at
 log = logging.getLogger("mars")
 
 STUDENT = "distillation"
-ALL_MAPS = ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
 REPLAYED = 50  # images, where a way replays and the recipe does not say how many
 TRAINING = ("training", "schedule")  # what a field alters that joint training has in common with its teacher
 
 _NO_TEACHER = {"modelName": "base"}
 _AS_ASSIGNED = {
-    "distilFeatures": ALL_MAPS, "distilLossWeights": (1.0, 0.2, 0.01), "boxResponseWeight": 0.0, "responseMode": "seed",
-    "temperature": 2.0, "distilEpochs": (), "distilSchedule": "constant", "backboneFreezeEpochs": tuple(range(5)),
+    **{name: field_default(name) for name in MODERN_DISTILLING}, "distilEpochs": (), "distilSchedule": "constant",
+    "backboneFreezeEpochs": tuple(range(5)),
 }  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def _taught(mcfg: ModelConfig) -> Iterator[str]:
             f"{mcfg.startEpoch} to {mcfg.maxEpoch - 1}"
         )
     is_all_labelled = mcfg.distilSelectedClasses is None and mcfg.trainSelectedClasses is None
-    if mcfg.unlabelledClasses == "pseudo" and is_all_labelled and not mcfg.replayImages:
+    if mcfg.unlabelledClasses == "pseudo" and is_all_labelled:
         yield (
             "unlabelledClasses=pseudo: every class counts as labelled; say which are, "
             "e.g. --set distilSelectedClasses=NAMES"
