@@ -56,7 +56,8 @@ class Stepper:
         sum_over_batch: bool,
     ):
         self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
-        self.parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        # In the network's order, not the optimizer's: the norm's last digits depend on it.
+        self.parameters = [one for part in (model, *objective.learned) for one in part.parameters()]
         self.device = next(model.parameters()).device
         self.precision, self.gradient_clip, self.sum_over_batch = precision, gradient_clip, sum_over_batch
         # Gradients in float16 would vanish below 6e-8; bfloat16 has the range of float32.
