@@ -1,11 +1,12 @@
 """Ways to learn new classes, each with settings picked by the same small search, side by side over several draws.
 
     python -m benchmarks.incremental DATA --weights FILE --base 4 --draws 5 --shots 10 --out DIR [--ways NAME,NAME]
-        [--try FIELD=VALUE ... --try FIELD=VALUE ...] [--set FIELD=VALUE ...] [--teacher-epochs 30] [--novel-only]
+        [--try FIELD=VALUE ... --try FIELD=VALUE ...] [--set FIELD=VALUE ...] [--teacher-epochs 30] [--novel-only] [--ablate]
 
 Every way is first trained with each `--try` on a draw that is not used again (--search-seed), and the settings with the
 best harmonic mean of base and novel AP50 on the validation split are taken. Then all draws are trained with them, and
-the test split is measured. Finished runs in DIR are not trained again. The table is printed and kept in DIR/DATA.md.
+the test split is measured. `--ablate` adds the recipe's student with one of the teacher's terms off, in its settings.
+Finished runs in DIR are not trained again. The table is printed and kept in DIR/DATA.md.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from commands.incremental import Study
+from commands.incremental import Plan, Study
 from config.load import parse_settings
 from ops.log import end_log, start_log
 from ops.text import align_columns
@@ -42,6 +43,17 @@ def search(study: Study, way: str, tries: Sequence[Mapping[str, Any]]) -> tuple[
     return max(range(len(tries)), key=figures.__getitem__), figures
 
 
+def ablations(study: Study) -> dict[str, Plan]:
+    """The recipe's student with one term of the teacher's off."""
+    ours = study.plans[study.ours].settings
+    det, cwd, response = study.student.distilLossWeights
+    return {
+        "no-cwd": Plan("the recipe's student without CWD", {**ours, "distilLossWeights": (det, 0.0, response)}),
+        "no-response": Plan("without class scores", {**ours, "distilLossWeights": (det, cwd, 0.0)}),
+        "no-box": Plan("without box distributions", {**ours, "boxResponseWeight": 0.0}),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
@@ -53,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--ways")
     parser.add_argument("--novel-only", action="store_true")
+    parser.add_argument("--ablate", action="store_true")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--try", dest="tries", action="append", nargs="+", default=[], metavar="FIELD=VALUE")
@@ -66,12 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         study = study_of(args, parse_settings([*words, *args.set]))
         study.train_teacher()
-        rows, measured = [["way", *(" ".join(tried) for tried in args.tries)]], {}
+        rows, measured, found = [["way", *(" ".join(tried) for tried in args.tries)]], {}, {}
         for way in study.wanted:
-            best, figures = search(study, way, tries)
-            rows.append([way, *(f"{100 * value:.1f}{'*' * (place == best)}" for place, value in enumerate(figures))])
-            measured[way] = [study.learn(way, draw, tries[best]) for draw in study.draws_of(way)]
+            found[way], figures = search(study, way, tries)
+            marks = ("*" * (place == found[way]) for place in range(len(figures)))
+            rows.append([way, *(f"{100 * value:.1f}{mark}" for value, mark in zip(figures, marks, strict=True))])
+            measured[way] = [study.learn(way, draw, tries[found[way]]) for draw in study.draws_of(way)]
             print(f"{way}: done", flush=True)
+        if args.ablate:
+            study.plans |= ablations(study)
+            for way in ablations(study):
+                settings = tries[found[study.ours]]
+                measured[way] = [study.learn(way, draw, settings) for draw in study.draws_of(way)]
         text = study.write(measured)
     finally:
         end_log()

@@ -44,6 +44,7 @@ def mcfg(tags):
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
         if "assignment" not in tags:
+            mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())  # ten of each old class are seen again
             # Many small steps, for there are few images, and careful ones, for the weights know something.
             mcfg.batchSize = 4
             mcfg.baseLearningRate = 2e-3

@@ -43,6 +43,8 @@ def mcfg(tags):
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
         if "assignment" not in tags:
+            # Ten images of each old class are seen again: else they are taken for new ones (docs/experiments.md).
+            mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())
             # Many small steps, for there are few images, and careful ones, for the weights know something.
             mcfg.batchSize = 4
             mcfg.baseLearningRate = 2e-3

@@ -30,7 +30,7 @@ from train.start import weights_at
 
 log = logging.getLogger("mars")
 
-STUDENT = "distillation"
+STUDENT, REPLAYING_STUDENT = "distillation", "both"
 REPLAYED = 50  # images, where a way replays and the recipe does not say how many
 TRAINING = ("training", "schedule")  # what a field alters that joint training has in common with its teacher
 
@@ -65,9 +65,9 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
             f"as finetune, with {replayed} images of the base classes",
             {**_NO_TEACHER, **seen, **shown_again},
         ),
-        STUDENT: Plan("the recipe's student", {**no_replay, **seen, **masked}),
-        "both": Plan(
-            f"the recipe's student, with {replayed} images of the base classes",
+        STUDENT: Plan("the recipe's teaching, no image of the base classes", {**no_replay, **seen, **masked}),
+        REPLAYING_STUDENT: Plan(
+            f"the recipe's teaching, with {replayed} images of the base classes",
             {**seen, **shown_again, **masked},
         ),
         "joint": Plan("every label of every training image, from where the teacher began", {}),
@@ -106,9 +106,11 @@ class Study:
             )
         self.class_list = tuple(self.teacher.classList or ())
         novel = tuple(name for name in self.class_list if name not in self.base)
-        student = load(self.student_stage, {**settings, **self._teachers_weights()})
+        self.student = student = load(self.student_stage, {**settings, **self._teachers_weights()})
         self.plans = plans(student.replayImages or REPLAYED, novel if args.novel_only else ())
         self.wanted = self._wanted(args.ways)
+        replays = student.replayImages and REPLAYING_STUDENT in self.wanted
+        self.ours = REPLAYING_STUDENT if replays else STUDENT  # what the recipe's student does
         self._refuse_equal_draws(student)
         self._annotations: dict[str, list[Annotation]] = {}
 
@@ -225,8 +227,8 @@ class Study:
         )
         ways = [Way(name, self.plans[name].what, tuple(measured)) for name, measured in runs.items()]
         is_base = [name in base for name in self.class_list]
-        compared = comparison(ways, STUDENT, [name for name in runs if name not in (STUDENT, "joint")], is_base)
-        text = increment_table(teacher, ways, compared, STUDENT)
+        compared = comparison(ways, self.ours, [name for name in runs if name not in (self.ours, "joint")], is_base)
+        text = increment_table(teacher, ways, compared, self.ours)
         folder = Path(self.teacher.root) / f"{self.prefix}.incremental"
         write_whole(folder / "table.txt", text + "\n")
         content = json.dumps(increments_dict(teacher, ways, compared), indent=2)

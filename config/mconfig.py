@@ -315,7 +315,8 @@ class ModelConfig:
     pseudoScore: float = declare(0.5, "score from which the teacher's detections are labels", fraction)
     replayImages: int = declare(
         0,
-        "images of the split 'train' that are shown again, with labels of baseClasses, as balanced as can be",
+        "images of the split 'train' that are shown again, with labels of baseClasses, as balanced as can be; a smaller"
+        " training split then comes several times an epoch, so that it is about half of it",
         not_negative,
     )
     temperature: float = declare(2.0, "softens teacher and student in the divergences", positive)

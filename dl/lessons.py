@@ -30,13 +30,19 @@ def lessons(
 ) -> list[Annotation]:
     """The annotations to train on: of a split, with the labels that are seen, and replayed images behind them.
 
-    `replay_from`: the images that replay is drawn from; those of the split itself are not drawn again. Raises
-    `UserError` when there is no object to train on.
+    Beside replayed images the split's come several times, see `repeats_of`. `replay_from`: the images that replay is
+    drawn from; those of the split itself are not drawn again. Raises `UserError` when there is no object to train on.
     """
     seen = _seen_classes(mcfg)
     shown = _shown(mcfg, split, annotations, seen)
     _refuse_nothing_to_learn(mcfg, split, shown, seen)
-    return shown + _replayed(mcfg, annotations, replay_from)
+    replayed = _replayed(mcfg, annotations, replay_from)
+    return shown * repeats_of(len(shown), len(replayed)) + replayed
+
+
+def repeats_of(num_shown: int, num_replayed: int) -> int:
+    """How often an epoch shows the images of a split, so that they are about as many as those replayed; at least 1."""
+    return max(1, round(num_replayed / num_shown)) if num_shown else 1
 
 
 def _class_list(mcfg: ModelConfig) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def comparison(ways: Sequence[Way], ours: str, others: Sequence[str], is_base: S
 
 def increment_table(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any], ours: str) -> str:
     """AP50 in per cent, a row each; a mean of several draws with half the width of its 95 % interval."""
-    rows = [["", *COLUMNS, "lost", "kept", "novel taken for base", "harmonic AP50-95"]]
+    rows = [["", *COLUMNS, "lost", "kept", "novel taken for base", "base for novel", "harmonic AP50-95"]]
     rows += [_row(way, teacher) for way in (teacher, *ways)]
     lines = align_columns(rows)
     for name, groups in compared.items():
@@ -108,13 +108,18 @@ def points_of(ways: Sequence[Way]) -> dict[str, list[tuple[float, float]]]:
 
 def _row(way: Way, teacher: Way) -> list[str]:
     lost = [forgetting(teacher.runs[0].groups, run.groups, ()) for run in way.runs]
-    taken = [run.confusion.novel.shares()["as_other_group"] for run in way.runs]
+    taken = [
+        [fates.shares()["as_other_group"] for fates in (run.confusion.novel, run.confusion.base)] for run in way.runs
+    ]
     return [
         way.name,
         *(_figure(mean_interval([100 * value for value in way.values(group)])) for group in COLUMNS),
         _mean([one.points_ap50 for one in lost]),
         _mean([one.kept_ap50 for one in lost], " %"),
-        _mean([None if share is None else 100 * share for share in taken], " %"),
+        *(
+            _mean([None if share is None else 100 * share for share in shares], " %")
+            for shares in zip(*taken, strict=True)
+        ),
         _figure(mean_interval([100 * value for value in way.values("harmonic", "ap50_95")])),
     ]
 

@@ -160,7 +160,7 @@ def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
         lines[2]
         == (
             f"finetune {half:.1f} +- 0.0 {half:.1f} +- 0.0 {half:.1f} +- 0.0 {half:.1f} +- 0.0 "
-            f"{100 - half:.1f} {half:.1f} % 0.0 % {half:.1f} +- 0.0"
+            f"{100 - half:.1f} {half:.1f} % 0.0 % 0.0 % {half:.1f} +- 0.0"
         ).split()
     )
     both = (100 + half) / 2  # mean of two draws: 100.0 and 50.5; their interval is 12.706 * 49.5 / 2 to each side

@@ -90,10 +90,12 @@ class DetectionLoss:
 
     @staticmethod
     def _class_loss(logits: Tensor, target_scores: Tensor, labelled: Tensor | None) -> Tensor:
-        """Summed over all points; where a class is not labelled on an image, no label says nothing about it."""
+        """Summed over all points. Where a class is not labelled on an image, no label says nothing about it, but where
+        an object is labelled, it is of that class and of no other.
+        """
         if labelled is None:
             return F.binary_cross_entropy_with_logits(logits, target_scores, reduction="sum")
-        speaks = labelled[:, None] | (target_scores > 0)  # (B, A, C)
+        speaks = labelled[:, None] | (target_scores > 0).any(dim=-1, keepdim=True)  # (B, A, C)
         return (F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none") * speaks).sum()
 
     def _distribution_loss(self, distributions: Tensor, cells: Tensor, target_boxes: Tensor) -> Tensor:

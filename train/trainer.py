@@ -15,7 +15,7 @@ from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.cache import build_images
 from dl.check import CheckedData, check_data
-from dl.lessons import REPLAYED_SPLIT, splits_to_train
+from dl.lessons import REPLAYED_SPLIT, repeats_of, splits_to_train
 from dl.loader import build_loader
 from eval.evaluator import Evaluator
 from eval.plots import plot_curves
@@ -173,7 +173,8 @@ class Trainer:
         is_lost = begun is None and self.precision.seconds is None  # nothing whole to go on from: run() will say so
         if mcfg.trainMinutes is None or is_lost:
             return mcfg
-        trained = len(self.splits[mcfg.trainSplitName]) + mcfg.replayImages
+        of_split = len(self.splits[mcfg.trainSplitName])
+        trained = of_split * repeats_of(of_split, mcfg.replayImages) + mcfg.replayImages
         if mcfg.modelName == "distillation":
             trained = round(trained * A_TEACHER_COSTS)
         validated = len(self.splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0

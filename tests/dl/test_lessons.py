@@ -11,7 +11,7 @@ from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.check import check_data
-from dl.lessons import lessons, splits_to_train
+from dl.lessons import lessons, repeats_of, splits_to_train
 from dl.loader import build_loader
 from dl.mosaic import ModernRanges
 
@@ -113,6 +113,14 @@ def test_a_student_has_a_selection_of_its_own(student, fields, expected):
     assert labels_of(SMALL) == ALL_SEEN, "the split itself is left alone"
 
 
+@pytest.mark.parametrize(
+    ("num_shown", "num_replayed", "repeats"),
+    [(14, 40, 3), (16, 40, 2), (22, 40, 2), (40, 40, 1), (310, 160, 1), (1, 5, 5), (20, 0, 1), (0, 7, 1)],
+)
+def test_a_small_split_comes_as_often_as_makes_it_about_half(num_shown, num_replayed, repeats):
+    assert repeats_of(num_shown, num_replayed) == repeats
+
+
 def test_the_field_that_selects_is_named(student, caplog):
     with caplog.at_level("INFO", logger="mars"):
         lessons(student(distilSelectedClasses=["dog"]), "small", SMALL)
@@ -160,8 +168,10 @@ def replayed(mcfg: ModelConfig, split=SMALL, replay_from=TRAIN) -> list[Annotati
     shown = lessons(mcfg, "small", list(split), replay_from)
     own = [one.image_id for one in split]
     count = sum(one.image_id in own for one in shown)
-    assert [one.image_id for one in shown[:count]] == [name for name in own if name in labels_of(shown)]
-    return shown[count:]
+    again = shown[count:]
+    once = [name for name in own if name in labels_of(shown)]
+    assert [one.image_id for one in shown[:count]] == once * repeats_of(len(once), len(again))
+    return again
 
 
 @pytest.mark.parametrize("count", [1, 5, 99])
@@ -202,7 +212,9 @@ def test_images_of_the_split_are_never_replayed(student):
     for unselected in ("keep", "drop"):
         shown = lessons(student(**fields, unselectedImages=unselected), "small", SMALL, TRAIN)
         names = [one.image_id for one in shown]
-        assert len(names) == len(set(names))
+        own = [name for name in names if name in "abcd"]
+        again = names[len(own) :]
+        assert len(again) == len(set(again)) and not set(again) & set(own)
         assert ("c" in names) == (unselected == "keep")
         assert names[-1] == "both"
     assert replayed(student(baseClasses=1, replayImages=9), split=TRAIN) == []
