@@ -1,7 +1,8 @@
 """Ways to learn new classes, each with settings picked by the same small search, side by side over several draws.
 
     python -m benchmarks.incremental DATA --weights FILE --base 4 --draws 5 --shots 10 --out DIR [--ways NAME,NAME]
-        [--try FIELD=VALUE ... --try FIELD=VALUE ...] [--set FIELD=VALUE ...] [--teacher-epochs 30] [--novel-only] [--ablate]
+        [--try FIELD=VALUE ... --try FIELD=VALUE ...] [--set FIELD=VALUE ...] [--teacher-epochs 30] [--novel-only]
+        [--ablate]
 
 Every way is first trained with each `--try` on a draw that is not used again (--search-seed), and the settings with the
 best harmonic mean of base and novel AP50 on the validation split are taken. Then all draws are trained with them, and

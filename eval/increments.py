@@ -108,20 +108,19 @@ def points_of(ways: Sequence[Way]) -> dict[str, list[tuple[float, float]]]:
 
 def _row(way: Way, teacher: Way) -> list[str]:
     lost = [forgetting(teacher.runs[0].groups, run.groups, ()) for run in way.runs]
-    taken = [
-        [fates.shares()["as_other_group"] for fates in (run.confusion.novel, run.confusion.base)] for run in way.runs
-    ]
     return [
         way.name,
         *(_figure(mean_interval([100 * value for value in way.values(group)])) for group in COLUMNS),
         _mean([one.points_ap50 for one in lost]),
         _mean([one.kept_ap50 for one in lost], " %"),
-        *(
-            _mean([None if share is None else 100 * share for share in shares], " %")
-            for shares in zip(*taken, strict=True)
-        ),
+        _mean([_per_cent(run.confusion.novel.shares()["as_other_group"]) for run in way.runs], " %"),
+        _mean([_per_cent(run.confusion.base.shares()["as_other_group"]) for run in way.runs], " %"),
         _figure(mean_interval([100 * value for value in way.values("harmonic", "ap50_95")])),
     ]
+
+
+def _per_cent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _figure(interval: Interval) -> str:
