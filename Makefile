@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # One computing thread a process: the tests run one process a core.
 TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8
 
-.PHONY: help setup demo test test-slow parity chaos check lint format clean
+.PHONY: help setup demo test test-slow parity chaos faults check lint format clean
 
 help:
 	@echo "make demo       draw a data set, train on it, evaluate, paint (about ten minutes on two cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make parity     a table: network, loss, training, AP against Ultralytics and pycocotools (three minutes)"
 	@echo "make test-slow  all tests                 make check   lint, then the fast tests"
 	@echo "make chaos      thirty kills, damaged files, full disks: is anything lost? (about ten minutes)"
+	@echo "make faults     twenty-five bad values put in from outside: caught, and named rightly? (three minutes)"
 	@echo "make setup      .venv with all that is needed"
 	@echo "make format     rewrite the formatting    make clean   remove .venv and caches"
 
@@ -37,6 +38,9 @@ parity: $(READY)
 
 chaos: $(READY)
 	$(RUN) -m benchmarks.chaos
+
+faults: $(READY)
+	$(RUN) -m benchmarks.bad_values
 
 check: lint test
 

@@ -16,14 +16,17 @@ from config.help import fields_text
 from config.load import parse_settings
 from ops.log import end_log, log, start_log
 
-OF_THEIR_OWN = ("predict", "export", "backbone", "split", "incremental")  # modes that find their configs themselves
+# modes that find their configs themselves
+OF_THEIR_OWN = ("predict", "export", "backbone", "split", "incremental", "doctor", "explain")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; the exit status: 0 done, 2 the user's mistake, 1 diverged or interrupted. Bugs are raised."""
+    """Run one command; the exit status: 0 done, 2 the user's mistake, 1 the doctor's finding, a bad step, interrupted.
+
+    Bugs are raised.
+    """
     try:
-        run(read_arguments(arguments), arguments)
-        return 0
+        return run(read_arguments(arguments), arguments)
     except UserError as error:
         log.error("%s", error)
         print(f"mars: {error}", file=sys.stderr)
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     except FloatingPointError as error:  # the numbers broke, not the program: the sentence says where
         log.error("%s", error)
         print(f"mars: {error}", file=sys.stderr)
+        if page := _page_of(error):
+            print(f"\n{page}", file=sys.stderr, end="")
         return 1
     except KeyboardInterrupt as error:  # of a training, Ctrl-C or SIGTERM: it is saved, and the text says where
         text = str(error) or "interrupted"
@@ -63,18 +68,17 @@ def main(arguments: Sequence[str]) -> int:
         end_log()
 
 
-def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Carry out one command."""
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Carry out one command; its exit status."""
     if args.fields:
         print(fields_text())
-        return
+        return 0
     settings = parse_settings(args.set)
     mcfg = load(args, settings) if args.mode not in OF_THEIR_OWN else None
-    start_log(args.quiet)
+    start_log(args.quiet or args.mode == "doctor")  # whose every line begins with ok, look or wrong
     log.debug("python mars.py %s", shlex.join(arguments))
     if mcfg is None:
-        _run_of_its_own(args, settings)
-        return
+        return _run_of_its_own(args, settings)
     if args.mode == "eval":
         from commands.evaluation import evaluate
         from commands.weights import as_trained, weights_of
@@ -82,19 +86,35 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         settings = {**as_trained(weights_of(mcfg, args.weights), settings), **settings}
         mcfg = find_data(args, mcfg, settings)
         evaluate(mcfg, args.split or mcfg.testSplitName, args.weights, args.quiet)
-        return
+        return 0
     mcfg = find_data(args, mcfg, settings)
     from commands.training import train
 
-    data = train(mcfg, args.quiet, also=() if args.mode == "train" else (mcfg.testSplitName,))
+    data = train(mcfg, args.quiet, also=() if args.mode == "train" else (mcfg.testSplitName,), trace=args.trace)
     if args.mode == "pipe":
         from commands.evaluation import evaluate
 
         evaluate(mcfg, mcfg.testSplitName, None, args.quiet, data)
+    return 0
 
 
-def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    if args.mode == "predict":
+def _page_of(error: FloatingPointError) -> str:
+    """Where the bad value of a step was born, when that was traced; it is in the run's health folder and log, too."""
+    from train.health.guard import BadStep
+
+    return error.page if isinstance(error, BadStep) else ""
+
+
+def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    if args.mode == "doctor":
+        from commands.doctor import doctor
+
+        return doctor(args, settings)
+    if args.mode == "explain":
+        from commands.explain import explain
+
+        explain(args, settings)
+    elif args.mode == "predict":
         from commands.prediction import predict
 
         predict(args, settings)
@@ -114,6 +134,7 @@ def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         from commands.backbone import convert_backbone
 
         convert_backbone(args)
+    return 0
 
 
 if __name__ == "__main__":

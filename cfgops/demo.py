@@ -41,6 +41,7 @@ def mcfg(tags):
         mcfg.teacherModelFile = "{root}/demo.{phase}.teacher"
         mcfg.checkpointModelFile = mcfg.teacherModelFile
         mcfg.maxEpoch = 30
+        mcfg.trainMinutes = 2
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
         if "assignment" not in tags:

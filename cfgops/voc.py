@@ -39,7 +39,7 @@ def mcfg(tags):
         mcfg.distilling = "modern"
         mcfg.teacherModelFile = "{root}/voc.{phase}.teacher-{data}"
         mcfg.checkpointModelFile = mcfg.teacherModelFile
-        mcfg.maxEpoch = 100
+        mcfg.maxEpoch = 60
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
         if "assignment" not in tags:

@@ -17,8 +17,8 @@ from train.trainer import Trainer
 log = logging.getLogger("mars")
 
 
-def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> CheckedData:
-    """Check the data, then train; the checked data, of the splits in `also` too."""
+def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool = False) -> CheckedData:
+    """Check the data, then train; the checked data, of the splits in `also` too. `trace`: the first step is traced."""
     folder = RunFolder.of(mcfg)
     if mcfg.modelName == "distillation":
         teacher_file(mcfg)  # before minutes are spent on the data
@@ -27,7 +27,9 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = ()) -> CheckedDa
     with RunLock(folder.path) as lock, _saying_how_to_go_on():
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
         log.info("%s", data.report.table())
-        trainer = Trainer(mcfg, data, quiet=quiet)  # whatever is wrong so far leaves an older run where it is
+        trainer = Trainer(
+            mcfg, data, quiet=quiet, trace_first=trace
+        )  # whatever is wrong so far leaves an older run where it is
         if folder.path.exists():
             lock.hold()  # another run may have begun it while the data was checked
         aside = folder.move_aside() if mcfg.nobuf else None

@@ -12,8 +12,7 @@ from config.help import help_text
 from config.mconfig import field_names
 from config.recipes import recipe_names
 
-MODES = ("pipe", "train", "eval", "predict", "export", "backbone", "split", "incremental")
-LATER_MODES = ("doctor",)
+MODES = ("pipe", "train", "eval", "predict", "doctor", "explain", "export", "backbone", "split", "incremental")
 FORMATS = ("onnx", "torch", "ultralytics")
 
 _IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?|webp)$", re.IGNORECASE)
@@ -34,17 +33,15 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="mars.py", allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     places = ("root", "data", "name", "split", "weights", "out", "format")
-    for name in (*places, "shots", "share", "seed", "from", "draws", "ways"):
+    for name in (*places, "shots", "share", "seed", "from", "draws", "ways", "replay"):
         parser.add_argument(f"--{name}")
-    for name in ("quiet", "fields", "nms", "novel-only"):
+    for name in ("quiet", "fields", "nms", "novel-only", "trace"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--nobuf", "-nobuf", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     for mode in MODES:
         parser.add_argument(f"-{mode}", dest="mode", action="append_const", const=mode)  # the assignment's spelling
     args, unknown = parser.parse_known_intermixed_args(_one_set_each(arguments))
-    if args.words and args.words[0] in LATER_MODES:  # first, because they have options of their own
-        raise UserError(f"{args.words[0]}: not there yet; the modes are {', '.join(MODES)}")
     if unknown:
         raise UserError(_unknown_option(unknown[0], parser))
     for word in args.set:
@@ -64,7 +61,7 @@ def _one_set_each(arguments: Sequence[str]) -> list[str]:
         if expanded[-1:] == ["--set"]:  # whatever it is, it is meant as the value
             expanded.append(word)
             is_open = True
-        elif is_open and _is_setting(word, bool({"predict", "split"} & set(arguments))):
+        elif is_open and _is_setting(word, bool({"predict", "explain", "split"} & set(arguments))):
             expanded += ["--set", word]
         else:
             expanded.append(word)
@@ -88,11 +85,14 @@ def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"{' and '.join(dict.fromkeys(modes))}: one mode at a time; pipe trains and evaluates")
     args.mode = modes[0] if modes else "pipe"
     for word in words:
-        is_path = args.mode in ("predict", "split") and "=" not in word  # a folder may bear a field's name
+        is_path = args.mode in ("predict", "explain", "split") and "=" not in word  # a folder may bear a field's name
         if word.partition("=")[0] in field_names() and not is_path:
             raise UserError(f"{word}: settings are written --set {word if '=' in word else word + '=VALUE'}")
     if args.mode == "predict":
         args.cfgname, *args.paths = _cfgname_and_paths(words)
+        return args
+    if args.mode == "explain":
+        args.cfgname, args.paths = _cfgname_and_image(words)
         return args
     if args.mode == "backbone":
         args.cfgname, args.paths = None, [_weights_file(words)]
@@ -103,7 +103,7 @@ def _understand_words(args: argparse.Namespace) -> argparse.Namespace:
     if len(words) > 1:
         raise UserError(
             f"{' '.join(words)}: one CFGNAME, please, and before it a mode ({', '.join(MODES)}) or none"
-            f"{nearest(words[0], [*MODES, *LATER_MODES])}"
+            f"{nearest(words[0], MODES)}"
         )
     args.cfgname = words[0] if words else None
     return args
@@ -122,6 +122,16 @@ def _cfgname_and_paths(words: list[str]) -> list[str]:
             f"predict {first}: on which images? Write python mars.py predict {first} PATH... (files, folders, patterns)"
         )
     return words
+
+
+def _cfgname_and_image(words: list[str]) -> tuple[str, list[str]]:
+    """The words behind `explain`: a CFGNAME and one image. Raises `UserError`."""
+    if len(words) != 2:
+        raise UserError(
+            "explain: of which run, and which image? Write python mars.py explain CFGNAME IMAGE (its file, or its name "
+            "in the data set)"
+        )
+    return words[0], words[1:]
 
 
 def _weights_file(words: list[str]) -> str:
@@ -150,8 +160,6 @@ def _refuse_place(args: argparse.Namespace) -> None:
 
 def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.split("=")[0]
-    if name == "--trace":
-        return "--trace: not there yet"
     field = nearest(name.lstrip("-"), field_names())
     options = [option for action in parser._actions for option in action.option_strings]
     hint = nearest(name, options) or (f"; config fields are written --set FIELD=VALUE{field}" if field else "")
@@ -167,6 +175,7 @@ def _refuse_misplaced(args: argparse.Namespace) -> None:
         hint = f", and a training's seed --set seed={args.seed}" if foreign[0] == "seed" else ""
         raise UserError(f"--{foreign[0]}: belongs to split; write python mars.py split DIR --out DIR --shots K{hint}")
     _understand_study(args)
+    _refuse_health(args)
     if args.mode == "incremental" and args.nobuf:
         raise UserError(
             "--nobuf: incremental goes on with the runs that are there; remove those that are to be trained again, "
@@ -178,7 +187,7 @@ def _refuse_misplaced(args: argparse.Namespace) -> None:
         raise UserError("--split: predict takes files and folders; splits belong to python mars.py eval CFGNAME")
     if args.mode != "eval" and args.split:
         raise UserError("--split: belongs to eval; write python mars.py eval CFGNAME --split NAME")
-    if args.mode not in ("eval", "predict", "export") and args.weights:
+    if args.mode not in ("eval", "predict", "explain", "export") and args.weights:
         raise UserError(f"--weights: {args.mode} does not take it; write python mars.py eval CFGNAME --weights FILE")
     if args.mode not in ("predict", "export", "backbone") and args.out:
         raise UserError("--out: belongs to predict; write python mars.py predict CFGNAME PATH... --out DIR")
@@ -190,6 +199,20 @@ def _refuse_misplaced(args: argparse.Namespace) -> None:
     if args.weights and not Path(args.weights).expanduser().is_file():
         raise UserError(f"{Path(args.weights).expanduser().absolute()}: no such weights file")
     _refuse_place(args)
+
+
+def _refuse_health(args: argparse.Namespace) -> None:
+    """Raise `UserError` for `--trace` and `--replay` in modes that have nothing to trace or replay."""
+    if args.trace and args.mode not in ("pipe", "train"):
+        raise UserError(f"--trace: traces the first step of a training, and {args.mode} trains nothing; leave it out")
+    if args.replay is None:
+        return
+    if args.mode != "doctor":
+        raise UserError("--replay: belongs to doctor; write python mars.py doctor CFGNAME --replay FILE")
+    if not Path(args.replay).expanduser().is_file():
+        raise UserError(
+            f"{Path(args.replay).expanduser().absolute()}: no such bundle; a bad step writes it into RUN/health"
+        )
 
 
 def _refuse_formats(args: argparse.Namespace) -> None:
@@ -220,7 +243,20 @@ def _understand_study(args: argparse.Namespace) -> None:
 
 def _understand_draw(args: argparse.Namespace) -> None:
     """What `split` is to draw, as numbers in place of words. Raises `UserError`."""
-    taken = ("data", "root", "nobuf", "split", "weights", "format", "nms", "draws", "ways", "novel_only")
+    taken = (
+        "data",
+        "root",
+        "nobuf",
+        "split",
+        "weights",
+        "format",
+        "nms",
+        "draws",
+        "ways",
+        "novel_only",
+        "trace",
+        "replay",
+    )
     if unheard := [name for name in taken if getattr(args, name)]:
         hint = "; --from NAME draws from another split" if unheard[0] == "split" else ""
         option = unheard[0].replace("_", "-")

@@ -49,11 +49,12 @@ def _schedule(mcfg: ModelConfig) -> Iterator[str]:
 
 
 def _unheard(mcfg: ModelConfig) -> Iterator[str]:
-    """A field that was changed but that the chosen augmentation or schedule does not read."""
+    """A field that was changed but that the chosen augmentation, schedule or answer does not read."""
     by_steps = ("linear", "cosine")
     for chooser, heard, fields in (
         ("augmentation", ("modern",), ("mosaic", "closeMosaic", "scaleRange", "translate", "flip", "hsv")),
         ("schedulerType", by_steps, ("warmupEpochs", "warmupMomentum", "warmupBiasRate")),
+        ("onBadStep", ("skip",), ("badStepsInARow",)),
     ):
         choice = getattr(mcfg, chooser)
         changed = [name for name in fields if checked_value(name, getattr(mcfg, name)) != field_default(name)]

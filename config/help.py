@@ -13,13 +13,15 @@ _MODES = {
     "train": "train, or go on with a run that was stopped or is to become longer",
     "eval": "evaluate a run: --split NAME (test), --weights FILE (the run's best)",
     "predict": "detect on files, folders (and all below) and 'patterns'; no data set is needed",
+    "doctor": "the checks before a long run, in a minute; exit status 1 when something is wrong",
+    "explain": "IMAGE: what every object of it was given, what it costs, and why it was found or missed",
     "export": "write the weights for other programs: --format onnx, torch or ultralytics",
     "backbone": "FILE.pt: write the backbone of these weights as a file to start from",
     "incremental": "train a teacher, its student and what they are measured against, for one table",
     "split": "DIR: draw a small part of a data set's training images, and write the lists of all splits",
 }
 
-_OF_FILES = ("predict", "backbone", "split")  # modes that take more than a CFGNAME, or none
+_OF_FILES = ("predict", "explain", "backbone", "split")  # modes that take more than a CFGNAME, or none
 
 _OPTIONS = {
     "--data DIR": "folder of the data set: images, annotations, splits and classes are found in it",
@@ -27,7 +29,7 @@ _OPTIONS = {
     "--name NAME": "folder of this run below it (default: the CFGNAME)",
     "--nobuf": "start afresh; an older run of that name is kept under another one",
     "--set FIELD=VALUE ...": "change config fields, above recipe and tags: --set maxEpoch=60 inputShape=320",
-    "--weights FILE": "eval, predict, export: these weights; classes and input size are those they were trained with",
+    "--weights FILE": "eval, predict, explain, export: these weights; classes and input size are theirs",
     "--out PLACE": "predict, split: folder for results (predict: RUN/predict/NNN); export, backbone: file to write",
     "--format FORMAT": "export: onnx, torch (torch.export) or ultralytics (a .pt that it loads)",
     "--nms": "export to onnx: suppression inside, so that detections come out",
@@ -37,6 +39,8 @@ _OPTIONS = {
     "--draws N": "incremental: so many draws of the small split, for a mean and its interval (1)",
     "--ways NAME,NAME": "incremental: only these ways to learn; teacher and student are always of the same recipe",
     "--novel-only": "incremental: the small split labels the new classes only",
+    "--trace": "pipe, train: say of the first step how large the values grow, block by block",
+    "--replay FILE": "doctor: run the bundle of a bad step again, and say where the bad value was born",
     "--quiet": "print results only; everything said is in the run's mars.log",
     "--fields": "list all config fields with default and meaning",
 }
@@ -59,6 +63,7 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
             "",
             f"    python mars.py [{'|'.join(mode for mode in modes if mode not in _OF_FILES)}] CFGNAME [options]",
             "    python mars.py predict CFGNAME PATH... [options]",
+            "    python mars.py explain CFGNAME IMAGE [--weights FILE] [options]",
             "    python mars.py backbone FILE.pt [--out FILE]",
             "    python mars.py split DIR --out DIR --shots K [--seed N] [--from SPLIT] [--name SPLIT]",
             "",
@@ -71,6 +76,7 @@ def help_text(modes: Sequence[str], recipe_dir: Path = RECIPE_DIR) -> str:
             *_section("Options", _OPTIONS),
             "Examples",
             "  python mars.py voc.nano.full --data ~/birds --set maxEpoch=60",
+            "  python mars.py doctor voc.nano.full --data ~/birds",
             "  python mars.py c1.nano.full.cuda@0.batch@32 --data ~/MAR20",
             "  python mars.py incremental voc.nano --data ~/birds --set baseClasses=4",
             "  python mars.py eval voc.nano.full --data ~/birds --split validation",

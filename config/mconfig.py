@@ -233,6 +233,21 @@ class ModelConfig:
         "auto (what the device has and is faster), bfloat16, float16 (CUDA) or float32; losses are always float32",
         one_of("auto", "bfloat16", "float16", "float32"),
     )
+    onBadStep: str = declare(
+        "stop",
+        "a step that is not finite: stop (with a page that says where it was born), skip (the batch is left out), or "
+        "rewind (to the last checkpoint that stays finite on the batch, which is then left out; at most three times)",
+        one_of("stop", "skip", "rewind"),
+        alters="nothing",
+    )
+    badStepsInARow: int = declare(10, "onBadStep=skip: stop after so many in a row", positive, alters="nothing")
+    healthInterval: int = declare(
+        100,
+        "optimizer steps between two looks at whether weights and average are finite; they are looked at before every "
+        "checkpoint, too",
+        positive,
+        alters="nothing",
+    )
     cacheImages: str = declare(
         "auto",
         "decoded images kept as uint8: ram, disk, none, or auto (ram where they fit well)",

@@ -21,6 +21,7 @@ from ops.files import write_whole
 Rows = Sequence[dict[str, Any]]
 
 _INK, _FAINT, _GRID, _SHADE = "#2b2d33", "#8d949c", "#e4e7ea", "#e1ebf6"
+_ALARM = "#c22f3d"
 _PART_COLOURS = ("#2f6fb3", "#d1662b", "#3a9a5c", "#8a5bb5", "#b5476b", "#8c6d46")
 _AP_LINES = (("map50", "mAP50", "#7a3fb0"), ("map50_95", "mAP50-95", "#12857f"))
 _LEGEND_STYLE = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 1.6}
@@ -35,7 +36,8 @@ def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("b
     """Draw the rows of `metrics.jsonl` into a PNG; the file is whole or not there.
 
     Rows are those of `train.trainer`, one an epoch; there may be none. `loss_parts` names the fields drawn beside
-    "loss". None and NaN are gaps in a loss; epochs without validation are skipped by the AP, whose points are joined.
+    "loss"; epochs with spikes are marked. None and NaN are gaps in a loss; epochs without validation are skipped by the
+    AP, whose points are joined.
     No global state of matplotlib is touched and nothing is kept, so it may be called after every epoch.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.05)
@@ -168,9 +170,18 @@ def _draw_losses(axes: Axes, history: Rows, parts: Sequence[str]) -> None:
         _draw_line(axes, history, part, part, _PART_COLOURS[number % len(_PART_COLOURS)], 1.5)
     if axes.lines:
         axes.set_ylim(bottom=0)
+        _mark_spikes(axes, history)
         axes.legend(loc="upper right", **_LEGEND_STYLE)
     else:
         _say_empty(axes, "no epoch yet")
+
+
+def _mark_spikes(axes: Axes, history: Rows) -> None:
+    """A triangle at the foot of every epoch with steps whose loss or gradient was far above what is usual."""
+    epochs = _epochs([row for row in history if row.get("spikes")])
+    if epochs.size:
+        style: dict[str, Any] = {"color": _ALARM, "marker": "^", "markersize": 6, "linestyle": "", "clip_on": False}
+        axes.plot(epochs, np.zeros_like(epochs), label="spikes", zorder=5, **style)
 
 
 def _draw_learning_rate(axes: Axes, history: Rows) -> None:

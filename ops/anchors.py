@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ops.precision import float32_island
+
 STRIDES = (8, 16, 32)  # pixels of the network input a cell of each map covers
 
 
@@ -64,8 +66,9 @@ def flatten_maps(raw_maps: Sequence[Tensor], reg_max: int) -> Flat:
 
 def expected_distances(distributions: Float[Tensor, "*A four_R"]) -> Float[Tensor, "*A 4"]:
     """Logits over R bins a side -> expected distance of each side, in strides (Li et al. 2020, arXiv 2006.04388)."""
-    bins = distributions.unflatten(-1, (4, -1)).softmax(dim=-1)
-    return bins @ torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
+    with float32_island(distributions.device):  # autocast would round the product to half precision
+        bins = full_precision(distributions).unflatten(-1, (4, -1)).softmax(dim=-1)
+        return bins @ torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
 
 
 def distances_to_boxes(points: Float[Tensor, "A 2"], distances: Float[Tensor, "*B A 4"]) -> Float[Tensor, "*B A 4"]:
@@ -82,7 +85,7 @@ def decode_boxes(
     distributions: Float[Tensor, "B A four_R"], points: Float[Tensor, "A 2"], strides: Float[Tensor, " A"]
 ) -> Float[Tensor, "B A 4"]:
     """Distributions -> boxes in pixels of the network input."""
-    distances = expected_distances(full_precision(distributions)) * strides[:, None]
+    distances = expected_distances(distributions) * strides[:, None]
     return distances_to_boxes(points, distances)
 
 

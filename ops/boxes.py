@@ -1,6 +1,7 @@
 """Box arithmetic. A box is xyxy: left, top, right, bottom, in one unit of length; widths are right - left, no +1.
 
 Legend: N, M boxes; leading dimensions of the elementwise functions broadcast.
+Overlaps are computed in float32 or better: in float16 an area ends at 65504 square pixels.
 """
 
 import math
@@ -8,6 +9,9 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ops.anchors import full_precision
+from ops.safe import safe_divide
 
 EPS = 1e-7  # keeps empty boxes out of divisions; the size the reference implementation uses
 
@@ -26,10 +30,10 @@ def cxcywh_to_xyxy(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
 
 def pairwise_iou(a: Float[Tensor, "N 4"], b: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
     """Intersection over union of every box of `a` with every box of `b`; 0 where both are empty."""
-    a, b = a[:, None, :], b[None, :, :]
+    a, b = full_precision(a)[:, None, :], full_precision(b)[None, :, :]
     inter = _intersection(a, b)
     union = _area(a) + _area(b) - inter
-    return inter / union.clamp(min=EPS)
+    return safe_divide(inter, union, least=EPS)
 
 
 def ciou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*_"]:
@@ -40,6 +44,7 @@ def ciou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[
     Empty boxes stay finite in value and gradient. EPS stands where the reference implementation has it, so that the
     two agree to rounding.
     """
+    a, b = full_precision(a), full_precision(b)
     width_a, height_a = a[..., 2] - a[..., 0], a[..., 3] - a[..., 1] + EPS
     width_b, height_b = b[..., 2] - b[..., 0], b[..., 3] - b[..., 1] + EPS
     inter = _intersection(a, b)

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,13 @@ class Precision(NamedTuple):
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Within the block, convolutions and products compute in `dtype`; for float32 the block changes nothing."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def float32_island(device: torch.device) -> AbstractContextManager[object]:
+    """Within the block nothing is cast, inside an `autocast` too: what must be exact stays so. Free outside of one."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def half_types(device: torch.device) -> tuple[torch.dtype, ...]:

@@ -202,16 +202,35 @@ def test_painting_another_split_leaves_no_picture_of_the_first(run, folder):
     assert sorted(file.name for file in (folder / "eval/images").iterdir()) == ["4.jpg", "5.jpg"]
 
 
-def test_a_loss_that_breaks_gets_a_sentence_and_status_1(run, folder, monkeypatch):
-    from train.step import TrainingDiverged
+def test_a_step_that_breaks_gets_a_sentence_its_page_and_status_1(run, monkeypatch):
+    from train.checkpoint import random_states
+    from train.health.guard import BadStep, Snapshot
     from train.trainer import Trainer
 
-    def broken(self, batch):
-        raise TrainingDiverged("loss or gradient not finite in epoch 1")
+    def broken(self):
+        snapshot = Snapshot(next(iter(self.loader)), {}, random_states(), 0)
+        error = BadStep("step 1 of epoch 1 is not finite", snapshot, {"box": float("nan")})
+        error.page = "born in the loss\n"
+        raise error
 
-    monkeypatch.setattr(Trainer, "train_step", broken)
+    monkeypatch.setattr(Trainer, "run", broken)
     status, _, err = run("train")
-    assert (status, err) == (1, "mars: loss or gradient not finite in epoch 1\n")
+    assert (status, err) == (1, "mars: step 1 of epoch 1 is not finite\n\nborn in the loss\n")
+
+
+def test_the_first_step_is_traced_when_asked(run, monkeypatch):
+    from train.trainer import Trainer
+
+    asked = []
+
+    def remember(self, mcfg, data=None, quiet=False, trace_first=False):
+        asked.append(trace_first)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "__init__", remember)
+    for words in (("train", "--trace"), ("pipe", "--trace"), ("train",)):
+        assert run(*words)[0] == 1
+    assert asked == [True, True, False]
 
 
 def test_the_demo_draws_its_data_and_trains_on_it(tmp_path, capsys):

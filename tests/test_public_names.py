@@ -54,7 +54,7 @@ def test_fields_of_values():
     assert Assignment._fields == ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
     batch_fields = [field.name for field in dataclasses.fields(Batch)]
     assert batch_fields[:5] == ["images", "boxes", "labels", "valid", "image_ids"]
-    assert [field.name for field in dataclasses.fields(LossResult)] == ["total", "parts"]
+    assert [field.name for field in dataclasses.fields(LossResult)][:2] == ["total", "parts"]
     assert {"matched", "skipped", "missing"} <= {field.name for field in dataclasses.fields(LoadReport)}
 
 

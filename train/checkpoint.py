@@ -66,6 +66,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def first_not_finite(content: Any, name: str = "") -> str | None:
+    """Where in dictionaries and lists a tensor holds NaN or Inf: its keys joined by points; None where none does."""
+    if isinstance(content, torch.Tensor):
+        return None if not content.is_floating_point() or content.isfinite().all() else name
+    if not isinstance(content, (dict, list, tuple)):
+        return None
+    entries = content.items() if isinstance(content, dict) else enumerate(content)
+    names = (first_not_finite(value, f"{name}.{key}" if name else str(key)) for key, value in entries)
+    return next((found for found in names if found), None)
+
+
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The weights that a checkpoint evaluates, the average where there is one, and what it says of itself."""
     model = checkpoint["model"] if checkpoint["ema"] is None else checkpoint["ema"]

@@ -14,29 +14,24 @@ from torch import Tensor, nn
 
 from ops.anchors import anchors_of, full_precision
 from ops.batch import Batch
+from ops.precision import float32_island
 from ops.probe import probe
+from ops.safe import binary_kl, kl, log_probabilities, safe_divide, total_of
 from train.loss import DetectionLoss, LossResult
 
 FOREGROUND = 0.1  # score of its best class from which the teacher's box at a point is worth learning
 SHARE_OF_POINTS = 0.125  # that the teacher's boxes are learned at, at most: those with the best scores
-_LOWEST_LOG = -1e30  # below every logarithm that counts, and small enough to be summed
 
 
 def divergence(student: Float[Tensor, "*_ K"], teacher: Float[Tensor, "*_ K"], temperature: float) -> Tensor:
     """KL(teacher || student) of the softmax over the last axis, times the temperature's square (Hinton et al. 2015)."""
-    log_s, log_t = (
-        (full_precision(logits) / temperature).log_softmax(dim=-1).clamp(min=_LOWEST_LOG)
-        for logits in (student, teacher)
-    )
-    return (log_t.exp() * (log_t - log_s)).sum(dim=-1).clamp(min=0) * temperature**2
+    log_s, log_t = (log_probabilities(full_precision(logits) / temperature) for logits in (student, teacher))
+    return kl(log_s, log_t) * temperature**2
 
 
 def binary_divergence(student: Float[Tensor, "*K"], teacher: Float[Tensor, "*K"], temperature: float) -> Tensor:
-    """KL of two sigmoids, element by element: binary cross-entropy less the teacher's entropy, times T squared."""
-    s, t = full_precision(student) / temperature, full_precision(teacher) / temperature
-    log_yes = nn.functional.logsigmoid(t) - nn.functional.logsigmoid(s)
-    log_no = nn.functional.logsigmoid(-t) - nn.functional.logsigmoid(-s)
-    return (t.sigmoid() * log_yes + (-t).sigmoid() * log_no).clamp(min=0) * temperature**2
+    """KL of two sigmoids, element by element, times T squared."""
+    return binary_kl(full_precision(student) / temperature, full_precision(teacher) / temperature) * temperature**2
 
 
 class CWDLoss:
@@ -109,7 +104,7 @@ class BoxResponseLoss:
         weight = scores * (scores >= FOREGROUND)
         ours, theirs = (logits.unflatten(-1, (4, self.reg_max)) for logits in (student, teacher))
         sides = divergence(ours, theirs, self.temperature).mean(dim=-1)
-        return (sides * weight).sum() / weight.sum().clamp(min=1)
+        return safe_divide((sides * weight).sum(), weight.sum(), least=1)
 
 
 class Told(NamedTuple):
@@ -176,17 +171,22 @@ class DistillationLoss(nn.Module):
 
     def forward(self, student: Told, teacher: Told | None, batch: Batch, strength: float = 1.0) -> LossResult:
         """`strength` scales what the teacher adds; teacher None: the detection loss alone, with its weight."""
-        device = student.raw_maps[0].device.type
-        with torch.autocast(device, enabled=False):
+        with float32_island(student.raw_maps[0].device):
             found = self.detection(student.raw_maps, batch)
             total = found.total * self.weights.detection
             parts = {name: value * self.weights.detection for name, value in found.parts.items()}
             if teacher is None:
-                return LossResult(total, parts)
+                return LossResult(total, parts, found.watched)
+            watched = {**found.watched, "targets": total_of(self._targets(teacher))}
             for name, value in self._taught(student, teacher, batch).items():
                 part = probe(f"distil.{name}", value * strength)
                 total, parts[name] = total + part, part.detach()
-            return LossResult(total, parts)
+            return LossResult(total, parts, watched)
+
+    def _targets(self, teacher: Told) -> list[Tensor]:
+        """What of the teacher is learned from: NaN and Inf there need not show in the loss."""
+        features = [teacher.features[name] for name in self.feature_names] if self.weights.cwd else []
+        return [*teacher.raw_maps, *features]
 
     def _taught(self, student: Told, teacher: Told, batch: Batch) -> dict[str, Tensor]:
         weights, taught = self.weights, {}
@@ -235,7 +235,7 @@ class DistillationLoss(nn.Module):
         if self.response.mode == "seed":
             return None
         points, _ = anchors_of(student.raw_maps, self.detection.strides)
-        is_new = batch.valid & ~self._knows[batch.labels]
+        is_new = batch.valid & ~self._knows[batch.labels.clamp(0, len(self._knows) - 1)]
         left_top = points[None, :, None] - batch.boxes[:, None, :, :2]  # (N, A, M, 2)
         right_bottom = batch.boxes[:, None, :, 2:] - points[None, :, None]
         inside = (torch.cat((left_top, right_bottom), dim=-1) > 0).all(dim=-1)

@@ -30,16 +30,21 @@ class ModelEMA:
         self.decay, self.ramp, self.steps = decay, ramp, 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take the step that `model` has just made into the average."""
+    def update(self, model: nn.Module, is_held: Tensor | None = None) -> None:
+        """Take the step that `model` has just made into the average.
+
+        `is_held`: a flag on the device; where it is 1 the average stays as it is, to the last bit, and `steps` has to
+        be counted back by whoever reads it.
+        """
         self.steps += 1
         d = self.decay * (1 - math.exp(-self.steps / self.ramp))
         source = model.state_dict()
         for name, average in self.model.state_dict().items():
+            new = source[name] if is_held is None else torch.where(is_held > 0, average, source[name])
             if average.dtype.is_floating_point:
-                average.lerp_(source[name], 1 - d)  # constants stay what they are
+                average.lerp_(new, 1 - d)  # constants stay what they are
             else:
-                average.copy_(source[name])
+                average.copy_(new)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights of the average; `steps` has to be kept beside them."""

@@ -5,8 +5,9 @@ Everything is computed in float32 or better, under any autocast, and without a h
 all A points and the background has weight zero, so no boolean index asks the device how long its result is.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch.nn import functional as F
 from ops.anchors import STRIDES, anchors_of, boxes_to_distances, distances_to_boxes, expected_distances, flatten_maps
 from ops.batch import Batch
 from ops.boxes import ciou
+from ops.precision import float32_island
 from ops.probe import probe
+from ops.safe import total_of
 from train.tal import TaskAlignedAssigner
 
 LAST_BIN_MARGIN = 0.01  # a distance ends just before the last bin, so that it has a right neighbour
@@ -25,10 +28,14 @@ LAST_BIN_MARGIN = 0.01  # a distance ends just before the last bin, so that it h
 
 @dataclass(frozen=True)
 class LossResult:
-    """`total` is the sum of `parts`; parts are detached, weighted by their gains, and keep their names in every log."""
+    """`total` is the sum of `parts`; parts are detached, weighted by their gains, and keep their names in every log.
+
+    `watched`: what else has to be finite, name -> a number that is so only when all of it is.
+    """
 
     total: Float[Tensor, ""]
     parts: dict[str, Tensor] = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
 
 class DetectionLoss:
@@ -58,8 +65,11 @@ class DetectionLoss:
         The normaliser, the sum of all target scores, is never below one: a batch without a box gives a finite loss
         with gradients.
         """
-        with torch.autocast(raw_maps[0].device.type, enabled=False):
-            return self._compute(raw_maps, batch)
+        with float32_island(raw_maps[0].device):
+            found = self._compute(raw_maps, batch)
+        strangers = batch.valid & ((batch.labels < 0) | (batch.labels >= self.num_classes))
+        labels = torch.zeros_like(found.total.detach()).masked_fill(strangers.any(), math.nan)
+        return replace(found, watched={"raw maps": total_of(raw_maps), "labels": labels})
 
     def _compute(self, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         points, strides = anchors_of(raw_maps, self.strides)
@@ -102,7 +112,7 @@ class DetectionLoss:
         """(B, A): cross-entropy with the two bins beside each true distance, weighted by nearness, mean over sides."""
         last = self.reg_max - 1
         target = boxes_to_distances(cells, target_boxes).clamp(0, last - LAST_BIN_MARGIN)  # (B, A, 4)
-        left = target.long()
+        left = target.long().clamp(0, last - 1)  # a NaN must reach the loss; as an index it would kill a GPU's process
         to_the_right = target - left
         log_p = distributions.unflatten(-1, (4, self.reg_max)).log_softmax(dim=-1)
         log_left = log_p.gather(-1, left[..., None])[..., 0]

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from config.errors import UserError
 from config.mconfig import ModelConfig, base_names
 from model import YoloModel
 from ops.batch import Batch
+from ops.safe import total_of
 from train.distilloss import DistillationLoss, DistilWeights, Told
 from train.loss import DetectionLoss, LossResult
 from train.pseudo import PseudoLabels
@@ -117,10 +119,13 @@ class Distilling:
     def __call__(self, model: YoloModel, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
         is_asked = self.strength > 0 or self.pseudo_labels is not None
         teacher = self.teacher(images) if is_asked else None
+        targets: dict[str, Tensor] = {}
         if teacher is not None and self.pseudo_labels is not None:
+            targets = {"targets": total_of(teacher.raw_maps)}  # NaN would just look as if there were no object
             batch = self.pseudo_labels(batch, teacher.raw_maps)
         student = Told(*model.forward_features(images))
-        return self.loss(student, teacher if self.strength > 0 else None, batch, self.strength)
+        found = self.loss(student, teacher if self.strength > 0 else None, batch, self.strength)
+        return replace(found, watched={**targets, **found.watched})
 
 
 def build_objective(mcfg: ModelConfig, model: YoloModel, precision: torch.dtype) -> Detecting | Distilling:

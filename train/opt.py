@@ -1,5 +1,8 @@
 """Optimizers, with the three parameter groups that detectors are trained with."""
 
+import math
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -41,14 +44,44 @@ def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimi
         held = mcfg.batchSize * max(round(mcfg.nominalBatch / mcfg.batchSize), 1)
         decay *= held / mcfg.nominalBatch
     groups = parameter_groups(decay, *models)
+    rate, momentum = mcfg.baseLearningRate, mcfg.optimizerMomentum
+    fused = True if next(models[0].parameters()).is_cuda else None  # can be held back by a flag on the device
     if mcfg.optimizerType == "AdamW":
-        return torch.optim.AdamW(groups, lr=mcfg.baseLearningRate, betas=(mcfg.optimizerMomentum, 0.999))
-    nesterov = mcfg.optimizerMomentum > 0  # Nesterov without momentum is an error in torch
-    return torch.optim.SGD(groups, lr=mcfg.baseLearningRate, momentum=mcfg.optimizerMomentum, nesterov=nesterov)
+        return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
+    nesterov = momentum > 0  # Nesterov without momentum is an error in torch
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused, nesterov=nesterov)
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD's parameters that have a gradient and no momentum yet one of zeros, which is what the first step makes.
+
+    Fused SGD leaves it as uninitialised memory when its first step is held back, and fails where only some have one,
+    as after a frozen backbone.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            state = optimizer.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """What `optimizer.state_dict()` gave, maybe on another device: fused or not is this one's own affair."""
+    own = [{"fused": group["fused"]} for group in optimizer.param_groups]
+    groups = [{**saved, **mine} for saved, mine in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
-    """Learning rates by group, and the momentum where the optimizer has one (AdamW's betas stay)."""
+    """Learning rates by group, and the momentum where the optimizer has one (AdamW's betas stay).
+
+    Raises `FloatingPointError` on NaN and Inf, which would be all that is left of the weights.
+    """
+    if not all(math.isfinite(value) for value in (pace.rate, pace.bias_rate, pace.momentum)):
+        raise FloatingPointError(
+            f"the schedule is not finite: learning rate {pace.rate}, of biases {pace.bias_rate}, momentum "
+            f"{pace.momentum}; nothing has moved since the step before"
+        )
     for group in optimizer.param_groups:
         group["lr"] = pace.bias_rate if group["name"] == "biases" else pace.rate
         if "momentum" in group:

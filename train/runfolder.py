@@ -17,7 +17,7 @@ from dl.splits import find_split
 from ops.files import complaining, keep_under_second_name, remove_dead_drafts, write_whole
 from ops.seal import is_intact
 from ops.text import shortened
-from train.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint, weights_of
+from train.checkpoint import DamagedCheckpoint, first_not_finite, load_checkpoint, save_checkpoint, weights_of
 
 log = logging.getLogger("mars")
 
@@ -37,6 +37,7 @@ class RunFolder:
         self.painted = path / "eval" / "images"
         self.log = path / "mars.log"
         self.data_check = path / "data-check.json"
+        self.health = path / "health"  # first batches, and what was found about bad steps
 
     @classmethod
     def of(cls, mcfg: ModelConfig) -> "RunFolder":
@@ -92,8 +93,11 @@ class RunFolder:
     def save(self, checkpoint: Mapping[str, Any], is_best: bool = False) -> None:
         """Write the checkpoint, and the best weights out of it. What was last before is kept as `previous`.
 
-        At every moment one of both is whole. The checkpoint comes first, for the best weights follow from it.
+        At every moment one of both is whole. The checkpoint comes first, for the best weights follow from it. Raises
+        `FloatingPointError`, and nothing has moved, when a tensor is not finite.
         """
+        if name := first_not_finite(checkpoint):
+            raise FloatingPointError(f"{self.last}: is not written, for {name} is not finite (NaN or Inf)")
         if self.last.exists() and is_intact(self.last):  # what is damaged must not take the place of what is whole
             keep_under_second_name(self.last, self.previous)
         save_checkpoint(self.last, dict(checkpoint))

@@ -69,7 +69,8 @@ class TaskAlignedAssigner:
         gt_bboxes = gt_bboxes.to(boxes.dtype)
         if gt_bboxes.shape[1] == 0:
             return self._nothing(scores, boxes)
-        labels, is_real = gt_labels[..., 0].long().clamp(min=0), mask_gt[..., 0].bool()
+        # the guard tells of labels that are no class; as indexes they would kill a GPU's process
+        labels, is_real = gt_labels[..., 0].long().clamp(0, scores.shape[-1] - 1), mask_gt[..., 0].bool()
 
         is_inside = self._points_inside(anc_points, gt_bboxes) & is_real[..., None]
         metric, overlaps = self._metric(scores, boxes, labels, gt_bboxes, is_inside)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,7 +10,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
@@ -25,32 +25,47 @@ from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
 from ops.precision import keep_precision, name_of, pick_precision
 from train.budget import within_minutes
-from train.checkpoint import random_states, restore_random_states, seed_random_states
+from train.checkpoint import (
+    load_checkpoint,
+    random_states,
+    restore_random_states,
+    seed_random_states,
+)
 from train.ema import ModelEMA, ramp_for
+from train.health.figures import finite_or_none, frozen_figure
+from train.health.guard import BadStep, Guard
+from train.health.report import Traced, report, report_first
+from train.health.watch import Watch
 from train.interrupt import Interrupted, Interrupts
 from train.lock import RunLock
 from train.objective import Distilling, build_objective
-from train.opt import build_optimizer, set_pace
+from train.opt import build_optimizer, load_optimizer, set_pace
 from train.origin import code_commit, file_origin, origin_in_words, random_origin
-from train.progress import EpochProgress
+from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
 from train.runfolder import RunFolder, data_identity
 from train.sched import build_schedule, build_warm_up
 from train.start import starting_weights, with_head_width
-from train.step import Means, Stepper
+from train.step import Stepper
 from train.teacher import check_teacher
 
 log = logging.getLogger("mars")
 
 A_TEACHER_COSTS = 1.5  # steps, with the student's: docs/experiments.md, section 10
+DRAWN_EVERY = 10.0  # seconds at least from one picture of the curves to the next, for one takes as long as many steps
 Row = dict[str, Any]  # one epoch in history and metrics.jsonl
 
 
 class Trainer:
     """Everything one run trains with. `run()` goes on where the run's folder ends, or starts it."""
 
-    def __init__(self, mcfg: ModelConfig, data: CheckedData | None = None, quiet: bool = False):
-        """`data`: the checked training and validation split, when they are at hand; else they are checked now."""
-        self.quiet = quiet
+    def __init__(
+        self, mcfg: ModelConfig, data: CheckedData | None = None, quiet: bool = False, trace_first: bool = False
+    ):
+        """`data`: the checked training and validation split, when they are at hand; else they are checked now.
+
+        `trace_first`: the first step is gone through operation by operation and its page logged and written.
+        """
+        self.quiet, self.trace_first = quiet, trace_first
         self.folder = RunFolder.of(mcfg)
         is_fresh = mcfg.nobuf or not self.folder.has_checkpoint()
         names = splits_to_train(mcfg)
@@ -89,6 +104,8 @@ class Trainer:
             self._load_starting_weights()
         self.ema = ModelEMA(self.model, ramp=self._ema_ramp()) if mcfg.useEMA else None
         self.stepper = self._make_stepper()
+        self.watch = Watch(self.folder.health, mcfg.classList or ())
+        self._drawn_at = -math.inf
         self.progress: EpochProgress | None = None  # of the epoch that is not saved yet
         self._inside: dict[str, Any] | None = None  # the progress that a checkpoint was saved with
         self.interrupts = Interrupts()
@@ -116,12 +133,22 @@ class Trainer:
         return self.folder
 
     def _train(self) -> None:
-        for epoch in range(self.epoch, self.mcfg.maxEpoch):
+        while self.epoch < self.mcfg.maxEpoch:
+            bad = self._train_epoch(self.epoch)
+            if bad is not None:
+                self._answer(bad)
+            self.interrupts.leave_if_asked()
+
+    def _train_epoch(self, epoch: int) -> BadStep | None:
+        """Nothing, or the bad step that ended it, without its traceback, which would hold on to the loader."""
+        try:
             self.preEpochSetup(epoch)
             row = self.fit_one_epoch(epoch)
             self.validate(epoch, row)
             self.save(epoch, row)
-            self.interrupts.leave_if_asked()
+        except BadStep as bad:
+            return bad.with_traceback(None)
+        return None
 
     def preEpochSetup(self, epoch: int) -> None:
         """Frozen or not, the learning rate, and the epoch's order of images."""
@@ -134,6 +161,9 @@ class Trainer:
         self.rate = self.schedule.rate(epoch)
         inside, self._inside = self._inside, None
         self.progress = EpochProgress(inside)
+        if inside is None:
+            self.watch.spikes.start_epoch()
+        self.stepper.guard.stand_at(epoch, self.progress.batches)
         self.batch_index = self._batches_before(epoch) + self.progress.batches
         self.loader.set_epoch(epoch, self.progress.batches)
 
@@ -143,31 +173,79 @@ class Trainer:
     def fit_one_epoch(self, epoch: int) -> Row:
         """One pass over the training split; the row of its averages."""
         progress = self.progress or EpochProgress()
-        with self._progress_bar(epoch) as bar:
+        with progress_bar(self._title(epoch), len(self.loader), self.quiet) as bar:
             bar.update(progress.batches)
             for batch in self.loader:
-                progress.add(self.train_step(batch.to(self.device)), len(batch))
+                self.stepper.guard.stand_at(epoch, self.loader.next_batch - 1)
+                is_left_out = self.watch.is_left_out(epoch, batch)
+                values = {} if is_left_out else self.train_step(batch.to(self.device))
+                self._take(progress, values, len(batch))
                 progress.batches = self.loader.next_batch
                 self.batch_index = self._batches_before(epoch) + progress.batches
                 bar.update()
-                bar.set_postfix(self._bar_text(progress.means, progress.images_per_s), refresh=False)
-                self.interrupts.leave_if_asked()
-        progress.means.add(self.stepper.flush())  # an epoch ends with a step: no gradient waits for the next
+                bar.set_postfix(bar_text(progress, self.objective.parts), refresh=False)
+                if self.interrupts.asked_by is not None:
+                    self._take(progress, self.stepper.settle())
+                    self.stepper.check_state()
+                    self.interrupts.leave_if_asked()
+        self._take(progress, self.stepper.flush())  # an epoch ends with a step: no gradient waits for the next
+        self.watch.tell_first_batches()
         return {
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "frozen": self.model.is_backbone_frozen,
             **{name: round(value, 6) for name, value in progress.means.values().items()},
+            "bad_steps": progress.bad_steps,
+            **self.watch.spikes.row(),
             "images_per_s": round(progress.images_per_s, 2),
             "seconds": round(progress.seconds, 3),
         }
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One batch into the gradients, and into the weights when enough are in; what `Stepper.add` returns."""
+        if self.trace_first:
+            self.trace_first = False
+            log.info("%s", report_first(batch, self._traced(), self.folder.health / "first-step.txt"))
         pace = self.warm_up.pace(self.batch_index, self.rate)
         self.batch_index += 1
         set_pace(self.optimizer, pace)
-        return self.stepper.add(batch, pace.accumulate)
+        with self.watch.looking_at(batch):
+            return self.stepper.add(batch, pace.accumulate)
+
+    def _take(self, progress: EpochProgress, values: dict[str, torch.Tensor], num_images: int = 0) -> None:
+        progress.add(values, num_images)
+        self.watch.take(self.stepper, values, progress)
+
+    def _answer(self, bad: BadStep) -> None:
+        """Go back to where it was healthy, when that is asked for and helps; else say all about it and stop."""
+        self.loader.close()
+        text = report(bad, self._traced(), self.folder.health, self.watch.last_spike)
+        if self.mcfg.onBadStep == "rewind" and self._rewind(bad):
+            return
+        log.error("%s", text)
+        self._draw_curves()
+        raise bad
+
+    def _rewind(self, bad: BadStep) -> bool:
+        """To the last checkpoint on which the bad batch stays finite; False when there is none, or no end to it."""
+        for path in (self.folder.last, self.folder.previous) if self.watch.may_rewind else ():
+            try:
+                self._restore(load_checkpoint(path))
+            except UserError as error:  # damaged or missing
+                log.warning("%s", error)
+                continue
+            if self.stepper.stays_finite_on(bad.snapshot.batch):
+                self.watch.rewound_for(bad)
+                self.progress = None  # all that there is to save is saved
+                self.started, self.first_epoch = time.perf_counter(), self.epoch
+                log.warning("%s; back to %s, without this batch (rewind %d)", bad, path, self.watch.rewinds)
+                return True
+        return False
+
+    def _traced(self) -> Traced:
+        is_summed, config = self.mcfg.lossReduction == "sum", json.dumps(self.mcfg.to_dict())
+        file = self.weights_origin["path"]
+        return Traced(self.model, self.objective, self.precision.dtype, is_summed, config, file)
 
     def _within_minutes(self, mcfg: ModelConfig, begun: dict[str, Any] | None) -> ModelConfig:
         is_lost = begun is None and self.precision.seconds is None  # nothing whole to go on from: run() will say so
@@ -194,7 +272,9 @@ class Trainer:
     def _make_stepper(self) -> Stepper:
         is_summed = self.mcfg.lossReduction == "sum"
         precision, clip = self.precision.dtype, self.mcfg.gradientClip
-        return Stepper(self.model, self.objective, self.optimizer, self.ema, precision, clip, is_summed)
+        patience = self.mcfg.badStepsInARow if self.mcfg.onBadStep == "skip" else 1
+        guard = Guard(self.model, patience=patience, interval=self.mcfg.healthInterval)
+        return Stepper(self.model, self.objective, self.optimizer, self.ema, precision, clip, is_summed, guard)
 
     def _try_teacher(self) -> None:
         """On the validation split where there is one, else on the images that it will teach with."""
@@ -214,22 +294,26 @@ class Trainer:
                 annotations=self.splits[name],
                 on_batch=self.interrupts.leave_if_asked,  # nothing has changed yet: it is done again
             )
-            row.update(map50=result.map50, map50_95=result.map50_95)
-            fitness = result.map50_95
+            fitness = finite_or_none(result.map50_95)
+            row.update(map50=None if fitness is None else result.map50, map50_95=fitness)
+            if sentence := frozen_figure(self.history, epoch, fitness):
+                log.warning("%s", sentence)
             row["is_best"] = fitness is not None and (self.best is None or fitness > self.best)
         if row["is_best"]:
             self.best = row["map50_95"]
         # A run that is not validated has only its loss to tell whether it still gets anywhere.
-        self.schedule.observe(row["map50_95"] if self.evaluator is not None else -row["loss"])
+        loss = row.get("loss")  # none where every step of the epoch was left out
+        self.schedule.observe(row["map50_95"] if self.evaluator is not None else None if loss is None else -loss)
 
     def save(self, epoch: int, row: Row) -> None:
         """The checkpoint first, then everything that follows from it; each file is whole or not there."""
+        self.stepper.check_state()
         self.epoch = epoch + 1
         self.history.append(row)
         self.progress = None
         self.folder.save(self._checkpoint(), is_best=row["is_best"])
         self._write_history()
-        log.info("%s", self._epoch_line(row))
+        log.info("%s", epoch_line(row, self.objective.parts, self.mcfg.maxEpoch, self._seconds_left()))
 
     def _save_before_leaving(self, interruption: Interrupted) -> str:
         """Save what the epoch has come to, where that is not done; what to tell the user."""
@@ -239,7 +323,15 @@ class Trainer:
             self.folder.save(self._checkpoint())
             batches = f"{self.progress.batches} of {len(self.loader)} batches"
             where = f"in epoch {self.epoch + 1}/{self.mcfg.maxEpoch} after {batches}"
+        self._draw_curves()
         return f"interrupted by {interruption} and saved {where}; the same command goes on from there"
+
+    def _title(self, epoch: int) -> str:
+        return f"epoch {epoch + 1}/{self.mcfg.maxEpoch}{' frozen' if self.model.is_backbone_frozen else ''}"
+
+    def _seconds_left(self) -> float:
+        an_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)  # validation and saving, too
+        return (self.mcfg.maxEpoch - self.epoch) * an_epoch
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -254,6 +346,7 @@ class Trainer:
             # The start is saved, too: what was measured for it, and where a first epoch that is damaged goes back to.
             self.folder.write_config(self.mcfg)
             self.folder.save(self._checkpoint())
+            self.watch.begin()
             return
         self._restore(checkpoint)
         if not self.folder.mend_best(checkpoint):
@@ -265,7 +358,13 @@ class Trainer:
 
     def _write_history(self) -> None:
         self.folder.write_history(self.history)
+        is_finished = self.epoch >= self.mcfg.maxEpoch
+        if is_finished or time.monotonic() - self._drawn_at >= DRAWN_EVERY:
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
         plot_curves(self.history, self.folder.curves, self.objective.parts)
+        self._drawn_at = time.monotonic()
 
     def _load_starting_weights(self) -> None:
         if self.start is None:
@@ -304,6 +403,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "best": self.best,
             "history": json.dumps(self.history),
+            "spikes": self.watch.spikes.state_dict(),
             "random": random_states(),
             "progress": self.progress.state_dict() if self.progress else None,
             "gradients": [parameter.grad for parameter in self._trained()] if self.stepper.pending else None,
@@ -321,7 +421,7 @@ class Trainer:
             )
         for module, state in zip(self.objective.learned, checkpoint.get("learned", ()), strict=True):
             module.load_state_dict(state)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.precision = keep_precision(checkpoint["precision"], self.device)
         if self.evaluator is not None:
             self.evaluator.precision = self.precision.dtype
@@ -336,6 +436,8 @@ class Trainer:
         self.schedule.load_state_dict(checkpoint["schedule"])
         self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
         self.history = json.loads(checkpoint["history"])
+        if "spikes" in checkpoint:  # earlier versions had none
+            self.watch.spikes.load_state_dict(checkpoint["spikes"])
         self.weights_origin = checkpoint["weights_origin"]
         self._inside = checkpoint["progress"]
         restore_random_states(checkpoint["random"])
@@ -343,32 +445,3 @@ class Trainer:
     def _trained(self) -> Iterator[torch.nn.Parameter]:
         """The student's parameters, and behind them those that are learned beside it."""
         return chain(self.model.parameters(), *(module.parameters() for module in self.objective.learned))
-
-    def _progress_bar(self, epoch: int) -> tqdm:
-        frozen = " frozen" if self.model.is_backbone_frozen else ""
-        title = f"epoch {epoch + 1}/{self.mcfg.maxEpoch}{frozen}"
-        # disable=None: no bar where the output is a file; the line of the epoch is written there
-        return tqdm(
-            total=len(self.loader), desc=title, leave=False, disable=True if self.quiet else None, dynamic_ncols=True
-        )
-
-    def _bar_text(self, means: Means, images_per_s: float) -> dict[str, str]:
-        text = {name: f"{value:.3f}" for name, value in means.values(self.objective.parts).items()}
-        return {**text, "img/s": f"{images_per_s:.0f}"}
-
-    def _epoch_line(self, row: Row) -> str:
-        an_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)  # validation and saving, too
-        left = (self.mcfg.maxEpoch - self.epoch) * an_epoch
-        parts = " ".join(f"{name} {row[name]:.3f}" for name in self.objective.parts if name in row)
-        figures = "" if row["map50"] is None else f" | mAP50 {row['map50']:.3f} mAP50-95 {row['map50_95']:.3f}"
-        marks = (" best" if row["is_best"] else "") + (" frozen" if row["frozen"] else "")
-        return (
-            f"epoch {row['epoch'] + 1}/{self.mcfg.maxEpoch} | {parts} | lr {row['lr']:.2e}{figures}{marks} | "
-            f"{row['images_per_s']:.0f} images/s, {_clock(left)} left"
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -83,3 +83,11 @@ def test_a_setting_that_nothing_reads_is_refused(tmp_path, setting, sentence):
     with pytest.raises(UserError, match=sentence):
         load(tmp_path, text, training="assignment", **setting)
     load(tmp_path, text, **setting)
+
+
+def test_a_count_that_only_skipping_reads(tmp_path):
+    with pytest.raises(UserError, match="badStepsInARow=3: only onBadStep=skip reads it, and onBadStep is stop"):
+        load(tmp_path, badStepsInARow=3)
+    assert load(tmp_path, badStepsInARow=3, onBadStep="skip").badStepsInARow == 3
+    with pytest.raises(UserError, match="onBadStep='resume': must be one of stop, skip, rewind"):
+        load(tmp_path, onBadStep="resume")

@@ -28,6 +28,7 @@ HISTORIES = {
     "frozen": [row(e, frozen=e in (0, 1, 4), lr=0.0) for e in range(6)],
     "resumed late": [row(e, is_best=e == 151) for e in range(150, 153)],
     "above one": [row(e, map50=1.4) for e in range(3)],
+    "spikes": [row(e, spikes=e % 2) for e in range(3)],
     "bare": [{"epoch": 0}, {"epoch": 1}],
 }
 
@@ -49,8 +50,9 @@ def test_the_curve_moves_with_the_numbers(tmp_path):
     base = [row(e) for e in range(4)]
     before = pixels(base)
     assert np.array_equal(before, pixels(base))
-    for change in ({"loss": 4.0}, {"frozen": True}, {"map50": 0.7}, {"is_best": True}, {"lr": 0.02}):
+    for change in ({"loss": 4.0}, {"frozen": True}, {"map50": 0.7}, {"is_best": True}, {"lr": 0.02}, {"spikes": 1}):
         assert not np.array_equal(before, pixels([*base[:3], row(3, **change)])), change
+    assert np.array_equal(before, pixels([*base[:3], row(3, spikes=0)]))
     assert not np.array_equal(before, pixels(base, loss_parts=("box", "cls")))
 
 

@@ -257,3 +257,23 @@ def test_no_host_round_trip_forwards_or_backwards(m, labelled):
     with HostRoundTrips() as trips:  # the net has no hole: these are what it is there to catch
         raw[0][raw[0] > 0].sum().item()
     assert len(trips.found) >= 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", range(4))
+def test_a_box_that_is_not_finite_reaches_the_loss_and_is_no_index(bad, side):
+    """As an index, NaN is a number far outside, which on a GPU ends the process instead of the step."""
+    batch = empty_batch(m=1)
+    batch.valid[0, 0], batch.boxes[0, 0] = True, torch.tensor([8.0, 8.0, 40.0, 40.0])
+    assert DetectionLoss(3)(maps(), batch).total.isfinite()
+    batch.boxes[0, 0, side] = bad
+    out = DetectionLoss(3)(maps(), batch)
+    assert out.total.isnan() or not math.isnan(bad)
+
+
+def test_what_is_watched_beside_the_parts():
+    healthy = DetectionLoss(3)(maps(), empty_batch()).watched
+    assert set(healthy) == {"raw maps", "labels"} and all(value.isfinite() for value in healthy.values())
+    raw_maps = [one.detach() for one in maps()]
+    raw_maps[2][1, 5, 0, 0] = -math.inf
+    assert not DetectionLoss(3)(raw_maps, empty_batch()).watched["raw maps"].isfinite()

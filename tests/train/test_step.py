@@ -9,9 +9,10 @@ from torch import nn
 from model import YoloModel
 from ops.batch import Batch
 from train.ema import ModelEMA
+from train.health.guard import BadStep
 from train.loss import DetectionLoss
 from train.objective import Detecting
-from train.step import Means, Stepper, TrainingDiverged
+from train.step import Means, Stepper
 
 
 def batch_of(count, seed=0, boxes=2):
@@ -93,7 +94,7 @@ def test_a_bad_batch_leaves_weights_momentum_and_average(accumulate):
         stepper.model.head.box[0][0].conv.weight[0, 0, 0, 0] = float("inf")
     before = copy.deepcopy((stepper.optimizer.state_dict(), stepper.ema.state_dict()))
     start = weights(stepper)
-    with pytest.raises(TrainingDiverged, match=r"not finite: loss .*images s1_0, s1_1"):
+    with pytest.raises(BadStep, match=r"not finite: loss .*images s1_0, s1_1"):
         stepper.add(batch_of(2, seed=1), accumulate)
     assert torch.equal(weights(stepper), start) and stepper.pending == 0
     after = (stepper.optimizer.state_dict(), stepper.ema.state_dict())
@@ -129,7 +130,7 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run():
     stepper.scaler = torch.amp.GradScaler("cpu", init_scale=0.5, enabled=True)
     parameter = next(stepper.model.parameters())
     parameter.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(TrainingDiverged, match="not finite"):
+    with pytest.raises(BadStep, match="not finite"):
         stepper.add(batch_of(2))
 
 

@@ -10,8 +10,9 @@ from eval.evaluator import Evaluator
 from model import build_model
 from model.pretrained import load_weights
 from train.checkpoint import load_checkpoint
+from train.health.guard import BadStep
+from train.progress import epoch_line
 from train.runfolder import RunFolder
-from train.step import TrainingDiverged
 from train.trainer import Trainer
 
 
@@ -126,7 +127,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(squares_conf
     with torch.no_grad():
         trainer.model.neck.l12.cv1.conv.weight[0, 0, 0, 0] = float("nan")
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    with pytest.raises(TrainingDiverged, match=rf"not finite.*{batch.image_ids[0]}"):
+    with pytest.raises(BadStep, match=rf"not finite.*{batch.image_ids[0]}"):
         trainer.train_step(batch)
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter.nan_to_num(7), before[name].nan_to_num(7)), name
@@ -137,10 +138,10 @@ def test_the_time_left_counts_validation_and_this_start_only(squares_config, mon
     trainer = Trainer(squares_config(maxEpoch=5))
     trainer._start_or_resume()
     trainer.started, trainer.first_epoch = 1000.0, trainer.epoch
-    row = {**trainer.history[-1], "epoch": 1}
     trainer.epoch = 2  # one more epoch since this start, 90 seconds ago with all that belongs to it
     monkeypatch.setattr("train.trainer.time.perf_counter", lambda: 1090.0)
-    assert trainer._epoch_line(row).endswith("4:30 left")
+    line = epoch_line({**trainer.history[-1], "epoch": 1}, ("box",), 5, trainer._seconds_left())
+    assert line.startswith("epoch 2/5 | box ") and line.endswith("4:30 left")
 
 
 def test_without_epoch_validation_the_last_weights_count(squares_config):

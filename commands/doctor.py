@@ -1,0 +1,80 @@
+"""`doctor`: the checks before a long run; and a bundle of a bad step, run again."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from commands.setup import check, find_data, load
+from config.errors import UserError
+from dl.lessons import splits_to_train
+from ops.device import pick_device
+from ops.files import write_whole
+from ops.log import RESULT, keep_log
+from train.doctor.examination import examine
+from train.doctor.finding import LOOK, OK, WRONG, Finding, counted
+from train.health.bundle import read_bundle, replay
+from train.health.page import page
+from train.runfolder import RunFolder
+from train.teacher import teacher_file
+
+log = logging.getLogger("mars")
+
+FOLDER, REPORT = "doctor", "report.txt"
+
+
+def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Print a line for everything that was checked; 0 when nothing is wrong, else 1.
+
+    Files go to RUN/doctor only; no lock is taken, so that a run may train meanwhile. With `--replay` a bundle is run
+    again instead. Raises `UserError` for mistakes in the command, such as a file that is not there.
+    """
+    if args.replay:
+        return _replay(Path(args.replay).expanduser().absolute(), settings)
+    # As if afresh: what an older run in the folder remembers of its data is neither read nor written.
+    args = argparse.Namespace(**{**vars(args), "nobuf": True})
+    mcfg = find_data(args, load(args, settings), settings)
+    folder = RunFolder.of(mcfg).path / FOLDER
+    if mcfg.modelName == "distillation":
+        teacher_file(mcfg)  # before minutes are spent on the data
+    keep_log(folder / "mars.log")
+    findings = []
+    try:
+        data = check(mcfg, splits_to_train(mcfg), folder / "data-check.json", args.quiet)
+    except UserError as error:
+        findings.append(_say(Finding(WRONG, "data", str(error))))
+    else:
+        # one process reads, and nothing is kept in memory: a few batches are all that is looked at
+        findings.extend(map(_say, examine(mcfg.with_values(dcore=0, cacheImages="none"), data, folder)))
+    findings.append(_say(_summary(findings, folder)))
+    write_whole(folder / REPORT, "".join(f"{finding}\n" for finding in findings))
+    return int(any(finding.level == WRONG for finding in findings))
+
+
+def _replay(path: Path, settings: dict[str, Any]) -> int:
+    """Run a bad step again and print its page; 1 when it is bad again, 0 when it is not, which the page says."""
+    bundle = read_bundle(path)
+    found = replay(bundle, pick_device(settings["device"]) if "device" in settings else None)
+    log.log(RESULT, "%s", page(found, bundle.message).rstrip("\n"))
+    if not found.is_reproduced:
+        log.log(RESULT, "%s: the step is not bad here, so it is not reproduced", path)
+    return int(found.is_reproduced)
+
+
+def _say(finding: Finding) -> Finding:
+    log.log(RESULT, "%s", finding)
+    return finding
+
+
+def _summary(findings: list[Finding], folder: Path) -> Finding:
+    wrong, look = ([one.subject for one in findings if one.level == level] for level in (WRONG, LOOK))
+    where = f"the report and its pictures are in {folder}"
+    if wrong:
+        names = ", ".join(dict.fromkeys(wrong))
+        return Finding(WRONG, "in all", f"{counted(len(wrong), 'finding')} to mend before training ({names}); {where}")
+    if look:
+        names = ", ".join(dict.fromkeys(look))
+        return Finding(
+            LOOK, "in all", f"nothing is wrong, {counted(len(look), 'finding')} to look at ({names}); {where}"
+        )
+    return Finding(OK, "in all", f"nothing is wrong; {where}")

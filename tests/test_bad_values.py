@@ -1,0 +1,95 @@
+"""`make faults` in short; and that its verdict would see a fault that is missed, misnamed, or lets something move."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import bad_values
+from benchmarks.bad_values import EVERYTHING, main, table, try_out
+from benchmarks.workshop import Outcome, Workshop, digest_of, rows_of
+
+BY_NAME = {one.name: one for one in EVERYTHING}
+PAGE = """cwd below zero: loss -1
+
+bad value traced: born in the loss
+  operation   aten.log.default
+  first seen  distil.cwd
+  read        self (2, 3) of float32
+
+passed on by:
+  aten.mul.Tensor at train/loss.py:1 in f
+
+before it: spike in batch 3: cls 9 is 9 times what is usual
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("faults"), 64)
+
+
+@pytest.mark.parametrize("name", ["normaliser", "box", "own-silu"])
+def test_a_fault_is_caught_and_a_wrong_expectation_would_show(shop, name):
+    injection = BY_NAME[name]
+    outcome = try_out(shop, injection)
+    assert (outcome.missing(injection), outcome.moved) == ([], ())
+    for row in injection.says:
+        wrong = replace(injection, says={**injection.says, row: "another"})
+        assert outcome.missing(wrong) == [row]
+    for moved in ("weights", "momentum", "average", "files"):
+        assert replace_moved(outcome, moved).missing(injection) == [moved]
+
+
+def replace_moved(outcome: Outcome, name: str) -> Outcome:
+    return Outcome(outcome.said, (name,))
+
+
+def test_a_guard_that_sees_nothing_is_found_out(shop, monkeypatch):
+    monkeypatch.setattr("train.step.flag_of", lambda numbers, never_negative=(): torch.zeros(()))
+    injection = replace(BY_NAME["normaliser"], name="unseen")
+    outcome = try_out(shop, injection)
+    assert {"phase", "operation", "weights", "momentum"} <= {*outcome.missing(injection)}
+    assert "momentum" in outcome.said["left"], "the checkpoint was held back, but all else is lost"
+
+
+def test_the_rows_of_a_page():
+    assert rows_of(PAGE) == {
+        "phase": "born in the loss", "operation": "aten.log.default", "first seen": "distil.cwd",
+        "read": "self (2, 3) of float32", "before": "spike in batch 3: cls 9 is 9 times what is usual",
+    }  # fmt: skip
+    assert rows_of("") == {}
+
+
+def test_a_single_image_is_to_be_named_and_not_the_whole_batch():
+    assert Outcome({"images": "{image}"}).missing(replace(BY_NAME["box"], says={"images": "{image}"})) == []
+    assert Outcome({"images": "a, {image}"}).missing(replace(BY_NAME["box"], says={"images": "{image}"})) == ["images"]
+
+
+def test_digests_tell_bits_apart_and_equal_nan():
+    one = torch.tensor([1.0, float("nan")])
+    assert digest_of(one) == digest_of(one.clone())
+    assert digest_of(torch.tensor([0.0])) != digest_of(torch.tensor([-0.0]))
+    assert digest_of(torch.zeros(2, 1)) != digest_of(torch.zeros(1, 2)) != digest_of(torch.zeros(1, 2).double())
+    assert digest_of(torch.zeros(0)) == digest_of(torch.zeros(0))
+
+
+@pytest.mark.parametrize(("tensor", "status"), [("boxes", 0), ("images", 1)])
+def test_one_no_is_exit_status_1(monkeypatch, capsys, tensor, status):
+    said = {"phase": "the batch itself is bad", "tensor": tensor, "images": "{image}", "likely": "bad box: ..."}
+    monkeypatch.setattr(bad_values, "Workshop", lambda *args: None)
+    monkeypatch.setattr(bad_values, "try_out", lambda shop, injection: Outcome(said, ()))
+    assert main(["--only", "box"]) == status
+    out = capsys.readouterr().out
+    assert ("not so: box" in out, "NO: tensor" in out, f"{1 - status} of 1 caught" in out) == (status, status, True)
+
+
+def test_the_table_wraps_its_cells():
+    assert len(table([]).splitlines()) == 3
+    lines = table([("a b " * 20, "one\ntwo", "", "all", "yes")]).splitlines()
+    assert lines[3].split()[-4:] == ["b", "one", "all", "yes"] and "two" in lines[4]
+
+
+def test_every_fault_has_a_name_of_its_own_and_an_expectation():
+    assert len(BY_NAME) == len(EVERYTHING) == 25
+    assert all(one.says for one in EVERYTHING)

@@ -1,0 +1,77 @@
+"""A network of three convolutions, a detection loss and a batch: one training step in a few milliseconds."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ops.batch import Batch
+from train.health.page import page
+from train.health.tracer import trace
+from train.loss import DetectionLoss
+from train.objective import Detecting
+
+CLASSES, REG_MAX = 3, 4
+
+
+class TinyBlock(nn.Module):
+    def __init__(self, before, after, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn = nn.BatchNorm2d(after)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+class TinyNetwork(nn.Module):
+    """Raw maps at the strides 8, 16 and 32, like those of the real one."""
+
+    num_classes, reg_max, strides = CLASSES, REG_MAX, (8, 16, 32)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.ModuleList([TinyBlock(3, 8, 4), TinyBlock(8, 8, 2), TinyBlock(8, 8, 2), TinyBlock(8, 8, 2)])
+        self.head = nn.ModuleList(nn.Conv2d(8, 4 * REG_MAX + CLASSES, 1) for _ in range(3))
+
+    def forward(self, images):
+        x, maps = self.stem[0](images), []
+        for block, head in zip(list(self.stem)[1:], self.head, strict=True):
+            x = block(x)
+            maps.append(head(x))
+        return maps
+
+
+def tiny_batch(count=3, boxes=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    corners = torch.rand(count, boxes, 2, generator=generator) * 30
+    sides = 10 + torch.rand(count, boxes, 2, generator=generator) * 20
+    labels = torch.randint(0, CLASSES, (count, boxes), generator=generator)
+    valid = torch.ones(count, boxes, dtype=torch.bool)
+    return Batch(images, torch.cat([corners, corners + sides], dim=2), labels, valid, tuple("abcdefgh"[:count]))
+
+
+def tiny_step():
+    """Network in train mode and objective, with weights drawn from seed 0."""
+    torch.manual_seed(0)
+    return TinyNetwork().train(), Detecting(DetectionLoss(CLASSES, REG_MAX))
+
+
+def traced(model, objective, batch=None, precision=torch.float32, **more):
+    """The trace of a step; every one has a page."""
+    found = trace(model, objective, batch or tiny_batch(), precision, **more)
+    page(found)
+    return found
+
+
+def spoil_output(module, change):
+    """Have what `module` gives go through `change`."""
+    module.register_forward_hook(lambda module, args, output: change(output))
+
+
+def line_of(found, place=0):
+    """File and function of the producer's line."""
+    frame = found.producer.where[place]
+    return Path(frame.file).name, frame.function

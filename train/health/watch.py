@@ -1,0 +1,86 @@
+"""What is noticed about a run while it trains, beside its figures: spikes, its first batches, its bad steps."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from ops.batch import Batch
+from train.health.first_batches import FirstBatches
+from train.health.guard import BadStep
+from train.health.spikes import Spikes
+from train.progress import EpochProgress
+from train.step import Stepper
+
+log = logging.getLogger("mars")
+
+MOST_REWINDS = 3  # in one start of a run; what comes again after these is no bad batch
+TOLD_SPIKES = 3  # an epoch; the others are counted
+
+
+class Watch:
+    """Looks on; what it keeps goes into `folder`, the health folder of a run."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]):
+        self.folder, self.class_names = folder, tuple(class_names)
+        self.spikes = Spikes()
+        self.rewinds = 0
+        self.last_spike = ""  # in words, of an earlier epoch, too
+        self._dead_epoch = -1  # that was told of
+        self._first_batches: FirstBatches | None = None
+        self._left_out: set[tuple[int, tuple[str, ...]]] = set()  # epoch and images
+
+    def begin(self) -> None:
+        """A run starts: its first batches will be told."""
+        self._first_batches = FirstBatches(self.class_names)
+
+    @contextmanager
+    def looking_at(self, batch: Batch) -> Iterator[None]:
+        """Around the training step of a batch."""
+        if self._first_batches is None:
+            yield
+            return
+        with self._first_batches.looking_at(batch):
+            yield
+        if self._first_batches.is_done:
+            self.tell_first_batches()
+
+    def tell_first_batches(self) -> None:
+        """As many as have come, once: in the log and in a file."""
+        if self._first_batches is not None:
+            log.info("%s", self._first_batches.text())
+            self._first_batches.write(self.folder / "first-batches.json")
+            self._first_batches = None
+
+    def take(self, stepper: Stepper, values: dict[str, Tensor], progress: EpochProgress) -> None:
+        """What the step that was judged last came to: nothing, when it was bad."""
+        progress.bad_steps, stepper.bad_steps = progress.bad_steps + stepper.bad_steps, 0
+        if not values or stepper.judged is None:
+            return
+        epoch, step = stepper.judged.epoch, stepper.judged.step
+        numbers = {name: value.item() for name, value in values.items()}
+        if spikes := self.spikes.add(numbers, step):
+            self.last_spike = f"spike in epoch {epoch + 1}, {spikes[0]}"
+            if self.spikes.count <= TOLD_SPIKES:
+                log.warning("%s", self.last_spike)
+        if numbers.get("loss") == 0 and self._dead_epoch != epoch:
+            self._dead_epoch = epoch
+            log.warning(
+                "epoch %d, batch %d: the loss is exactly 0, and nothing is learned from it: either the network's "
+                "logits have run away (look at the learning rate), or nothing in the batch is labelled",
+                epoch + 1, step,
+            )  # fmt: skip
+
+    @property
+    def may_rewind(self) -> bool:
+        return self.rewinds < MOST_REWINDS
+
+    def rewound_for(self, bad: BadStep) -> None:
+        """Its batch is left out when it comes again, for all else comes again as well."""
+        self.rewinds += 1
+        self._left_out.add((bad.snapshot.epoch, bad.snapshot.batch.image_ids))
+
+    def is_left_out(self, epoch: int, batch: Batch) -> bool:
+        return (epoch, batch.image_ids) in self._left_out
