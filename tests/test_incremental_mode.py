@@ -337,8 +337,10 @@ def test_ways_differ_from_the_recipes_student_in_what_they_say(study):
     assert changes(one, "distillation") == {}
     assert changes(one, "finetune") == {"modelName": "base"}
     assert changes(one, "assignment") == AS_ASSIGNED
-    assert changes(one, "replay") == {"modelName": "base", "replayImages": 50}
-    assert changes(one, "both") == {"replayImages": 50}
+    assert changes(one, "replay") == {"modelName": "base", "replayImages": 10}
+    assert changes(one, "both") == {"replayImages": 10}
+    assert one.ours == "both", "the recipe replays ten images of its one base class"
+    assert study("--ways", "finetune,distillation").ours == "distillation"
     joint = one._joint()
     assert (joint.trainSelectedClasses, joint.trainSplitName, joint.modelName) == (None, "train", "base")
 
@@ -349,9 +351,9 @@ def test_where_only_new_classes_are_labelled_there_are_more_ways(study):
     seen = {"trainSelectedClasses": ["blue"], "distilSelectedClasses": ["blue"]}
     assert changes(one, "finetune") == {"modelName": "base", **seen}
     assert changes(one, "assignment") == {**AS_ASSIGNED, **seen}
-    assert changes(one, "replay") == {"modelName": "base", "replayImages": 50, **seen}
+    assert changes(one, "replay") == {"modelName": "base", "replayImages": 10, **seen}
     assert changes(one, "distillation") == {"unlabelledClasses": "mask", **seen}
-    assert changes(one, "both") == {"unlabelledClasses": "mask", "replayImages": 50, **seen}
+    assert changes(one, "both") == {"unlabelledClasses": "mask", "replayImages": 10, **seen}
     assert changes(one, "masked") == {"modelName": "base", "unlabelledClasses": "mask", **seen}
     assert changes(one, "pseudo") == {"unlabelledClasses": "pseudo", **seen}
     assert one._joint().trainSelectedClasses is None

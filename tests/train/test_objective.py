@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from config.errors import UserError
+from model import YoloModel
+from ops.batch import Batch
 from ops.precision import half_types
 from train.checkpoint import load_checkpoint
+from train.distilloss import DistillationLoss, DistilWeights, Told
+from train.loss import DetectionLoss
 from train.objective import Detecting, Distilling, distil_strength
+from train.pseudo import PseudoLabels
+from train.teacher import Teacher
 from train.trainer import Trainer
 
 
@@ -124,3 +130,34 @@ def test_other_base_classes_than_the_teachers_are_warned_of(squares_config, teac
     with caplog.at_level("WARNING", logger="mars"):
         Trainer(squares_config("student", baseClasses=["red"], **fields))
     assert "baseClasses are red, but the teacher knows red, blue" in caplog.text
+
+
+class Blind(Teacher):
+    """Looks at nothing and says NaN."""
+
+    def __init__(self, maps):
+        self.checksum, self.maps = None, maps
+
+    def __call__(self, images):
+        return Told(self.maps, {})
+
+
+class Unlabelled(PseudoLabels):
+    """Finds no object, as in NaN."""
+
+    def __init__(self): ...
+
+    def __call__(self, batch, raw_maps):
+        return batch
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_a_teacher_that_only_labels_is_looked_at_too(value):
+    """NaN is above no threshold: unasked, its images would just look empty."""
+    maps = [torch.full((1, 64 + 2, size, size), value) for size in (8, 4, 2)]
+    loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistilWeights(1.0, 0.0, 1.0))
+    objective = Distilling(loss, Blind(maps), lambda epoch: 0.0, Unlabelled())
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
+    found = objective(YoloModel("nano", 3), images.float(), batch)
+    assert found.watched["targets"].isfinite() == math.isfinite(value) and "raw maps" in found.watched
