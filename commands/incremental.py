@@ -106,9 +106,9 @@ class Study:
             )
         self.class_list = tuple(self.teacher.classList or ())
         novel = tuple(name for name in self.class_list if name not in self.base)
-        values = {**settings, **self._teachers_weights()}
-        # With the data's classes: how much a recipe replays may depend on how many of them are base.
-        self.student = student = find_data(self.student_stage, load(self.student_stage, values), values)
+        # With the classes: how much a recipe replays may depend on how many of them are base.
+        values = {**settings, **self._teachers_weights(), "classList": self.class_list}
+        self.student = student = load(self.student_stage, values)
         self.plans = plans(student.replayImages or REPLAYED, novel if args.novel_only else ())
         self.wanted = self._wanted(args.ways)
         replays = student.replayImages and REPLAYING_STUDENT in self.wanted
