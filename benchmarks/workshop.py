@@ -63,6 +63,7 @@ class Workshop:
         values = {
             "inputShape": self.size, "batchSize": 2, "maxEpoch": 2, "warmupEpochs": 0, "dcore": 0, "paintImages": False,
             "epochValidation": False, "device": self.device, "precision": "float32", "trainSplitName": "train",
+            "trainMinutes": None,
         }  # fmt: skip
         if is_student:
             values |= dict.fromkeys(("teacherModelFile", "checkpointModelFile"), str(self.begun(False).last))
