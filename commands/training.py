@@ -27,9 +27,8 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
     with RunLock(folder.path) as lock, _saying_how_to_go_on():
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
         log.info("%s", data.report.table())
-        trainer = Trainer(
-            mcfg, data, quiet=quiet, trace_first=trace
-        )  # whatever is wrong so far leaves an older run where it is
+        # Whatever is wrong so far leaves an older run where it is.
+        trainer = Trainer(mcfg, data, quiet=quiet, trace_first=trace)
         if folder.path.exists():
             lock.hold()  # another run may have begun it while the data was checked
         aside = folder.move_aside() if mcfg.nobuf else None

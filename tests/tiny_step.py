@@ -1,5 +1,6 @@
 """A network of three convolutions, a detection loss and a batch: one training step in a few milliseconds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,14 +44,21 @@ class TinyNetwork(nn.Module):
         return maps
 
 
-def tiny_batch(count=3, boxes=2, seed=0):
+def batch_of(count=2, seed=0, boxes=2):
+    """Noise with random boxes; the images are called s{seed}_0, s{seed}_1, ..."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
     corners = torch.rand(count, boxes, 2, generator=generator) * 30
     sides = 10 + torch.rand(count, boxes, 2, generator=generator) * 20
     labels = torch.randint(0, CLASSES, (count, boxes), generator=generator)
     valid = torch.ones(count, boxes, dtype=torch.bool)
-    return Batch(images, torch.cat([corners, corners + sides], dim=2), labels, valid, tuple("abcdefgh"[:count]))
+    ids = tuple(f"s{seed}_{i}" for i in range(count))
+    return Batch(images, torch.cat([corners, corners + sides], dim=2), labels, valid, ids)
+
+
+def tiny_batch(count=3, boxes=2):
+    """The same with names of one letter."""
+    return replace(batch_of(count, boxes=boxes), image_ids=tuple("abcdefgh"[:count]))
 
 
 def tiny_step():

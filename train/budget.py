@@ -1,15 +1,28 @@
 """How many epochs fit into the minutes that a recipe allows."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from config.mconfig import ModelConfig
+from dl.annotations import Annotation
+from dl.lessons import repeats_of
 
 log = logging.getLogger("mars")
 
 # Of the time that forward and backward of an image take: with loss, augmentation and step; and to validate one.
 _WHOLE_STEP, _VALIDATED = 1.35, 0.6
+_A_TEACHER_COSTS = 1.5  # steps, with the student's: docs/experiments.md, section 10
+
+
+def images_an_epoch(mcfg: ModelConfig, splits: Mapping[str, Sequence[Annotation]]) -> tuple[int, float]:
+    """How many images an epoch trains on, in steps without a teacher, and validates on."""
+    of_split = len(splits[mcfg.trainSplitName])
+    trained = of_split * repeats_of(of_split, mcfg.replayImages) + mcfg.replayImages
+    if mcfg.modelName == "distillation":
+        trained = round(trained * _A_TEACHER_COSTS)
+    validated = len(splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0
+    return trained, validated / mcfg.validationInterval
 
 
 def within_minutes(

@@ -30,8 +30,13 @@ class DamagedCheckpoint(UserError):
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write `content` under `path`, sealed, so that a reader never sees half of it. Raises as `writing_whole` does."""
+    write_sealed(path, {"format": FORMAT, **content})
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """`torch.save` into a file that is whole or not there, with a checksum. Raises as `writing_whole` does."""
     archive = io.BytesIO()  # torch would hide a full disk behind an error of its own
-    torch.save({"format": FORMAT, **content}, archive)
+    torch.save(content, archive)
     with writing_whole(path) as file:
         file.write(sealed(archive.getvalue()))
 

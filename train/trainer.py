@@ -15,7 +15,7 @@ from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.cache import build_images
 from dl.check import CheckedData, check_data
-from dl.lessons import REPLAYED_SPLIT, repeats_of, splits_to_train
+from dl.lessons import REPLAYED_SPLIT, splits_to_train
 from dl.loader import build_loader
 from eval.evaluator import Evaluator
 from eval.plots import plot_curves
@@ -24,7 +24,7 @@ from model.pretrained import load_weights
 from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
 from ops.precision import keep_precision, name_of, pick_precision
-from train.budget import within_minutes
+from train.budget import images_an_epoch, within_minutes
 from train.checkpoint import (
     load_checkpoint,
     random_states,
@@ -50,7 +50,6 @@ from train.teacher import check_teacher
 
 log = logging.getLogger("mars")
 
-A_TEACHER_COSTS = 1.5  # steps, with the student's: docs/experiments.md, section 10
 DRAWN_EVERY = 10.0  # seconds at least from one picture of the curves to the next, for one takes as long as many steps
 Row = dict[str, Any]  # one epoch in history and metrics.jsonl
 
@@ -251,13 +250,8 @@ class Trainer:
         is_lost = begun is None and self.precision.seconds is None  # nothing whole to go on from: run() will say so
         if mcfg.trainMinutes is None or is_lost:
             return mcfg
-        of_split = len(self.splits[mcfg.trainSplitName])
-        trained = of_split * repeats_of(of_split, mcfg.replayImages) + mcfg.replayImages
-        if mcfg.modelName == "distillation":
-            trained = round(trained * A_TEACHER_COSTS)
-        validated = len(self.splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0
         seconds = self.precision.seconds or 0.0  # 0 where a run goes on, which keeps its number of epochs
-        return within_minutes(mcfg, seconds, trained, validated / mcfg.validationInterval, begun)
+        return within_minutes(mcfg, seconds, *images_an_epoch(mcfg, self.splits), begun)
 
     def _ema_ramp(self) -> float:
         epochs = self.mcfg.maxEpoch - self.mcfg.startEpoch

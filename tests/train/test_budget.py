@@ -1,9 +1,13 @@
 """Epochs that fit into the minutes a recipe allows."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from config.load import load_config
-from train.budget import within_minutes
+from dl.annotations import Annotation
+from train.budget import images_an_epoch, within_minutes
 
 
 def config(tmp_path, **overrides):
@@ -31,3 +35,14 @@ def test_a_run_that_goes_on_keeps_its_number_however_fast_the_machine_is_now(tmp
 def test_epochs_are_counted_from_the_start_epoch(tmp_path):
     mcfg = config(tmp_path, startEpoch=30)
     assert within_minutes(mcfg, 100.0, 420, 180, None).maxEpoch == 31
+
+
+def test_an_epoch_of_a_student_shows_its_few_images_as_often_as_it_replays(tmp_path):
+    """Sixteen images twice beside forty replayed, and a teacher that looks on for half as much again."""
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    empty = Annotation("a", Path("a.png"), Path("a.xml"), 8, 8, *none)
+    splits = {"small": [empty] * 16, "validation": [empty] * 9}
+    mcfg = config(tmp_path, trainMinutes=None, trainSplitName="small", replayImages=40, baseClasses=["A1"])
+    assert images_an_epoch(mcfg, splits) == (72, 9)
+    assert images_an_epoch(mcfg.with_values(modelName="distillation", epochValidation=False), splits) == (108, 0)
+    assert images_an_epoch(mcfg.with_values(replayImages=0, validationInterval=3), splits) == (16, 3)

@@ -4,26 +4,15 @@ import copy
 
 import pytest
 import torch
+from tiny_step import batch_of
 from torch import nn
 
 from model import YoloModel
-from ops.batch import Batch
 from train.ema import ModelEMA
 from train.health.guard import BadStep
 from train.loss import DetectionLoss
 from train.objective import Detecting
 from train.step import Means, Stepper
-
-
-def batch_of(count, seed=0, boxes=2):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    corners = torch.rand(count, boxes, 2, generator=generator) * 30
-    sides = 10 + torch.rand(count, boxes, 2, generator=generator) * 20
-    labels = torch.randint(0, 3, (count, boxes), generator=generator)
-    valid = torch.ones(count, boxes, dtype=torch.bool)
-    ids = tuple(f"s{seed}_{i}" for i in range(count))
-    return Batch(images, torch.cat([corners, corners + sides], dim=2), labels, valid, ids)
 
 
 def make(precision=torch.float32, sum_over_batch=True, ema=False):

@@ -17,11 +17,10 @@ from model.pretrained import LoadReport, load_weights
 from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
 from ops.precision import Precision, pick_precision
-from train.budget import within_minutes
+from train.budget import images_an_epoch, within_minutes
 from train.loss import DetectionLoss
 from train.objective import Detecting, Distilling, build_objective
 from train.start import StartingWeights, starting_weights, with_head_width
-from train.trainer import A_TEACHER_COSTS
 
 
 @dataclass
@@ -83,7 +82,7 @@ def admit(mcfg: ModelConfig, data: CheckedData) -> Patient:
         except UserError as error:
             weights_refusal = str(error)
     precision = pick_precision(mcfg.precision, device, model, mcfg.inputShape, mcfg.trainMinutes is not None)
-    mcfg = _within_minutes(mcfg, data, precision)
+    mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), None)
     objective, teacher_refusal = _objective(mcfg, model, precision.dtype)
     loader = build_loader(
         mcfg, mcfg.trainSplitName, list(data.splits[mcfg.trainSplitName]), train=True, images=FileImages(),
@@ -109,14 +108,6 @@ def _with_head_width(mcfg: ModelConfig, start: StartingWeights | None) -> tuple[
         return with_head_width(mcfg, start, None), None
     except UserError as error:  # it cannot be read as weights
         return mcfg, str(error)
-
-
-def _within_minutes(mcfg: ModelConfig, data: CheckedData, precision: Precision) -> ModelConfig:
-    trained = len(data.splits[mcfg.trainSplitName]) + mcfg.replayImages
-    if mcfg.modelName == "distillation":
-        trained = round(trained * A_TEACHER_COSTS)
-    validated = len(data.splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0
-    return within_minutes(mcfg, precision.seconds or 0.0, trained, validated / mcfg.validationInterval, None)
 
 
 def _objective(

@@ -3,7 +3,6 @@
 Written sealed, like a checkpoint, and of values alone: `torch.load(weights_only=True)` reads it, nothing in it runs.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from config.mconfig import ModelConfig
 from model import YoloModel, build_model
 from ops.batch import Batch
 from ops.device import pick_device
-from ops.files import writing_whole
 from ops.precision import NAMES, name_of
-from ops.seal import is_intact, sealed
+from ops.seal import is_intact
+from train.checkpoint import write_sealed
 from train.health.findings import Trace
 from train.health.tracer import trace
 from train.loss import DetectionLoss
@@ -83,10 +82,7 @@ def write_bundle(  # noqa: PLR0913 (a step has so many parts)
         "strength": objective.strength if isinstance(objective, Distilling) else 0.0,
         "weights_file": None if weights_file is None else str(weights_file),
     }
-    archive = io.BytesIO()
-    torch.save(content, archive)
-    with writing_whole(Path(path)) as file:
-        file.write(sealed(archive.getvalue()))
+    write_sealed(Path(path), content)
     return Path(path)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_step import batch_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,17 +23,6 @@ from train.opt import load_optimizer, start_momentum
 from train.step import Stepper, network_input
 
 NAN, INF = math.nan, math.inf
-
-
-def batch_of(count=2, seed=0, boxes=2):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    corners = torch.rand(count, boxes, 2, generator=generator) * 30
-    sides = 10 + torch.rand(count, boxes, 2, generator=generator) * 20
-    labels = torch.randint(0, 3, (count, boxes), generator=generator)
-    valid = torch.ones(count, boxes, dtype=torch.bool)
-    ids = tuple(f"s{seed}_{i}" for i in range(count))
-    return Batch(images, torch.cat([corners, corners + sides], dim=2), labels, valid, ids)
 
 
 def make(late=False, patience=1, interval=0, adam=False, fused=None, precision=torch.float32, momentum=0.9) -> Stepper:
