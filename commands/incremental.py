@@ -95,7 +95,7 @@ class Study:
         """`settings` are those of every run, `of_teacher` those of the teacher and of joint training instead."""
         self.args, self.settings = args, settings
         cfgname = args.cfgname or DEFAULT_CFGNAME.rpartition(".")[0]
-        self.prefix = load(self._stage(cfgname, args.name), settings).runName
+        self.prefix = load(self._stage(cfgname, args.name), {**settings, "replayImages": 0}).runName
         self.teacher_stage, self.student_stage = (self._stage(f"{cfgname}.{tag}") for tag in ("teacher", STUDENT))
         of_teacher = {**(settings if of_teacher is None else of_teacher), "replayImages": 0}
         self.teacher = find_data(self.teacher_stage, load(self.teacher_stage, of_teacher), of_teacher)

@@ -368,6 +368,12 @@ def test_only_ways_that_replay_do_so_however_many_are_asked_for(study):
     assert "with 3 images of the base classes" in one.plans["replay"].what
 
 
+def test_replay_may_be_set_where_the_recipe_says_which_classes_are_base(tmp_path):
+    words = read_arguments(["incremental", "demo.nano", "--root", str(tmp_path), "--quiet"])
+    one = Study(words, parse_settings(["drawnScenes=6", "replayImages=3"]))
+    assert (student(one, "both").replayImages, one.prefix) == (3, "demo.nano")
+
+
 def test_draws_start_at_the_seed_that_is_set(study):
     assert [student(study("--draws", "2"), "finetune", draw).smallSeed for draw in range(2)] == [0, 1]
     assert [student(study(settings=["smallSeed=7"]), "finetune", draw).smallSeed for draw in range(2)] == [7, 8]

@@ -1,7 +1,8 @@
 """What is noticed about a run while it trains, beside its figures: spikes, its first batches, its bad steps."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from train.step import Stepper
 log = logging.getLogger("mars")
 
 MOST_REWINDS = 3  # in one start of a run; what comes again after these is no bad batch
-TOLD_SPIKES = 3  # an epoch; the others are counted
+TOLD_SPIKES = 3  # an epoch, of those that are
+TOLD_TIMES = 10.0  # what is usual, or more; the others are counted, for a step of a few images is often twice as large
 
 
 class Watch:
@@ -28,6 +30,7 @@ class Watch:
         self.spikes = Spikes()
         self.rewinds = 0
         self.last_spike = ""  # in words, of an earlier epoch, too
+        self._told_in: Counter[int] = Counter()  # epoch -> spikes
         self._dead_epoch = -1  # that was told of
         self._first_batches: FirstBatches | None = None
         self._left_out: set[tuple[int, tuple[str, ...]]] = set()  # epoch and images
@@ -61,10 +64,7 @@ class Watch:
             return
         epoch, step = stepper.judged.epoch, stepper.judged.step
         numbers = {name: value.item() for name, value in values.items()}
-        if spikes := self.spikes.add(numbers, step):
-            self.last_spike = f"spike in epoch {epoch + 1}, {spikes[0]}"
-            if self.spikes.count <= TOLD_SPIKES:
-                log.warning("%s", self.last_spike)
+        self.take_numbers(numbers, epoch, step)
         if numbers.get("loss") == 0 and self._dead_epoch != epoch:
             self._dead_epoch = epoch
             log.warning(
@@ -72,6 +72,16 @@ class Watch:
                 "logits have run away (look at the learning rate), or nothing in the batch is labelled",
                 epoch + 1, step,
             )  # fmt: skip
+
+    def take_numbers(self, numbers: Mapping[str, float], epoch: int, step: int) -> None:
+        """Look for spikes; large ones are said."""
+        spikes = self.spikes.add(numbers, step)
+        if not spikes:
+            return
+        self.last_spike = f"spike in epoch {epoch + 1}, {spikes[0]}"
+        if spikes[0].times >= TOLD_TIMES and self._told_in[epoch] < TOLD_SPIKES:
+            self._told_in[epoch] += 1
+            log.warning("%s", self.last_spike)
 
     @property
     def may_rewind(self) -> bool:

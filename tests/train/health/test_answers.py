@@ -10,6 +10,7 @@ import torch
 from config.errors import UserError
 from train.checkpoint import first_not_finite, load_checkpoint
 from train.health.guard import BadStep
+from train.health.watch import Watch
 from train.runfolder import RunFolder
 from train.trainer import Trainer
 
@@ -303,6 +304,20 @@ def test_spikes_are_counted_said_and_written(squares_config, said):
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert rows[8]["spikes"] == 3 and rows[8]["worst_spike"]["name"] == "cls" and rows[8]["worst_spike"]["times"] > 1e3
     assert "spike in epoch 9, batch 1: cls" in said.text
+
+
+def test_small_spikes_are_counted_and_three_large_ones_of_an_epoch_are_said(tmp_path, said):
+    watch = Watch(tmp_path, ["square"])
+    for step in range(30):
+        watch.take_numbers({"loss": 1.0}, 0, step)
+    for step in range(5):
+        watch.take_numbers({"loss": 9.0}, 1, step)
+    assert watch.spikes.count == 5 and "spike" not in said.text
+    assert watch.last_spike.startswith("spike in epoch 2, batch 4: loss 9 is 9 times")
+    for epoch in (2, 3):
+        for step in range(5):
+            watch.take_numbers({"loss": 11.0}, epoch, step)
+    assert said.text.count("spike in epoch 3") == said.text.count("spike in epoch 4") == 3
 
 
 def test_first_batches_are_told_once(squares_config, said):
