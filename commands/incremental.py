@@ -80,6 +80,18 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
     return ways
 
 
+def wanted_ways(text: str | None, novel_only: bool) -> list[str]:
+    """The names in `text`, or all of them. Raises `UserError` for one that is none."""
+    every = plans(REPLAYED, ("any",))
+    there = list(every if novel_only else plans(REPLAYED))
+    names = text.split(",") if text else there
+    for name in names:
+        if name not in there:
+            fault = "only with --novel-only" if name in every else f"no such way{nearest(name, there)}"
+            raise UserError(f"--ways {name}: {fault}; there are {', '.join(there)}")
+    return names
+
+
 def incremental(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Train what is not trained yet, evaluate, and write table, figures and plot into `ROOT/NAME.incremental`."""
     study = Study(args, settings)
@@ -93,6 +105,7 @@ class Study:
 
     def __init__(self, args: argparse.Namespace, settings: dict[str, Any], of_teacher: dict[str, Any] | None = None):
         """`settings` are those of every run, `of_teacher` those of the teacher and of joint training instead."""
+        self.wanted = wanted_ways(args.ways, args.novel_only)
         self.args, self.settings = args, settings
         cfgname = args.cfgname or DEFAULT_CFGNAME.rpartition(".")[0]
         self.prefix = load(self._stage(cfgname, args.name), {**settings, "replayImages": 0}).runName
@@ -110,7 +123,6 @@ class Study:
         values = {**settings, **self._teachers_weights(), "classList": self.class_list}
         self.student = student = load(self.student_stage, values)
         self.plans = plans(student.replayImages or REPLAYED, novel if args.novel_only else ())
-        self.wanted = self._wanted(args.ways)
         replays = student.replayImages and REPLAYING_STUDENT in self.wanted
         self.ours = REPLAYING_STUDENT if replays else STUDENT  # what the recipe's student does
         self._refuse_equal_draws(student)
@@ -118,15 +130,6 @@ class Study:
 
     def _stage(self, cfgname: str, name: str | None = None) -> argparse.Namespace:
         return argparse.Namespace(**{**vars(self.args), "cfgname": cfgname, "name": name, "nobuf": False})
-
-    def _wanted(self, text: str | None) -> list[str]:
-        names = text.split(",") if text else list(self.plans)
-        for name in names:
-            if name not in self.plans:
-                is_later = name in plans(REPLAYED, self.class_list)
-                fault = "only with --novel-only" if is_later else f"no such way{nearest(name, self.plans)}"
-                raise UserError(f"--ways {name}: {fault}; there are {', '.join(self.plans)}")
-        return names
 
     def _refuse_equal_draws(self, student: ModelConfig) -> None:
         """Several draws are asked for, but every one would be the same split."""
