@@ -43,6 +43,7 @@ def mcfg(tags):
         mcfg.maxEpoch = 30
         mcfg.trainMinutes = 2
         mcfg.trainSplitName = "small"
+        mcfg.smallShots = 5  # objects of each type: the list that comes with the scenes is a quarter of the images
         mcfg.epochValidation = False
         if "assignment" not in tags:
             mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())  # ten of each old class are seen again
