@@ -3,9 +3,9 @@
 Legend: B images, A anchor points, R bins a side, C classes, K detections of one image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Float32
@@ -80,9 +80,16 @@ class Predictor:
             raw_maps = self.model(images)
         distributions, logits = flatten_maps(raw_maps, cast(int, self.model.reg_max))
         boxes = decode_boxes(distributions, *anchors_of(raw_maps, cast("tuple[int, ...]", self.model.strides)))
-        _stop_unless_finite(boxes, logits, batch.image_ids)
+        if sick := _not_finite(boxes, logits, batch.image_ids):
+            raise FloatingPointError(self._complaint(sick, images))
         rows = zip(batch.image_ids, letterboxes, boxes, logits, strict=True)
         return [self._detections_of(*row) for row in rows]
+
+    def _complaint(self, sick: list[str], images: Float[Tensor, "B 3 H W"]) -> str:
+        with _evaluating(self.model), autocast(self.device, self.precision):
+            place = _first_bad_module(self.model, images)
+        told = f"the network's predictions are not finite (NaN or Inf) on {', '.join(sick)}"
+        return f"{told}; the first to give such values is {place}" if place else told
 
     def _detections_of(
         self, image_id: str, letterbox: Letterbox, boxes: Float[Tensor, "A 4"], logits: Float[Tensor, "A C"]
@@ -100,14 +107,30 @@ class Predictor:
         return Detections(image_id, in_image[inside], found.scores.cpu()[inside], found.labels.cpu()[inside])
 
 
-def _stop_unless_finite(
-    boxes: Float[Tensor, "B A 4"], logits: Float[Tensor, "B A C"], image_ids: tuple[str, ...]
-) -> None:
-    """A score that is NaN is not above any threshold: unasked, the image would just look empty."""
+def _not_finite(boxes: Float[Tensor, "B A 4"], logits: Float[Tensor, "B A C"], image_ids: tuple[str, ...]) -> list[str]:
+    """Whose are; a score that is NaN is not above any threshold: unasked, the image would just look empty."""
     healthy = (boxes.isfinite().all(dim=2) & logits.isfinite().all(dim=2)).all(dim=1)
-    sick = [image_id for image_id, ok in zip(image_ids, healthy.tolist(), strict=True) if not ok]
-    if sick:
-        raise FloatingPointError(f"the network's predictions are not finite (NaN or Inf) on {', '.join(sick)}")
+    return [image_id for image_id, ok in zip(image_ids, healthy.tolist(), strict=True) if not ok]
+
+
+def _first_bad_module(model: nn.Module, images: Float[Tensor, "B 3 H W"]) -> str | None:
+    """Which module is the first to end with a tensor that is not finite, by its path; the innermost of those."""
+    found: list[str] = []
+
+    def look_at(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name)
+
+        return look
+
+    hooks = [module.register_forward_hook(look_at(name)) for name, module in model.named_modules() if name]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 @contextmanager

@@ -117,14 +117,15 @@ class Distilling:
         self.strength = self._strength_of(epoch)
 
     def __call__(self, model: YoloModel, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
-        is_asked = self.strength > 0 or self.pseudo_labels is not None
+        is_teaching = self.strength != 0  # so that NaN and what is below zero reach the loss, where they are seen
+        is_asked = is_teaching or self.pseudo_labels is not None
         teacher = self.teacher(images) if is_asked else None
         targets: dict[str, Tensor] = {}
         if teacher is not None and self.pseudo_labels is not None:
             targets = {"targets": total_of(teacher.raw_maps)}  # NaN would just look as if there were no object
             batch = self.pseudo_labels(batch, teacher.raw_maps)
         student = Told(*model.forward_features(images))
-        found = self.loss(student, teacher if self.strength > 0 else None, batch, self.strength)
+        found = self.loss(student, teacher if is_teaching else None, batch, self.strength)
         return replace(found, watched={**targets, **found.watched})
 
 

@@ -75,7 +75,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
     """Learning rates by group, and the momentum where the optimizer has one (AdamW's betas stay).
 
-    Raises `FloatingPointError` on NaN and Inf, which would be all that is left of the weights.
+    Raises `FloatingPointError` on NaN and Inf in these and in every other number of a group, as its weight decay: they
+    would be all that is left of the weights.
     """
     if not all(math.isfinite(value) for value in (pace.rate, pace.bias_rate, pace.momentum)):
         raise FloatingPointError(
@@ -86,3 +87,8 @@ def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
         group["lr"] = pace.bias_rate if group["name"] == "biases" else pace.rate
         if "momentum" in group:
             group["momentum"] = pace.momentum
+        for name, value in group.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the optimizer's {name} of the {group['name']} is {value}; nothing has moved since the step before"
+                )

@@ -125,7 +125,7 @@ class Stepper:
         return not step.is_bad
 
     def check_state(self) -> None:
-        """Raise `BadStep` when a weight, an average or a statistic is not finite. To be settled first."""
+        """Raise `BadStep` when a weight, an average, a statistic or a momentum is not finite. To be settled first."""
         if self._last is not None and not self._state_total().isfinite():
             self._blame_state(self._last)
 
@@ -242,6 +242,9 @@ class Stepper:
         told = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown)
         place = f"epoch {step.kept.epoch + 1}, batch {step.kept.step}, images {', '.join(step.kept.batch.image_ids)}"
         kept = "weights, average and statistics are those of the step before"
+        parameters = self.model.named_parameters()
+        if spoilt := next((name for name, one in parameters if not one.isfinite().all()), None):
+            kept = f"{spoilt} was not finite before the optimizer's turn: an earlier step wrote it, or other code"
         return BadStep(
             f"{complaint_about(numbers, step.parts)}: {told}; {place}; {kept}",
             self.guard.snapshot(step.kept, reading.scale),
@@ -250,16 +253,25 @@ class Stepper:
 
     def _state_total(self) -> Tensor:
         averages = self.ema.state_dict().values() if self.ema is not None else ()
-        return total_of(one for one in (*self.parameters, *averages) if one.is_floating_point())
+        momentum = (one for state in self.optimizer.state.values() for one in state.values() if torch.is_tensor(one))
+        return total_of(one for one in (*self.parameters, *averages, *momentum) if one.is_floating_point())
 
     def _blame_state(self, kept: Kept) -> None:
         """Where a sum was too large and nothing is wrong, nothing happens."""
         weights = {"weights": self.model.state_dict(), "average": self.ema.state_dict() if self.ema else None}
         learned = {f"learned {number}": one.state_dict() for number, one in enumerate(self.objective.learned)}
-        if name := first_not_finite({**weights, **learned}):
+        if name := first_not_finite({**weights, **learned, "momentum": self._momentum()}):
             place = f"epoch {kept.epoch + 1}, batch {kept.step}"
             sentence = f"{name} is not finite; {place}; the checkpoints of the run are from before"
+            buffer = dict(self.model.named_buffers()).get(name.removeprefix("weights."))
+            if buffer is not None and buffer.isinf().any():
+                sentence += "; where it is a mask, register_buffer(..., persistent=False) keeps it out of them"
             self._stop(BadStep(sentence, self.guard.snapshot(kept, 1.0), {}))
+
+    def _momentum(self) -> dict[str, dict[str, Any]]:
+        """What the optimizer keeps, by the names of the parameters."""
+        names = {id(one): name for name, one in self.model.named_parameters()}
+        return {names.get(id(one), "learned"): state for one, state in self.optimizer.state.items()}
 
     def _stop(self, error: BadStep) -> NoReturn:
         for later in self._waiting:

@@ -17,7 +17,7 @@ from dl.cache import build_images
 from dl.check import CheckedData, check_data
 from dl.lessons import REPLAYED_SPLIT, splits_to_train
 from dl.loader import build_loader
-from eval.evaluator import Evaluator
+from eval.evaluator import EvalResult, Evaluator
 from eval.plots import plot_curves
 from model import build_model
 from model.pretrained import load_weights
@@ -239,6 +239,7 @@ class Trainer:
                 self.started, self.first_epoch = time.perf_counter(), self.epoch
                 log.warning("%s; back to %s, without this batch (rewind %d)", bad, path, self.watch.rewinds)
                 return True
+            log.warning("%s: this batch is not finite with it either", path)
         return False
 
     def _traced(self) -> Traced:
@@ -281,13 +282,7 @@ class Trainer:
         row.update(map50=None, map50_95=None, is_best=False)
         is_last = epoch == self.mcfg.maxEpoch - 1
         if self.evaluator is not None and (is_last or (epoch + 1) % self.mcfg.validationInterval == 0):
-            name = self.mcfg.validationSplitName
-            result = self.evaluator.evaluate(
-                self.evaluated_model,
-                name,
-                annotations=self.splits[name],
-                on_batch=self.interrupts.leave_if_asked,  # nothing has changed yet: it is done again
-            )
+            result = self._evaluate(self.evaluator, epoch)
             fitness = finite_or_none(result.map50_95)
             row.update(map50=None if fitness is None else result.map50, map50_95=fitness)
             if sentence := frozen_figure(self.history, epoch, fitness):
@@ -298,6 +293,20 @@ class Trainer:
         # A run that is not validated has only its loss to tell whether it still gets anywhere.
         loss = row.get("loss")  # none where every step of the epoch was left out
         self.schedule.observe(row["map50_95"] if self.evaluator is not None else None if loss is None else -loss)
+
+    def _evaluate(self, evaluator: Evaluator, epoch: int) -> EvalResult:
+        name = self.mcfg.validationSplitName
+        try:
+            return evaluator.evaluate(
+                self.evaluated_model,
+                name,
+                annotations=self.splits[name],
+                on_batch=self.interrupts.leave_if_asked,  # nothing has changed yet: it is done again
+            )
+        except FloatingPointError as error:
+            whose = "the weights" if self.ema is None else "the average"
+            told = f"validation of {whose} after epoch {epoch + 1}: {error}"
+            raise FloatingPointError(f"{told}; the checkpoints of the run are from before") from error
 
     def save(self, epoch: int, row: Row) -> None:
         """The checkpoint first, then everything that follows from it; each file is whole or not there."""

@@ -115,6 +115,16 @@ def test_predictions_that_are_not_finite_name_their_images(value, channel):
         Predictor(model)(make_batch([SQUARE, SQUARE, SQUARE], ("well", "sick", "fine")))
 
 
+def test_the_first_module_that_spoils_predictions_is_named():
+    model = PlantedModel()
+    model.stem = nn.Sequential(nn.Identity(), nn.Threshold(-1.0, math.nan), nn.Identity())
+    forward = model.forward
+    model.forward = lambda images: [one + model.stem(images - 9).mean() for one in forward(images)]
+    with pytest.raises(FloatingPointError, match=r"on image; the first to give such values is stem\.1$"):
+        Predictor(model)(make_batch([SQUARE], ("image",)))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_selection_settings_reach_the_selection():
     plants = [(0, 0, row, column, (0, 0, 1, 1), 0, 0.3 + 0.05 * row) for row in range(8) for column in range(8)]
     batch = make_batch([SQUARE])

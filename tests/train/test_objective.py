@@ -161,3 +161,15 @@ def test_a_teacher_that_only_labels_is_looked_at_too(value):
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
     found = objective(YoloModel("nano", 3), images.float(), batch)
     assert found.watched["targets"].isfinite() == math.isfinite(value) and "raw maps" in found.watched
+
+
+@pytest.mark.parametrize("strength", [math.nan, -0.5, 0.0])
+def test_a_strength_that_cannot_be_is_no_way_to_be_rid_of_the_teacher(strength):
+    maps = [torch.randn(1, 64 + 2, size, size, generator=torch.Generator().manual_seed(size)) for size in (8, 4, 2)]
+    loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistilWeights(1.0, 0.0, 1.0))
+    objective = Distilling(loss, Blind(maps), lambda epoch: strength)
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
+    parts = objective(YoloModel("nano", 3), images.float(), batch).parts
+    assert ("response" in parts) == (strength != 0)
+    assert strength == 0 or not parts["response"] >= 0  # which the guard sees

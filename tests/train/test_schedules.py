@@ -143,6 +143,22 @@ def test_adamw_warms_up_biases_from_nothing_and_keeps_its_betas():
     assert all(group["betas"] == (0.937, 0.999) for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_no_number_of_the_optimizer_may_be_nan(kind):
+    mcfg = ModelConfig()
+    mcfg.optimizerType = kind
+    optimizer = build_optimizer(mcfg, nn.Linear(2, 2))
+    optimizer.param_groups[0]["weight_decay"] = math.nan
+    with pytest.raises(FloatingPointError, match="the optimizer's weight_decay of the weights is nan"):
+        set_pace(optimizer, Pace(0.1, 0.2, 0.8, 1))
+
+
+@pytest.mark.parametrize("decay", [99.99, -0.1, math.nan])
+def test_an_average_that_would_run_away_is_refused(decay):
+    with pytest.raises(ValueError, match=r"outside of 0 \.\. 1"):
+        ModelEMA(nn.Linear(2, 2), decay=decay)
+
+
 @pytest.mark.parametrize(("batch", "nominal", "factor"), [(16, None, 1), (16, 64, 1), (24, 64, 72 / 64), (128, 64, 2)])
 def test_weight_decay_is_scaled_by_what_a_step_holds_of_the_nominal_batch(batch, nominal, factor):
     mcfg = ModelConfig()

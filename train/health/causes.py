@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 
 from train.health.findings import Cause, Producer, Trace
-from train.health.operations import CONSTANT, UNWRITTEN
+from train.health.operations import CONSTANT, NEGATIVE_FACTOR, UNWRITTEN
 
 HUGE_WEIGHTS = 1e3  # largest absolute value of a block's weights: healthy ones stay below 10 or so
 FLOAT16_LARGEST = 65504
@@ -84,9 +84,17 @@ def _negative_variance(p: Producer, trace: Trace) -> bool:
 
 def _exp_overflow(p: Producer, trace: Trace) -> bool:
     dtype = p.outputs[0].dtype if p.outputs else "float32"
-    limit = EXP_LARGEST[dtype]
+    limit = EXP_LARGEST.get(dtype, math.inf)
     low, high, _ = _self(p)
     return p.base in EXPONENTIALS and (high > limit * 0.99 or (p.base in ("sinh", "cosh") and low < -limit * 0.99))
+
+
+def _deviation_of_one(p: Producer, trace: Trace) -> bool:
+    return p.base.partition("_")[0] in ("std", "var") and any(one.nan for one in p.outputs)
+
+
+def _pixels_out_of_range(p: Producer, trace: Trace) -> bool:
+    return p.phase == "forward" and any(one.part == "images" for one in trace.bad_inputs)
 
 
 def _half_overflow(p: Producer, trace: Trace) -> bool:
@@ -130,6 +138,11 @@ def _too_large(p: Producer, trace: Trace) -> bool:
     return bool(p.outputs) and any(one.peak > 1e15 for one in (*p.inputs, *p.outputs))
 
 
+def _is_torchs_own(node: str) -> bool:
+    """Hooks run there, and blocks that are computed again, but no backward pass of somebody's own."""
+    return node in ("backward", "CheckpointFunctionBackward") or node.startswith("torch::")
+
+
 def _is_written(p: Producer, trace: Trace) -> bool:
     is_by_hand = p.source in ("a number in the call", CONSTANT)
     return is_by_hand and not _zero_times_infinity(p, trace)
@@ -152,9 +165,16 @@ _TABLE: tuple[tuple[Test, Cause], ...] = (
         lambda p, trace: p.phase == "weights",
         Cause(
             "bad weight",
-            "the network held it before this step: it came with the file that was loaded, or was written by other code "
-            "or a step whose learning rate was not finite",
+            "the network held it before this step: it came with the file that was loaded, was written by other code, "
+            "or by a step before whose learning rate or momentum was not finite or whose gradients a hook changed",
             "load other weights, or a checkpoint from before",
+        ),
+    ),
+    (
+        lambda p, trace: p.source == NEGATIVE_FACTOR and p.phase == "loss",
+        Cause(
+            "negative weight", "what is not negative was multiplied by something negative: a weight, gain or schedule",
+            "look at what the line named multiplies by",
         ),
     ),
     (
@@ -172,7 +192,7 @@ _TABLE: tuple[tuple[Test, Cause], ...] = (
     ),
     (_is_written, Cause("written by hand", "the NaN or infinity stands in the code itself", "see the line named")),
     (
-        lambda p, trace: p.node is not None and not p.node[-1].isdigit() and p.node not in ("backward",),
+        lambda p, trace: p.node is not None and not p.node[-1].isdigit() and not _is_torchs_own(p.node),
         Cause(
             "own backward", "a backward pass written by hand (an autograd function) made it",
             "check that function with torch.autograd.gradcheck, at zero too",
@@ -240,8 +260,18 @@ _TABLE: tuple[tuple[Test, Cause], ...] = (
     ),
     (_all_masked, Cause("everything masked", "a softmax over nothing but -inf: a row without one entry that counts",
                         "leave such rows out, or mask with a large finite number")),
+    (
+        _deviation_of_one,
+        Cause("deviation of one value", "a standard deviation or variance of a single value, divided by their number "
+              "less one", "correction=0 (unbiased=False), or another dimension"),
+    ),
     (_infinity_less_itself, Cause("infinity less infinity", "two infinities were set off against each other",
                                   "mask with a large finite number instead")),
+    (
+        _pixels_out_of_range,
+        Cause("bad pixel", "pixels are far larger than 255, and the network's squares of them are not finite",
+              "look at the images that are also bad, below, and at what read or changed their pixels"),
+    ),
     (
         lambda p, trace: _half_overflow(p, trace) and p.phase == "backward",
         Cause("half-precision overflow", f"a gradient left float16's range ({FLOAT16_LARGEST})",

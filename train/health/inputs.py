@@ -8,17 +8,27 @@ from torch import Tensor, nn
 from ops.batch import Batch
 from train.health.findings import BadInput
 
+LARGEST_PIXEL = 65535  # absolute value, of 16 bits; what lies above was never a pixel
+
 
 def bad_inputs(batch: Batch, num_classes: int | None) -> list[BadInput]:
-    """Pixels and real boxes that are not finite, and real labels that are no class; padding may hold anything."""
+    """Pixels and boxes that are not finite, pixels far out of range, and real labels that are no class.
+
+    Boxes of the padding count, for an image without a box is given one of them; its labels may be anything.
+    """
     found = []
     if batch.images.is_floating_point():
         is_bad = ~batch.images.isfinite()
         if rows := _rows(is_bad):
             found.append(BadInput("images", f"{int(is_bad.sum())} pixel values are NaN or infinite", _ids(batch, rows)))
-    is_bad = ~batch.boxes.isfinite().all(dim=-1) & batch.valid
+        elif rows := _rows(batch.images.abs() > LARGEST_PIXEL):
+            words = f"pixel values up to {float(batch.images.abs().max()):.3g}, where 0 .. 255 belong"
+            found.append(BadInput("images", words, _ids(batch, rows)))
+    is_bad = ~batch.boxes.isfinite().all(dim=-1)
     if rows := _rows(is_bad):
-        found.append(BadInput("boxes", f"{int(is_bad.sum())} boxes are NaN or infinite", _ids(batch, rows)))
+        padding = int((is_bad & ~batch.valid).sum())
+        words = f"{int(is_bad.sum())} boxes are NaN or infinite{f', {padding} of them padding' if padding else ''}"
+        found.append(BadInput("boxes", words, _ids(batch, rows)))
     if num_classes is not None:
         is_bad = ((batch.labels < 0) | (batch.labels >= num_classes)) & batch.valid
         if rows := _rows(is_bad):

@@ -5,15 +5,15 @@ that somebody masks away lie on no such way, so they are none. What is left of t
 out by the caller: each candidate alone, the others healed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from train.health.operations import CONSTANT, UNWRITTEN, Op
 
-# Operations that put values somewhere and compute nothing.
+# Operations that put values somewhere and compute nothing; and the sum, by which masks of infinities are put on scores.
 PLACING = {
     "masked_fill", "full", "full_like", "new_full", "fill", "where", "index_fill", "index_put", "scatter", "copy",
-    "constant_pad_nd", "masked_scatter", "cat", "stack", "clone", "_to_copy", "scalar_tensor",
+    "constant_pad_nd", "masked_scatter", "cat", "stack", "clone", "_to_copy", "scalar_tensor", "add",
 }  # fmt: skip
 
 JOINING = {"stack", "cat", "add", "sum", "mean"}  # what they give is negative where all that they read is
@@ -60,12 +60,15 @@ def is_written_by_hand(op: Op) -> bool:
     return is_given and op.base.rstrip("_") in PLACING and not op.is_nan_written
 
 
-def harmed_by(ops: Sequence[Op], birth: Birth, ends: Iterable[int]) -> Birth:
+def harmed_by(ops: Sequence[Op], birth: Birth, ends: Iterable[int], meant: Container[str] = ()) -> Birth:
     """For an infinity that stands in the code: the first operation that made NaN of it, if any did. Else the birth.
 
-    `-inf` is a fair value for what is masked; what went wrong is where it met zero, itself, or nothing else.
+    `-inf` is a fair value for what is masked; what went wrong is where it met zero, itself, or nothing else. `meant`:
+    leaves whose infinities are such masks.
     """
-    if birth.leaf is not None or not is_written_by_hand(ops[birth.op]):
+    if birth.leaf is not None and birth.leaf not in meant:
+        return birth
+    if birth.leaf is None and not is_written_by_hand(ops[birth.op]):
         return birth
     for index in sorted(ancestry(ops, ends)):
         op = ops[index]

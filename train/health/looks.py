@@ -1,4 +1,7 @@
-"""What the tracer keeps of a tensor once it is gone: shape, range and how much of it is bad. Bad: NaN or infinite."""
+"""What the tracer keeps of a tensor once it is gone: shape, range and how much of it is bad. Bad: NaN or infinite.
+
+The range of a complex tensor is that of its absolute values.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Look(NamedTuple):
@@ -60,9 +63,9 @@ def look(role: str, value: Tensor, name: str | None = None) -> Look:
     dtype = str(value.dtype).removeprefix("torch.")
     low, high = span(value)
     nan = inf = 0
-    kept = value
+    kept = _plain(value)
     if Span(low, high).is_bad:
-        kept = value[value.isfinite()]
+        kept = kept[value.isfinite()]
         nan = int(value.isnan().sum())
         inf = value.numel() - kept.numel() - nan
         low, high = span(kept)
@@ -91,8 +94,18 @@ def span(value: Tensor) -> Span:
     """One pass over the tensor; an empty one spans 0 .. 0."""
     if value.numel() == 0:
         return Span(0.0, 0.0)
-    low, high = value.detach().aminmax()
+    low, high = _plain(value.detach()).aminmax()
     return Span(float(low), float(high))
+
+
+def heal(value: Tensor) -> None:
+    """Zeros for all that is bad in it."""
+    parts = torch.view_as_real(value) if value.is_complex() else value
+    parts.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.abs() if value.is_complex() else value
 
 
 def largest_of(values: Sequence[Tensor]) -> float:

@@ -15,6 +15,7 @@ OVERWRITING = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "
 RAW = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
 UNWRITTEN = "memory that was never written"
 CONSTANT = "a constant"
+NEGATIVE_FACTOR = "below zero, times what is not"
 
 
 @dataclass

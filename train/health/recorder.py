@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.probe import listening
-from train.health.looks import Look, bad_rows, is_watched, look, span
+from train.health.looks import Look, bad_rows, heal, is_watched, look, span
 from train.health.operations import (
     CONSTANT,
     OVERWRITING,
@@ -90,6 +90,10 @@ class Recorder(TorchDispatchMode):
         key = self._key(value)
         return UNWRITTEN if key in self._raw else self._leaves.get(key, CONSTANT)
 
+    def is_written_by(self, op: Op, leaf: str) -> bool:
+        """Does this operation write into the memory of that leaf?"""
+        return any(self._leaves.get(key) == leaf for key in op.writes)
+
     def last_writer(self, value: Tensor) -> int | None:
         """The last operation that wrote the memory of `value`."""
         writers = self._writers.get(self._key(value))
@@ -143,7 +147,7 @@ class Recorder(TorchDispatchMode):
         index = len(self.ops)
         if index in self.healed:
             for value in made:
-                value.nan_to_num_(0.0, 0.0, 0.0)
+                heal(value)
         op = Op(index, str(func), site, node, joined([span(value) for value in made]), writes=keys)
         self._trace_back(op, read)
         op.has_bad_number = any(isinstance(x, float) and not math.isfinite(x) for x in numbers.values())

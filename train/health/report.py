@@ -66,8 +66,8 @@ def _page_of(bad: BadStep, step: Traced) -> str:
     if found.producer is None and not bad.parts:  # the average, for one
         return (
             f"{bad}\n\nThe step that ran last is healthy, from its pixels to its gradients: what is not finite was not "
-            "made by it. The weights are: it is the average or a statistic alone, written from outside or out of the "
-            "range of float32.\n"
+            "made by it. The weights are: it is the average, the momentum, a statistic or another buffer alone, "
+            "written from outside or out of the range of float32.\n"
         )
     return page(found, str(bad))
 

@@ -1,6 +1,7 @@
 """One step gone through under the recorder, just as the stepper computes it, and what came out bad."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from ops.precision import autocast
 from train.checkpoint import restore_random_states
 from train.health.growth import GrowthTable
 from train.health.inputs import is_statistic, num_classes_of
+from train.health.looks import heal
 from train.health.recorder import Recorder
 from train.health.sites import ModuleStack
 from train.health.untouched import untouched
@@ -96,7 +98,7 @@ def _prepare(step: Step, modules: Mapping[str, nn.Module], healed_leaves: frozen
             for name, value in (*module.named_parameters(), *module.named_buffers()):
                 leaves[f"{prefix}.{name}" if prefix else name] = value
         for name in healed_leaves & leaves.keys():
-            leaves[name].nan_to_num_(0.0, 0.0, 0.0)
+            heal(leaves[name])
 
 
 def _compute(step: Step, outcome: Outcome) -> None:
@@ -139,18 +141,53 @@ def _backward(step: Step, outcome: Outcome, total: Tensor) -> None:
     if not parameters:
         return
     total = total * (float(len(step.batch)) if step.sum_over_batch else 1.0) * step.scale
-    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    found = {name: one for name, one in zip(parameters, gradients, strict=True) if one is not None}
+    with _gradients_of_others(total, parameters.values()):
+        for one in parameters.values():
+            one.grad = None
+        total.backward()  # not autograd.grad: hooks behind a gradient run, and checkpoint(use_reentrant=True) allows it
+    found = {name: one.grad for name, one in parameters.items() if one.grad is not None}
     with recorder.paused():
         _take(outcome, {f"the gradient of {name}": one for name, one in found.items()})
         for name, one in found.items():
-            for index in recorder.bad_writers(one):
+            for index in _behind_copies(recorder, one):
                 outcome.gradient_of.setdefault(index, name)
     if not outcome.bad and found:
         norms = torch.stack([torch.linalg.vector_norm(one / step.scale) for one in found.values()])
         norm = torch.linalg.vector_norm(norms)
         with recorder.paused():
             _take(outcome, {"the gradient's norm": norm})
+
+
+def _behind_copies(recorder: Recorder, gradient: Tensor) -> Iterator[int]:
+    """The operations that put bad values into a gradient, and those whose result it is a copy of."""
+    for index in recorder.bad_writers(gradient):
+        yield index
+        if recorder.ops[index].base in ("clone", "copy_"):
+            yield from recorder.ops[index].bad_reads
+
+
+@contextmanager
+def _gradients_of_others(total: Tensor, ours: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block, a backward pass of `total` may fill gradients of leaves not ours; they are put back."""
+    known, nodes, waiting = {id(one) for one in ours}, set(), [total.grad_fn]
+    leaves: list[Tensor] = []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in nodes:
+            continue
+        nodes.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            leaves.append(leaf)
+        waiting += [after for after, _ in node.next_functions]
+    gradients = [one.grad for one in leaves]
+    for one in leaves:
+        one.grad = None
+    try:
+        yield
+    finally:
+        for one, gradient in zip(leaves, gradients, strict=True):
+            one.grad = gradient
 
 
 def _take(outcome: Outcome, values: Mapping[str, Tensor]) -> None:

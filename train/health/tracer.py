@@ -28,7 +28,7 @@ from train.health.lineage import (
     harmed_by,
     turned_negative,
 )
-from train.health.operations import CONSTANT, UNWRITTEN, Op
+from train.health.operations import CONSTANT, NEGATIVE_FACTOR, UNWRITTEN, Op
 from train.health.rerun import Outcome, Step, run
 from train.health.sites import Frame
 from train.objective import Objective
@@ -72,7 +72,8 @@ def trace(  # noqa: PLR0913 (the step, and what it began with)
     found.phase = found.producer.phase if found.producer else None
     found.is_reproduced = found.producer is not None
     found.cause = likely_cause(found)
-    if found.phase == "weights" and weights_file is not None:
+    is_own = found.producer is not None and not (found.producer.tensor or "").startswith("teacher.")
+    if found.phase == "weights" and weights_file is not None and is_own:
         found.notes = [*found.notes, _in_the_file(found, Path(weights_file))]
     found.seconds = time.perf_counter() - started
     return found
@@ -96,7 +97,7 @@ def _judge(found: Trace, step: Step, outcome: Outcome) -> None:
     candidates = births(ops, ends)
     if candidates:
         birth, how = _tried_out(step, outcome, candidates)
-        origin, birth = birth, harmed_by(ops, birth, ends)
+        origin, birth = birth, harmed_by(ops, birth, ends, _masks(step, found))
         found.producer = _producer(outcome, birth, origin, step)
         found.passed_on = [_passed(ops[index]) for index in descendants(ops, birth, ends)]
         found.how = f"{_end_in_words(outcome)} goes back to it through {len(found.passed_on)} operations{how}"
@@ -115,6 +116,16 @@ def _judge(found: Trace, step: Step, outcome: Outcome) -> None:
         for one in found.bad_inputs:
             if one.part == found.producer.tensor:
                 _blame_input(found, one.part, found.how)
+
+
+def _masks(step: Step, found: Trace) -> set[str]:
+    """Names of the buffers whose infinities are meant."""
+    buffers = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in step.modules().items()
+        for name, _ in module.named_buffers()
+    }
+    return buffers - {*found.bad_weights}
 
 
 def _tried_out(step: Step, outcome: Outcome, candidates: list[Birth]) -> tuple[Birth, str]:
@@ -141,9 +152,11 @@ def _tried_out(step: Step, outcome: Outcome, candidates: list[Birth]) -> tuple[B
 def _producer(outcome: Outcome, birth: Birth, origin: Birth, step: Step) -> Producer:
     op = outcome.recorder.ops[birth.op]
     if birth.leaf is not None:
-        return _leaf_producer(birth.leaf, op)
+        return _leaf_producer(birth.leaf, op, _written_in_place(outcome, birth.leaf))
     source = None
-    if origin != birth:
+    if origin.leaf is not None:
+        source = f"an infinity in {origin.leaf}"
+    elif origin != birth:
         first = outcome.recorder.ops[origin.op]
         place = f" at {_place(first)}" if first.site.frames else ""
         source = f"an infinity written by {first.name}{place}"
@@ -163,11 +176,21 @@ def _producer(outcome: Outcome, birth: Birth, origin: Birth, step: Step) -> Prod
     )  # fmt: skip
 
 
-def _leaf_producer(leaf: str, op: Op | None = None) -> Producer:
+def _written_in_place(outcome: Outcome, leaf: str) -> str | None:
+    """Which operation of the step writes a weight, which none should: this step may have spoilt it itself."""
+    recorder = outcome.recorder
+    for op in recorder.ops:
+        if recorder.is_written_by(op, leaf) and "batch_norm" not in op.base:
+            place = f" at {_place(op)}" if op.site.frames else ""
+            return f"{op.name}{place} writes it in the middle of the step: it may have been spoilt there"
+    return None
+
+
+def _leaf_producer(leaf: str, op: Op | None = None, source: str | None = None) -> Producer:
     phase: Phase = "input" if leaf in ("images", "boxes", "labels") else "weights"
     reader = () if op is None else op.site.frames
     seen = tuple(one for one in op.inputs if one.name == leaf) if op else ()
-    return Producer(phase, "", op.site.module if op else "", reader, leaf, None, seen)
+    return Producer(phase, "", op.site.module if op else "", reader, leaf, None, seen, source=source)
 
 
 def _phase_of(op: Op, networks: set[str]) -> Phase:
@@ -195,7 +218,10 @@ def _blame_negative(found: Trace, outcome: Outcome, part: str) -> None:
     ops = outcome.recorder.ops
     op = ops[turned_negative(ops, outcome.part_ops[part])]
     name = f"the part {part}, {outcome.parts[part]:.4g}"
-    found.producer = Producer("loss", op.name, op.site.module, op.site.frames, name, op.node, source="below zero")
+    lows = [ops[index].span.low for index in op.reads]
+    is_factor = op.base.rstrip("_") in ("mul", "div", "neg") and lows and min(lows) >= 0
+    source = NEGATIVE_FACTOR if is_factor else "below zero"
+    found.producer = Producer("loss", op.name, op.site.module, op.site.frames, name, op.node, source=source)
     found.how = f"the part {part} of the loss is below zero, and the first result below zero on its way is this one's"
 
 

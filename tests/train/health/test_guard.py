@@ -492,6 +492,33 @@ def test_weights_and_average_are_looked_at_every_few_steps_and_when_asked(where,
         hook.remove()
 
 
+def test_a_bad_step_on_spoilt_weights_does_not_call_them_those_of_before():
+    stepper = make()
+    stepper.add(batch_of())
+    assert "statistics are those of the step before" in str(stopped_by(stepper, raw_map(NAN, 3)(stepper, batch_of())))
+    stepper = make()
+    hook = stepper.optimizer.register_step_post_hook(lambda *_: stepper.model.head.cls[0][2].weight.data.fill_(NAN))
+    stepper.add(batch_of())
+    hook.remove()
+    told = str(stopped_by(stepper, batch_of(seed=1)))
+    assert "head.cls.0.2.weight was not finite before the optimizer's turn" in told and "those of" not in told
+
+
+def test_momentum_and_masks_are_told_by_name():
+    stepper = make(adam=True)
+    stepper.add(batch_of())
+    weight = stepper.model.neck.l15.cv1.conv.weight
+    stepper.optimizer.state[weight]["exp_avg_sq"].view(-1)[3] = INF  # that weight would never move again
+    with pytest.raises(BadStep, match=r"momentum\.neck\.l15\.cv1\.conv\.weight\.exp_avg_sq is not finite"):
+        stepper.check_state()
+    stepper = make()
+    for network in (stepper.model, stepper.ema.model):
+        network.neck.register_buffer("mask", torch.full((2,), -INF))
+    stepper.add(batch_of())
+    with pytest.raises(BadStep, match=r"weights\.neck\.mask is not finite.*persistent=False"):
+        stepper.check_state()
+
+
 def test_large_weights_that_only_add_up_to_infinity_are_no_alarm():
     stepper = make(interval=1)
     with torch.no_grad():
