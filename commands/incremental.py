@@ -31,7 +31,7 @@ from train.start import weights_at
 log = logging.getLogger("mars")
 
 STUDENT, REPLAYING_STUDENT = "distillation", "both"
-REPLAYED = 50  # images, where a way replays and the recipe does not say how many
+REPLAYED_OF_EACH = 10  # images of a base class, where a way replays and the recipe does not say how many
 TRAINING = ("training", "schedule")  # what a field alters that joint training has in common with its teacher
 
 _NO_TEACHER = {"modelName": "base"}
@@ -52,18 +52,18 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
     """The ways to learn. `novel_only`: the classes that the small split labels; empty: all of them."""
     no_replay = {"replayImages": 0}  # however many the others show again
     seen = {"trainSelectedClasses": tuple(novel_only), "distilSelectedClasses": tuple(novel_only)} if novel_only else {}
-    masked = {"unlabelledClasses": "mask"} if novel_only else {}
+    masked, background = ({"unlabelledClasses": word} if novel_only else {} for word in ("mask", "background"))
     shown_again = {"replayImages": replayed}
     ways = {
         "finetune": Plan(
-            "trained on the small split, from the teacher's weights", {**_NO_TEACHER, **no_replay, **seen}
+            "trained on the small split, from the teacher's weights", {**_NO_TEACHER, **no_replay, **seen, **background}
         ),
         "assignment": Plan(
             "the assignment's losses: softmax over classes, eight maps", {**_AS_ASSIGNED, **no_replay, **seen}
         ),
         "replay": Plan(
             f"as finetune, with {replayed} images of the base classes",
-            {**_NO_TEACHER, **seen, **shown_again},
+            {**_NO_TEACHER, **seen, **shown_again, **background},
         ),
         STUDENT: Plan("the recipe's teaching, no image of the base classes", {**no_replay, **seen, **masked}),
         REPLAYING_STUDENT: Plan(
@@ -82,8 +82,8 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
 
 def wanted_ways(text: str | None, novel_only: bool) -> list[str]:
     """The names in `text`, or all of them. Raises `UserError` for one that is none."""
-    every = plans(REPLAYED, ("any",))
-    there = list(every if novel_only else plans(REPLAYED))
+    every = plans(0, ("any",))
+    there = list(every if novel_only else plans(0))
     names = text.split(",") if text else there
     for name in names:
         if name not in there:
@@ -122,7 +122,8 @@ class Study:
         # With the classes: how much a recipe replays may depend on how many of them are base.
         values = {**settings, **self._teachers_weights(), "classList": self.class_list}
         self.student = student = load(self.student_stage, values)
-        self.plans = plans(student.replayImages or REPLAYED, novel if args.novel_only else ())
+        replayed = student.replayImages or REPLAYED_OF_EACH * len(self.base)
+        self.plans = plans(replayed, novel if args.novel_only else ())
         replays = student.replayImages and REPLAYING_STUDENT in self.wanted
         self.ours = REPLAYING_STUDENT if replays else STUDENT  # what the recipe's student does
         self._refuse_equal_draws(student)

@@ -11,7 +11,7 @@ from dl.lessons import splits_to_train
 from ops.log import keep_log
 from train.lock import RunLock
 from train.runfolder import RunFolder
-from train.teacher import teacher_file
+from train.teacher import read_teacher
 from train.trainer import Trainer
 
 log = logging.getLogger("mars")
@@ -21,7 +21,7 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
     """Check the data, then train; the checked data, of the splits in `also` too. `trace`: the first step is traced."""
     folder = RunFolder.of(mcfg)
     if mcfg.modelName == "distillation":
-        teacher_file(mcfg)  # before minutes are spent on the data
+        read_teacher(mcfg)  # before minutes are spent on the data
     names = dict.fromkeys((*splits_to_train(mcfg), *also))
     # The lock: a run that another process is at work on is neither resumed nor moved.
     with RunLock(folder.path) as lock, _saying_how_to_go_on():

@@ -21,6 +21,7 @@ MODERN_DISTILLING: dict[str, Any] = {
     "boxResponseWeight": 0.3,
     "responseMode": "binary",
     "temperature": 1.0,
+    "unlabelledClasses": "mask",  # an old object without its label is no background (docs/experiments.md)
 }
 
 WORDS = {"training": MODERN, "distilling": MODERN_DISTILLING}  # field -> what its value "modern" sets

@@ -69,13 +69,18 @@ class EvalResult:
             "ap_style": self.ap_style,
             "map50": self.map50,
             "map50_95": self.map50_95,
-            "per_class": {name: one._asdict() for name, one in self.ap.per_class.items()},
+            "per_class": {name: {**self._group_of(name), **one._asdict()} for name, one in self.ap.per_class.items()},
             "groups": None if self.groups is None else self.groups.to_dict(),
             "confusion": None if self.confusion is None else self.confusion.to_dict(),
             "settings": self.settings,
             "seconds": round(self.seconds, 3),
         }
         return _without_nan(values)
+
+    def _group_of(self, class_name: str) -> dict[str, str]:
+        if self.base_names is None:
+            return {}
+        return {"group": "base" if class_name in self.base_names else "novel"}
 
     def save(self, path: Path | str) -> Path:
         """Write `to_dict` as JSON; the file is whole or not there."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dl.annotations import Annotation
 from eval.bootstrap import Curves, Interval, class_curves, harmonic_bootstrap, mean_interval
 from eval.confusion import GroupConfusion, group_confusion
-from eval.groups import Groups, forgetting, group_ap
+from eval.groups import Forgetting, Groups, forgetting, group_ap
 from eval.metrics import coco_ap
 from eval.predictor import Detections
 from ops.text import align_columns
@@ -82,12 +82,20 @@ def increment_table(teacher: Way, ways: Sequence[Way], compared: Mapping[str, An
 
 
 def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as plain values, run by run."""
+    """The same as plain values, run by run; means and 95 % intervals are of AP50."""
     return {
         "ways": {
             way.name: {
                 "what": way.what,
-                "runs": [{"groups": run.groups.to_dict(), "confusion": run.confusion.to_dict()} for run in way.runs],
+                "means": {group: mean_interval(way.values(group))._asdict() for group in COLUMNS},
+                "runs": [
+                    {
+                        "groups": run.groups.to_dict(),
+                        "forgetting": _lost(teacher, run)._asdict(),
+                        "confusion": run.confusion.to_dict(),
+                    }
+                    for run in way.runs
+                ],
             }
             for way in (teacher, *ways)
         },
@@ -107,7 +115,7 @@ def points_of(ways: Sequence[Way]) -> dict[str, list[tuple[float, float]]]:
 
 
 def _row(way: Way, teacher: Way) -> list[str]:
-    lost = [forgetting(teacher.runs[0].groups, run.groups, ()) for run in way.runs]
+    lost = [_lost(teacher, run) for run in way.runs]
     return [
         way.name,
         *(_figure(mean_interval([100 * value for value in way.values(group)])) for group in COLUMNS),
@@ -117,6 +125,10 @@ def _row(way: Way, teacher: Way) -> list[str]:
         _mean([_per_cent(run.confusion.base.shares()["as_other_group"]) for run in way.runs], " %"),
         _figure(mean_interval([100 * value for value in way.values("harmonic", "ap50_95")])),
     ]
+
+
+def _lost(teacher: Way, run: Measured) -> Forgetting:
+    return forgetting(teacher.runs[0].groups, run.groups, ())
 
 
 def _per_cent(share: float | None) -> float | None:

@@ -327,7 +327,7 @@ def changes(study: Study, name: str) -> dict:
 AS_ASSIGNED = {
     "distilLossWeights": [1.0, 0.2, 0.01], "boxResponseWeight": 0.0, "temperature": 2.0,
     "responseMode": "seed", "distilFeatures": ["feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z"],
-    "backboneFreezeEpochs": [0, 1, 2, 3, 4],
+    "backboneFreezeEpochs": [0, 1, 2, 3, 4], "unlabelledClasses": "background",
 }  # fmt: skip
 
 
@@ -349,12 +349,14 @@ def test_where_only_new_classes_are_labelled_there_are_more_ways(study):
     one = study("--novel-only")
     assert one.wanted == ["finetune", "assignment", "replay", "distillation", "both", "joint", "masked", "pseudo"]
     seen = {"trainSelectedClasses": ["blue"], "distilSelectedClasses": ["blue"]}
-    assert changes(one, "finetune") == {"modelName": "base", **seen}
+    background = {"unlabelledClasses": "background"}  # the recipe masks
+    assert changes(one, "finetune") == {"modelName": "base", **background, **seen}
     assert changes(one, "assignment") == {**AS_ASSIGNED, **seen}
-    assert changes(one, "replay") == {"modelName": "base", "replayImages": 10, **seen}
-    assert changes(one, "distillation") == {"unlabelledClasses": "mask", **seen}
-    assert changes(one, "both") == {"unlabelledClasses": "mask", "replayImages": 10, **seen}
-    assert changes(one, "masked") == {"modelName": "base", "unlabelledClasses": "mask", **seen}
+    assert changes(one, "replay") == {"modelName": "base", "replayImages": 10, **background, **seen}
+    assert changes(one, "distillation") == seen
+    assert changes(one, "both") == {"replayImages": 10, **seen}
+    assert changes(one, "masked") == {"modelName": "base", **seen}
+    assert {student(one, name).unlabelledClasses for name in ("distillation", "both", "masked")} == {"mask"}
     assert changes(one, "pseudo") == {"unlabelledClasses": "pseudo", **seen}
     assert one._joint().trainSelectedClasses is None
 

@@ -161,6 +161,21 @@ def test_a_student_without_its_teacher_is_refused_before_the_data_are_read(run, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_teacher_of_other_classes_is_refused_before_the_data_are_read(run, tmp_path, monkeypatch):
+    weights = tmp_path / "weights/best.pth"
+    weights.parent.mkdir()
+    torch.save(YoloModel("nano", 3).state_dict(), weights)
+    monkeypatch.setattr("dl.check.check_data", None)
+    settings = [
+        "baseClasses=1",
+        "trainSplitName=train",
+        f"teacherModelFile={weights}",
+        f"checkpointModelFile={weights}",
+    ]
+    status, _, err = run("train", "--set", *settings, cfgname="voc.nano.distillation.batch@2.size@64.workers@0")
+    assert (status, err.startswith(f"mars: {weights}: does not say its 3 classes")) == (2, True), err
+
+
 def test_eval_measures_as_the_weights_were_trained(run, folder):
     assert run("train", "--set", "maxEpoch=1", "inputShape=96", cfgname="voc.nano.batch@2.workers@0")[0] == 0
     status, out, _ = run("eval", cfgname="voc.nano.batch@2.workers@0")

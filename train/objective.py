@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from config.errors import UserError
 from config.mconfig import ModelConfig, base_names
 from model import YoloModel
 from ops.batch import Batch
@@ -75,7 +74,7 @@ class Distilling:
         self.learned: tuple[nn.Module, ...] = (loss,)
         self.parts: tuple[str, ...] = DETECTION_PARTS + loss.lessons
         self.taught_by = teacher.checksum
-        self._strength_of = strength
+        self.strength_of = strength
         self.set_epoch(0)
 
     @classmethod
@@ -83,10 +82,6 @@ class Distilling:
         """Teacher and losses of a student's config, on the device of `model`."""
         device = next(model.parameters()).device
         teacher = Teacher.from_config(mcfg, device, precision)
-        if teacher.reg_max != model.reg_max:
-            raise UserError(
-                f"regMax={model.reg_max}: the teacher has {teacher.reg_max} bins a side; set regMax={teacher.reg_max}"
-            )
         weights = DistilWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
         widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
         detection = DetectionLoss.from_config(mcfg, model)
@@ -105,7 +100,8 @@ class Distilling:
         pseudo = PseudoLabels.from_config(mcfg, known, model) if mcfg.unlabelledClasses == "pseudo" else None
 
         def strength(epoch: int) -> float:
-            return distil_strength(epoch, mcfg.distilEpochs, mcfg.maxEpoch, mcfg.distilSchedule)
+            trained = range(mcfg.startEpoch, mcfg.maxEpoch)
+            return distil_strength(epoch, mcfg.distilEpochs, trained, mcfg.distilSchedule)
 
         return cls(loss.to(device), teacher, strength, pseudo)
 
@@ -114,7 +110,7 @@ class Distilling:
         self.teacher.precision = precision
 
     def set_epoch(self, epoch: int) -> None:
-        self.strength = self._strength_of(epoch)
+        self.strength = self.strength_of(epoch)
 
     def __call__(self, model: YoloModel, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
         is_teaching = self.strength != 0  # so that NaN and what is below zero reach the loss, where they are seen
@@ -136,9 +132,9 @@ def build_objective(mcfg: ModelConfig, model: YoloModel, precision: torch.dtype)
     return Detecting(DetectionLoss.from_config(mcfg, model))
 
 
-def distil_strength(epoch: int, epochs: Sequence[int], max_epoch: int, schedule: str) -> float:
-    """0 to 1: how much the teacher adds in an epoch. `epochs`: those in which it does, none: all up to `max_epoch`."""
-    taught = sorted(epochs) or list(range(max_epoch))
+def distil_strength(epoch: int, epochs: Sequence[int], trained: range, schedule: str) -> float:
+    """0 to 1: how much the teacher adds in an epoch. `epochs`: those of the `trained` in which it does, none: all."""
+    taught = [one for one in trained if one in epochs or not epochs]
     if epoch not in taught:
         return 0.0
     if schedule == "constant":

@@ -126,7 +126,7 @@ class Stepper:
 
     def check_state(self) -> None:
         """Raise `BadStep` when a weight, an average, a statistic or a momentum is not finite. To be settled first."""
-        if self._last is not None and not self._state_total().isfinite():
+        if self._last is not None and agreed(flag_of([self._state_total()])):
             self._blame_state(self._last)
 
     def _forward(self, kept: Kept) -> tuple[Step, Tensor]:
@@ -271,7 +271,8 @@ class Stepper:
     def _momentum(self) -> dict[str, dict[str, Any]]:
         """What the optimizer keeps, by the names of the parameters."""
         names = {id(one): name for name, one in self.model.named_parameters()}
-        return {names.get(id(one), "learned"): state for one, state in self.optimizer.state.items()}
+        states = enumerate(self.optimizer.state.items())
+        return {names.get(id(one), f"learned {number}"): state for number, (one, state) in states}
 
     def _stop(self, error: BadStep) -> NoReturn:
         for later in self._waiting:

@@ -58,14 +58,8 @@ class Teacher:
         Raises `UserError` when there is no such file, when it is no whole network, and when its classes are not among
         the student's.
         """
-        path = teacher_file(mcfg)
-        file = read_weights(path)
-        if file.phase is None or file.num_classes is None or file.reg_max is None:
-            raise UserError(f"{path}: {file.kind} that is no whole YOLOv8; a teacher needs its head, too")
-        known = known_classes(path, file, mcfg)
-        official = file.has_official_width(file.num_classes)
-        model = YoloModel(file.phase, file.num_classes, file.reg_max, official)
-        report = load_weights(model, path, file.class_list)
+        path, model, class_list, known = read_teacher(mcfg)
+        report = load_weights(model, path, class_list)
         log.info("teacher: %s of %s, knows %s", model.phase, path, ", ".join(known.names))
         log.debug("%s", report)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -105,6 +99,28 @@ class TeacherView(nn.Module):
         ours = logits.new_full((raw.shape[0], self.num_classes, *raw.shape[2:]), _NEVER)
         ours[:, list(self.known.student)] = logits[:, list(self.known.teacher)]
         return torch.cat((boxes, ours), dim=1)
+
+
+class Found(NamedTuple):
+    """A teacher's file: where, a network that its weights fit, the classes it names, and what it knows of ours."""
+
+    path: Path
+    model: YoloModel
+    class_list: tuple[str, ...] | None
+    known: Known
+
+
+def read_teacher(mcfg: ModelConfig) -> Found:
+    """Look whether the teacher of a config fits the student. Raises `UserError` when it does not."""
+    path = teacher_file(mcfg)
+    file = read_weights(path)
+    if file.phase is None or file.num_classes is None or file.reg_max is None:
+        raise UserError(f"{path}: {file.kind} that is no whole YOLOv8; a teacher needs its head, too")
+    if file.reg_max != mcfg.regMax:
+        raise UserError(f"regMax={mcfg.regMax}: the teacher has {file.reg_max} bins a side; set regMax={file.reg_max}")
+    known = known_classes(path, file, mcfg)
+    official = file.has_official_width(file.num_classes)
+    return Found(path, YoloModel(file.phase, file.num_classes, file.reg_max, official), file.class_list, known)
 
 
 def teacher_file(mcfg: ModelConfig) -> Path:
@@ -165,7 +181,10 @@ def check_teacher(teacher: Teacher, mcfg: ModelConfig, split: str, annotations: 
     """
     asked = {**mcfg.to_dict(), "apStyle": "coco", "testSelectedClasses": teacher.known.names, "baseClasses": None}
     evaluator = Evaluator(ModelConfig.from_dict(asked), teacher.precision)
-    result = evaluator.evaluate(teacher.as_student(len(mcfg.classList or ())), split, annotations)
+    try:
+        result = evaluator.evaluate(teacher.as_student(len(mcfg.classList or ())), split, annotations)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"teacher: {error}") from error
     if result.map50 is None:
         log.info("teacher: the split '%s' has no object of its classes, so it was not tried", split)
     elif result.map50 < HARDLY_ANYTHING:

@@ -218,6 +218,7 @@ class Trainer:
     def _answer(self, bad: BadStep) -> None:
         """Go back to where it was healthy, when that is asked for and helps; else say all about it and stop."""
         self.loader.close()
+        self.watch.tell_first_batches()
         text = report(bad, self._traced(), self.folder.health, self.watch.last_spike)
         if self.mcfg.onBadStep == "rewind" and self._rewind(bad):
             return

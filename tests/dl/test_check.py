@@ -106,6 +106,12 @@ def test_small_may_share_with_train_but_with_nothing_else(three_splits, config):
     assert "splits 'small' and 'test' share" in fault_of(config(three_splits, trainSplitName="small"), ["test"])
 
 
+def test_what_a_student_trains_on_is_not_validated_on_later(three_splits, config):
+    (three_splits / "splits/small.txt").write_text("a\nd\n")
+    mcfg = config(three_splits, trainSplitName="small", epochValidation=False)
+    assert "splits 'small' and 'validation' share 1 images" in fault_of(mcfg, ["small"])
+
+
 def test_a_split_that_is_trained_on_may_be_a_part_of_train(three_splits, config):
     for name, names in (("few", "a\n"), ("mixed", "a\nd\n"), ("leaked", "a\ne\n")):
         (three_splits / f"splits/{name}.txt").write_text(names)

@@ -168,6 +168,7 @@ def test_base_and_novel_in_metrics_json(squares, tmp_path, base):
     # ant: one of two truths, with one of two detections (of equal score): precision 1 or 1/2 up to recall 1/2
     assert ant["ap50"] in (pytest.approx(51 / 101), pytest.approx(51 / 202))
     assert cat["ap50"] == pytest.approx(51 / 101)
+    assert [content["per_class"][name].pop("group") for name in ("ant", "bee", "cat")] == ["base", "novel", "novel"]
     assert content["groups"]["base"] == {**ant, "n_gt": 2, "n_classes": 1}
     assert content["groups"]["novel"] == {**cat, "n_gt": 2, "n_classes": 1}  # the class bee has no truth left
     assert content["groups"]["all"]["ap50"] == content["map50"]

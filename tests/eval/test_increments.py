@@ -239,6 +239,12 @@ def test_the_file_holds_every_run(run):
     second = content["ways"]["student"]["runs"][1]
     assert second["groups"]["novel"]["ap50"] == pytest.approx((ap_of(3) + ap_of(1)) / 2)
     assert second["confusion"]["novel"]["as_itself"] == 4
+    of_teacher, of_second = ((ap_of(4) + ap_of(2)) / 2, (ap_of(3) + ap_of(2)) / 2)
+    assert second["forgetting"]["points_ap50"] == pytest.approx(100 * (of_teacher - of_second))
+    assert second["forgetting"]["kept_ap50"] == pytest.approx(100 * of_second / of_teacher)
+    mean = content["ways"]["student"]["means"]["base"]
+    assert mean["mean"] == pytest.approx((of_teacher + of_second) / 2) and mean["low"] < mean["mean"] < mean["high"]
+    assert content["ways"]["teacher"]["means"]["base"] == {"mean": pytest.approx(of_teacher), "low": None, "high": None}
     assert set(content["differences"]["replay"]) == {"harmonic", "base", "novel"}
     assert set(content["differences"]["replay"]["base"]) == {"mean", "low", "high"}
 

@@ -25,14 +25,18 @@ def teacher(squares_config):
 
 
 def test_all_epochs_count_alike_unless_told_otherwise():
-    assert [distil_strength(epoch, (), 3, "constant") for epoch in range(3)] == [1, 1, 1]
-    assert [distil_strength(epoch, (0, 1), 4, "constant") for epoch in range(4)] == [1, 1, 0, 0]
+    assert [distil_strength(epoch, (), range(3), "constant") for epoch in range(3)] == [1, 1, 1]
+    assert [distil_strength(epoch, (0, 1), range(4), "constant") for epoch in range(4)] == [1, 1, 0, 0]
 
 
 def test_a_cosine_goes_down_over_the_epochs_that_are_distilled():
-    strengths = [distil_strength(epoch, (), 4, "cosine") for epoch in range(4)]
+    strengths = [distil_strength(epoch, (), range(4), "cosine") for epoch in range(4)]
     assert strengths == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
-    assert [distil_strength(epoch, (1, 2), 4, "cosine") for epoch in range(4)] == pytest.approx([0, 1, 0.5, 0])
+    for some in ((1, 2), (2, 1), (1, 2, 9)):  # there is no epoch 9
+        found = [distil_strength(epoch, some, range(4), "cosine") for epoch in range(4)]
+        assert found == pytest.approx([0, 1, 0.5, 0])
+    late = [distil_strength(epoch, (), range(10, 14), "cosine") for epoch in range(10, 14)]
+    assert late == strengths, "a run that starts in epoch 10 starts with the whole teacher"
 
 
 def test_a_plain_run_has_no_teacher(squares_config):

@@ -1,5 +1,7 @@
 """The teacher: what it knows, that nothing of it moves, and which pairs are refused."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from config.errors import UserError
 from config.load import load_config
 from model import YoloModel
 from train.step import Means
-from train.teacher import Known, Teacher, check_teacher, known_classes
+from train.teacher import Known, Teacher, check_teacher, known_classes, read_teacher
 from train.trainer import Trainer
 
 OURS = ("a", "b", "c", "d")
@@ -187,3 +189,20 @@ def test_known_classes_of_a_plain_file_need_no_network(tmp_path):
 
     file = WeightsFile({}, ("b",), None)
     assert known_classes(tmp_path / "x", file, student_config(tmp_path / "x")) == Known(("b",), (1,), (0,))
+
+
+def test_a_teacher_with_other_bins_is_refused_before_a_network_is_trained(tmp_path):
+    file = checkpoint(tmp_path / "eight.pth", YoloModel("nano", 4, reg_max=8), OURS)
+    with pytest.raises(UserError, match=r"^regMax=16: the teacher has 8 bins a side; set regMax=8$"):
+        read_teacher(student_config(file))
+    assert read_teacher(student_config(file, regMax=8)).known.names == OURS
+
+
+def test_a_teacher_whose_predictions_are_not_finite_is_named(tmp_path, squares_config):
+    mcfg = squares_config(maxEpoch=1)
+    trainer = Trainer(mcfg)
+    with torch.no_grad():
+        trainer.model.head.cls[0][2].bias.fill_(math.nan)
+    teacher = Teacher(trainer.model, Known(("red",), (0,), (0,)))
+    with pytest.raises(FloatingPointError, match=r"^teacher: the network's predictions are not finite"):
+        check_teacher(teacher, mcfg, "validation", trainer.splits["validation"])

@@ -7,7 +7,7 @@ from eval.schedule_plot import Planned, Span, plot_schedule
 from train.doctor.beginning import is_backbone_random
 from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, epochs_text
 from train.doctor.patient import Patient
-from train.objective import Distilling, distil_strength
+from train.objective import Distilling
 from train.sched import build_schedule, build_warm_up
 
 PLOT = "schedule.png"
@@ -90,10 +90,7 @@ def _spans(patient: Patient) -> dict[str, Sequence[Span]]:
 
 
 def _strength(patient: Patient, epoch: int) -> float:
-    if not isinstance(patient.objective, Distilling):
-        return 0.0
-    mcfg = patient.mcfg
-    return distil_strength(epoch, mcfg.distilEpochs, mcfg.maxEpoch, mcfg.distilSchedule)
+    return patient.objective.strength_of(epoch) if isinstance(patient.objective, Distilling) else 0.0
 
 
 def _joined(epochs: Sequence[int]) -> list[Span]:

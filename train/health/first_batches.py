@@ -90,7 +90,7 @@ class FirstBatches:
         colours = " ".join(f"{one:.0f}" for one in pixels["mean_rgb"])
         span = f"{pixels['lowest']:.0f} to {pixels['highest']:.0f}, mean of red, green, blue {colours}"
         lines = [
-            f"first {told['batches']} batches: {told['images']} images, pixels {span}",
+            f"first {told['batches']} batch{'es' * (told['batches'] > 1)}: {told['images']} images, pixels {span}",
             f"  boxes an image {_in_words(boxes)}; {100 * told['empty_images']:.0f} % of the images without any",
         ]
         if sizes is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ops.batch import Batch
 from ops.safe import total_of
@@ -226,10 +226,10 @@ def complaint_about(numbers: Mapping[str, float], parts: Iterable[str]) -> str:
 
 
 def agreed(flag: Tensor) -> Tensor:
-    """The flag that all go by. Every decision about a step passes here, once a flag, in the order of the steps.
-
-    There is one process, and its flag counts; a maximum over ranks would have its place here.
-    """
+    """The flag that all ranks go by: of several processes the largest. Every decision about a step passes here."""
+    if distributed.is_available() and distributed.is_initialized():
+        flag = flag.clone()
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return flag
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 WINDOW = 100  # steps that count
 WARM_UP = 20  # of them before anything is a spike
 MADS = 6 * 1.4826  # deviations above the median; 1.4826 of them are a standard deviation of normal values
-MAD_FLOOR = 0.05  # so that not every wobble of a steady loss is a spike
-RELATIVE_FLOOR = 0.15  # above the median, at least
+MAD_FLOOR = 0.02  # so that not every wobble of a steady loss is a spike
+RELATIVE_FLOOR = 0.5  # above the median, at least
 WHOLES = ("loss", "grad_norm")  # the others are parts of the loss
 EXPLOSION = 100.0  # times the median is a spike during the warm-up, too,
 FEWEST = 3  # once there are so many values

@@ -320,6 +320,15 @@ def test_small_spikes_are_counted_and_three_large_ones_of_an_epoch_are_said(tmp_
     assert said.text.count("spike in epoch 3") == said.text.count("spike in epoch 4") == 3
 
 
+def test_first_batches_are_told_when_one_of_them_is_bad(squares_config, said):
+    trainer = Trainer(squares_config(maxEpoch=1))
+    spoil(trainer, (0, 1))
+    with pytest.raises(BadStep):
+        trainer.run()
+    assert said.text.count("first 1 batch: 3 images") == 1
+    assert (trainer.folder.health / "first-batches.json").is_file()
+
+
 def test_first_batches_are_told_once(squares_config, said):
     folder = Trainer(squares_config(maxEpoch=1)).run()
     told = json.loads((folder.health / "first-batches.json").read_text())

@@ -30,6 +30,9 @@ def history(*figures):
         ((0.2, 0.3, 0.3), 0.3, False),  # said already
         ((0.3, 0.3, 0.4), 0.4, True),  # of another standstill
         ((0.0,), 0.0, False),
+        ((0.0,) * 9, 0.0, True),
+        ((0.0,) * 10, 0.0, False),  # said already
+        ((0.1, *(0.0,) * 8), 0.0, False),  # something was found once
         ((1.0,), 1.0, False),
         ((None,), None, False),
     ],
@@ -37,5 +40,7 @@ def history(*figures):
 def test_a_figure_that_comes_again(before, figure, is_said):
     sentence = frozen_figure(history(*before), len(before), figure)
     assert (sentence is not None) == is_said
-    if sentence:
+    if sentence and figure:
         assert f"epoch {len(before) + 1} is that of epoch" in sentence and repr(figure) in sentence
+    elif sentence:
+        assert "was 0 in each of 10 epochs" in sentence

@@ -9,7 +9,7 @@ import pytest
 from train.health.spikes import Spikes
 
 
-def twin(values, window=100, warm_up=20, floor=0.05, relative=0.15):
+def twin(values, window=100, warm_up=20, floor=0.02, relative=0.5):
     """Which values are spikes, by the formula as it is written in the field."""
     found, before = [], []
     for number, value in enumerate(values):
@@ -45,14 +45,14 @@ def test_equals_the_formula(seed, spread):
 
 def test_a_steady_loss_may_wobble_up_to_the_floor():
     """Without a floor under the deviation, which is nothing here, any wobble would be a spike."""
-    limit = math.exp(6 * 1.4826 * 0.05)
-    assert spikes_of([2.0] * 50 + [2 * limit * 0.99]) == []
-    assert spikes_of([2.0] * 50 + [2 * limit * 1.01]) == [50]
+    limit = math.exp(6 * 1.4826 * 0.1)
+    assert spikes_of([2.0] * 50 + [2 * limit * 0.99], Spikes(mad_floor=0.1)) == []
+    assert spikes_of([2.0] * 50 + [2 * limit * 1.01], Spikes(mad_floor=0.1)) == [50]
 
 
 def test_the_relative_floor():
-    assert spikes_of([2.0] * 50 + [2.29], Spikes(mad_floor=1e-9)) == []
-    assert spikes_of([2.0] * 50 + [2.31], Spikes(mad_floor=1e-9)) == [50]
+    assert spikes_of([2.0] * 50 + [2.98]) == []
+    assert spikes_of([2.0] * 50 + [3.02]) == [50]
 
 
 def test_nothing_but_an_explosion_is_a_spike_during_the_warm_up():
@@ -67,7 +67,7 @@ def test_a_part_that_is_next_to_nothing_is_measured_against_the_loss():
     spikes = Spikes()
     for number in range(40):
         assert spikes.add({"loss": 4.0, "box": 1e-9, "grad_norm": 1e-9}, number) == []
-    assert spikes.add({"loss": 4.0, "box": 0.6, "grad_norm": 1e-9}, 40) == [], "1.5 times a tenth of the loss"
+    assert spikes.add({"loss": 4.0, "box": 0.58, "grad_norm": 1e-9}, 40) == [], "1.45 times a tenth of the loss"
     (found,) = spikes.add({"loss": 4.0, "box": 4.0, "grad_norm": 1e-9}, 41)
     assert found.name == "box" and found.times == pytest.approx(10)
     (found,) = spikes.add({"loss": 4.0, "box": 1e-9, "grad_norm": 1e-6}, 42)
