@@ -15,21 +15,21 @@ from config.errors import UserError
 from config.help import fields_text
 from config.load import parse_settings
 from ops.log import end_log, log, start_log
+from train.doctor.shortage import shortage
 
 # modes that find their configs themselves
 OF_THEIR_OWN = ("predict", "export", "backbone", "split", "incremental", "doctor", "explain")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; the exit status: 0 done, 2 the user's mistake, 1 the doctor's finding, a bad step, interrupted.
+    """Run one command; the exit status: 0 done, 2 the user's mistake, 1 for all else that ends with a sentence.
 
-    Bugs are raised.
+    That is the doctor's finding, a bad step, memory that ran out, an interruption. Bugs are raised.
     """
     try:
         return run(read_arguments(arguments), arguments)
     except UserError as error:
-        log.error("%s", error)
-        print(f"mars: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
     except ModuleNotFoundError as error:
         if error.name not in (
@@ -51,19 +51,20 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 1
     except FloatingPointError as error:  # the numbers broke, not the program: the sentence says where
-        log.error("%s", error)
-        print(f"mars: {error}", file=sys.stderr)
+        _say(str(error))
         if page := _page_of(error):
             print(f"\n{page}", file=sys.stderr, end="")
         return 1
     except KeyboardInterrupt as error:  # of a training, Ctrl-C or SIGTERM: it is saved, and the text says where
-        text = str(error) or "interrupted"
-        log.error("%s", text)
-        print(f"mars: {text}", file=sys.stderr)
+        _say(str(error) or "interrupted")
         return 1
-    except Exception:
-        log.exception("stopped by an error of the program")
-        raise
+    except Exception as error:
+        if (text := shortage(error)) is None:
+            log.exception("stopped by an error of the program")
+            raise
+        log.debug("where memory ran out", exc_info=True)
+        _say(f"{text}; what was written stays")
+        return 1
     finally:
         end_log()
 
@@ -96,6 +97,11 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
         evaluate(mcfg, mcfg.testSplitName, None, args.quiet, data)
     return 0
+
+
+def _say(text: str) -> None:
+    log.error("%s", text)
+    print(f"mars: {text}", file=sys.stderr)
 
 
 def _page_of(error: FloatingPointError) -> str:

@@ -21,7 +21,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-POINTS = ("start", "batch", "average", "validation", "half a file", "flush", "file operation", "metrics", "curves")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _counts: Counter[str] = Counter()
 _own_process = os.getpid()  # a loader's workers, which are forked, are not struck

@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from commands.setup import check, find_data, load
 from config.errors import UserError
+from config.mconfig import ModelConfig
 from dl.lessons import splits_to_train
 from ops.device import pick_device
 from ops.files import write_whole
@@ -27,7 +29,8 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Print a line for everything that was checked; 0 when nothing is wrong, else 1.
 
     Files go to RUN/doctor only; no lock is taken, so that a run may train meanwhile. With `--replay` a bundle is run
-    again instead. Raises `UserError` for mistakes in the command, such as a file that is not there.
+    again instead. Raises `UserError` for mistakes in the command, such as a file that is not there; whatever ends it
+    early, what was found before is in the report.
     """
     if args.replay:
         return _replay(Path(args.replay).expanduser().absolute(), settings)
@@ -38,17 +41,27 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     if mcfg.modelName == "distillation":
         teacher_file(mcfg)  # before minutes are spent on the data
     keep_log(folder / "mars.log")
-    findings = []
+    findings: list[Finding] = []
     try:
-        data = check(mcfg, splits_to_train(mcfg), folder / "data-check.json", args.quiet)
-    except UserError as error:
-        findings.append(_say(Finding(WRONG, "data", str(error))))
-    else:
-        # one process reads, and nothing is kept in memory: a few batches are all that is looked at
-        findings.extend(map(_say, examine(mcfg.with_values(dcore=0, cacheImages="none"), data, folder)))
-    findings.append(_say(_summary(findings, folder)))
-    write_whole(folder / REPORT, "".join(f"{finding}\n" for finding in findings))
+        findings.extend(map(_say, _examined(mcfg, folder, args.quiet)))
+        findings.append(_say(_summary(findings, folder)))
+    except Exception as error:  # `mars.py` says it
+        findings.append(Finding(WRONG, "in all", f"the checks ended here: {error}"))
+        raise
+    finally:
+        write_whole(folder / REPORT, "".join(f"{finding}\n" for finding in findings))
     return int(any(finding.level == WRONG for finding in findings))
+
+
+def _examined(mcfg: ModelConfig, folder: Path, quiet: bool) -> Iterator[Finding]:
+    """Every finding, as it comes."""
+    try:
+        data = check(mcfg, splits_to_train(mcfg), folder / "data-check.json", quiet)
+    except UserError as error:
+        yield Finding(WRONG, "data", str(error))
+        return
+    # one process reads, and nothing is kept in memory: a few batches are all that is looked at
+    yield from examine(mcfg.with_values(dcore=0, cacheImages="none"), data, folder)
 
 
 def _replay(path: Path, settings: dict[str, Any]) -> int:

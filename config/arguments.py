@@ -209,6 +209,13 @@ def _refuse_health(args: argparse.Namespace) -> None:
         return
     if args.mode != "doctor":
         raise UserError("--replay: belongs to doctor; write python mars.py doctor CFGNAME --replay FILE")
+    if unheard := [name for name in ("data", "name") if getattr(args, name)]:
+        raise UserError(f"--{unheard[0]}: --replay takes data and config from the bundle; leave it out")
+    if unheard := [word for word in args.set if word.partition("=")[0].strip() != "device"]:
+        raise UserError(
+            f"--set {unheard[0]}: --replay takes the config from the bundle; only the device may be another "
+            "(--set device=cpu)"
+        )
     if not Path(args.replay).expanduser().is_file():
         raise UserError(
             f"{Path(args.replay).expanduser().absolute()}: no such bundle; a bad step writes it into RUN/health"

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import mars
+from config.errors import UserError
 from model import YoloModel
 from ops.seal import file_digest
 
@@ -108,6 +109,21 @@ def test_faults_of_the_data_are_wrong_and_a_missing_folder_is_a_mistake(run, tmp
     assert (status, out, "nowhere" in err) == (2, "", True)
     status, out, err = run("doctor", settings=["checkpointModelFile=none.pth"])
     assert (status, "none.pth: no such weights file" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(FloatingPointError("not finite: images 14"), 1), (UserError("no such thing"), 2)]
+)
+def test_what_ends_it_early_leaves_a_report(run, tmp_path, monkeypatch, error, status):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("train.doctor.examination.examine_teacher", broken)
+    found, out, err = run("doctor")
+    assert (found, err) == (status, f"mars: {error}\n")
+    assert said(out)["schedule"] == "ok"
+    report = (tmp_path / NAME / "doctor" / "report.txt").read_text()
+    assert report == f"{out}wrong  in all: the checks ended here: {error}\n"
 
 
 def test_beside_a_run_nothing_of_it_is_touched(run, tmp_path):

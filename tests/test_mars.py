@@ -291,3 +291,29 @@ def test_backbone_and_a_run_that_starts_from_it(run, folder, tmp_path, capsys):
     weights = torch.load(folder / "weights/last.pth", weights_only=True)["model"]
     # frozen for the only epoch there is
     assert torch.equal(weights["backbone.l3.conv.weight"], official["model.3.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize(
+    ("mode", "place"), [("train", "train.step.Stepper.add"), ("eval", "eval.predictor.Predictor.__call__")]
+)
+def test_memory_that_runs_out_is_one_sentence(run, folder, monkeypatch, error, mode, place):
+    def too_much(*args, **kwargs):
+        raise error
+
+    assert run("train", "--set", "maxEpoch=1")[0] == 0
+    before = (folder / "weights/last.pth").read_bytes()
+    monkeypatch.setattr(place, too_much)
+    status, _, err = run(mode, "--set", "maxEpoch=2")
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("mars: memory ran out") and "smaller batchSize or inputShape" in err
+    assert err.endswith("what was written stays\n")
+    assert (folder / "weights/last.pth").read_bytes() == before
+    assert "Traceback" in (folder / "mars.log").read_text(), "where it was, for who wants to know"

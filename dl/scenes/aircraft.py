@@ -22,7 +22,6 @@ from dl.scenes.outlines import (
     windscreen,
 )
 
-GREYS: tuple[Colour, ...] = ((164, 170, 176), (148, 156, 164), (178, 182, 184))
 WHITES: tuple[Colour, ...] = ((224, 226, 226), (214, 218, 222), (226, 222, 212))
 AIRLINES: tuple[Colour, ...] = ((178, 34, 40), (28, 66, 140), (232, 120, 28), (20, 110, 92), (240, 186, 30))
 

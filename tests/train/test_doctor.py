@@ -27,6 +27,7 @@ from train.doctor.patient import admit, some_images
 from train.doctor.plan import examine_freezing, examine_schedule
 from train.doctor.room import Room, examine_room
 from train.doctor.schooling import examine_teacher
+from train.doctor.shortage import shortage
 from train.loss import LossResult
 from train.sched import build_schedule, build_warm_up
 from train.teacher import Teacher
@@ -132,10 +133,19 @@ def test_a_batch_is_drawn_with_what_its_objects_were_given(patient_of, tmp_path)
     batch = first_batch(patient)
     found = only(examine_batch(patient, batch, tmp_path))
     assert found.level == OK
-    assert f"{int(batch.valid.sum())} ground truths on 3 images" in found.text
+    assert f"{int(batch.valid.sum())} ground truths on 3 images, drawn in" in found.text
     assert (tmp_path / "batch.jpg").read_bytes().startswith(b"\xff\xd8")
     empty = replace(batch, valid=torch.zeros_like(batch.valid))
     assert only(examine_batch(patient, empty, tmp_path)).level == LOOK
+
+
+def test_of_a_large_batch_the_first_images_are_drawn(patient_of, tmp_path):
+    patient = patient_of()
+    ten = some_images(first_batch(patient), 10)
+    found = only(examine_batch(patient, ten, tmp_path))
+    assert f"on 10 images, the first 9 of them drawn in {tmp_path / 'batch.jpg'}" in found.text
+    empty = replace(ten, valid=torch.zeros_like(ten.valid))
+    assert "its 10 images, the first 9 of them drawn in" in only(examine_batch(patient, empty, tmp_path)).text
 
 
 def batch_of(*boxes) -> Batch:
@@ -283,6 +293,13 @@ def test_the_schedule_is_the_trainers(patient_of, tmp_path):
     assert levels(examine_schedule(patient_of(maxEpoch=200), tmp_path)) == [OK]
     few = patient_of(maxEpoch=20, warmupEpochs=0)
     assert "only 60 steps of the optimizer" in list(examine_schedule(few, tmp_path))[1].text
+
+
+def test_what_a_plateau_will_bring_is_not_known(patient_of, tmp_path):
+    words = "without its reductions, which follow from figures that nobody knows yet"
+    found = only(examine_schedule(patient_of(schedulerType="plateau"), tmp_path))
+    assert (found.level, words in found.text) == (OK, True), found.text
+    assert words not in only(examine_schedule(patient_of(), tmp_path)).text
 
 
 # The teacher
@@ -438,6 +455,72 @@ def test_memory_that_there_is(patient_of, monkeypatch, free, level, words):
     monkeypatch.setattr(room, "available_memory", lambda: free)
     found = only(examine_room(patient, first_batch(patient)))
     assert (found.level, words in found.text) == (level, True), found.text
+
+
+def test_a_teacher_and_its_projections_take_room(patient_of, tmp_path):
+    """Of a small teacher the features are wider than nano's, so that all of them go through projections."""
+    wide = tmp_path / "wide.pth"
+    torch.save({**torch.load(teacher_file(wide)), "phase": "small", "model": YoloModel("small", 1).state_dict()}, wide)
+    taught = patient_of(**STUDENT, teacherModelFile=str(wide))
+    alone = patient_of(**STUDENT, teacherModelFile=str(tmp_path / "none.pth"))
+    assert alone.teacher_refusal and len(taught.objective.loss.projectors) > 0
+    teacher = sum(one.nbytes for one in taught.objective.teacher.as_student(2).parameters())
+    projections = sum(one.nbytes for one in taught.objective.loss.projectors.parameters())
+    more = room._fixed(taught) - room._fixed(alone)
+    few_buffers = 2**12
+    assert 0 <= more - (teacher + 3 * projections) < few_buffers, "weight, gradient and momentum"
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_memory_that_runs_out_while_it_is_measured(squares_config, tmp_path, monkeypatch, error):
+    def too_much(*_):
+        raise error
+
+    monkeypatch.setattr(room, "_kept", too_much)
+    mcfg = squares_config(**LONG, augmentation="none")
+    findings = list(examine(mcfg, check_data(mcfg, splits_to_train(mcfg)), tmp_path))
+    (memory,) = [one for one in findings if one.subject == "memory"]
+    assert (memory.level, "memory ran out" in memory.text) == (WRONG, True)
+    assert "set a smaller batchSize or inputShape" in memory.text
+    assert findings[-1].subject == "overfit", "the other checks go on"
+
+
+def test_other_errors_of_a_check_are_raised(squares_config, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(room, "_kept", broken)
+    mcfg = squares_config(**LONG)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(examine(mcfg, check_data(mcfg, splits_to_train(mcfg)), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            "on the GPU when 2.00 GiB more",
+        ),
+        (
+            RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+            "ran out when 64 bytes more",
+        ),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "ran out when 7.28 TiB more"),
+        (MemoryError(), "memory ran out; set"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (ValueError("memory"), None),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error, words):
+    text = shortage(error)
+    assert text is None if words is None else text is not None and words in text
+
+
+def test_torchs_allocator_says_what_is_looked_for():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert "bytes more were asked for" in shortage(caught.value)
 
 
 def test_what_a_forward_pass_keeps_is_counted_once_and_let_go(patient_of):

@@ -15,6 +15,7 @@ from train.doctor.patient import Patient, admit, some_images
 from train.doctor.plan import examine_freezing, examine_schedule
 from train.doctor.room import examine_room
 from train.doctor.schooling import examine_teacher
+from train.doctor.shortage import shortage
 
 _BATCHES = 8  # that are looked through for ground truths without a point
 _OVERFITTED = 4  # images
@@ -61,9 +62,14 @@ def _not_tried() -> Iterator[Finding]:
 
 
 def _heard(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """What a check finds, and what the program warns of meanwhile."""
+    """What a check finds, and what the program warns of meanwhile; that memory ran out is a finding, too."""
     with overhearing() as warnings:
-        findings = list(check())
+        try:
+            findings = list(check())
+        except Exception as error:
+            if (text := shortage(error)) is None:
+                raise
+            findings = [Finding(WRONG, subject, text)]
     return [*findings, *(Finding(LOOK, subject, text) for text in warnings)]
 
 

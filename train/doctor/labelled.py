@@ -25,7 +25,7 @@ _SOME, _MANY = 0.01, 0.2  # share of ground truths without a point: below the on
 
 
 def examine_batch(patient: Patient, batch: Batch, folder: Path) -> Iterator[Finding]:
-    """Draw the batch into `folder`, and say how many points its ground truths are given in the first step."""
+    """Draw its first images into `folder`, and say how many points its ground truths are given in the first step."""
     batch = batch.to(patient.device)
     with torch.no_grad(), autocast(patient.device, patient.precision.dtype):
         raw_maps = patient.model.train()(network_input(batch.images))
@@ -34,12 +34,13 @@ def examine_batch(patient: Patient, batch: Batch, folder: Path) -> Iterator[Find
     strides = make_anchors(_shapes(patient), patient.model.strides).strides
     rows = [_painted(batch, row, given, strides, names) for row in range(min(_DRAWN, len(batch)))]
     path = write_jpeg(folder / PICTURE, contact_sheet(rows))
+    drawn = f"drawn in {path}" if len(rows) == len(batch) else f"the first {len(rows)} of them drawn in {path}"
     counts = given.count[batch.valid].cpu()
     if not len(counts):
-        yield Finding(LOOK, "batch", f"no object on any of its {len(batch)} images; drawn in {path}: is that meant?")
+        yield Finding(LOOK, "batch", f"no object on any of its {len(batch)} images, {drawn}: is that meant?")
         return
-    text = f"{counted(len(counts), 'ground truth')} on {counted(len(batch), 'image')}, drawn in {path}: do boxes and "
-    text += f"classes fit? Points given in the first step: {_spread(counts)}"
+    text = f"{counted(len(counts), 'ground truth')} on {counted(len(batch), 'image')}, {drawn}: do boxes and classes "
+    text += f"fit? Points given in the first step: {_spread(counts)}"
     yield Finding(OK, "batch", text)
 
 

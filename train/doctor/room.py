@@ -5,13 +5,14 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dl.memory import available_memory, size_text
 from ops.batch import Batch
 from ops.precision import autocast
 from train.doctor.finding import LOOK, OK, WRONG, Finding
 from train.doctor.patient import Patient, some_images
+from train.objective import Distilling
 from train.step import network_input
 
 _SIZES = {"cpu": (2, 4), "cuda": (4, 8)}  # images of the two steps that are measured
@@ -23,7 +24,7 @@ _TIGHT = 0.8  # share of the free memory above which other programs had better n
 class Room(NamedTuple):
     """Bytes that a training step takes, and those that are there."""
 
-    fixed: int  # weights, gradients, optimizer, average
+    fixed: int  # weights, gradients, optimizer, average, teacher
     per_image: int
     free: int | None  # None where the system does not tell
 
@@ -60,15 +61,18 @@ def examine_room(patient: Patient, batch: Batch) -> Iterator[Finding]:
 def measure(patient: Patient, batch: Batch) -> Room:
     """By two steps of different size. The weights do not move, and no gradient stays."""
     few, more = _SIZES[patient.device.type]
-    model = patient.model.train()
+    trained = (patient.model.train(), *patient.objective.learned)
     small, large = (some_images(batch, count).to(patient.device) for count in (few, more))
-    if patient.device.type == "cuda":
-        per_image = (_peak(patient, large) - _peak(patient, small)) // (more - few)
-        free = _free_on_gpu(patient.device)
-    else:
-        per_image = round(_WHOLE_STEP * (_kept(patient, large) - _kept(patient, small)) / (more - few))
-        free = available_memory()
-    model.zero_grad(set_to_none=True)
+    try:
+        if patient.device.type == "cuda":
+            per_image = (_peak(patient, large) - _peak(patient, small)) // (more - few)
+            free = _free_on_gpu(patient.device)
+        else:
+            per_image = round(_WHOLE_STEP * (_kept(patient, large) - _kept(patient, small)) / (more - few))
+            free = available_memory()
+    finally:
+        for module in trained:
+            module.zero_grad(set_to_none=True)
     return Room(_fixed(patient), max(1, per_image), free)
 
 
@@ -84,7 +88,7 @@ def _kept(patient: Patient, batch: Batch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with autocast(patient.device, patient.precision.dtype):
             result = patient.objective(patient.model, network_input(batch.images), batch)
-        own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(patient)}
+        own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(patient.model)}
         total = sum(size for place, size in kept.items() if place not in own)
         del result  # not before: memory that is given back would be counted again under the same address
     return total
@@ -108,12 +112,20 @@ def _free_on_gpu(device: torch.device) -> int:
 
 
 def _fixed(patient: Patient) -> int:
-    """Weights with buffers, gradients, what the optimizer keeps, the average, and a teacher's own weights."""
-    weights = sum(tensor.nbytes for tensor in _tensors(patient))
-    trained = sum(parameter.nbytes for parameter in patient.model.parameters() if parameter.requires_grad)
+    """Weights with buffers, gradients, what the optimizer keeps, the average; projections and a teacher's weights."""
+    model, objective = patient.model, patient.objective
+    parameters = chain.from_iterable(module.parameters() for module in (model, *objective.learned))
+    trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
     moments = 2 if patient.mcfg.optimizerType == "AdamW" else 1
-    return weights * (2 if patient.mcfg.useEMA else 1) + trained * (1 + moments)
+    beside = list(objective.learned)
+    if isinstance(objective, Distilling):
+        beside.append(objective.teacher.as_student(model.num_classes))
+    return _bytes_of(model) * (2 if patient.mcfg.useEMA else 1) + trained * (1 + moments) + sum(map(_bytes_of, beside))
 
 
-def _tensors(patient: Patient) -> Iterator[Tensor]:
-    return chain(patient.model.parameters(), patient.model.buffers())
+def _bytes_of(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(module))
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())

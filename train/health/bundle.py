@@ -44,6 +44,7 @@ class Bundle:
     training: tuple[str, ...]  # modules in train mode
     trained: tuple[str, ...]  # parameters with gradients
     strength: float  # of what a teacher adds
+    taught_by: str | None  # the checksum of the teacher's file; None without one, and in bundles of older versions
     weights_file: str | None
 
 
@@ -80,6 +81,7 @@ def write_bundle(  # noqa: PLR0913 (a step has so many parts)
         "training": [name for name, module in model.named_modules() if module.training],
         "trained": [name for name, one in model.named_parameters() if one.requires_grad],
         "strength": objective.strength if isinstance(objective, Distilling) else 0.0,
+        "taught_by": objective.taught_by,
         "weights_file": None if weights_file is None else str(weights_file),
     }
     write_sealed(Path(path), content)
@@ -116,7 +118,7 @@ def _bundle_of(content: dict[str, Any]) -> Bundle:
     return Bundle(
         batch=batch, config=json.loads(content["config"]), precision=NAMES[content["precision"]],
         training=tuple(content["training"]), trained=tuple(content["trained"]),
-        weights_file=content["weights_file"], **kept,
+        weights_file=content["weights_file"], taught_by=content.get("taught_by"), **kept,
     )  # fmt: skip
 
 
@@ -124,8 +126,8 @@ def replay(bundle: Bundle, device: torch.device | None = None) -> Trace:
     """Trace the step of a bundle with network and objective built from its config.
 
     `device` None: the config's, or the CPU where that is not there. Notes in the trace say what is not as it was:
-    another device, a teacher whose file is gone. `is_reproduced` False: nothing bad came up this time. Raises
-    `UserError` when the config or the weights do not fit this version.
+    another device, a teacher whose file is gone or has changed. `is_reproduced` False: nothing bad came up this time.
+    Raises `UserError` when the config or the weights do not fit this version.
     """
     mcfg = ModelConfig.from_dict(bundle.config)
     notes: list[str] = []
@@ -166,11 +168,23 @@ def _model_of(bundle: Bundle, mcfg: ModelConfig) -> YoloModel:
 def _objective_of(bundle: Bundle, mcfg: ModelConfig, model: YoloModel, notes: list[str]) -> Objective:
     try:
         objective = build_objective(mcfg, model, bundle.precision)
+        _load_learned(objective, bundle, mcfg)
     except UserError as error:
         notes.append(f"replayed without the teacher, so what it adds is missing ({error})")
         return Detecting(DetectionLoss.from_config(mcfg, model))
     if isinstance(objective, Distilling):
         objective.strength = bundle.strength
-    for module, state in zip(objective.learned, bundle.learned, strict=True):
-        module.load_state_dict(state)
+    if bundle.taught_by not in (None, objective.taught_by):
+        notes.append(f"replayed with another teacher: {mcfg.teacherModelFile} has changed since the step")
     return objective
+
+
+def _load_learned(objective: Objective, bundle: Bundle, mcfg: ModelConfig) -> None:
+    """Take what was learned beside the network. Raises `UserError` where the teacher has another width."""
+    try:
+        for module, state in zip(objective.learned, bundle.learned, strict=True):
+            module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{mcfg.teacherModelFile}: its features have other widths than those of the teacher of the step"
+        ) from error

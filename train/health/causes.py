@@ -35,10 +35,6 @@ def _self(p: Producer) -> tuple[float, float, bool]:
     return (given.low, given.high, given.has_zero) if given else (math.nan, math.nan, False)
 
 
-def _is_infinite(p: Producer) -> bool:
-    return any(one.inf for one in p.outputs) and not any(one.nan for one in p.outputs)
-
-
 def _is_backward_of(*names: str) -> Test:
     def test(p: Producer, trace: Trace) -> bool:
         return p.node is not None and any(p.node.lower().startswith(f"{name}backward") for name in names)

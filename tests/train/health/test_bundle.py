@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from config.errors import UserError
 from model import YoloModel, build_model
 from ops.batch import Batch
-from train.checkpoint import random_states
+from train.checkpoint import random_states, write_sealed
 from train.health.bundle import read_bundle, replay, write_bundle
 from train.health.page import page
 from train.health.tracer import trace
@@ -128,6 +129,40 @@ def test_a_student_is_replayed_with_its_teacher_or_without_once_that_is_gone(wri
     assert set(alone.parts) == {"box", "cls", "dfl"}
     assert "without the teacher" in alone.notes[0] and "teacher.pth" in alone.notes[0]
     assert "without the teacher" in page(alone)
+
+
+def test_a_teacher_that_was_trained_again_is_noted(written, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    torch.manual_seed(0)
+    torch.save(YoloModel("small", 2).state_dict(), teacher)
+    _, path = written(no_boxes, modelName="distillation", teacherModelFile=str(teacher))
+    assert not replay(read_bundle(path), CPU).notes
+    torch.save(YoloModel("small", 2).state_dict(), teacher)
+    bundle = read_bundle(path)
+    again = replay(bundle, CPU)
+    assert "cwd" in again.parts
+    assert again.notes == [f"replayed with another teacher: {teacher} has changed since the step"]
+    assert not replay(replace(bundle, taught_by=None), CPU).notes, "an older bundle does not say whose it was"
+
+
+def test_a_teacher_of_another_width_is_left_out(written, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    torch.save(YoloModel("small", 2).state_dict(), teacher)
+    _, path = written(no_boxes, modelName="distillation", teacherModelFile=str(teacher))
+    torch.save(YoloModel("medium", 2).state_dict(), teacher)
+    alone = replay(read_bundle(path), CPU)
+    assert set(alone.parts) == {"box", "cls", "dfl"}
+    (note,) = alone.notes
+    assert note.startswith("replayed without the teacher") and f"{teacher}: its features have other widths" in note
+
+
+def test_a_bundle_of_an_older_version_is_read(written):
+    _, path = written(no_boxes)
+    content = torch.load(path, weights_only=True)
+    assert content.pop("taught_by") is None
+    write_sealed(path, content)
+    bundle = read_bundle(path)
+    assert bundle.taught_by is None and not replay(bundle, CPU).notes
 
 
 def test_a_bad_weight_of_the_teacher_is_named_as_such(squares_config, tmp_path):
