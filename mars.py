@@ -15,7 +15,7 @@ from config.errors import UserError
 from config.help import fields_text
 from config.load import parse_settings
 from ops.log import end_log, log, start_log
-from train.doctor.shortage import shortage
+from ops.shortage import shortage
 
 # modes that find their configs themselves
 OF_THEIR_OWN = ("predict", "export", "backbone", "split", "incremental", "doctor", "explain")

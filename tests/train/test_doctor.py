@@ -16,6 +16,7 @@ from model import YoloModel, build_model
 from model.pretrained import LoadReport
 from ops.batch import Batch
 from ops.seal import file_digest
+from ops.shortage import shortage
 from train.doctor import beginning, room, schooling
 from train.doctor.beginning import examine_aliases, examine_folder, examine_weights
 from train.doctor.data import examine_labels
@@ -27,7 +28,6 @@ from train.doctor.patient import admit, some_images
 from train.doctor.plan import examine_freezing, examine_schedule
 from train.doctor.room import Room, examine_room
 from train.doctor.schooling import examine_teacher
-from train.doctor.shortage import shortage
 from train.loss import LossResult
 from train.sched import build_schedule, build_warm_up
 from train.teacher import Teacher

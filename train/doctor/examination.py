@@ -6,6 +6,7 @@ from pathlib import Path
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
 from ops.batch import Batch
+from ops.shortage import shortage
 from train.doctor.beginning import examine_aliases, examine_folder, examine_weights
 from train.doctor.data import examine_data, examine_labels
 from train.doctor.finding import LOOK, WRONG, Finding, overhearing
@@ -15,7 +16,6 @@ from train.doctor.patient import Patient, admit, some_images
 from train.doctor.plan import examine_freezing, examine_schedule
 from train.doctor.room import examine_room
 from train.doctor.schooling import examine_teacher
-from train.doctor.shortage import shortage
 
 _BATCHES = 8  # that are looked through for ground truths without a point
 _OVERFITTED = 4  # images
