@@ -24,7 +24,7 @@ from eval.plots import plot_base_novel
 from eval.results import read_results
 from ops.files import write_whole
 from ops.log import RESULT, forget_log
-from train.checkpoint import load_checkpoint
+from ops.seal import file_digest
 from train.runfolder import RunFolder
 from train.start import weights_at
 
@@ -164,10 +164,10 @@ class Study:
         forget_log()
 
     def _is_stopped_on_the_way(self) -> bool:
-        last = RunFolder.of(self.teacher).last
-        if not last.exists():  # weights that somebody put there
+        folder = RunFolder.of(self.teacher)
+        checkpoint = folder.newest_whole() if folder.has_checkpoint() else None
+        if checkpoint is None:  # weights that somebody put there
             return False
-        checkpoint = load_checkpoint(last)
         return checkpoint["epoch"] < json.loads(checkpoint["config"])["maxEpoch"]
 
     def learn(
@@ -180,8 +180,21 @@ class Study:
         mcfg = self._joint() if name == "joint" else self._student(name, draw, changed, label)
         log.info("%s: %s", mcfg.runName, self.plans[name].what)
         split = split or mcfg.testSplitName
+        if name != "joint":
+            self._refuse_student_of_another(mcfg)
         self._train(mcfg, split)
         return self._measured(mcfg, split)
+
+    def _refuse_student_of_another(self, mcfg: ModelConfig) -> None:
+        """The teacher was trained afresh since this run began: their figures do not belong together."""
+        folder = RunFolder.of(mcfg)
+        checkpoint = folder.newest_whole() if folder.has_checkpoint() else None
+        began = checkpoint and checkpoint["weights_origin"]["sha256"]
+        if began and began != file_digest(weights_at(self.teacher.run_dir)):
+            raise UserError(
+                f"{mcfg.run_dir}: began with other weights than those in {self.teacher.run_dir} by now; move it away, "
+                "or give --name for runs of their own"
+            )
 
     def _student(self, name: str, draw: int, changed: Mapping[str, Any], label: str) -> ModelConfig:
         values = {

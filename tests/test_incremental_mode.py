@@ -262,6 +262,25 @@ def test_a_teacher_that_was_trained_alone_is_taken_as_it_is(run, tmp_path):
     assert (ours["trainSelectedClasses"], ours["nobuf"]) == (None, False)
 
 
+@pytest.mark.parametrize("way", ["finetune", "both"])
+def test_students_of_an_older_teacher_are_not_compared_with_it(run, tmp_path, way):
+    once = (*SETTINGS, "maxEpoch=1")
+    assert run("--ways", way, settings=once)[0] == 0
+    before = states(tmp_path)
+    alone = CFGNAME.replace("epochs@2", "teacher")
+    assert run("--name", TEACHER, "--nobuf", mode="train", cfgname=alone, settings=(*once, "seed=7"))[0] == 0
+    refused(run("--ways", way, settings=once), f"{PREFIX}.{way}-0: began with other weights than those in", "--name")
+    assert {name: one for name, one in states(tmp_path).items() if way in name}.items() <= before.items()
+
+
+def test_a_teacher_with_a_damaged_checkpoint_goes_on_from_the_one_before(run, tmp_path):
+    assert run("--ways", "finetune")[0] == 0
+    last = tmp_path / TEACHER / "weights/last.pth"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert run("--ways", "finetune")[0] == 0
+    assert load_checkpoint(last)["epoch"] == 2
+
+
 def test_what_was_stopped_goes_on(run, tmp_path, monkeypatch):
     """Ctrl-C in the teacher's first epoch, and again in the student's."""
     fit = Trainer.fit_one_epoch

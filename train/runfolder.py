@@ -114,7 +114,7 @@ class RunFolder:
 
         Raises `UserError` when the folder belongs to another data set, class list or training, or holds nothing whole.
         """
-        checkpoint = self._newest_whole()
+        checkpoint = self.newest_whole()
         if checkpoint is None:
             return None, ""
         if other := data_differences(checkpoint["data"], data):
@@ -129,7 +129,7 @@ class RunFolder:
             )
         return checkpoint, _in_words(schedule_differences(old, new))
 
-    def _newest_whole(self) -> dict[str, Any] | None:
+    def newest_whole(self) -> dict[str, Any] | None:
         """The last checkpoint, or the one before when the last is damaged or missing, which is said aloud."""
         faults = []
         for path in (self.last, self.previous):
