@@ -16,6 +16,7 @@ from dl.shots import draw_replay
 log = logging.getLogger("mars")
 
 REPLAYED_SPLIT = "train"  # whose images are shown again
+FEW = 1 / 3  # of an image replayed for each of the split
 
 
 def splits_to_train(mcfg: ModelConfig) -> list[str]:
@@ -41,8 +42,12 @@ def lessons(
 
 
 def repeats_of(num_shown: int, num_replayed: int) -> int:
-    """How often an epoch shows the images of a split, so that they are about as many as those replayed; at least 1."""
-    return max(1, round(num_replayed / num_shown)) if num_shown else 1
+    """How often an epoch shows the images of a split, so that they are about as many as those replayed; at least once.
+
+    Twice where `FEW` or more are replayed for each: base classes are on both kinds, and would outnumber the new ones.
+    """
+    share = num_replayed / num_shown if num_shown else 0.0
+    return max(1 + (share >= FEW), round(share))
 
 
 def _class_list(mcfg: ModelConfig) -> tuple[str, ...]:

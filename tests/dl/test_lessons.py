@@ -115,9 +115,12 @@ def test_a_student_has_a_selection_of_its_own(student, fields, expected):
 
 @pytest.mark.parametrize(
     ("num_shown", "num_replayed", "repeats"),
-    [(14, 40, 3), (16, 40, 2), (22, 40, 2), (40, 40, 1), (310, 160, 1), (1, 5, 5), (20, 0, 1), (0, 7, 1)],
+    [
+        *((14, 40, 3), (16, 40, 2), (22, 40, 2), (40, 40, 2), (1, 5, 5), (20, 0, 1), (0, 7, 1)),
+        *((310, 160, 2), (310, 104, 2), (310, 103, 1), (310, 50, 1)),
+    ],
 )
-def test_a_small_split_comes_as_often_as_makes_it_about_half(num_shown, num_replayed, repeats):
+def test_a_small_split_comes_as_often_as_makes_it_about_half_and_twice_beside_many(num_shown, num_replayed, repeats):
     assert repeats_of(num_shown, num_replayed) == repeats
 
 
