@@ -38,7 +38,7 @@ TITLES = {
     STOPPED: "Stopped before the step, birthplace right",
     QUIET: "Must stay finite and raise no alarm",
     STRUCTURAL: "Structural, refused or warned",
-    UNPREPARED: "Nobody prepared the code for these",
+    UNPREPARED: "Beyond the list: the tracer was not written with these in mind",
 }
 WIDTHS = (24, 38, 62, 12, 14)
 

@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.noise import noise_batch
 from config.training import MODERN_DISTILLING
 from model import YoloModel
 from ops.batch import Batch
@@ -26,18 +27,6 @@ from train.teacher import Known, Teacher
 
 NUM_CLASSES = 20
 BOXES = 8  # on every image
-
-
-def batch_of(count: int, size: int, device: torch.device) -> Batch:
-    """Noise with boxes of a tenth to a third of its side."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=draw)
-    sides = size * (0.1 + 0.23 * torch.rand(count, BOXES, 2, generator=draw))
-    corners = torch.rand(count, BOXES, 2, generator=draw) * (size - sides)
-    labels = torch.randint(0, NUM_CLASSES, (count, BOXES), generator=draw)
-    valid = torch.ones(count, BOXES, dtype=torch.bool)
-    ids = tuple(str(number) for number in range(count))
-    return Batch(images, torch.cat((corners, corners + sides), dim=2), labels, valid, ids).to(device)
 
 
 def stepper_of(objective: Objective, model: YoloModel, precision: torch.dtype) -> Stepper:
@@ -67,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     device = pick_device("auto", True)
     precision = next(iter(half_types(device)), torch.float32)
-    batch = batch_of(args.batch, args.size, device)
+    batch = noise_batch(args.batch, args.size, NUM_CLASSES, BOXES).to(device)
     student, twin, other = (
         YoloModel(phase, NUM_CLASSES).train().to(device, memory_format=torch.channels_last)  # type: ignore
         for phase in (args.phase, args.phase, args.teacher)

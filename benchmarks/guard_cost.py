@@ -16,8 +16,8 @@ import torch
 
 import train.loss
 import train.step
+from benchmarks.noise import noise_batch
 from model import YoloModel
-from ops.batch import Batch
 from train.ema import ModelEMA
 from train.health.guard import Guard, Step
 from train.health.spikes import Spikes
@@ -57,17 +57,6 @@ class Clock:
         return timed
 
 
-def drawn_batch(seed: int, size: int = 8, boxes: int = 6) -> Batch:
-    """Noise with random boxes."""
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (size, 3, 320, 320), dtype=torch.uint8, generator=random)
-    corner = torch.rand(size, boxes, 2, generator=random) * 200
-    sides = 20 + torch.rand(size, boxes, 2, generator=random) * 90
-    labels = torch.randint(0, 20, (size, boxes), generator=random)
-    valid = torch.ones(size, boxes, dtype=torch.bool)
-    return Batch(images, torch.cat([corner, corner + sides], dim=2), labels, valid, tuple(map(str, range(size))))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
@@ -84,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stepper = Stepper(
         model, Detecting(DetectionLoss(20)), optimizer, ModelEMA(model), torch.float32, 10.0, False, guard
     )
-    spikes, batches, whole = Spikes(), [drawn_batch(seed) for seed in range(4)], 0.0
+    spikes, batches, whole = Spikes(), [noise_batch(8, 320, 20, 6, seed) for seed in range(4)], 0.0
     for number in range(WARM_UP + args.steps):
         if number == WARM_UP:
             clock.seconds = whole = 0.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from commands.evaluation import evaluate
-from commands.setup import check, find_data, load
+from commands.setup import check, find_data, is_small_drawn, load
 from commands.training import train
 from config.errors import UserError
 from config.fields import nearest
@@ -136,8 +136,8 @@ class Study:
         """Several draws are asked for, but every one would be the same split."""
         name = student.trainSplitName
         is_own = find_split(name, self.teacher.subsetMap) is not None
-        is_asked = student.smallShots is not None and "small" not in self.settings.get("subsetMap", ())
-        if self.args.draws > 1 and is_own and not (name == "small" and is_asked):
+        is_drawn = name == "small" and is_small_drawn(student, self.settings)
+        if self.args.draws > 1 and is_own and not is_drawn:
             raise UserError(
                 f"--draws {self.args.draws}: the data set has a split '{name}' of its own; leave it out, or draw "
                 "others with --set smallShots=10"

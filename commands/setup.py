@@ -5,6 +5,7 @@ What needs torch is imported where it is used, so that a mistake in the command 
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,15 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
         log.info("%s", note)
     values = {**as_overrides(source), **settings}
     has_small, has_train = (find_split(name, source.splits) is not None for name in ("small", "train"))
-    is_asked = mcfg.smallShots is not None and "small" not in settings.get("subsetMap", ())
-    if mcfg.trainSplitName == "small" and has_train and (is_asked or not has_small):
+    if mcfg.trainSplitName == "small" and has_train and (is_small_drawn(mcfg, settings) or not has_small):
         small = _draw_small(load(args, values), args.quiet)
         values["subsetMap"] = {**as_overrides(source)["subsetMap"], "small": small}
     return load(args, values)
+
+
+def is_small_drawn(mcfg: ModelConfig, settings: Mapping[str, Any]) -> bool:
+    """Is the split 'small' to be drawn although the data set has one? A list named by hand stands above that."""
+    return mcfg.smallShots is not None and "small" not in settings.get("subsetMap", ())
 
 
 def _draw_scenes(folder: str, count: int, quiet: bool) -> None:

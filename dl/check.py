@@ -155,7 +155,8 @@ def _apart(asked: Collection[str], mcfg: ModelConfig, source: DataSource) -> lis
     Those asked for, but also the others that a run may use at another time: an evaluation by itself would not see
     that its images were trained on.
     """
-    small = ("small", "validation") if mcfg.trainSplitName == "small" else ()  # `trainval` holds validation's
+    # Validation may be a part of what is trained on, as of `trainval`, when no epoch is validated; but not of small.
+    small = ("small", "validation") if mcfg.trainSplitName == "small" else ()
     groups = (("train", "validation", "test"), (mcfg.trainSplitName, mcfg.testSplitName), small, asked)
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for names in groups:

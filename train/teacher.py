@@ -174,6 +174,11 @@ def _guessed(path: Path, file: WeightsFile, ours: tuple[str, ...], asked: tuple[
     )
 
 
+def split_to_try(mcfg: ModelConfig) -> str:
+    """Where a teacher is tried: the validation split where there is one, else the images that it will teach with."""
+    return mcfg.validationSplitName if mcfg.epochValidation else mcfg.trainSplitName
+
+
 def check_teacher(teacher: Teacher, mcfg: ModelConfig, split: str, annotations: Sequence[Annotation]) -> float | None:
     """mAP50 of the teacher on its own classes, which is logged; None when the split has none of them.
 

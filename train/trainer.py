@@ -46,7 +46,7 @@ from train.runfolder import RunFolder, data_identity
 from train.sched import build_schedule, build_warm_up
 from train.start import starting_weights, with_head_width
 from train.step import Stepper
-from train.teacher import check_teacher
+from train.teacher import check_teacher, split_to_try
 
 log = logging.getLogger("mars")
 
@@ -273,9 +273,8 @@ class Trainer:
         return Stepper(self.model, self.objective, self.optimizer, self.ema, precision, clip, is_summed, guard)
 
     def _try_teacher(self) -> None:
-        """On the validation split where there is one, else on the images that it will teach with."""
         if isinstance(self.objective, Distilling):
-            name = self.mcfg.validationSplitName if self.mcfg.epochValidation else self.mcfg.trainSplitName
+            name = split_to_try(self.mcfg)
             check_teacher(self.objective.teacher, self.mcfg, name, self.splits[name])
 
     def validate(self, epoch: int, row: Row) -> None:

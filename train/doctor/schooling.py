@@ -10,7 +10,7 @@ from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
 from train.doctor.patient import Patient, some_images
 from train.objective import Detecting, Distilling
 from train.step import network_input
-from train.teacher import HARDLY_ANYTHING, check_teacher
+from train.teacher import HARDLY_ANYTHING, check_teacher, split_to_try
 
 _TRIED_ON = 48  # images, so that a teacher is tried in seconds
 
@@ -33,7 +33,7 @@ def examine_teacher(patient: Patient, batch: Batch) -> Iterator[Finding]:
     text = f"{teacher.phase}, knows {len(known)} of {counted(len(classes), 'class', 'classes')}"
     text += f", not {named(novel)}" if novel else ""
     text += f"; {named(list(widths))} through learned projections, for the widths differ" if len(widths) else ""
-    split = patient.mcfg.validationSplitName if patient.mcfg.epochValidation else patient.mcfg.trainSplitName
+    split = split_to_try(patient.mcfg)
     figure = check_teacher(teacher, patient.mcfg, split, patient.data.splits[split][:_TRIED_ON])
     if figure is None:
         yield Finding(LOOK, "teacher", f"{text}; '{split}' begins with no object of its classes, so it was not tried")

@@ -43,21 +43,23 @@ def test_a_backward_hook_of_a_module():
     assert (found.phase, found.producer.base, line_of(found)[0]) == ("backward", "mul", HERE)
 
 
+class Checkpointed(nn.Module):
+    """Computes `inner` again on the way back, the newer way or the older one."""
+
+    def __init__(self, inner, is_reentrant):
+        super().__init__()
+        self.inner, self.is_reentrant = inner, is_reentrant
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=self.is_reentrant)
+
+
 @pytest.mark.filterwarnings("ignore:.*cpu.amp.autocast:FutureWarning")  # torch 2.4's own, in checkpoint
 def test_a_root_inside_a_checkpointed_block():
     model, objective = tiny_step()
     inner = model.stem[2]
-
-    class Checkpointed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return checkpoint(self.inner, x, use_reentrant=False)
-
     spoil_output(inner, lambda x: x + (x * 0).sqrt())
-    model.stem[2] = Checkpointed()
+    model.stem[2] = Checkpointed(inner, False)
     found = traced(model, objective)
     assert (found.phase, found.producer.node, found.producer.module) == ("backward", "SqrtBackward0", "stem.2.inner")
     assert line_of(found) == (HERE, "<lambda>")
@@ -161,19 +163,11 @@ def test_a_block_that_is_checkpointed_the_older_way(born):
     model, objective = tiny_step()
     inner = model.stem[2]
 
-    class Checkpointed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return checkpoint(self.inner, x, use_reentrant=True)
-
     def mish(x):  # its forward pass hides what overflows
         return x * torch.tanh(torch.log(1 + torch.exp(1000 * x)))
 
     spoil_output(inner, mish if born == "forward" else lambda x: x + (x * 0).sqrt())
-    model.stem[2] = Checkpointed()
+    model.stem[2] = Checkpointed(inner, True)
     found = traced(model, objective)
     assert not found.error and found.producer.module == "stem.2.inner"
     told = {"forward": ("exp", "exp overflow"), "backward": ("div", "root at zero, backward")}
