@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float32, Int64
 from dl.faults import DataFault
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+Box = tuple[float, float, float, float]  # xyxy
+
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
 
 
@@ -26,7 +28,7 @@ class WrittenObject(NamedTuple):
     """One object as written, in pixels."""
 
     name: str
-    box: tuple[float, float, float, float]  # xyxy
+    box: Box
     is_difficult: bool
 
 
@@ -35,7 +37,6 @@ class Written(NamedTuple):
 
     size: tuple[int, int] | None
     objects: tuple[WrittenObject, ...]
-    repeats: int = 0  # lines left out because they say what another has said
     outlines: int = 0  # objects given as polygons, of which only the box is used
     is_missing: bool = False  # no file at all, which by YOLO's convention is an image without objects
 
@@ -55,12 +56,21 @@ class Annotation:
     labelled: Bool[np.ndarray, " C"] | None = None  # classes whose objects are all labelled; None: every class
 
 
+# Why a box is dropped, as the report says it.
+SWAPPED = "with swapped corners"
+OUTSIDE = "outside the image"
+EMPTY = "without area"
+IN_FIRST_PIXEL = "within the first pixel"
+DROPPED = (SWAPPED, OUTSIDE, EMPTY, IN_FIRST_PIXEL)
+
+
 @dataclass
 class Tally:
     """What cleaning one annotation changed."""
 
     clipped: int = 0
-    degenerate: int = 0
+    repeats: int = 0  # objects of a class and box that another object has, too
+    dropped: Counter[str] = field(default_factory=Counter)  # one of DROPPED -> boxes
     ignored: Counter[str] = field(default_factory=Counter)  # class outside the list -> objects
 
 
@@ -69,8 +79,22 @@ def read_voc(path: Path) -> Written:
     root = _parse(path)
     if root.tag.lower() != "annotation":
         raise DataFault(f"{path}: is not a Pascal VOC annotation (its root is <{root.tag}>)")
-    objects = tuple(_read_object(node, number, path) for number, node in enumerate(root.findall("object"), start=1))
-    return Written(_read_size(root, path), objects)
+    objects = []
+    for number, node in enumerate(root.findall("object"), start=1):
+        try:
+            objects.append(_read_object(node, number, path))
+        except DataFault as fault:
+            raise DataFault(f"{fault} (the object begins in line {_line_of_object(path, number)})") from None
+    return Written(_read_size(root, path), tuple(objects))
+
+
+def number_hint(text: str) -> str:
+    """The usual cause of a number that does not read as one, for the end of an error message."""
+    if re.fullmatch(r"\s*[-+]?\d+,\d+\s*", text):
+        return "; write the decimals with a point"
+    if "," in text or ";" in text:
+        return "; separate the numbers with blanks"
+    return "; the value is missing" if not text.strip() else ""
 
 
 def clean(
@@ -81,24 +105,42 @@ def clean(
     size: tuple[int, int],
     class_list: tuple[str, ...],
 ) -> tuple[Annotation, Tally]:
-    """Fit what was written to the image: classes outside the list ignored, boxes clipped, boxes without area dropped.
+    """Fit what was written to the image: classes outside the list ignored, boxes clipped, unusable boxes dropped.
 
-    `size` is (width, height) of the image as delivered. Dropped are boxes that are inverted, thin as a line, or wholly
-    outside the image. The tally counts each change.
+    `size` is (width, height) of the image as delivered. Dropped are boxes whose corners are swapped, that lie wholly
+    outside the image, that have no area, or that lie within the first pixel: such are fractions of the image's size. Of
+    several objects with the same class and box the first is kept, difficult when all of them are. The tally counts each
+    change.
     """
     tally = Tally(ignored=Counter(entry.name for entry in written.objects if entry.name not in class_list))
-    known = [entry for entry in written.objects if entry.name in class_list]
-    sides = np.array([entry.box for entry in known], dtype=np.float64).reshape(-1, 4)
+    objects: dict[tuple[str, Box], bool] = {}
+    for entry in written.objects:
+        if entry.name in class_list:
+            tally.repeats += (entry.name, entry.box) in objects
+            objects[entry.name, entry.box] = entry.is_difficult and objects.get((entry.name, entry.box), True)
+    sides = np.array([box for _, box in objects], dtype=np.float64).reshape(-1, 4)
     # float32 before the test: a side of 1e-9 pixels must not become a box of zero area afterwards
     boxes = sides.clip(0, np.array(size * 2)).astype(np.float32)
-    is_sound = ((boxes[:, 2:] > boxes[:, :2]) & (sides[:, 2:] > sides[:, :2])).all(axis=1)
+    faults = _faults_of(sides, boxes, size)
+    tally.dropped = Counter(fault for fault in faults if fault)
+    is_sound = np.array([not fault for fault in faults], dtype=bool)
     is_clipped = ((sides < 0) | (sides > np.array(size * 2))).any(axis=1)
-    tally.degenerate = int((~is_sound).sum())
     tally.clipped = int((is_clipped & is_sound).sum())
-    labels = np.array([class_list.index(entry.name) for entry in known], dtype=np.int64)
-    difficult = np.array([entry.is_difficult for entry in known], dtype=bool)
+    labels = np.array([class_list.index(name) for name, _ in objects], dtype=np.int64)
+    difficult = np.array(list(objects.values()), dtype=bool)
     kept = (boxes[is_sound], labels[is_sound], difficult[is_sound])
     return Annotation(image_id, image_path, annotation_path, *size, *kept), tally
+
+
+def _faults_of(sides: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[str]:
+    """Of each box, as written and as clipped, why it is dropped; "" where it is not."""
+    is_swapped = (sides[:, 2:] < sides[:, :2]).any(axis=1)
+    is_empty = (sides[:, 2:] == sides[:, :2]).any(axis=1)
+    is_lost = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    in_image = (sides[:, :2] < size).all(axis=1) & (sides[:, 2:] > 0).all(axis=1)
+    in_first_pixel = (sides >= 0).all(axis=1) & (sides <= 1).all(axis=1) & (min(size) > 2)
+    conditions = (is_swapped, is_empty | is_lost & in_image, is_lost, in_first_pixel)
+    return np.select(conditions, (SWAPPED, EMPTY, OUTSIDE, IN_FIRST_PIXEL), "").tolist()
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -116,6 +158,13 @@ def _parse(path: Path) -> ElementTree.Element:
         return ElementTree.fromstring(_decode(raw))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataFault(f"{path}: the xml does not parse ({error})") from None
+
+
+def _line_of_object(path: Path, number: int) -> int:
+    """In which line of the file an object begins; objects are counted from 1."""
+    raw = path.read_bytes().replace(b"\0", b"")  # so that UTF-16 reads like all encodings that begin with ASCII
+    starts = [match.start() for match in re.finditer(rb"<object[\s/>]", raw)]
+    return raw.count(b"\n", 0, starts[number - 1]) + 1
 
 
 def _decode(raw: bytes) -> str:
@@ -160,7 +209,7 @@ def _number(text: str, what: str, path: Path) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataFault(f"{path}: {what} is '{text}', not a number")
+        raise DataFault(f"{path}: {what} is '{text}', not a number{number_hint(text)}")
     return value
 
 

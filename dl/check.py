@@ -1,6 +1,6 @@
 """Is this data set fit to train on? Every fault in one pass, every amendment counted."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -13,10 +13,12 @@ from dl.annotations import Annotation, Tally, Written, clean
 from dl.discover import DataSource, locate
 from dl.faults import DataFault
 from dl.images import ImageFacts, inspect_image, plan_delivery
+from dl.remarks import BoxFaults, about_boxes, about_classes
 from dl.report import DataReport, SplitReport, listed
 from dl.splits import find_split
 from dl.verified import VerifiedImages
 from ops.device import usable_cores
+from ops.text import shown
 
 OnImage = Callable[[int, int], None]  # hears how many images are done, of how many
 
@@ -39,7 +41,6 @@ class _Examined:
     tally: Tally = field(default_factory=Tally)
     is_ambiguous: bool = False
     has_size: bool = True
-    repeats: int = 0
     outlines: int = 0
     is_unlabelled: bool = False
     faults: list[str] = field(default_factory=list)
@@ -69,6 +70,8 @@ def check_data(
         faults, skipped = faults + skipped, []
     faults += _emptied(ids, examined) if skipped else []
     faults += _strange_classes(examined.values(), source) + _without_labels(ids, examined)
+    box_faults = _box_faults(examined.values(), source)
+    faults += _without_boxes(ids, find_split(mcfg.trainSplitName, ids), examined, box_faults, source)
     if faults:
         can_skip = mcfg.badFiles == "stop" and bool(
             source.reader.faults() or any(one.faults for one in examined.values())
@@ -77,7 +80,8 @@ def check_data(
     splits = {name: _annotations(ids[key], examined) for name, key in asked.items() if key is not None}
     reports = {name: _count(source, source.splits[key], ids[key], examined) for name, key in asked.items() if key}
     expected = {name: len(ids[key]) for name, key in asked.items() if key is not None}
-    return CheckedData(splits, expected, DataReport(source.class_list, reports, tuple(skipped)), source)
+    remarks = [*source.reader.remarks(), *_remarks(mcfg, reports, examined.values(), box_faults, source)]
+    return CheckedData(splits, expected, DataReport(source.class_list, reports, tuple(skipped), tuple(remarks)), source)
 
 
 def _examine_all(
@@ -118,9 +122,7 @@ def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _Ex
     size = (delivery.width, delivery.height)
     cleaned, tally = clean(written, image_id, image[0], annotation[0], size, source.class_list)
     has_size = written.size is not None or source.format == "yolo"  # whose labels have no place for it
-    return _Examined(
-        cleaned, tally, delivery.is_ambiguous, has_size, written.repeats, written.outlines, written.is_missing
-    )
+    return _Examined(cleaned, tally, delivery.is_ambiguous, has_size, written.outlines, written.is_missing)
 
 
 def _upright_size(path: Path, facts: ImageFacts) -> tuple[int, int]:
@@ -174,8 +176,7 @@ def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]
     for one, other in pairs:
         shared = sorted(set(source.splits[one]) & set(source.splits[other]))
         if shared:
-            names = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
-            fault = f"splits '{one}' and '{other}' share {len(shared)} images of {source.image_dir}: {names}"
+            fault = f"splits '{one}' and '{other}' share {len(shared)} images of {source.image_dir}: {shown(shared)}"
             faults.append(f"{fault}; leave each in one")
     return faults
 
@@ -187,7 +188,7 @@ def _emptied(ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _Examine
 
 def _strange_classes(examined: Collection[_Examined], source: DataSource) -> list[str]:
     ignored = sum((one.tally.ignored for one in examined), start=Tally().ignored)
-    num_known = sum(len(one.annotation.labels) + one.tally.degenerate for one in examined if one.annotation)
+    num_known = sum(len(one.annotation.labels) + one.tally.dropped.total() for one in examined if one.annotation)
     if not ignored or num_known:
         return []
     found = ", ".join(name for name, _ in ignored.most_common(10))
@@ -208,6 +209,52 @@ def _without_labels(ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _
                 "labels there, or leave the split out"
             )
     return faults
+
+
+def _box_faults(examined: Iterable[_Examined], source: DataSource) -> list[BoxFaults]:
+    """Of each annotation with boxes that were dropped or written twice."""
+    faults = []
+    for one in examined:
+        if one.annotation and (one.tally.dropped or one.tally.repeats):
+            # a json is the annotation of all images, so there the image is named
+            is_shared = source.format == "coco"
+            path = one.annotation.image_path if is_shared else one.annotation.annotation_path
+            folder = source.image_dir if is_shared else source.annotation_dir
+            name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+            faults.append(BoxFaults(name, one.tally.dropped, one.tally.repeats))
+    return faults
+
+
+def _without_boxes(
+    ids: Mapping[str, tuple[str, ...]],
+    train: str | None,
+    examined: Mapping[str, _Examined],
+    box_faults: Sequence[BoxFaults],
+    source: DataSource,
+) -> list[str]:
+    """A data set, or its training split, whose boxes are all unusable: nothing could be learned from it."""
+    groups = {"the data set": tuple(examined), **({f"split '{train}'": ids[train]} if train else {})}
+    for what, names in groups.items():
+        fit = [examined[name] for name in names if examined[name].annotation]
+        lost = sum(one.tally.dropped.total() for one in fit)
+        if lost and not any(len(one.annotation.labels) for one in fit if one.annotation):
+            reasons = "; ".join(about_boxes(box_faults, 0, source.format))
+            return [f"{source.annotation_dir}: no box of {what} can be used: {reasons}"]
+    return []
+
+
+def _remarks(
+    mcfg: ModelConfig,
+    reports: Mapping[str, SplitReport],
+    examined: Iterable[_Examined],
+    box_faults: Sequence[BoxFaults],
+    source: DataSource,
+) -> Iterator[str]:
+    num_kept = sum(len(one.annotation.labels) for one in examined if one.annotation)
+    yield from about_boxes(box_faults, num_kept, source.format)
+    if mcfg.trainSplitName in reports:
+        report = reports[mcfg.trainSplitName]
+        yield from about_classes(source.class_list, report, mcfg.trainSplitName, source.format != "voc")
 
 
 def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
@@ -235,11 +282,11 @@ def _count(
         report.difficult += int(one.annotation.difficult.sum())
         report.without_objects += not len(one.annotation.labels)
         report.clipped += one.tally.clipped
-        report.degenerate += one.tally.degenerate
+        report.dropped.update(one.tally.dropped)
         report.ignored.update(one.tally.ignored)
         report.ambiguous_turn += one.is_ambiguous
         report.without_size += not one.has_size
         report.unlabelled += one.is_unlabelled
-        report.repeats += one.repeats
+        report.repeats += one.tally.repeats
         report.outlines += one.outlines
     return report

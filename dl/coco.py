@@ -5,10 +5,12 @@ What else COCO knows (masks, captions, keypoints, areas) is not looked at.
 
 import json
 import math
+import mmap
+import re
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -19,7 +21,8 @@ from dl.faults import DataFault
 from dl.files import read_text
 from ops.text import shortened
 
-_PEEK = 1 << 16  # bytes of a json in which one of its keys must stand
+_TAIL = 64  # bytes at the end of a json in which its last bracket must stand
+_PLAIN_NUMBER = r"0|[1-9][0-9]{0,17}"  # 007 is a name, and so is what does not fit into 64 bits
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -79,9 +82,11 @@ class CocoFile:
     def _read_categories(self, entries: Any) -> dict[int, Category]:
         categories: dict[int, Category] = {}
         for entry in entries:
-            number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-            if not _is_id(number) or not isinstance(name, str) or not name.strip():
-                raise UserError(f"{self.path}: a category has no id or no name: {shortened(entry)}")
+            number, name = (_id(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+            if not isinstance(name, str) or not name.strip():
+                raise UserError(f"{self.path}: a category has no name: {shortened(entry)}")
+            if not isinstance(number, int):
+                raise UserError(f"{self.path}: the id of a category is not a whole number: {shortened(entry)}")
             if number in categories:
                 raise UserError(f"{self.path}: two categories have id {number}; the labels cannot be told apart")
             categories[number] = Category(name.strip(), str(entry.get("supercategory") or ""))
@@ -93,8 +98,8 @@ class CocoFile:
         """Fill in rows and sizes; image id -> row."""
         row_of_id: dict[int | str, int] = {}
         for entry in entries:
-            number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
-            if not _is_image_id(number) or not isinstance(name, str) or not name:
+            number, name = (_id(entry.get("id")), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
+            if number is None or not isinstance(name, str) or not name:
                 self.faults.append(f"{self.path}: an image has no id or no file_name: {shortened(entry)}")
                 continue
             if number in row_of_id:
@@ -111,8 +116,8 @@ class CocoFile:
         faulty: dict[int, str] = {}
         strays: dict[Any, list[Any]] = defaultdict(list)
         for entry in entries:
-            image = entry.get("image_id") if isinstance(entry, dict) else None
-            row = row_of_id.get(image) if _is_image_id(image) else None
+            image = _id(entry.get("image_id")) if isinstance(entry, dict) else None
+            row = None if image is None else row_of_id.get(image)
             if row is None:
                 strays[shortened(image)].append(entry.get("id") if isinstance(entry, dict) else entry)
                 continue
@@ -121,7 +126,7 @@ class CocoFile:
                 faulty.setdefault(row, f"annotation {shortened(entry.get('id'))} {complaint}")
                 continue
             rows.append(row)
-            categories.append(entry["category_id"])
+            categories.append(_id(entry["category_id"]))
             boxes.append(entry["bbox"])
             crowds.append(bool(entry.get("iscrowd")))
         for image, numbers in strays.items():
@@ -141,13 +146,18 @@ class CocoFile:
 
     def _complaint(self, entry: dict[str, Any]) -> str:
         """What makes an object unusable; empty when nothing does."""
-        category, box = entry.get("category_id"), entry.get("bbox")
-        if not _is_id(category) or category not in self.categories:
-            return f"has category_id {shortened(category)}, which is not in categories"
+        category, box = _id(entry.get("category_id")), entry.get("bbox")
+        if category not in self.categories:
+            hint = ""
+            if isinstance(category, int) and category in (min(self.categories) - 1, max(self.categories) + 1):
+                hint = f" ({min(self.categories)} to {max(self.categories)}); are all category ids shifted by one?"
+            return f"has category_id {shortened(entry.get('category_id'))}, which is not in categories{hint}"
         if not isinstance(box, list) or len(box) != 4:
-            return f"has the bbox {shortened(box)}, wanted [x, y, width, height]"
+            hint = "; make one of its segmentation" if entry.get("segmentation") and box is None else ""
+            return f"has the bbox {shortened(box)}, wanted [x, y, width, height]{hint}"
         strange = [side for side in box if not _is_number(side)]
-        return f"has {shortened(strange[0])} in its bbox, not a number" if strange else ""
+        hint = "; write numbers without quotes" if strange and isinstance(strange[0], str) else ""
+        return f"has {shortened(strange[0])} in its bbox, not a number{hint}" if strange else ""
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -174,21 +184,26 @@ def _read(path: Path, _size: int, _changed: int) -> CocoFile:
 
 
 def looks_like_coco(path: Path) -> bool:
-    """Whether a json's beginning speaks of images, annotations or categories."""
+    """Whether a json speaks of images, annotations and categories, or begins with some of them and is cut short.
+
+    Other programs write one of these keys, too: Label Studio's notes.json has categories.
+    """
     try:
-        with open(path, "rb") as file:
-            head = file.read(_PEEK)
-    except OSError:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = [content.find(f'"{key}"'.encode()) >= 0 for key in _KEYS]
+            is_whole = content[-_TAIL:].rstrip().endswith(b"}")
+    except (OSError, ValueError):  # ValueError: empty
         return False
-    return any(f'"{key}"'.encode() in head for key in _KEYS)
+    return all(found) or (any(found) and not is_whole)
 
 
-def _is_id(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_image_id(value: Any) -> TypeGuard[int | str]:
-    return _is_id(value) or isinstance(value, str)  # of categories the order counts, so those must be numbers
+def _id(value: Any) -> int | str | None:
+    """An id as it is compared: some programs write the number 7 as "7" or 7.0. None for what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(_PLAIN_NUMBER, value) else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_number(value: Any) -> bool:

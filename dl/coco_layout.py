@@ -5,18 +5,20 @@ Understood: `annotations/instances_train2017.json` with `train2017/` or `images/
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from config.errors import UserError
 from dl.coco import Category, CocoFile, looks_like_coco, read_coco
-from dl.files import natural_key, subfolders
+from dl.files import IMAGE_SUFFIXES, natural_key, subfolders, walk_files
 from dl.lists import Splits, tree_splits
 from dl.readers import CocoFiles
 from dl.source import DataSource, Search, checked_classes
 from dl.splits import canonical_name, hinted_names
 from dl.tree import ImageTree
+from ops.text import shown
 
 _JSON = ".json"
 _JSON_FOLDERS = ("annotations", "annotation")
@@ -32,11 +34,18 @@ class _Part(NamedTuple):
     file: CocoFile
     split: str  # "" when its name speaks of none
     images: dict[str, str]  # path below image_dir -> file_name as written
+    faults: list[str]  # names of the same image, of which only one would count
 
 
 def holds_coco(folder: Path) -> bool:
     """Whether a json in this folder, in its annotations or beside the images of a split looks like COCO's."""
     return bool(_json_files(_annotation_dir(folder)))
+
+
+def named_images(folder: Path) -> int:
+    """How many images that a json of the folder names lie in it. Raises `UserError` for a json that is broken."""
+    named = {_bare(name) for path in _json_files(_annotation_dir(folder)) for name in read_coco(path).file_names}
+    return len(named & set(map(_bare, walk_files(folder, IMAGE_SUFFIXES))))
 
 
 def lay_out_coco(search: Search) -> DataSource:
@@ -50,6 +59,7 @@ def lay_out_coco(search: Search) -> DataSource:
         raise UserError(f"{annotation_dir}: no COCO json (images, annotations, categories) there; set annotationDir")
     parts = [_part(path, image_dir) for path in paths]
     parts = _without_strangers(parts, search.notes)
+    search.notes.extend(note for part in parts for note in _outside(part, image_dir))
     given = _given(parts)
     known = {image: (part.file, name) for part in parts for image, name in part.images.items()}
     splits, files = tree_splits(search.wanted, search.base, ImageTree(image_dir, known), given, search.notes)
@@ -57,7 +67,8 @@ def lay_out_coco(search: Search) -> DataSource:
     classes = checked_classes(classes, "classList" if search.class_list else f"{paths[0]}: categories")
     if not (search.image_dir and search.annotation_dir):
         search.notes.append(f"COCO annotations in {', '.join(str(part.file.path) for part in parts)}")
-    reader = CocoFiles(image_dir, annotation_dir, files, known.get, [part.file for part in parts])
+    faults = [fault for part in parts for fault in (*part.file.faults, *part.faults)]
+    reader = CocoFiles(ImageTree(image_dir), annotation_dir, files, known, faults)
     return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, "coco", files)
 
 
@@ -87,11 +98,25 @@ def _part(path: Path, image_dir: Path) -> _Part:
     split = next(iter(hints)) if len(hints) == 1 else ""
     tree = ImageTree(image_dir, ())
     folder, is_bare = _image_folder(file, split, image_dir)
-    images: dict[str, str] = {}
+    names: dict[str, list[str]] = defaultdict(list)
     for name in file.file_names:
-        place = folder / (PurePosixPath(name.replace("\\", "/")).name if is_bare else name)
-        images.setdefault(tree.below(place) or str(place), name)
-    return _Part(file, split, images)
+        place = folder / (_bare(name) if is_bare else name)
+        names[tree.below(place) or os.path.normpath(place)].append(name)
+    twice = {image: same for image, same in names.items() if len(same) > 1}
+    faults = [f"{path}: file_name {', '.join(same)} mean the same image {image}" for image, same in twice.items()]
+    return _Part(file, split, {image: same[0] for image, same in names.items()}, faults)
+
+
+def _bare(name: str) -> str:
+    """A file_name without its folders, which may be those of another machine."""
+    return PurePosixPath(name.replace("\\", "/")).name
+
+
+def _outside(part: _Part, image_dir: Path) -> list[str]:
+    names = [name for path, name in part.images.items() if os.path.isabs(path)]
+    if not names:
+        return []
+    return [f"{part.file.path}: {len(names)} file_name lead out of {image_dir}: {shown(names)}; is that meant?"]
 
 
 def _image_folder(file: CocoFile, split: str, image_dir: Path) -> tuple[Path, bool]:
@@ -106,7 +131,7 @@ def _image_folder(file: CocoFile, split: str, image_dir: Path) -> tuple[Path, bo
     best = (folders[0], False)
     most = 0
     for is_bare in (False, True):
-        words = [PurePosixPath(name.replace("\\", "/")).name if is_bare else name for name in sample]
+        words = [_bare(name) if is_bare else name for name in sample]
         for folder in folders:
             count = sum(os.path.isfile(folder / word) for word in words)
             if count > most:

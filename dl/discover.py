@@ -1,18 +1,23 @@
 """What kind of data set lies in this folder? Where are its images, annotations, classes and splits?
 
 Pascal VOC, COCO and YOLO, each in the layouts that its file `*_layout.py` tells; also one or two folders further down.
-Where several formats lie side by side the first of VOC, COCO and YOLO is taken, unless annotationFormat says another.
+Where several formats lie side by side the one that annotates most images is taken, and of equals the first of VOC, COCO
+and YOLO, unless annotationFormat says another.
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from dl.coco_layout import holds_coco, lay_out_coco
-from dl.files import XML_SUFFIXES, holds_file, subfolders
+from dl.coco_layout import holds_coco, lay_out_coco, named_images
+from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, holds_file, repeated_links, subfolders
 from dl.lists import Wanted
+from dl.pairing import paired_annotations
 from dl.source import FORMATS, DataSource, Search
 from dl.voc_layout import holds_voc, is_named_like_voc, lay_out_voc
 from dl.yolo import LABEL_SUFFIXES
@@ -22,13 +27,15 @@ from dl.yolo_layout import holds_yolo, lay_out_yolo
 class _Layout(NamedTuple):
     holds: Callable[[Path], bool]
     lay_out: Callable[[Search], DataSource]
+    count: Callable[[Path], int]  # images of a folder that are annotated in this format
 
 
 _LAYOUTS = {
-    "voc": _Layout(holds_voc, lay_out_voc),
-    "coco": _Layout(holds_coco, lay_out_coco),
-    "yolo": _Layout(holds_yolo, lay_out_yolo),
+    "voc": _Layout(holds_voc, lay_out_voc, partial(paired_annotations, suffixes=XML_SUFFIXES)),
+    "coco": _Layout(holds_coco, lay_out_coco, named_images),
+    "yolo": _Layout(holds_yolo, lay_out_yolo, partial(paired_annotations, suffixes=LABEL_SUFFIXES)),
 }
+_MOST_KINDS = 8  # of files that a refusal counts
 
 
 def locate(mcfg: ModelConfig) -> DataSource:
@@ -90,22 +97,61 @@ def _home(base: Path, asked: str, notes: list[str]) -> tuple[Path, str]:
     children = list(subfolders(base).values())
     grandchildren = [grandchild for child in children for grandchild in subfolders(child).values()]
     for level in ([base], children, grandchildren):
-        homes = {folder: formats for folder in level if (formats := _formats_in(folder, asked))}
+        places = {place.resolve(): place for place in reversed(level)}  # a link to a folder is no second data set
+        homes = {folder: formats for folder in places.values() if (formats := _formats_in(folder, asked))}
         if len(homes) > 1:
             raise UserError(
-                f"{base} holds several data sets ({', '.join(map(str, homes))}): give one of them as the data folder"
+                f"{base} holds several data sets ({', '.join(map(str, sorted(homes)))}): give one of them as the data "
+                "folder"
             )
         for home, formats in homes.items():
-            if len(formats) > 1:
-                others = ", ".join(f"{FORMATS[name]} (annotationFormat={name})" for name in formats[1:])
-                notes.append(f"{home} holds several formats: {FORMATS[formats[0]]} is read; there is also {others}")
-            return home, formats[0]
-    tried = f"{base / 'images'}, {base / 'JPEGImages'}, {base / 'annotations'}, {base / 'Annotations'}"
+            notes += [f"{home / link} is a link to a folder that is read already" for link in repeated_links(home)]
+            return home, _best(home, formats, notes)
+    raise UserError(_refusal(base, asked, [base, *children, *grandchildren]))
+
+
+def _best(home: Path, formats: list[str], notes: list[str]) -> str:
+    """The format that annotates most images of a folder; of equals the first."""
+    if len(formats) == 1:
+        return formats[0]
+    counts = {name: _LAYOUTS[name].count(home) for name in formats}
+    best = max(formats, key=lambda name: counts[name])
+    others = [f"{FORMATS[name]} ({counts[name]}, annotationFormat={name})" for name in formats if name != best]
+    notes.append(
+        f"{home} holds several formats: {FORMATS[best]} is read, which annotates {counts[best]} images; there is also "
+        + ", ".join(others)
+    )
+    return best
+
+
+def _refusal(base: Path, asked: str, places: list[Path]) -> str:
+    """That there is no data set: which files lie in the places, and what to do about it."""
+    names = [entry.name for place in places for entry in os.scandir(place) if entry.is_file()]
+    kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in names if not name.startswith("."))
+    images = sum(count for suffix, count in kinds.items() if suffix in IMAGE_SUFFIXES)
+    found = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common(_MOST_KINDS)) or "no file"
+    if kinds[".zip"] + kinds[".tar"] + kinds[".gz"] and not images:
+        way_out = "unpack the archive first"
+    elif not images:
+        way_out = "give the folder that holds images and annotations"
+    elif kinds[".xml"]:
+        way_out = "put images in 'images' and the Pascal VOC files in 'annotations', or set imageDir and annotationDir"
+    elif kinds[".txt"]:
+        way_out = (
+            "for YOLO labels put images in 'images', labels in 'labels' and a data.yaml or classes.txt beside them, or "
+            "set imageDir and annotationDir"
+        )
+    elif kinds[".json"]:
+        way_out = "a COCO json needs images, annotations and categories; convert other json to COCO"
+    else:
+        way_out = (
+            "there are images but no annotations: put Pascal VOC files in 'annotations' or YOLO labels in 'labels'"
+        )
     looked_for = "" if asked == "auto" else f" of annotationFormat={asked}"
-    raise UserError(
+    tried = f"{base / 'images'}, {base / 'JPEGImages'}, {base / 'annotations'}, {base / 'Annotations'}"
+    return (
         f"{base}: no data set found there or two folders below{looked_for}; tried {tried}, images beside their xml "
-        "files, a data.yaml, labels beside images, and COCO json; put images in 'images' and Pascal VOC files in "
-        "'annotations', or set imageDir and annotationDir"
+        f"files, a data.yaml, labels beside images, and COCO json; the files there are {found}: {way_out}"
     )
 
 

@@ -3,15 +3,20 @@
 import codecs
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from config.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in "jpg jpeg jpe jfif png bmp dib tif tiff webp gif ppm pgm pbm pnm jp2 avif".split()  # noqa: SIM905
-)
+
+def _suffixes(endings: str) -> frozenset[str]:
+    return frozenset(f".{ending}" for ending in endings.split())
+
+
+# Pillow reads these with a plugin only (pillow-heif, ...). They are images of the data set all the same, and the check
+# says that they cannot be read: if they were left out, their objects would be lost without a word.
+PLUGIN_SUFFIXES = _suffixes("heic heif hif heics jxl dng cr2 cr3 nef arw orf rw2 raf")
+IMAGE_SUFFIXES = PLUGIN_SUFFIXES | _suffixes("jpg jpeg jpe jfif png bmp dib tif tiff webp gif ppm pgm pbm pnm jp2 avif")
 XML_SUFFIXES = frozenset({".xml"})
 
 
@@ -60,25 +65,62 @@ def index_by_stem(folder: Path, suffixes: Container[str]) -> dict[str, list[Path
     index: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))  # ._x.jpg is macOS's litter
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes:
-            index.setdefault(stem, []).append(folder / name)
+    for name in _without_originals(names, suffixes):
+        index.setdefault(os.path.splitext(name)[0], []).append(folder / name)
     return index
 
 
 def walk_files(folder: Path, suffixes: Container[str]) -> list[str]:
     """Files below `folder` with one of the suffixes, as paths relative to it with `/`, sorted; hidden ones left out.
 
-    Each folder is listed once, so that 100,000 images cost a fraction of a second.
+    Links to folders are followed, but each folder is listed once, under its own name where it has one below `folder`:
+    a link to a folder above would otherwise give every file many names. 100,000 images cost a fraction of a second.
     """
     found: list[str] = []
-    for place, children, names in os.walk(folder, followlinks=True):
-        children[:] = [name for name in children if not name.startswith(".")]
+    for place, names in _walk(folder):
         front = "" if place == str(folder) else os.path.relpath(place, folder).replace(os.sep, "/") + "/"
-        visible = [name for name in names if not name.startswith(".")]
-        found += [front + name for name in visible if os.path.splitext(name)[1].lower() in suffixes]
+        found += [front + name for name in _without_originals(names, suffixes)]
     return sorted(found)
+
+
+def repeated_links(folder: Path) -> list[str]:
+    """Links to folders that `walk_files` does not follow, because the folder is listed under another name: sorted."""
+    links: list[str] = []
+    for _ in _walk(folder, links):
+        pass
+    return sorted(os.path.relpath(link, folder).replace(os.sep, "/") for link in links)
+
+
+def _walk(folder: Path, repeated: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its visible files) for each folder once; links to folders come after the folders themselves.
+
+    `repeated` receives the links to folders that are listed under another name, or that hold `folder` itself.
+    """
+    home = os.path.join(os.path.realpath(folder), "")
+    waiting, visited = [str(folder)], set()
+    while waiting:
+        start = waiting.pop(0)
+        target = os.path.realpath(start)
+        if target in visited or (visited and home.startswith(os.path.join(target, ""))):
+            if repeated is not None:
+                repeated.append(start)
+            continue
+        for place, children, names in os.walk(start):
+            if (target := os.path.realpath(place)) in visited:  # below a link, and reached by an earlier link
+                children.clear()
+                continue
+            visited.add(target)
+            children[:] = sorted(name for name in children if not name.startswith("."))
+            waiting += [path for name in children if os.path.islink(path := os.path.join(place, name))]
+            yield place, [name for name in names if not name.startswith(".")]
+
+
+def _without_originals(names: Iterable[str], suffixes: Container[str]) -> Iterator[str]:
+    """Names of one folder with one of the suffixes; IMG_1.HEIC is left out where its copy IMG_1.jpg lies beside it."""
+    split = [(name, *os.path.splitext(name)) for name in names]
+    chosen = [(name, stem, suffix.lower()) for name, stem, suffix in split if suffix.lower() in suffixes]
+    readable = {stem for _, stem, suffix in chosen if suffix not in PLUGIN_SUFFIXES}
+    return (name for name, stem, suffix in chosen if suffix not in PLUGIN_SUFFIXES or stem not in readable)
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
@@ -94,3 +136,10 @@ def holds_file(folder: Path, suffixes: Container[str]) -> bool:
         return any(
             os.path.splitext(entry.name)[1].lower() in suffixes and not entry.name.startswith(".") for entry in entries
         )
+
+
+def file_named(folder: Path, name: str) -> Path | None:
+    """The visible file of this name in the folder, in any case (Classes.TXT); None where there is none."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.lower() == name.lower() and entry.is_file())
+    return folder / (name if name in names else names[0]) if names else None

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from dl.files import natural_key, read_lines, subfolders
+from dl.files import image_id, natural_key, read_lines, subfolders
 from dl.splits import USUAL_NAMES, canonical_name, carve_validation, find_split, hinted_names, make_splits
 from dl.tree import ImageTree, name_images
+from ops.text import shown
 
 _COURSE_VERSION = "v5"  # of the split lists that the course hands out
 # Where lists may lie and how they may end: .txt in "splits" and "imagesets" is read, of the rest we complain.
@@ -54,6 +55,35 @@ def listed_splits(files: Iterable[Path], to_image: ToImage, notes: list[str]) ->
     return splits
 
 
+def folder_splits(paths: Iterable[str]) -> Splits:
+    """Split name -> paths in folders that are named like splits: train/images/a.jpg, images/val2017/b.jpg.
+
+    The first folder of a path that is a split's name counts. Only where no folder is one, words in the names count
+    (train2017, bird_train), and then only if there is a `train`. Paths in no such folder are in no split.
+    """
+    paths = list(paths)
+    for name_of in (_named_split, _hinted_split):
+        splits: dict[str, list[str]] = {}
+        for path in paths:
+            names = filter(None, map(name_of, path.split("/")[:-1]))
+            if name := next(names, None):
+                splits.setdefault(name, []).append(path)
+        held_out = {"validation", "test"} if name_of is _named_split else set()  # small may mean a size, too
+        if splits.keys() & {"train", "trainval", *held_out}:
+            return {name: tuple(members) for name, members in splits.items()}
+    return {}
+
+
+def _named_split(folder: str) -> str | None:
+    name = canonical_name(folder)
+    return name if name in (*USUAL_NAMES, "test", "trainval") else None
+
+
+def _hinted_split(folder: str) -> str | None:
+    hints = hinted_names(folder)
+    return next(iter(hints)) if len(hints) == 1 else None
+
+
 def has_usual(splits: Mapping[str, tuple[str, ...]], wanted: Wanted) -> bool:
     """Whether one of the splits is one that a run uses."""
     return any(find_split(name, splits) for name in (*USUAL_NAMES, "trainval", *wanted.names))
@@ -62,8 +92,12 @@ def has_usual(splits: Mapping[str, tuple[str, ...]], wanted: Wanted) -> bool:
 def draw_splits(
     wanted: Wanted, base: Path | None, files: Collection[Path], ids: Collection[str], notes: list[str]
 ) -> Splits:
-    """Drawn from the seed, but only where nothing looks like a list: a test image must stay one. Raises `UserError`."""
-    _refuse_strange_lists(files or _unread_lists(base, ids), "train.txt, validation.txt (or val.txt) and test.txt")
+    """Drawn from the seed, but only where nothing looks like a list: a test image must stay one. Raises `UserError`.
+
+    A list that names every image, as CVAT's default.txt, says nothing of splits.
+    """
+    strange = [path for path in files or _unread_lists(base, ids) if not _names_all(path, ids)]
+    _refuse_strange_lists(strange, "train.txt, validation.txt (or val.txt) and test.txt")
     splits = make_splits(ids, wanted.seed)
     counts = ", ".join(f"{len(names)} {name}" for name, names in splits.items())
     notes.append(f"no split files found: split by splitSeed={wanted.seed} into {counts} images")
@@ -87,19 +121,29 @@ def complete_splits(splits: Splits, wanted: Wanted, files: Iterable[Path], notes
 
 
 def tree_splits(
-    wanted: Wanted, base: Path | None, tree: ImageTree, given: Mapping[str, tuple[str, ...]], notes: list[str]
+    wanted: Wanted,
+    base: Path | None,
+    tree: ImageTree,
+    given: Mapping[str, tuple[str, ...]],
+    notes: list[str],
+    annotation_of: Callable[[], Mapping[str, str]] = dict,
 ) -> tuple[Splits, dict[str, str]]:
     """Splits of a tree of images, and image id -> path below the tree's folder.
 
-    subsetMap wins, then `given` (split name -> paths, e.g. one folder each), then lists below `base`; without any of
-    them splits are drawn. Raises `UserError`.
+    subsetMap wins, then `given` (split name -> paths, e.g. one json each), then lists below `base`, then folders that
+    are named like splits, of images or else of their annotations (`annotation_of`: image -> annotation); without any
+    of them splits are drawn. Raises `UserError`.
     """
     if wanted.subset_map:
         return _named(explicit_splits(wanted, tree.find))
     files = split_files(base) if base else []
     files = [path for path in files if canonical_name(path.stem) not in given]
-    paths = {**listed_splits(files, tree.find, notes), **given}
+    lists = listed_splits(files, tree.find, notes)
+    if not given and not {"train", "trainval"} & lists.keys() and (given := _splits_by_folders(tree, annotation_of)):
+        notes.append(f"splits by folders: {', '.join(f'{name} {len(members)}' for name, members in given.items())}")
+    paths = {**lists, **given}
     if has_usual(paths, wanted):
+        notes += _in_no_split(tree.paths, paths)
         splits, images = _named(paths)
         if apart := sum("/" in name for name in images):
             notes.append(f"{apart} images share their name with one in another folder, which their ids have in front")
@@ -109,6 +153,19 @@ def tree_splits(
     if not images:
         raise UserError(f"{tree.folder}: no images there")
     return draw_splits(wanted, base, files, images.keys(), notes), images
+
+
+def _splits_by_folders(tree: ImageTree, annotation_of: Callable[[], Mapping[str, str]]) -> Splits:
+    if splits := folder_splits(tree.paths):
+        return splits
+    image_of = {annotation: image for image, annotation in annotation_of().items()}
+    return {name: tuple(image_of[path] for path in members) for name, members in folder_splits(image_of).items()}
+
+
+def _in_no_split(images: Iterable[str], splits: Mapping[str, Collection[str]]) -> list[str]:
+    used = {image for members in splits.values() for image in members}
+    left = [image for image in images if image not in used]
+    return [f"{len(left)} images are in no split and are not used: {shown(left)}"] if left else []
 
 
 def _named(paths: Mapping[str, tuple[str, ...]]) -> tuple[Splits, dict[str, str]]:
@@ -124,7 +181,8 @@ def split_files(base: Path) -> list[Path]:
         files = _text_files(folder)
         if folder.name.lower() == "main":
             # VOC's Main also holds <class>_train.txt, which lists presence of a class and is no split
-            files = [path for path in files if not path.stem.endswith(("_train", "_val", "_trainval", "_test"))]
+            ends = tuple(f"_{name}" for name in ("train", "val", "trainval", "test", *(path.stem for path in files)))
+            files = [path for path in files if not path.stem.endswith(ends)]
         if files:
             return files
     return [path for path in _text_files(base) if canonical_name(path.stem) in USUAL_NAMES]  # not classes.txt, README
@@ -141,11 +199,16 @@ def _refuse_strange_lists(files: Iterable[Path], expected: str) -> None:
     """Stop rather than draw splits where the user has made some."""
     paths = [str(path) for path in files]
     if paths:
-        shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
         raise UserError(
-            f"{shown}: not understood as split lists; expected in the folder 'splits': {expected}, one image name per "
-            "line; or name the files, e.g. --set subsetMap=train:FILE,validation:FILE,test:FILE"
+            f"{shown(paths)}: not understood as split lists; expected in the folder 'splits': {expected}, one image "
+            "name per line; or name the files, e.g. --set subsetMap=train:FILE,validation:FILE,test:FILE"
         )
+
+
+def _names_all(path: Path, ids: Collection[str]) -> bool:
+    if hinted_names(path.stem):
+        return False
+    return {image_id(line, ids) for line in read_lines(path)} >= set(map(image_id, ids))
 
 
 def _unread_lists(base: Path | None, ids: Collection[str]) -> list[Path]:

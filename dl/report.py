@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dl.annotations import DROPPED
 from ops.text import align_columns
 
 _MOST_PRINTED = 20
@@ -25,15 +26,21 @@ class SplitReport:
     without_objects: int = 0  # images that are negatives
     difficult: int = 0
     clipped: int = 0
-    degenerate: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # why, one of dl.annotations.DROPPED -> boxes
     ignored: Counter[str] = field(default_factory=Counter)  # class outside the list -> objects
     duplicates: int = 0
     ambiguous_turn: int = 0
     without_size: int = 0
     unlabelled: int = 0  # images without a label file, which are negatives
-    repeats: int = 0  # objects said twice
+    repeats: int = 0  # objects of a class and box that another object of the image has, too
     outlines: int = 0  # polygons
     skipped: int = 0
+
+    @property
+    def lost_share(self) -> float:
+        """Of the boxes of known classes, the share that cannot be used; 0 where there are none."""
+        lost = self.dropped.total()
+        return lost / (self.objects + lost) if lost else 0.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,13 @@ class DataReport:
     class_list: tuple[str, ...]
     splits: dict[str, SplitReport]
     skipped: tuple[str, ...] = ()  # faults passed over because of badFiles=skip, each naming its file
+    remarks: tuple[str, ...] = ()  # sentences about the whole: files that belong to nothing, what looks like a mistake
 
     def table(self) -> str:
-        """Classes and warnings down, splits across, no row for a warning that did not occur; then what was skipped."""
+        """Classes and warnings down, splits across, no row for a warning that did not occur; then remarks and skipped.
+
+        A remark is a line that begins with "!".
+        """
         splits = self.splits.values()
         rows = [
             ("images", [split.images for split in splits]),
@@ -55,7 +66,7 @@ class DataReport:
         ]
         lines = align_columns([["", *self.splits], *([label, *map(str, values)] for label, values in rows)])
         skipped = ["skipped (badFiles=skip):", *listed(self.skipped)] if self.skipped else []
-        return "\n".join([*lines, *skipped])
+        return "\n".join([*lines, *(f"! {remark}" for remark in self.remarks), *skipped])
 
     def _warnings(self) -> list[tuple[str, list[int]]]:
         splits = list(self.splits.values())
@@ -65,7 +76,7 @@ class DataReport:
             ("objects written twice, counted once", [split.repeats for split in splits]),
             ("outlines, of which the box is used", [split.outlines for split in splits]),
             ("boxes clipped at the image's border", [split.clipped for split in splits]),
-            ("boxes without area, dropped", [split.degenerate for split in splits]),
+            *((f"boxes {why}, dropped", [split.dropped[why] for split in splits]) for why in DROPPED),
             *self._ignored_rows(splits),
             ("difficult objects (trained on, not evaluated)", [split.difficult for split in splits]),
             ("names listed twice", [split.duplicates for split in splits]),

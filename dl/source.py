@@ -32,6 +32,10 @@ class Reader(Protocol):
         """What is wrong with the annotations and belongs to no image."""
         ...
 
+    def remarks(self) -> list[str]:
+        """What is left over, a sentence each: annotations without an image, images without an entry."""
+        ...
+
 
 @dataclass(frozen=True)
 class DataSource:

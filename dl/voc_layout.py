@@ -2,7 +2,8 @@
 
 Understood: the course's layout (`images annotations splits[/v5]/*.txt classes.txt`), VOCdevkit's names (`JPEGImages
 Annotations ImageSets/Main`), the official MAR20 download (`Annotations/Horizontal Bounding Boxes`), images and xml
-side by side in one folder, or so in one folder a split (Roboflow's export: `train valid test`).
+side by side in one folder; and folders of splits, inside these (`images/train annotations/train ...`) or around them
+(Roboflow's export `train valid test`, `train/images train/annotations ...`).
 """
 
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from dl.faults import DataFault
 from dl.files import (
     IMAGE_SUFFIXES,
     XML_SUFFIXES,
+    file_named,
     holds_file,
     image_id,
     index_by_stem,
@@ -32,21 +34,19 @@ from dl.lists import (
     split_files,
     tree_splits,
 )
+from dl.pairing import ANNOTATION_FOLDERS, Pairs, pair
 from dl.readers import VocFolder, VocTree
 from dl.source import DataSource, Search, checked_classes
 from dl.splits import canonical_name
 from dl.tree import IMAGE_FOLDERS, ImageTree
+from ops.text import shown
 
-_ANNOTATION_FOLDERS = ("annotations", "annotation", "xmls", "xml")
 _HORIZONTAL = "horizontal bounding boxes"  # official MAR20 keeps the oriented ones beside them
 
 
 def holds_voc(folder: Path) -> bool:
     """Whether images and xml files lie in this folder as understood here."""
-    annotation_dir = _annotation_folder_in(folder)
-    if annotation_dir is not None and _image_folder_in(folder) is not None:
-        return holds_file(annotation_dir, XML_SUFFIXES)
-    return "train" in _flat_splits(folder)
+    return _holds_pairs(folder) or "train" in _folders_of_splits(folder)
 
 
 def is_named_like_voc(folder: Path) -> bool:
@@ -58,30 +58,42 @@ def lay_out_voc(search: Search) -> DataSource:
     """The data set in the folders of `search`. Raises `UserError` with the absolute paths that were tried."""
     base, notes = search.base, search.notes
     is_explicit = search.image_dir is not None and search.annotation_dir is not None
-    flat = _flat_splits(base) if base and not (search.image_dir or search.annotation_dir) else {}
-    if base and flat and not is_named_like_voc(base):
-        notes.append(f"images and annotations in {', '.join(map(str, flat.values()))}")
-        given = {name: tuple(_images_in(base, folder)) for name, folder in flat.items()}
-        return _from_tree(search, base, base, given)
+    around = _folders_of_splits(base) if base and not (search.image_dir or search.annotation_dir) else {}
+    if base and around and not is_named_like_voc(base):
+        notes.append(f"images and annotations in {', '.join(map(str, around.values()))}")
+        return _from_tree(search, base, base)
     image_dir = search.image_dir or _image_folder(base)
     annotation_dir = search.annotation_dir or _annotation_folder(base)
     if not is_explicit:
         notes.append(f"images in {image_dir}, annotations in {annotation_dir}")
     reader = VocFolder(image_dir, annotation_dir, search.suffix)
-    if not reader.ids:
-        if walk_files(image_dir, IMAGE_SUFFIXES):
-            return _from_tree(search, image_dir, annotation_dir, {})
+    images, xml_files = walk_files(image_dir, IMAGE_SUFFIXES), walk_files(annotation_dir, XML_SUFFIXES)
+    if not images and not xml_files:
         raise UserError(f"{image_dir}: no images, and no xml files in {annotation_dir}")
+    if _lie_in_folders(pair(images, xml_files), reader):
+        return _from_tree(search, image_dir, annotation_dir)
+    below = [path for path in images if "/" in path]
+    if below and not is_explicit:
+        notes.append(f"{len(below)} images in folders below {image_dir} are not used: {shown(below)}")
     splits = _splits(search, reader)
     classes = _classes(search, annotation_dir, (path for paths in reader.annotations.values() for path in paths))
     return DataSource(image_dir, annotation_dir, classes, splits, reader, notes)
 
 
-def _from_tree(search: Search, image_dir: Path, annotation_dir: Path, given: Splits) -> DataSource:
-    splits, files = tree_splits(search.wanted, search.base, ImageTree(image_dir), given, search.notes)
-    paths = (annotation_dir / path for path in walk_files(annotation_dir, XML_SUFFIXES))
-    classes = _classes(search, annotation_dir, paths)
-    reader = VocTree(image_dir, annotation_dir, files)
+def _lie_in_folders(pairs: Pairs, reader: VocFolder) -> bool:
+    """Whether more images have their xml by way of folders than directly in the two folders."""
+    flat = len(reader.images.keys() & reader.annotations.keys())
+    in_folders = sum("/" in image or "/" in xml for image, xml in pairs.annotation_of.items())
+    return in_folders > flat or (not reader.images and not flat)
+
+
+def _from_tree(search: Search, image_dir: Path, annotation_dir: Path) -> DataSource:
+    tree, xml_files = ImageTree(image_dir), walk_files(annotation_dir, XML_SUFFIXES)
+    splits, files = tree_splits(
+        search.wanted, search.base, tree, {}, search.notes, lambda: pair(tree.paths, xml_files).annotation_of
+    )
+    classes = _classes(search, annotation_dir, (annotation_dir / path for path in xml_files))
+    reader = VocTree(tree, annotation_dir, files)
     return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, "voc", files)
 
 
@@ -100,25 +112,34 @@ def _splits(search: Search, reader: VocFolder) -> Splits:
     return complete_splits(splits, wanted, files, search.notes)
 
 
-def _flat_splits(folder: Path) -> dict[str, Path]:
-    """Split name -> folder with images and xml side by side."""
+def _folders_of_splits(folder: Path) -> dict[str, Path]:
+    """Split name -> folder with images and xml files, side by side or in two folders of the usual names."""
     children = {canonical_name(name): path for name, path in subfolders(folder).items()}
-    return {name: children[name] for name in ("train", "validation", "test") if _is_flat(children.get(name))}
+    found = {name: children[name] for name in ("train", "validation", "test") if name in children}
+    return {name: path for name, path in found.items() if _holds_pairs(path)}
 
 
-def _images_in(base: Path, folder: Path) -> Iterable[str]:
-    return (f"{folder.name}/{path.name}" for paths in index_by_stem(folder, IMAGE_SUFFIXES).values() for path in paths)
+def _holds_pairs(folder: Path) -> bool:
+    annotation_dir = _annotation_folder_in(folder)
+    if annotation_dir is None or _image_folder_in(folder) is None:
+        return False
+    return holds_file(annotation_dir, XML_SUFFIXES) or bool(walk_files(annotation_dir, XML_SUFFIXES))
 
 
 def _image_folder_in(folder: Path) -> Path | None:
+    """The folder of images; the folder itself when images lie beside their xml, or in folders of splits."""
     children = subfolders(folder)
     named = next((children[name] for name in IMAGE_FOLDERS if name in children), None)
-    return named or (folder if _is_flat(folder) else None)
+    if named or _is_flat(folder):
+        return named or folder
+    has_annotations = any(name in children for name in ANNOTATION_FOLDERS)
+    splits = [path for name, path in children.items() if canonical_name(name) in ("train", "trainval")]
+    return folder if has_annotations and any(holds_file(path, IMAGE_SUFFIXES) for path in splits) else None
 
 
 def _annotation_folder_in(folder: Path) -> Path | None:
     children = subfolders(folder)
-    named = next((children[name] for name in _ANNOTATION_FOLDERS if name in children), None)
+    named = next((children[name] for name in ANNOTATION_FOLDERS if name in children), None)
     if named:
         return subfolders(named).get(_HORIZONTAL, named)
     return children.get(_HORIZONTAL) or (folder if _is_flat(folder) else None)
@@ -150,8 +171,8 @@ def _missing_folder(base: Path, field_name: str, names: tuple[str, ...]) -> Path
 def _classes(search: Search, annotation_dir: Path, xml_files: Iterable[Path]) -> tuple[str, ...]:
     if search.class_list is not None:
         return checked_classes(search.class_list, "classList")
-    path = search.base / "classes.txt" if search.base else None
-    if path and path.is_file():
+    path = file_named(search.base, "classes.txt") if search.base else None
+    if path:
         return checked_classes(read_lines(path), str(path))
     names = sorted(_names_in(xml_files), key=natural_key)
     if not names:

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from config.errors import UserError
-from dl.annotations import Written, WrittenObject
+from dl.annotations import Written, WrittenObject, number_hint
 from dl.faults import DataFault
 from dl.files import read_text
 
@@ -80,8 +80,8 @@ def read_yolo(path: Path, names: Mapping[int, str], size: tuple[int, int], has_k
         if not path.exists():
             return Written(None, (), is_missing=True)
         raise DataFault(str(error)) from None
-    rows: dict[tuple[float, ...], WrittenObject] = {}
-    num_rows = outlines = 0
+    objects: list[WrittenObject] = []
+    outlines = 0
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
@@ -89,21 +89,18 @@ def read_yolo(path: Path, names: Mapping[int, str], size: tuple[int, int], has_k
         where = f"{path}: line {number}"
         words = words[:5] if has_keypoints else words
         values = _numbers(words, where)
-        name = _class_name(values[0], names, where)
-        num_rows += 1
-        if tuple(values) not in rows:
-            outlines += len(values) > 5
-            rows[tuple(values)] = WrittenObject(name, _box(words, values[1:], size), False)
-    return Written(None, tuple(rows.values()), repeats=num_rows - len(rows), outlines=outlines)
+        outlines += len(values) > 5
+        objects.append(WrittenObject(_class_name(values[0], names, where), _box(words, values[1:], size), False))
+    return Written(None, tuple(objects), outlines)
 
 
-def label_path(image: str) -> str:
-    """Where the label of an image lies: the last folder `images` becomes `labels`; without one, beside the image."""
-    *folders, name = image.split("/")
-    if "images" in folders:
-        last = len(folders) - 1 - folders[::-1].index("images")
-        folders[last] = "labels"
-    return "/".join([*folders, os.path.splitext(name)[0] + ".txt"])
+def looks_like_labels(path: Path) -> bool:
+    """Whether the first line of a text that is not empty reads as a label."""
+    try:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+        return bool(lines) and bool(_numbers(lines[0].split(), ""))
+    except UserError:
+        return False
 
 
 def _parse(path: Path) -> Any:
@@ -146,7 +143,7 @@ def _numbers(words: list[str], where: str) -> list[float]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise DataFault(f"{where}: '{word}' is not a number")
+            raise DataFault(f"{where}: '{word}' is not a number{number_hint(word)}")
         values.append(value)
     if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
         hint = "; is the sixth a score? labels have none" if len(values) == 6 else ""
@@ -169,7 +166,9 @@ def _is_share(value: float) -> bool:
 def _class_name(value: float, names: Mapping[int, str], where: str) -> str:
     if value not in names:
         known = f"{min(names)} ({names[min(names)]}) to {max(names)} ({names[max(names)]})"
-        raise DataFault(f"{where}: class {value:g} is not in the class list, which goes from {known}")
+        hint = "; do the labels count classes from 1 instead of 0?" if value == max(names) + 1 else ""
+        hint = "; the class is the first number of a line, and whole" if not value.is_integer() else hint
+        raise DataFault(f"{where}: class {value:g} is not in the class list, which goes from {known}{hint}")
     return names[int(value)]
 
 

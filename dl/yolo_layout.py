@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from config.errors import UserError
-from dl.files import IMAGE_SUFFIXES, holds_file, read_lines, subfolders, walk_files
+from dl.files import IMAGE_SUFFIXES, file_named, read_lines, subfolders, walk_files
 from dl.lists import tree_splits
+from dl.pairing import pair, paired_annotations
 from dl.readers import YoloTree
 from dl.source import DataSource, Search, checked_classes
 from dl.splits import USUAL_NAMES, canonical_name
 from dl.tree import ImageTree
 from dl.yolo import LABEL_SUFFIXES, DataYaml, find_data_yaml, read_data_yaml
 
-_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels/classes.txt", "train/_darknet.labels")
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 
 
 def holds_yolo(folder: Path) -> bool:
@@ -28,12 +29,15 @@ def holds_yolo(folder: Path) -> bool:
     if find_data_yaml(folder) is not None:
         return True
     if "images" in children and "labels" in children:
-        labels = [children["labels"], *subfolders(children["labels"]).values()]
-        return any(holds_file(path, LABEL_SUFFIXES) for path in labels)
-    homes = [path for name, path in children.items() if canonical_name(name) in USUAL_NAMES]
+        return bool(_label_files(children["labels"]))
+    homes = [path for name, path in children.items() if canonical_name(name) in (*USUAL_NAMES, "test")]
     if any({"images", "labels"} <= subfolders(home).keys() for home in homes):
         return True
-    return _name_file(folder) is not None and _has_labels_beside([folder, *homes])
+    return _name_file(folder) is not None and paired_annotations(folder, LABEL_SUFFIXES) > 0
+
+
+def _label_files(folder: Path) -> list[str]:
+    return walk_files(folder, LABEL_SUFFIXES)
 
 
 def lay_out_yolo(search: Search) -> DataSource:
@@ -41,24 +45,24 @@ def lay_out_yolo(search: Search) -> DataSource:
     base, notes = search.base, search.notes
     if search.image_dir or search.annotation_dir:
         image_dir, annotation_dir = _explicit_folders(search)
-        above = [annotation_dir.parent] if annotation_dir.name == "labels" else []  # else it may be anybody's
+        above = [annotation_dir.parent] if annotation_dir.name.lower() == "labels" else []  # else it may be anybody's
         homes = [annotation_dir, *above, image_dir, *([base] if base else [])]
         names, where, data_yaml = _names(homes)
         tree, given = ImageTree(image_dir), {}
-        if not search.wanted.subset_map:
-            given = {name: _relative(tree, paths) for name, paths in _folder_splits(image_dir).items()}
     else:
         assert base is not None, "without folders a data folder was searched"
         names, where, data_yaml = _names([base])
-        found = (data_yaml and _yaml_splits(data_yaml, base, notes)) or _folder_splits(base)
+        found = _yaml_splits(data_yaml, base, notes) if data_yaml else {}
         image_dir = annotation_dir = _common_folder(base, found)
         tree = ImageTree(image_dir)
         given = {name: _relative(tree, paths) for name, paths in found.items()}
         notes.append(f"YOLO labels: images below {image_dir}, class names in {where}")
-    splits, files = tree_splits(search.wanted, base, tree, given, notes)
+    splits, files = tree_splits(
+        search.wanted, base, tree, given, notes, lambda: pair(tree.paths, _label_files(annotation_dir)).annotation_of
+    )
     classes = search.class_list if search.class_list is not None else tuple(names.values())
     class_list = checked_classes(classes, "classList" if search.class_list is not None else str(where))
-    reader = YoloTree(image_dir, annotation_dir, files, names, bool(data_yaml and data_yaml.has_keypoints))
+    reader = YoloTree(tree, annotation_dir, files, names, bool(data_yaml and data_yaml.has_keypoints))
     return DataSource(image_dir, annotation_dir, class_list, splits, reader, notes, "yolo", files)
 
 
@@ -68,8 +72,7 @@ def _explicit_folders(search: Search) -> tuple[Path, Path]:
         raise UserError("of imageDir and annotationDir only one is set: set both, or give --data DIR")
     folders = []
     for given, name in ((search.image_dir, "images"), (search.annotation_dir, "labels")):
-        usual = search.base / name if search.base else None
-        folders.append(given or (usual if usual and usual.is_dir() else search.base))
+        folders.append(given or (search.base and subfolders(search.base).get(name, search.base)))
     return folders[0], folders[1]
 
 
@@ -90,15 +93,11 @@ def _names(homes: list[Path]) -> tuple[dict[int, str], Path, DataYaml | None]:
 
 
 def _name_file(folder: Path) -> Path | None:
-    return next((folder / name for name in _NAME_FILES if (folder / name).is_file()), None)
-
-
-def _has_labels_beside(folders: list[Path]) -> bool:
-    for folder in folders:
-        images = {os.path.splitext(path)[0] for path in walk_files(folder, IMAGE_SUFFIXES)}
-        if any(os.path.splitext(path)[0] in images for path in walk_files(folder, LABEL_SUFFIXES)):
-            return True
-    return False
+    """The file of class names in the folder, or where some programs put it below."""
+    children = subfolders(folder)
+    homes = [folder, *(children[name] for name in ("labels", "train") if name in children)]
+    found = (file_named(home, name) for home in homes for name in _NAME_FILES)
+    return next((path for path in found if path is not None), None)
 
 
 def _yaml_splits(data_yaml: DataYaml, base: Path, notes: list[str]) -> dict[str, tuple[str, ...]]:
@@ -147,17 +146,6 @@ def _candidates(data_yaml: DataYaml, entry: str) -> list[Path]:
     plain = [Path(os.path.normpath(start / entry)) for start in (root, home)]
     ordered = [*tails, *plain] if entry.startswith("../") else [*plain, *tails]
     return list(dict.fromkeys(ordered))
-
-
-def _folder_splits(base: Path) -> dict[str, tuple[str, ...]]:
-    """Split name -> absolute paths, where folders have the names of splits: train/images, images/train or train."""
-    children = subfolders(base)
-    for parent in [base, *([children["images"]] if "images" in children else [])]:
-        folders = {canonical_name(name): path for name, path in reversed(subfolders(parent).items())}
-        splits = {name: tuple(_images(folders[name], base)) for name in USUAL_NAMES if name in folders}
-        if splits.get("train"):
-            return {name: images for name, images in splits.items() if images}
-    return {}
 
 
 def _common_folder(base: Path, splits: Mapping[str, tuple[str, ...]]) -> Path:

@@ -17,6 +17,12 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def shown(names: Sequence[str], most: int = 5) -> str:
+    """The first names with commas between them, and how many more there are; "" for none."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line a row, two spaces between columns: the first column left, all others right. No rows: no lines.
 

@@ -8,6 +8,7 @@ from pycocotools.coco import COCO
 
 from config.errors import UserError
 from dl.coco import looks_like_coco, read_coco
+from dl.faults import DataFault
 
 CATEGORIES = [{"id": 9, "name": "dog"}, {"id": 1, "name": " cat "}]
 
@@ -39,7 +40,7 @@ def coco(tmp_path):
 def test_boxes_are_kept_as_they_are(coco):
     file = coco([image(1)], [thing(5, 1, (1.25, 2.5, 10.1, 3)), thing(6, 1, category=9, iscrowd=1)])
     assert file.written("a.jpg") == (
-        (40, 30), (("cat", (1.25, 2.5, 11.35, 5.5), False), ("dog", (1, 2, 4, 6), True)), 0, 0, False,
+        (40, 30), (("cat", (1.25, 2.5, 11.35, 5.5), False), ("dog", (1, 2, 4, 6), True)), 0, False,
     )  # fmt: skip
     assert list(file.categories) == [1, 9]
     assert (file.used_categories, file.faults, file.file_names) == ({1, 9}, [], ["a.jpg"])
@@ -47,7 +48,7 @@ def test_boxes_are_kept_as_they_are(coco):
 
 def test_no_image_no_object(coco):
     assert coco([], []).file_names == []
-    assert coco([image(1)], []).written("a.jpg") == ((40, 30), (), 0, 0, False)
+    assert coco([image(1)], []).written("a.jpg") == ((40, 30), (), 0, False)
 
 
 @pytest.mark.parametrize("size", [{"width": 0}, {"height": None}, {"width": "40"}])
@@ -114,7 +115,9 @@ def test_what_belongs_to_no_image(coco, tmp_path):
     ("categories", "message"),
     [
         ([], "categories is empty"),
-        ([{"id": 1}], "a category has no id or no name"),
+        ([{"id": 1}], "a category has no name"),
+        ([{"name": "a"}], "the id of a category is not a whole number"),
+        ([{"id": "seven", "name": "a"}], "the id of a category is not a whole number"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "two categories have id 1"),
     ],
 )
@@ -147,5 +150,35 @@ def test_what_looks_like_coco(tmp_path):
     assert not looks_like_coco(tmp_path / "none.json")
     (tmp_path / "package.json").write_text('{"name": "mars", "version": 1}')
     assert not looks_like_coco(tmp_path / "package.json")
-    (tmp_path / "mine.json").write_text('{"info": {}, "images": []}')
-    assert looks_like_coco(tmp_path / "mine.json")
+    (tmp_path / "empty.json").touch()
+    assert not looks_like_coco(tmp_path / "empty.json")
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "helmet"}], "info": {}}\n')
+    assert not looks_like_coco(tmp_path / "notes.json"), "Label Studio writes it beside YOLO labels"
+    (tmp_path / "late.json").write_text('{"images": [' + "1," * 100_000 + '1], "annotations": [], "categories": []}')
+    assert looks_like_coco(tmp_path / "late.json")
+    (tmp_path / "cut.json").write_text('{"info": {}, "images": [{"id": 1, ')
+    assert looks_like_coco(tmp_path / "cut.json"), "so that reading it says where it ends"
+
+
+@pytest.mark.parametrize(("as_category", "as_image"), [(str, int), (int, str), (str, str), (float, float)])
+def test_ids_as_other_programs_write_them(coco, as_category, as_image):
+    """A category, an image and an annotation that belong together although one of them has its number as text."""
+    picture = {**image(7), "id": as_image(7)}
+    file = coco([picture], [{**thing(1, 7), "category_id": as_category(1)}])
+    assert [entry.name for entry in file.written("a.jpg").objects] == ["cat"]
+    assert not file.faults
+
+
+def test_names_that_look_like_numbers_stay_apart(coco):
+    entries = [{**image(1), "id": name, "file_name": f"{name}.jpg"} for name in ("007", "7", "0")]
+    file = coco(entries, [{**thing(1, 1), "image_id": "007"}])
+    assert [len(file.written(f"{name}.jpg").objects) for name in ("007", "7", "0")] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("number", [0, 10])
+def test_a_category_beside_all_others_hints_at_a_shift(coco, number):
+    file = coco([image(1)], [thing(1, 1, category=number)])
+    with pytest.raises(
+        DataFault, match=rf"category_id {number}, which is not in categories \(1 to 9\); are all .*shifted"
+    ):
+        file.written("a.jpg")

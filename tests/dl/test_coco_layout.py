@@ -205,11 +205,54 @@ def test_images_in_two_splits(plain, config):
         check_data(config(plain, subsetMap=lists), ["train"])
 
 
-def test_voc_wins_unless_there_is_no_xml(plain, config, write_voc):
+def test_the_format_that_annotates_most_images_wins(plain, config, write_voc, write_image):
     (plain / "images").mkdir()
     assert locate(config(plain)).format == "coco"
     write_voc(plain / "annotations/a.xml")
-    assert locate(config(plain, subsetMap={"train": ("a",)})).format == "voc"
+    source = locate(config(plain))
+    assert source.format == "coco"
+    assert any(
+        "COCO json is read, which annotates 3 images; there is also Pascal VOC xml (1, annotationFormat=voc)" in note
+        for note in source.notes
+    )
+    for name in "bc":
+        write_voc(plain / f"annotations/{name}.xml")
+    assert locate(config(plain, subsetMap={"train": ("a",)})).format == "voc", "of equals VOC"
+
+
+def test_one_json_and_images_in_folders_of_splits(lay_out, config):
+    """The folders are the user's splits, and drawing others would train on test images."""
+    paths = [f"{split}/{split}{number}.jpg" for split in ("train", "val", "test") for number in range(3)]
+    base = lay_out({"annotations/all.json": content(paths)}, *(f"images/{path}" for path in paths))
+    assert found(config(base)).splits == {
+        "train": ("train0", "train1", "train2"),
+        "validation": ("val0", "val1", "val2"),
+        "test": ("test0", "test1", "test2"),
+    }
+
+
+def test_file_names_that_lead_out_of_the_data_folder(lay_out, config, tmp_path, write_image):
+    write_image(tmp_path / "elsewhere/x.jpg")
+    names = ["../elsewhere/x.jpg", "a.jpg", "b.jpg", "c.jpg"]
+    base = lay_out({"all.json": content(names)}, "a.jpg", "b.jpg", "c.jpg")
+    notes = [note for note in locate(config(base)).notes if "lead out of" in note]
+    assert notes == [f"{base}/all.json: 1 file_name lead out of {base}: {names[0]}; is that meant?"]
+
+
+def test_two_names_of_one_image_are_a_fault(lay_out, config):
+    """The objects of the second entry would be lost."""
+    names = ["a.jpg", "./a.jpg", "b.jpg", "c.jpg"]
+    base = lay_out({"all.json": content(names)}, "a.jpg", "b.jpg", "c.jpg")
+    with pytest.raises(UserError, match=r"all\.json: file_name a\.jpg, \./a\.jpg mean the same image a\.jpg"):
+        check_data(config(base), ["train"])
+
+
+def test_images_without_an_entry_are_counted_and_named(lay_out, config):
+    base = lay_out({"annotations/instances_train.json": content(["a.jpg"])}, "train/a.jpg", "train/b.jpg", "c.jpg")
+    (remark,) = [
+        r for r in check_data(config(base, subsetMap={"train": ("a",)}), ["train"]).report.remarks if "entry" in r
+    ]
+    assert remark == f"2 images below {base} have no entry in instances_train.json: c.jpg, train/b.jpg"
 
 
 def test_classes_of_all_files_in_the_order_of_their_ids(plain, config):

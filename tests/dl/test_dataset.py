@@ -184,7 +184,7 @@ def test_an_ambiguous_turn_is_read_as_it_was_checked(three_splits, config, write
 def mixed(three_splits, config, write_voc):
     """a: cat and dog, b: dog only, c: nothing."""
     box = (1, 1, 9, 9)
-    write_voc(three_splits / "annotations/a.xml", objects=[("cat", box), ("dog", box, 1), ("cat", box)])
+    write_voc(three_splits / "annotations/a.xml", objects=[("cat", box), ("dog", box, 1), ("cat", (1, 1, 9, 8))])
     write_voc(three_splits / "annotations/b.xml", objects=[("dog", box)])
     write_voc(three_splits / "annotations/c.xml", objects=())
     return check_data(config(three_splits), ["train"]).splits["train"]

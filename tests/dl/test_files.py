@@ -1,7 +1,16 @@
 import pytest
 
 from config.errors import UserError
-from dl.files import image_id, index_by_stem, natural_key, read_lines
+from dl.files import (
+    IMAGE_SUFFIXES,
+    file_named,
+    image_id,
+    index_by_stem,
+    natural_key,
+    read_lines,
+    repeated_links,
+    walk_files,
+)
 
 
 def test_natural_order_puts_a2_before_a10():
@@ -60,3 +69,56 @@ def test_index_by_stem_takes_any_case_and_leaves_hidden_files(tmp_path):
         "a": ["a.JPG", "a.png"],
         "b.c": ["b.c.jpg"],
     }
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """data/{a.jpg, train/b.jpg} and elsewhere/{c.jpg, deep/d.jpg}."""
+    for path in ("data/a.jpg", "data/train/b.jpg", "elsewhere/c.jpg", "elsewhere/deep/d.jpg"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("links", [{"latest": "."}, {"latest": ".", "again": "."}, {"train/up": ".."}, {"up": "../.."}])
+def test_a_link_to_a_folder_that_is_listed_gives_no_second_name(linked, links):
+    for link, target in links.items():
+        (linked / link).symlink_to(target)
+    assert walk_files(linked, {".jpg"}) == ["a.jpg", "train/b.jpg"]
+    assert repeated_links(linked) == sorted(links)
+
+
+def test_the_folder_itself_keeps_its_name_beside_a_link_that_comes_first(linked):
+    (linked / "another").symlink_to("train")
+    assert walk_files(linked, {".jpg"}) == ["a.jpg", "train/b.jpg"]
+
+
+def test_folders_elsewhere_are_reached_by_links_each_once(linked):
+    (linked / "outside").symlink_to("../elsewhere/deep")
+    (linked / "train/whole").symlink_to("../../elsewhere")
+    (linked / "twice").symlink_to("../elsewhere")
+    assert walk_files(linked, {".jpg"}) == ["a.jpg", "outside/d.jpg", "train/b.jpg", "twice/c.jpg"]
+    assert repeated_links(linked) == ["train/whole"]
+
+
+def test_links_to_files_and_a_folder_that_is_itself_a_link(linked, tmp_path):
+    (linked / "train/pooled.jpg").symlink_to("../../elsewhere/c.jpg")
+    (tmp_path / "link").symlink_to("data")
+    assert walk_files(tmp_path / "link", {".jpg"}) == ["a.jpg", "train/b.jpg", "train/pooled.jpg"]
+
+
+def test_an_image_that_needs_a_plugin_is_listed_unless_its_copy_lies_beside_it(tmp_path):
+    for name in ("a.HEIC", "b.heic", "b.jpg", "c.jpg"):
+        (tmp_path / name).touch()
+    assert walk_files(tmp_path, IMAGE_SUFFIXES) == ["a.HEIC", "b.jpg", "c.jpg"]
+    assert [path.name for paths in index_by_stem(tmp_path, IMAGE_SUFFIXES).values() for path in paths] == [
+        "a.HEIC", "b.jpg", "c.jpg",
+    ]  # fmt: skip
+
+
+def test_a_file_by_its_name_in_any_case(tmp_path):
+    assert file_named(tmp_path, "classes.txt") is None
+    (tmp_path / "Classes.TXT").touch()
+    assert file_named(tmp_path, "classes.txt") == tmp_path / "Classes.TXT"
+    (tmp_path / "classes.txt").touch()
+    assert file_named(tmp_path, "classes.txt") == tmp_path / "classes.txt"

@@ -37,9 +37,9 @@ def test_counts(shared, config, name):
     report = check_data(config(shared / "data" / name), list(expected["images"])).report
     assert {split: counts.images for split, counts in report.splits.items()} == expected["images"]
     whole = {split: report.splits[split] for split in expected["objects with the degenerate"]}
-    objects = {split: counts.objects + counts.degenerate for split, counts in whole.items()}
+    objects = {split: counts.objects + counts.dropped.total() for split, counts in whole.items()}
     assert objects == expected["objects with the degenerate"]
-    assert sum(counts.degenerate for counts in whole.values()) == expected["degenerate"]
+    assert sum(counts.dropped.total() for counts in whole.values()) == expected["degenerate"]
     assert sum(counts.without_objects for counts in whole.values()) == expected["negatives"]
     assert sum(c.clipped + c.duplicates + c.ignored.total() + c.ambiguous_turn for c in whole.values()) == 0
     assert len(report.class_list) == {"bccd": 3, "aquarium": 7, "fod31": 31}[name]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import UserError
-from dl.yolo import find_data_yaml, label_path, read_data_yaml, read_yolo
+from dl.yolo import find_data_yaml, read_data_yaml, read_yolo
 
 NAMES = {0: "cat", 1: "dog", 7: "cow"}
 
@@ -26,16 +26,16 @@ def labels(tmp_path):
 def test_a_box(labels):
     written = labels("1 0.5 0.5 0.1 0.2\n")
     assert written.objects == (("dog", (90, 40, 110, 60), False),)
-    assert (written.size, written.repeats, written.outlines, written.is_missing) == (None, 0, 0, False)
+    assert (written.size, written.outlines, written.is_missing) == (None, 0, False)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "\ufeff\r\n"])
 def test_an_empty_file_is_an_image_without_objects(labels, text):
-    assert labels(text)[1:] == ((), 0, 0, False)
+    assert labels(text)[1:] == ((), 0, False)
 
 
 def test_a_missing_file_is_an_image_without_objects(tmp_path):
-    assert read_yolo(tmp_path / "none.txt", NAMES, (9, 9)) == (None, (), 0, 0, True)
+    assert read_yolo(tmp_path / "none.txt", NAMES, (9, 9)) == (None, (), 0, True)
 
 
 def test_many_lines_as_people_write_them(labels):
@@ -51,12 +51,6 @@ def test_a_polygon_is_its_box(labels):
 
 def test_of_keypoints_only_the_box_is_read(labels):
     assert labels("1 0.5 0.5 0.1 0.2 0.3 0.3 2\n", has_keypoints=True).objects == (("dog", (90, 40, 110, 60), False),)
-
-
-def test_a_line_written_twice_counts_once(labels):
-    written = labels("1 .5 .5 .1 .2\n0 .5 .5 .1 .2\n1 0.50 0.5 0.1 0.2\n1 .5 .5 .1 .2\n")
-    assert [entry.name for entry in written.objects] == ["dog", "cat"]
-    assert written.repeats == 2
 
 
 @pytest.mark.parametrize(
@@ -108,20 +102,6 @@ def test_pixels_come_back_from_rounded_shares(tmp_path_factory, size, data, deci
         assert box == (float(x1), float(x1), float(x2), float(x2))
     assert box[0] == pytest.approx(float(x1), abs=2 * max(error, 0.75e-6 * size) + 1e-9)
     assert box[2] == pytest.approx(float(x2), abs=2 * max(error, 0.75e-6 * size) + 1e-9)
-
-
-@pytest.mark.parametrize(
-    ("image", "label"),
-    [
-        ("train/images/a.jpg", "train/labels/a.txt"),
-        ("images/train/a.b.png", "labels/train/a.b.txt"),
-        ("images/x/images/a.jpg", "images/x/labels/a.txt"),
-        ("a.jpg", "a.txt"),
-        ("images.jpg", "images.txt"),
-    ],
-)
-def test_where_the_label_of_an_image_lies(image, label):
-    assert label_path(image) == label
 
 
 @pytest.fixture
