@@ -129,7 +129,8 @@ def _refusal(base: Path, asked: str, places: list[Path]) -> str:
     names = [entry.name for place in places for entry in os.scandir(place) if entry.is_file()]
     kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in names if not name.startswith("."))
     images = sum(count for suffix, count in kinds.items() if suffix in IMAGE_SUFFIXES)
-    found = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common(_MOST_KINDS)) or "no file"
+    in_order = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    found = ", ".join(f"{count} {suffix}" for suffix, count in in_order[:_MOST_KINDS]) or "no file"
     if kinds[".zip"] + kinds[".tar"] + kinds[".gz"] and not images:
         way_out = "unpack the archive first"
     elif not images:

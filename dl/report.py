@@ -53,10 +53,12 @@ class DataReport:
     remarks: tuple[str, ...] = ()  # sentences about the whole: files that belong to nothing, what looks like a mistake
 
     def table(self) -> str:
-        """Classes and warnings down, splits across, no row for a warning that did not occur; then remarks and skipped.
+        """The rows, a line for each remark, which begins with "!", and then what was skipped."""
+        skipped = ["skipped (badFiles=skip):", *listed(self.skipped)] if self.skipped else []
+        return "\n".join([*self.rows(), *(f"! {remark}" for remark in self.remarks), *skipped])
 
-        A remark is a line that begins with "!".
-        """
+    def rows(self) -> list[str]:
+        """Classes and warnings down, splits across, aligned; no row for a warning that did not occur."""
         splits = self.splits.values()
         rows = [
             ("images", [split.images for split in splits]),
@@ -64,9 +66,7 @@ class DataReport:
             *((f"  {name}", [split.per_class[name] for split in splits]) for name in self.class_list),
             *((f"! {label}", values) for label, values in self._warnings()),
         ]
-        lines = align_columns([["", *self.splits], *([label, *map(str, values)] for label, values in rows)])
-        skipped = ["skipped (badFiles=skip):", *listed(self.skipped)] if self.skipped else []
-        return "\n".join([*lines, *(f"! {remark}" for remark in self.remarks), *skipped])
+        return align_columns([["", *self.splits], *([label, *map(str, values)] for label, values in rows)])
 
     def _warnings(self) -> list[tuple[str, list[int]]]:
         splits = list(self.splits.values())

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from config.errors import UserError
 from dl.annotations import Written, WrittenObject, clean, read_voc
+from dl.faults import DataFault
 
 
 @pytest.fixture
@@ -222,3 +223,19 @@ def test_cleaned_boxes_always_have_area_inside_the_image(tmp_path_factory, boxes
     assert (annotation.boxes[:, 2:] > annotation.boxes[:, :2]).all()
     assert (annotation.boxes >= 0).all()
     assert (annotation.boxes <= [40, 30, 40, 30]).all()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("12,5", "write the decimals with a point"), ("", "the value is missing"), ("x", "not a number")],
+)
+def test_a_malformed_number_names_line_and_usual_cause(tmp_path, encoding, value, hint):
+    lines = [
+        "<annotation>",
+        "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>3</ymax></bndbox></object>",
+    ]
+    lines += ["", "<object>", f"<name>dog</name><bndbox><xmin>{value}</xmin></bndbox></object></annotation>"]
+    (tmp_path / "a.xml").write_bytes("\n".join(lines).encode(encoding))
+    with pytest.raises(DataFault, match=rf"a\.xml: <xmin> of object 2 \(dog\) is .*{hint}.*begins in line 4"):
+        read_voc(tmp_path / "a.xml")

@@ -230,7 +230,7 @@ def test_every_warning_is_counted(three_splits, config, write_voc, write_image):
     assert (train.clipped, dict(train.dropped), dict(train.ignored)) == (1, {"without area": 1}, {"cow": 1})
     assert (train.without_objects, train.duplicates, train.without_size, train.difficult) == (1, 1, 1, 1)
     assert report.splits["validation"].ambiguous_turn == 1
-    rows = report.table().splitlines()[: -len(report.remarks)]
+    rows = report.rows()
     table = "\n".join(rows)
     for word in ("clipped", "without area", "'cow'", "negatives", "twice", "EXIF", "without <size>", "difficult"):
         assert table.count(word) == 1

@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from config.errors import UserError
+from dl.check import check_data
 from dl.discover import as_overrides, locate
 
 SPLITS = {"train": ["a", "b", "c"], "validation": ["d"], "test": ["e", "f"]}
@@ -275,3 +276,121 @@ def test_errors_show_the_absolute_path_that_was_tried(three_splits, config, tmp_
     for fields, message in cases:
         with pytest.raises(UserError, match=message):
             locate(config(**fields))
+
+
+FOLDER_LAYOUTS = {
+    "splits inside": ("images/{split}", "annotations/{split}"),
+    "splits inside, VOCdevkit": ("JPEGImages/{split}", "Annotations/{split}"),
+    "splits around": ("{split}/images", "{split}/annotations"),
+    "splits around, side by side": ("{split}", "{split}"),
+    "annotations in one folder": ("images/{split}", "annotations"),
+    "images in one folder": ("images", "annotations/{split}"),
+    "images beside the annotations": ("{split}", "annotations/{split}"),
+    "with years": ("images/{split}2017", "annotations/{split}2017"),
+}
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Valid", "Test")])
+@pytest.mark.parametrize("layout", FOLDER_LAYOUTS)
+def test_folders_that_are_named_like_splits_are_the_splits(config, tmp_path, write_image, write_voc, layout, names):
+    """Else splits would be drawn, and test images of the user trained on."""
+    base, expected = tmp_path / "data", {"train": ("t0", "t1", "t2"), "validation": ("v0",), "test": ("e0",)}
+    for folder, ids in zip(names, expected.values(), strict=True):
+        for image_id in ids:
+            images, annotations = (text.format(split=folder) for text in FOLDER_LAYOUTS[layout])
+            write_image(base / images / f"{image_id}.jpg")
+            write_voc(base / annotations / f"{image_id}.xml")
+    source = locate(config(base))
+    assert (source.format, source.splits) == ("voc", expected)
+    assert not any("splitSeed" in note for note in source.notes)
+    again = locate(config(**as_overrides(source)))
+    assert (again.splits, again.files, again.class_list) == (source.splits, source.files, source.class_list)
+    checked = check_data(config(**as_overrides(source)), list(expected))
+    assert {name: report.objects for name, report in checked.report.splits.items()} == {
+        "train": 3, "validation": 1, "test": 1,
+    }  # fmt: skip
+
+
+def test_images_outside_the_folders_of_splits_are_counted(config, tmp_path, write_image, write_voc):
+    base = tmp_path / "data"
+    for name in ("train/a", "train/b", "val/c", "unlabelled/d"):
+        write_image(base / f"images/{name}.jpg")
+        if "unlabelled" not in name:
+            write_voc(base / f"annotations/{name}.xml")
+    source = locate(config(base))
+    assert source.splits == {"train": ("a", "b"), "validation": ("c",)}
+    assert "1 images are in no split and are not used: unlabelled/d.jpg" in source.notes
+
+
+def test_validation_and_test_folders_without_train_are_not_trained_on(config, tmp_path, write_image, write_voc):
+    base = tmp_path / "data"
+    for name in ("val/a", "test/b", "rest/c", "rest/d", "rest/e"):
+        write_image(base / f"images/{name}.jpg")
+        write_voc(base / f"annotations/{name}.xml")
+    assert locate(config(base)).splits == {"validation": ("a",), "test": ("b",)}
+    with pytest.raises(UserError, match="split 'train' does not exist"):
+        check_data(config(base), ["train"])
+
+
+@pytest.mark.parametrize("folders", [("cam1", "cam2"), ("small", "large"), ("test_site", "other_site")])
+def test_folders_that_are_no_splits(config, tmp_path, write_image, write_voc, folders):
+    base = tmp_path / "data"
+    for number in range(12):
+        write_image(base / f"images/{folders[number % 2]}/{number}.jpg")
+        write_voc(base / f"annotations/{folders[number % 2]}/{number}.xml")
+    source = locate(config(base))
+    assert {name: len(ids) for name, ids in source.splits.items()} == {"train": 8, "validation": 2, "test": 2}
+
+
+def test_a_list_of_every_image_and_lists_of_one_class_are_no_splits(make_folder, config):
+    """As CVAT exports a task without subsets."""
+    names = [f"frame_{number:06d}" for number in range(8)]
+    lists = {"default": names, "cat_default": names[:2], "dog_default": names[2:]}
+    base = make_folder(lists, images="JPEGImages", annotations="Annotations", lists="ImageSets/Main", classes=())
+    source = locate(config(base))
+    assert sorted(name for ids in source.splits.values() for name in ids) == names
+    (base / "ImageSets/Main/default.txt").write_text("frame_000000\n")
+    with pytest.raises(UserError, match=r"Main/default\.txt: not understood as split lists"):
+        locate(config(base))
+
+
+@pytest.mark.parametrize("link", ["latest", "images/again", "again"])
+def test_links_to_folders_of_the_data_set(three_splits, config, link):
+    shutil.rmtree(three_splits / "splits")
+    before = locate(config(three_splits))
+    (three_splits / link).symlink_to(three_splits if link == "latest" else three_splits / "images")
+    source = locate(config(three_splits))
+    assert source.splits == before.splits
+    assert f"{three_splits / link} is a link to a folder that is read already" in source.notes
+
+
+def test_a_link_beside_the_data_set_is_no_second_one(make_folder, config, tmp_path):
+    base = make_folder(SPLITS, base=tmp_path / "all/v2")
+    (tmp_path / "all/current").symlink_to(base)
+    assert locate(config(tmp_path / "all")).splits == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("files", "found", "way_out"),
+    [
+        ((), "the files there are no file", "give the folder that holds images and annotations"),
+        (("a.zip", "b.zip"), "2 .zip", "unpack the archive first"),
+        (("x/a.jpg", "x/b.PNG"), "1 .jpg, 1 .png", "there are images but no annotations"),
+        (("a.jpg", "other.txt"), "1 .jpg, 1 .txt", "put images in 'images', labels in 'labels' and a data.yaml"),
+        (("a.jpg", "b.xml"), "1 .jpg, 1 .xml", "the Pascal VOC files in 'annotations'"),
+        (("a.jpg", "a.json"), "1 .jpg, 1 .json", "a COCO json needs images, annotations and categories"),
+    ],
+)
+def test_a_refusal_tells_what_was_found_and_what_to_do(config, tmp_path, files, found, way_out):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError) as caught:
+        locate(config(tmp_path))
+    assert found in str(caught.value) and way_out in str(caught.value)
+
+
+def test_xml_files_whose_names_differ_in_case(three_splits, config):
+    (three_splits / "annotations/a.xml").rename(three_splits / "annotations/A.XML")
+    checked = check_data(config(three_splits), ["train"])
+    assert checked.splits["train"][0].annotation_path == three_splits / "annotations/A.XML"

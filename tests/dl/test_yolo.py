@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import UserError
+from dl.faults import DataFault
 from dl.yolo import find_data_yaml, read_data_yaml, read_yolo
 
 NAMES = {0: "cat", 1: "dog", 7: "cow"}
@@ -154,3 +155,20 @@ def test_a_data_yaml_of_another_name(tmp_path):
     assert find_data_yaml(tmp_path) == tmp_path / "birds.yml"
     (tmp_path / "data.yaml").write_text("names: [a]\n")
     assert find_data_yaml(tmp_path) == tmp_path / "data.yaml"
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("0 0,5 0,5 0,1 0,1", "line 1: '0,5' is not a number; write the decimals with a point"),
+        ("0,0.5,0.5,0.1,0.1", "is not a number; separate the numbers with blanks"),
+        ("8 .5 .5 .1 .1", "class 8 is not in the class list, .*; do the labels count classes from 1"),
+        (
+            "1.5 .5 .5 .1 .1",
+            "class 1.5 is not in the class list, .*; the class is the first number of a line, and whole",
+        ),
+    ],
+)
+def test_the_usual_cause_of_a_malformed_line(labels, line, hint):
+    with pytest.raises(DataFault, match=hint):
+        labels(line)

@@ -8,16 +8,26 @@ from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.check import CheckedData
 from dl.report import DataReport
-from train.doctor.finding import LOOK, OK, Finding, counted, named
+from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
 
 _MANY_NEGATIVES = 0.5  # share of images without objects above which one should know why
+_MANY_LOST = 0.02  # share of a split's boxes above which the annotations must have a fault
 _FEW = 10  # objects of a class below which nothing much will be learned
 
 
 def examine_data(data: CheckedData) -> Iterator[Finding]:
-    """The table of all splits, which has passed the check of its files."""
+    """The table of all splits, which has passed the check of its files; then what looks like a mistake in it."""
     parts = ", ".join(f"{name} {report.images}" for name, report in data.report.splits.items())
-    yield Finding(OK, "data", f"every file was read; images: {parts}", tuple(data.report.table().splitlines()))
+    yield Finding(OK, "data", f"every file was read; images: {parts}", tuple(data.report.rows()))
+    for remark in data.report.remarks:
+        yield Finding(LOOK, "data", remark)
+    for name, report in data.report.splits.items():
+        if report.lost_share > _MANY_LOST:
+            reasons = ", ".join(f"{count} {why}" for why, count in report.dropped.most_common())
+            yield Finding(
+                WRONG, "boxes", f"{100 * report.lost_share:.1f} % of the boxes of '{name}' cannot be used ({reasons}): "
+                "correct the annotations; the files are named above",
+            )  # fmt: skip
     yield from _skipped(data.report)
 
 
@@ -36,7 +46,7 @@ def examine_labels(mcfg: ModelConfig, annotations: Sequence[Annotation]) -> Iter
     ]
     if none:
         yield Finding(
-            LOOK, "labels", f"no object of {named(none)} is trained on: such a class is never found; add images, or "
+            WRONG, "labels", f"no object of {named(none)} is trained on: such a class is never found; add images, or "
             "take it out of classList",
         )  # fmt: skip
     if few:
