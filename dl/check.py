@@ -238,7 +238,7 @@ def _without_boxes(
         fit = [examined[name] for name in names if examined[name].annotation]
         lost = sum(one.tally.dropped.total() for one in fit)
         if lost and not any(len(one.annotation.labels) for one in fit if one.annotation):
-            reasons = "; ".join(about_boxes(box_faults, 0, source.format))
+            reasons = "; ".join(about_boxes(box_faults, 0))
             return [f"{source.annotation_dir}: no box of {what} can be used: {reasons}"]
     return []
 
@@ -251,7 +251,7 @@ def _remarks(
     source: DataSource,
 ) -> Iterator[str]:
     num_kept = sum(len(one.annotation.labels) for one in examined if one.annotation)
-    yield from about_boxes(box_faults, num_kept, source.format)
+    yield from about_boxes(box_faults, num_kept)
     if mcfg.trainSplitName in reports:
         report = reports[mcfg.trainSplitName]
         yield from about_classes(source.class_list, report, mcfg.trainSplitName, source.format != "voc")

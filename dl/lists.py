@@ -70,7 +70,8 @@ def folder_splits(paths: Iterable[str]) -> Splits:
                 splits.setdefault(name, []).append(path)
         held_out = {"validation", "test"} if name_of is _named_split else set()  # small may mean a size, too
         if splits.keys() & {"train", "trainval", *held_out}:
-            return {name: tuple(members) for name, members in splits.items()}
+            usual = [name for name in ("train", "validation", "test") if name in splits]
+            return {name: tuple(splits[name]) for name in dict.fromkeys((*usual, *splits))}
     return {}
 
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from dl.annotations import EMPTY, IN_FIRST_PIXEL, OUTSIDE, SWAPPED
 from dl.report import SplitReport
-from dl.source import FORMATS
 from ops.text import shown
 
 # What labelImg writes at the beginning of every classes.txt.
@@ -31,7 +30,7 @@ class BoxFaults(NamedTuple):
     repeats: int
 
 
-def about_boxes(faults: Collection[BoxFaults], num_kept: int, format_name: str) -> Iterator[str]:
+def about_boxes(faults: Collection[BoxFaults], num_kept: int) -> Iterator[str]:
     """Files with boxes that were dropped, for each reason, and files with objects that are written twice."""
     total: Counter[str] = sum((Counter(fault.dropped) for fault in faults), Counter())
     for why, count in total.most_common():
@@ -41,8 +40,7 @@ def about_boxes(faults: Collection[BoxFaults], num_kept: int, format_name: str) 
     if twice:
         yield f"objects with the same class and box are written twice in {len(twice)} files: {shown(twice)}"
     if lost := total.total():
-        share = lost / (lost + num_kept)
-        yield f"{100 * share:.1f} % of all boxes are lost; {FORMATS[format_name]} are read from these files"
+        yield f"{100 * lost / (lost + num_kept):.1f} % of all boxes are lost"
 
 
 def about_classes(class_list: Sequence[str], report: SplitReport, split: str, has_numbers: bool) -> Iterator[str]:
