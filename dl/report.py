@@ -28,6 +28,9 @@ class SplitReport:
     degenerate: int = 0
     ignored: Counter[str] = field(default_factory=Counter)  # class outside the list -> objects
     duplicates: int = 0
+    copies: int = 0  # images that equal another one of the split, byte for byte
+    shared: int = 0  # images that equal one of a split that must be apart, byte for byte
+    framed: int = 0  # images of several frames or pages, of which the first is used
     ambiguous_turn: int = 0
     without_size: int = 0
     unlabelled: int = 0  # images without a label file, which are negatives
@@ -38,14 +41,17 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts per split, and the files that were skipped."""
+    """Counts per split, the files that were skipped, and what else must be known about the images."""
 
     class_list: tuple[str, ...]
     splits: dict[str, SplitReport]
     skipped: tuple[str, ...] = ()  # faults passed over because of badFiles=skip, each naming its file
+    notes: tuple[str, ...] = ()  # about image files, a sentence each
+    copies: tuple[str, ...] = ()  # the same image in two splits that must be apart, a sentence for each pair
 
     def table(self) -> str:
-        """Classes and warnings down, splits across, no row for a warning that did not occur; then what was skipped."""
+        """Classes and warnings down, splits across, no row for a warning that did not occur; then what was skipped
+        and notes, a line each. The sentences of `copies` are warnings of their own."""
         splits = self.splits.values()
         rows = [
             ("images", [split.images for split in splits]),
@@ -55,7 +61,7 @@ class DataReport:
         ]
         lines = align_columns([["", *self.splits], *([label, *map(str, values)] for label, values in rows)])
         skipped = ["skipped (badFiles=skip):", *listed(self.skipped)] if self.skipped else []
-        return "\n".join([*lines, *skipped])
+        return "\n".join([*lines, *skipped, *self.notes])
 
     def _warnings(self) -> list[tuple[str, list[int]]]:
         splits = list(self.splits.values())
@@ -69,6 +75,9 @@ class DataReport:
             *self._ignored_rows(splits),
             ("difficult objects (trained on, not evaluated)", [split.difficult for split in splits]),
             ("names listed twice", [split.duplicates for split in splits]),
+            ("images identical to another one of the split", [split.copies for split in splits]),
+            ("images identical to one of another split", [split.shared for split in splits]),
+            ("images of several frames, the first is used", [split.framed for split in splits]),
             ("EXIF turn that <size> cannot confirm (turned)", [split.ambiguous_turn for split in splits]),
             ("annotations without <size>", [split.without_size for split in splits]),
             ("images skipped (badFiles=skip)", [split.skipped for split in splits]),

@@ -132,7 +132,7 @@ def test_a_tiff_is_turned_once(save):
 
 def test_an_impossible_orientation_is_none(write_image, tmp_path):
     path = write_image(tmp_path / "a.png", (40, 30), 77)
-    assert inspect_image(path) == (40, 30, 1)
+    assert inspect_image(path)[:3] == (40, 30, 1)
 
 
 def test_another_size_is_a_fault(write_image, tmp_path):

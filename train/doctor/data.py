@@ -8,7 +8,7 @@ from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.check import CheckedData
 from dl.report import DataReport
-from train.doctor.finding import LOOK, OK, Finding, counted, named
+from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
 
 _MANY_NEGATIVES = 0.5  # share of images without objects above which one should know why
 _FEW = 10  # objects of a class below which nothing much will be learned
@@ -19,6 +19,7 @@ def examine_data(data: CheckedData) -> Iterator[Finding]:
     parts = ", ".join(f"{name} {report.images}" for name, report in data.report.splits.items())
     yield Finding(OK, "data", f"every file was read; images: {parts}", tuple(data.report.table().splitlines()))
     yield from _skipped(data.report)
+    yield from (Finding(WRONG, "data", sentence) for sentence in data.report.copies)
 
 
 def examine_labels(mcfg: ModelConfig, annotations: Sequence[Annotation]) -> Iterator[Finding]:
