@@ -10,7 +10,7 @@ from config.errors import UserError
 from config.fields import nearest
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation, Tally, Written, clean
-from dl.copies import ImageFile, count_copies, describe_copies, find_copies
+from dl.copies import ImageFile, count_copies, count_shared, describe_copies, find_copies
 from dl.discover import DataSource, locate
 from dl.faults import DataFault
 from dl.image_notes import choose_pixel_max, image_notes
@@ -89,7 +89,7 @@ def check_data(
     notes = image_notes(facts, pixel_max, mcfg.pixelMax is not None)
     copies = find_copies(source, pairs, _files(examined), verified)
     for name, report in reports.items():
-        report.shared = len({copy.image_id_of(asked[name]) for copy in copies if asked[name] in copy.splits})
+        report.shared = count_shared(copies, asked[name])
     report = DataReport(source.class_list, reports, tuple(skipped), tuple(notes), describe_copies(copies, source))
     return CheckedData(splits, expected, report, source, pixel_max)
 

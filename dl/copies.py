@@ -25,10 +25,6 @@ class Copy(NamedTuple):
     splits: tuple[str, str]
     image_ids: tuple[str, str]
 
-    def image_id_of(self, split: str | None) -> str:
-        """The one that lies in this split."""
-        return self.image_ids[split == self.splits[1]]
-
 
 def find_copies(
     source: DataSource, pairs: Iterable[tuple[str, str]], examined: Mapping[str, ImageFile], verified: VerifiedImages
@@ -56,6 +52,11 @@ def find_copies(
 def count_copies(images: Mapping[str, ImageFile]) -> int:
     """How many of these images equal an earlier one."""
     return len(images) - len({file.digest for file in images.values()})
+
+
+def count_shared(copies: Iterable[Copy], split: str | None) -> int:
+    """How many images of a split are copies of an image of another split."""
+    return len({copy.image_ids[copy.splits.index(split)] for copy in copies if split in copy.splits})
 
 
 def describe_copies(copies: Sequence[Copy], source: DataSource) -> tuple[str, ...]:
