@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from config.errors import UserError
-from dl.check import CheckedData, check_data
+from dl.check import check_data
 from dl.lessons import splits_to_train
 from dl.report import DataReport, SplitReport
 from model import YoloModel, build_model
@@ -576,8 +576,8 @@ def test_lines():
     assert (epochs_text([]), named([]), named(list("abc"), 2)) == ("", "", "a, b and 1 more")
 
 
-def test_copies_of_images_in_two_splits_are_wrong():
+def test_copies_of_images_in_two_splits_are_wrong(squares_config):
     report = DataReport(("red",), {"train": SplitReport(images=1)}, copies=("'train' and 'test' hold 1 image",))
-    findings = list(examine_data(CheckedData({}, {}, report, None)))
+    findings = list(examine_data(replace(check_data(squares_config(), ["train"]), report=report)))
     assert [(finding.level, finding.subject) for finding in findings] == [("ok", "data"), ("wrong", "data")]
     assert findings[1].text == report.copies[0]
