@@ -18,6 +18,7 @@ from train.doctor.finding import LOOK, OK, WRONG, Finding, counted
 from train.health.bundle import read_bundle, replay
 from train.health.page import page
 from train.runfolder import RunFolder
+from train.start import with_pixel_max
 from train.teacher import teacher_file
 
 log = logging.getLogger("mars")
@@ -36,7 +37,7 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
         return _replay(Path(args.replay).expanduser().absolute(), settings)
     # As if afresh: what an older run in the folder remembers of its data is neither read nor written.
     args = argparse.Namespace(**{**vars(args), "nobuf": True})
-    mcfg = find_data(args, load(args, settings), settings)
+    mcfg = with_pixel_max(find_data(args, load(args, settings), settings), None)
     folder = RunFolder.of(mcfg).path / FOLDER
     if mcfg.modelName == "distillation":
         teacher_file(mcfg)  # before minutes are spent on the data

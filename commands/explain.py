@@ -14,7 +14,7 @@ from dl.annotations import Annotation
 from dl.dataset import DetectionDataset
 from dl.discover import locate
 from dl.faults import DataFault
-from dl.images import read_image
+from dl.kept import FileImages
 from dl.loader import collate
 from dl.source import DataSource
 from eval.painter import file_names, write_jpeg
@@ -49,7 +49,7 @@ def explain(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         Limits(mcfg.paintConf, mcfg.minIou),
         names,
     )
-    image = read_image(annotation.image_path, (annotation.width, annotation.height))
+    image = FileImages().read(annotation)
     folder = RunFolder.of(mcfg).path / FOLDER
     picture = folder / file_names([annotation.image_id])[annotation.image_id]
     text = f"{annotation.image_id} of '{split}', with {path}:\n{story_table(explanation, names, model.strides)}\n"

@@ -197,8 +197,10 @@ class Study:
             )
 
     def _student(self, name: str, draw: int, changed: Mapping[str, Any], label: str) -> ModelConfig:
+        begun = RunFolder.of(self.teacher).begun_config() or {}  # all are compared on images scaled alike
         values = {
-            **self.settings, **self._teachers_weights(), "smallSeed": self.settings.get("smallSeed", 0) + draw,
+            "pixelMax": begun.get("pixelMax"), **self.settings, **self._teachers_weights(),
+            "smallSeed": self.settings.get("smallSeed", 0) + draw,
             **changed, **self.plans[name].settings, "runName": f"{self.prefix}.{name}-{label or draw}",
         }  # fmt: skip
         return find_data(self.student_stage, load(self.student_stage, values), values)

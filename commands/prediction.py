@@ -27,7 +27,7 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     predictor = Predictor.from_config(mcfg, trained_model(mcfg, path))
     num_threads = max(1, min(8, usable_cores()) if mcfg.dcore is None else mcfg.dcore)
     paint_conf = mcfg.paintConf if settings.get("paintImages", True) else None
-    job = Job(mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf)
+    job = Job(mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf, mcfg.pixelMax)
     folder = out or new_folder(earlier)
     try:
         with ProgressBar("predicting", args.quiet) as bar:

@@ -15,6 +15,7 @@ from ops.log import ProgressBar
 
 if TYPE_CHECKING:
     from dl.check import CheckedData
+    from dl.report import DataReport
 
 log = logging.getLogger("mars")
 
@@ -80,3 +81,10 @@ def check(mcfg: ModelConfig, splits: list[str], cache_file: Path | None, quiet: 
 
     with ProgressBar("checking the data", quiet) as bar:
         return check_data(mcfg, splits, cache_file, on_image=bar)
+
+
+def log_report(report: "DataReport") -> None:
+    """The table of the data, and a warning where figures of one split would be about images of another."""
+    log.info("%s", report.table())
+    for sentence in report.copies:
+        log.warning("%s", sentence)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from commands.setup import check
+from commands.setup import check, log_report
 from config.errors import UserError
 from config.fields import nearest
 from config.load import load_config
@@ -47,7 +47,7 @@ def split(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     drawn = _draw(args, annotations, len(source.class_list))
     keys = dict.fromkeys([find_split("train", source.splits) or origin, origin, *held_out])
     files = _write(out, {**{_list_name(key): source.splits[key] for key in keys}, name: drawn}, source)
-    log.info("%s", data.report.table())
+    log_report(data.report)
     log.log(RESULT, "\n%s", _table(annotations, drawn, source.class_list, args.shots))
     share = f"{len(drawn)} of the {len(annotations)} images of '{origin}'"
     log.log(RESULT, "%s, drawn by --seed %d: %s", share, args.seed or 0, files[name])

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from commands.setup import check
+from commands.setup import check, log_report
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
 from dl.lessons import splits_to_train
 from ops.log import keep_log
 from train.lock import RunLock
 from train.runfolder import RunFolder
+from train.start import with_pixel_max
 from train.teacher import read_teacher
 from train.trainer import Trainer
 
@@ -25,8 +26,10 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
     names = dict.fromkeys((*splits_to_train(mcfg), *also))
     # The lock: a run that another process is at work on is neither resumed nor moved.
     with RunLock(folder.path) as lock, _saying_how_to_go_on():
+        is_fresh = mcfg.nobuf or not folder.has_checkpoint()
+        mcfg = with_pixel_max(mcfg, None if is_fresh else folder.begun_config())
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
-        log.info("%s", data.report.table())
+        log_report(data.report)
         # Whatever is wrong so far leaves an older run where it is.
         trainer = Trainer(mcfg, data, quiet=quiet, trace_first=trace)
         if folder.path.exists():

@@ -20,7 +20,7 @@ from train.runfolder import RunFolder, data_differences, data_identity
 
 log = logging.getLogger("mars")
 
-AS_TRAINED = ("inputShape", "regMax")  # what is taken from the weights' config unless --set says otherwise
+AS_TRAINED = ("inputShape", "regMax", "pixelMax")  # what is taken from the weights' config unless --set says otherwise
 ANY_DATA = "*"  # stands for the data folder's name in a run's name
 
 
@@ -65,7 +65,8 @@ def as_trained(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_trained(file: WeightsFile, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    known = {field: file.config[field] for field in AS_TRAINED if field in file.config} if file.config else {}
+    config = file.config or {}
+    known = {field: config[field] for field in AS_TRAINED if config.get(field) is not None}
     values = {field: value for field, value in known.items() if field not in settings}
     if values:
         log.info("as %s was trained: %s", path.name, ", ".join(f"{field}={value}" for field, value in values.items()))

@@ -68,3 +68,7 @@ def folder_name(name: str) -> str | None:
 
 path = unless_none(not_empty)
 classes = unless_none(class_names)
+
+
+def sixteen_bits(value: int) -> str | None:
+    return None if 1 <= value <= 65535 else "must lie between 1 and 65535"

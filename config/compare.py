@@ -8,6 +8,11 @@ from config.mconfig import ModelConfig, field_alters, field_names
 Differences = dict[str, tuple[Any, Any]]
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config out of a checkpoint, with what an older version did where that is not a field's default today."""
+    return {"pixelMax": 65535, **config}
+
+
 def training_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
     """Field -> (old, new) value of what makes it another training, so that resuming must be refused.
 

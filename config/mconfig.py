@@ -26,6 +26,7 @@ from config.checks import (
     multiple_of_32,
     not_empty,
     path,
+    sixteen_bits,
 )
 from config.errors import UnknownField, UserError
 from config.fields import coerce, declare, each, fraction, nearest, not_negative, one_of, positive, unless_none
@@ -122,6 +123,13 @@ class ModelConfig:
         "stop",
         "unreadable images and annotations: stop and list, or skip and count",
         one_of("stop", "skip"),
+        alters="data",
+    )
+    pixelMax: int | None = declare(
+        None,
+        "value of 16-bit images that becomes white, 1 to 65535 (of a 12-bit camera 4095); none: from the largest value "
+        "of the images, or as the weights were trained",
+        unless_none(sixteen_bits),
         alters="data",
     )
 

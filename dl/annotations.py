@@ -54,6 +54,7 @@ class Annotation:
     labels: Int64[np.ndarray, " N"]  # indexes into the class list
     difficult: Bool[np.ndarray, " N"]
     labelled: Bool[np.ndarray, " C"] | None = None  # classes whose objects are all labelled; None: every class
+    pixel_max: int | None = None  # of a 16-bit image the value that becomes 255, see `read_image`
 
 
 # Why a box is dropped, as the report says it.

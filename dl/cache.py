@@ -74,7 +74,9 @@ def _in_memory(split: str, annotations: Sequence[Annotation], may_be_part: bool)
 def _on_disk(folder: Path, split: str, annotations: Sequence[Annotation]) -> Images:
     keys = list(dict.fromkeys(map(key_of, annotations)))
     needed = sum(map(num_bytes_of, keys))
-    file = folder / f"{split}-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:12]}.pixels"
+    # Without pixel_max: images scaled by another range take the place of the old ones, which fill the disk no longer.
+    name = json.dumps([key[:3] for key in keys])
+    file = folder / f"{split}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.pixels"
     try:
         cache = DiskImages.open(file, annotations)
         if cache is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -10,8 +10,10 @@ from config.errors import UserError
 from config.fields import nearest
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation, Tally, Written, clean
+from dl.copies import ImageFile, count_copies, count_shared, describe_copies, find_copies
 from dl.discover import DataSource, locate
 from dl.faults import DataFault
+from dl.image_notes import choose_pixel_max, image_notes
 from dl.images import ImageFacts, inspect_image, plan_delivery
 from dl.remarks import BoxFaults, about_boxes, about_classes
 from dl.report import DataReport, SplitReport, listed
@@ -31,6 +33,7 @@ class CheckedData:
     expected: dict[str, int]  # images that the split lists, each once, those that were skipped too
     report: DataReport
     source: DataSource
+    pixel_max: int | None = None  # what the 16-bit images of all splits are scaled by; None: there are none
 
 
 @dataclass
@@ -43,6 +46,7 @@ class _Examined:
     has_size: bool = True
     outlines: int = 0
     is_unlabelled: bool = False
+    facts: ImageFacts | None = None
     faults: list[str] = field(default_factory=list)
 
 
@@ -53,18 +57,21 @@ def check_data(
 
     Raises one `UserError` that lists all faults, each with its file: missing or unreadable image or xml, `<size>` that
     disagrees, empty or unknown split, an image in two splits (also in those not asked for; `small`, or the split that
-    is trained on, may share with `train`), a class list that knows none of the objects. With badFiles=skip the images
-    with a fault of their own are left out and counted instead. `cache_file` remembers decoded images, so that a second
-    start is quick. `on_image` hears how many images are done, of how many. Prints nothing.
+    is trained on, may share with `train`), a class list that knows none of the objects. The same image under two
+    names in such splits is only reported (`DataReport.copies`), for published data sets hold some. With badFiles=skip
+    the images with a fault of their own are left out and counted instead. `cache_file` remembers decoded images, so
+    that a second start is quick. `on_image` hears how many images are done, of how many. Prints nothing.
     """
     source = locate(mcfg)
     asked = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}
     faults = [_unknown_split(name, mcfg, source) for name, key in asked.items() if key is None]
     ids = {key: tuple(dict.fromkeys(source.splits[key])) for key in asked.values() if key is not None}
     faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
-    faults += _overlaps(_apart(asked, mcfg, source), source)
+    pairs = _apart(asked, mcfg, source)
+    faults += _overlaps(pairs, source)
     every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
-    examined = _examine_all(source, list(every_id), cache_file, on_image)
+    verified = VerifiedImages(cache_file)
+    examined = _examine_all(source, list(every_id), verified, on_image)
     skipped = source.reader.faults() + [fault for one in examined.values() for fault in one.faults]
     if mcfg.badFiles == "stop":
         faults, skipped = faults + skipped, []
@@ -77,17 +84,26 @@ def check_data(
             source.reader.faults() or any(one.faults for one in examined.values())
         )
         raise UserError(_list_faults(faults, can_skip))
-    splits = {name: _annotations(ids[key], examined) for name, key in asked.items() if key is not None}
+    pixel_max = mcfg.pixelMax or _pixel_max(mcfg, ids, examined, source)
+    splits = {name: _annotations(ids[key], examined, pixel_max) for name, key in asked.items() if key is not None}
     reports = {name: _count(source, source.splits[key], ids[key], examined) for name, key in asked.items() if key}
     expected = {name: len(ids[key]) for name, key in asked.items() if key is not None}
     remarks = [*source.reader.remarks(), *_remarks(mcfg, reports, examined.values(), box_faults, source)]
-    return CheckedData(splits, expected, DataReport(source.class_list, reports, tuple(skipped), tuple(remarks)), source)
+    facts = {source.files.get(i, i): one.facts for i, one in examined.items() if one.annotation and one.facts}
+    notes = image_notes(facts, pixel_max, mcfg.pixelMax is not None)
+    copies = find_copies(source, pairs, _files(examined), verified)
+    for name, report in reports.items():
+        report.shared = count_shared(copies, asked[name])
+    report = DataReport(
+        source.class_list, reports, tuple(skipped), tuple(remarks), tuple(notes), describe_copies(copies, source)
+    )
+    return CheckedData(splits, expected, report, source, pixel_max)
 
 
 def _examine_all(
-    source: DataSource, ids: Sequence[str], cache_file: Path | None, on_image: OnImage | None
+    source: DataSource, ids: Sequence[str], verified: VerifiedImages, on_image: OnImage | None
 ) -> dict[str, _Examined]:
-    verified, examined = VerifiedImages(cache_file), {}
+    examined: dict[str, _Examined] = {}
     with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # decoders release the interpreter lock
         results = pool.map(lambda image_id: _examine(source, image_id, verified), ids)
         for image_id, result in zip(ids, results, strict=True):
@@ -122,7 +138,7 @@ def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _Ex
     size = (delivery.width, delivery.height)
     cleaned, tally = clean(written, image_id, image[0], annotation[0], size, source.class_list)
     has_size = written.size is not None or source.format == "yolo"  # whose labels have no place for it
-    return _Examined(cleaned, tally, delivery.is_ambiguous, has_size, written.outlines, written.is_missing)
+    return _Examined(cleaned, tally, delivery.is_ambiguous, has_size, written.outlines, written.is_missing, image[1])
 
 
 def _upright_size(path: Path, facts: ImageFacts) -> tuple[int, int]:
@@ -264,14 +280,38 @@ def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
     return "\n".join([f"the data set has {len(faults)} faults{way_out}:", *listed(faults)])
 
 
-def _annotations(names: Sequence[str], examined: Mapping[str, _Examined]) -> list[Annotation]:
-    return [annotation for name in names if (annotation := examined[name].annotation) is not None]
+def _pixel_max(
+    mcfg: ModelConfig, ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _Examined], source: DataSource
+) -> int | None:
+    """One range for all images. Test images have no say: they must not change what is trained."""
+    test = find_split(mcfg.testSplitName, source.splits)
+    asked = [name for key, names in ids.items() if key != test for name in names]
+    for names in (asked, list(examined)):
+        facts = [facts for name in names if (facts := examined[name].facts) is not None]
+        if (found := choose_pixel_max(facts)) is not None:
+            return found
+    return None
+
+
+def _files(examined: Mapping[str, _Examined]) -> dict[str, ImageFile]:
+    """The files of the images that are fit."""
+    return {
+        name: ImageFile(one.annotation.image_path, one.facts.digest)
+        for name, one in examined.items()
+        if one.annotation and one.facts
+    }
+
+
+def _annotations(names: Sequence[str], examined: Mapping[str, _Examined], pixel_max: int | None) -> list[Annotation]:
+    found = [annotation for name in names if (annotation := examined[name].annotation) is not None]
+    return found if pixel_max is None else [replace(annotation, pixel_max=pixel_max) for annotation in found]
 
 
 def _count(
     source: DataSource, listed: Sequence[str], names: Sequence[str], examined: Mapping[str, _Examined]
 ) -> SplitReport:
-    report = SplitReport(duplicates=len(listed) - len(names))
+    copies = count_copies(_files({name: examined[name] for name in names}))
+    report = SplitReport(duplicates=len(listed) - len(names), copies=copies)
     for one in (examined[name] for name in names):
         if one.annotation is None:
             report.skipped += 1
@@ -289,4 +329,5 @@ def _count(
         report.unlabelled += one.is_unlabelled
         report.repeats += one.tally.repeats
         report.outlines += one.outlines
+        report.framed += one.facts is not None and one.facts.has_more_frames
     return report

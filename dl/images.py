@@ -1,9 +1,12 @@
 """Any image file -> RGB uint8, upright in the way its annotation means it.
 
-Decided here: transparency is laid on white, as browsers show it; 16-bit grey is scaled to 8 bits (65535 -> 255), not
-clipped; of several frames the first is read; a truncated file is an error and never a half-grey image.
+Decided here: transparency is laid on white, as browsers show it; values of 16 bits are scaled to 8 by the range that
+is in use (of a 12-bit camera 4095 -> 255); of several frames the first is read; a truncated file is an error and never
+a half-grey image.
 """
 
+import hashlib
+import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,11 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from dl.faults import DataFault
+from dl.signatures import describe_unreadable, is_camera_raw
+
+try:  # HEIC, where the user has installed what reads it
+    from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+except ImportError:
+    pass
+else:
+    register_heif_opener()
 
 # The user's own aerial picture of 100 megapixels is no decompression bomb.
 Image.MAX_IMAGE_PIXELS = None
@@ -32,15 +44,24 @@ _TURN_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_RANGES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
 _PILLOW_MUTED = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
 
 
 class ImageFacts(NamedTuple):
-    """A decodable image: its pixels as stored, and how a viewer turns them."""
+    """A decodable image: its pixels as stored, how a viewer turns them, and what else its file says."""
 
     width: int
     height: int
     orientation: int  # EXIF, 1 (upright) to 8
+    max_value: int = 0  # largest value of an image that is stored with 16 bits; 0 for one of 8 bits
+    has_more_frames: bool = False  # or pages: only the first is read
+    digest: str = ""  # SHA-256 of the file's bytes; only `inspect_image` computes it
+
+    @property
+    def is_peculiar(self) -> bool:
+        """Is there anything that `dl.image_notes` reports?"""
+        return self.max_value > 0 or self.has_more_frames
 
 
 class Delivery(NamedTuple):
@@ -69,45 +90,80 @@ def plan_delivery(path: Path, facts: ImageFacts, size_in_annotation: Size | None
     raise DataFault(f"{path}: the image is {real}, its annotation says {said}; are the boxes at another scale?")
 
 
+def pixel_range(max_value: int) -> int:
+    """The largest value of 8, 10, 12, 14 or 16 bits, the fewest that hold `max_value` (0 to 65535): 3800 -> 4095.
+
+    A value that is larger by one still counts, for some programs write 4096 for white.
+    """
+    return next(largest for largest in _RANGES if max_value <= largest + 1)
+
+
 def inspect_image(path: Path) -> ImageFacts:
     """Decode the whole image, as training will, and say what it is. Raises `DataFault`."""
-    with _decoded(path) as (image, facts):
-        _to_rgb(image, path)
-        return facts
+    raw = _read_bytes(path)
+    with _decoded(path, raw) as (image, values, facts):
+        _to_rgb(image, values, None)
+        return facts._replace(has_more_frames=_has_more_frames(image), digest=hashlib.sha256(raw).hexdigest())
 
 
-def read_image(path: Path | str, size_in_annotation: Size | None = None) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(
+    path: Path | str, size_in_annotation: Size | None = None, pixel_max: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """The image as RGB, writable, turned as `plan_delivery` says; without a size as viewers show it.
 
-    Raises `DataFault` (a `UserError`) that starts with the path: no such file, truncated, unknown format, other size.
+    `pixel_max`: the value of a 16-bit image that becomes 255, larger ones too; None: what `pixel_range` says of this
+    image alone. Raises `DataFault` (a `UserError`) that starts with the path: no such file, truncated, unknown format,
+    other size.
     """
+    return decode_image(path, size_in_annotation, pixel_max)[0]
+
+
+def decode_image(
+    path: Path | str, size_in_annotation: Size | None = None, pixel_max: int | None = None
+) -> tuple[UInt8[np.ndarray, "H W 3"], ImageFacts]:
+    """What `read_image` gives, with the facts of the file."""
     path = Path(path)
-    with _decoded(path) as (image, facts):
+    with _decoded(path, _read_bytes(path)) as (image, values, facts):
         delivery = plan_delivery(path, facts, size_in_annotation)
-        rgb = _to_rgb(image, path)
-        return np.array(rgb.transpose(_TURN_UPRIGHT[facts.orientation]) if delivery.is_turned else rgb)
+        rgb = _to_rgb(image, values, pixel_max)
+        pixels = np.array(rgb.transpose(_TURN_UPRIGHT[facts.orientation]) if delivery.is_turned else rgb)
+        return pixels, facts._replace(has_more_frames=_has_more_frames(image))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataFault(f"{path}: no such image file") from None
+    except OSError as error:
+        raise DataFault(f"{path}: the image cannot be read ({error.strerror or error})") from None
 
 
 @contextmanager
-def _decoded(path: Path) -> Iterator[tuple[Image.Image, ImageFacts]]:
+def _decoded(path: Path, raw: bytes) -> Iterator[tuple[Image.Image, np.ndarray | None, ImageFacts]]:
+    """The image, its values where they have more than 8 bits, and its facts."""
     if _PILLOW_MUTED not in warnings.filters:  # odd metadata is not worth a line per image; broken pixels raise
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    if is_camera_raw(path):
+        raise DataFault(f"{path}: the image cannot be read ({describe_unreadable(path, raw)})")
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(raw)) as image:
+            has_deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
             image.load()
+            values = _values(path, image, raw, has_deep_colour)
+            max_value = 0 if values is None else int(_without_alpha(values).max())
             # After load(): a TIFF has turned itself by then and dropped its tag, a PNG may carry the tag at its end.
-            yield image, ImageFacts(image.width, image.height, _orientation(image))
+            yield image, values, ImageFacts(image.width, image.height, _orientation(image), max_value)
     except DataFault:
         raise
-    except FileNotFoundError:
-        raise DataFault(f"{path}: no such image file") from None
     except Exception as error:  # at broken bytes Pillow's decoders raise nearly anything
-        raise DataFault(f"{path}: the image cannot be read ({_reason(error)})") from None
+        raise DataFault(f"{path}: the image cannot be read ({_reason(error, path, raw)})") from None
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "no known image format"  # Pillow's own words repeat the path
+def _reason(error: Exception, path: Path, raw: bytes) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):  # Pillow's own words repeat the path
+        kind = describe_unreadable(path, raw)
+        return f"no known image format: {kind}" if kind else "no known image format"
     return str(error) or type(error).__name__
 
 
@@ -119,18 +175,60 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _TURN_UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "F":
-        raise DataFault(f"{path}: the image holds floating-point values of unknown range; save it with 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _sixteen_bits_to_eight(np.asarray(image), path).convert("RGB")
+def _has_more_frames(image: Image.Image) -> bool:
+    """Asked last, for a GIF moves to its second frame to tell."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # the second frame is broken: the first, which is read, is not
+        return True
+
+
+def _to_rgb(image: Image.Image, values: np.ndarray | None, pixel_max: int | None) -> Image.Image:
+    if values is not None:
+        image = _with_eight_bits(values, pixel_max)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _sixteen_bits_to_eight(values: np.ndarray, path: Path) -> Image.Image:
-    if values.min() < 0 or values.max() > 65535:
-        raise DataFault(f"{path}: the image holds 32-bit values of unknown range; save it with 8 or 16 bits")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+def _values(path: Path, image: Image.Image, raw: bytes, has_deep_colour: bool) -> np.ndarray | None:
+    """(H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA as stored, 0 to 65535; None for an image of 8 bits."""
+    if image.mode == "F":
+        raise DataFault(f"{path}: the image holds floating-point values of unknown range; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataFault(f"{path}: the image holds 32-bit values of unknown range; save it with 8 or 16 bits")
+        return values
+    return _deep_colour(image, raw) if has_deep_colour and image.mode in ("RGB", "RGBA") else None
+
+
+def _deep_colour(image: Image.Image, raw: bytes) -> np.ndarray:
+    """Pillow keeps only the upper 8 of 16 bits of colour; OpenCV has all, and is believed where both agree on those."""
+    upper = np.asarray(image)
+    values = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is not None and values.dtype == np.uint16 and values.shape == upper.shape:
+        values = values.astype(np.uint16)[..., [2, 1, 0, 3][: values.shape[2]]]  # from BGR
+        if np.array_equal(values // 256, upper):
+            return values
+    return upper.astype(np.uint16) * 257
+
+
+def _without_alpha(values: np.ndarray) -> np.ndarray:
+    return values[..., :3] if values.ndim == 3 else values
+
+
+def _with_eight_bits(values: np.ndarray, pixel_max: int | None) -> Image.Image:
+    colour = _without_alpha(values)
+    scaled = _scaled(colour, pixel_max or pixel_range(int(colour.max())))
+    if values.shape[2:] == (4,):  # how opaque a pixel is has nothing to do with how bright the camera sees
+        alpha = values[..., 3:]
+        scaled = np.concatenate([scaled, _scaled(alpha, pixel_range(int(alpha.max())))], axis=-1)
+    return Image.fromarray(scaled)
+
+
+def _scaled(values: np.ndarray, largest: int) -> np.ndarray:
+    """0 to `largest` -> 0 to 255, rounded; larger values become 255."""
+    wide = np.minimum(values, largest).astype(np.uint32)
+    return ((wide * 255 + largest // 2) // largest).astype(np.uint8)

@@ -28,7 +28,8 @@ from ops.files import writing_whole
 _MAGIC = b"MARSPIX1"
 _EMPTY, _SOUND, _DAMAGED = 0, 1, 2  # state of an image, one byte that all processes share
 
-Key = tuple[str, int, int]  # path, width and height: the same file can be handed out turned or not
+# Path, width, height, pixel_max: the same file can be handed out turned or not, and scaled by another range.
+Key = tuple[str, int, int, int | None]
 
 
 @runtime_checkable
@@ -42,7 +43,8 @@ class FileImages:
     """Every image from its file, every time."""
 
     def read(self, annotation: Annotation) -> UInt8[np.ndarray, "H W 3"]:
-        return read_image(annotation.image_path, (annotation.width, annotation.height))
+        size = annotation.width, annotation.height
+        return read_image(annotation.image_path, size, annotation.pixel_max)
 
 
 class RamImages:
@@ -93,7 +95,7 @@ class DiskImages:
 
     def __init__(self, file: Path, index: Sequence[Sequence[Any]]) -> None:
         self._file = file
-        keys = [(path, width, height) for path, width, height, *_ in index]
+        keys = [(path, width, height, pixel_max) for path, width, height, pixel_max, *_ in index]
         self._slots = dict(_numbered(keys))
         self._checksums = [entry[-1] for entry in index]
         with open(file, "rb") as pixels:
@@ -145,7 +147,7 @@ class DiskImages:
 
 def key_of(annotation: Annotation) -> Key:
     """What an image is kept under."""
-    return str(annotation.image_path), annotation.width, annotation.height
+    return str(annotation.image_path), annotation.width, annotation.height, annotation.pixel_max
 
 
 def num_bytes_of(key: Key) -> int:

@@ -29,6 +29,9 @@ class SplitReport:
     dropped: Counter[str] = field(default_factory=Counter)  # why, one of dl.annotations.DROPPED -> boxes
     ignored: Counter[str] = field(default_factory=Counter)  # class outside the list -> objects
     duplicates: int = 0
+    copies: int = 0  # images that equal another one of the split, byte for byte
+    shared: int = 0  # images that equal one of a split that must be apart, byte for byte
+    framed: int = 0  # images of several frames or pages, of which the first is used
     ambiguous_turn: int = 0
     without_size: int = 0
     unlabelled: int = 0  # images without a label file, which are negatives
@@ -45,17 +48,22 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts per split, and the files that were skipped."""
+    """Counts per split, the files that were skipped, and what else must be known about the images."""
 
     class_list: tuple[str, ...]
     splits: dict[str, SplitReport]
     skipped: tuple[str, ...] = ()  # faults passed over because of badFiles=skip, each naming its file
     remarks: tuple[str, ...] = ()  # sentences about the whole: files that belong to nothing, what looks like a mistake
+    notes: tuple[str, ...] = ()  # about image files, a sentence each
+    copies: tuple[str, ...] = ()  # the same image in two splits that must be apart, a sentence for each pair
 
     def table(self) -> str:
-        """The rows, a line for each remark, which begins with "!", and then what was skipped."""
+        """The rows, a line for each remark, which begins with "!", then what was skipped, and the notes.
+
+        The sentences of `copies` are warnings of their own.
+        """
         skipped = ["skipped (badFiles=skip):", *listed(self.skipped)] if self.skipped else []
-        return "\n".join([*self.rows(), *(f"! {remark}" for remark in self.remarks), *skipped])
+        return "\n".join([*self.rows(), *(f"! {remark}" for remark in self.remarks), *skipped, *self.notes])
 
     def rows(self) -> list[str]:
         """Classes and warnings down, splits across, aligned; no row for a warning that did not occur."""
@@ -80,6 +88,9 @@ class DataReport:
             *self._ignored_rows(splits),
             ("difficult objects (trained on, not evaluated)", [split.difficult for split in splits]),
             ("names listed twice", [split.duplicates for split in splits]),
+            ("images identical to another one of the split", [split.copies for split in splits]),
+            ("images identical to one of another split", [split.shared for split in splits]),
+            ("images of several frames, the first is used", [split.framed for split in splits]),
             ("EXIF turn that <size> cannot confirm (turned)", [split.ambiguous_turn for split in splits]),
             ("annotations without <size>", [split.without_size for split in splits]),
             ("images skipped (badFiles=skip)", [split.skipped for split in splits]),

@@ -1,13 +1,14 @@
-"""Which images were already decoded without a fault, so that a second start of a run need not decode them again."""
+"""Which images were already decoded without a fault, so that a second start of a run need not read them again."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dl.images import ImageFacts
 from ops.files import write_whole
 
-_VERSION = 1
+_VERSION = 2  # 2: with the largest value, further frames and a digest of the file
 
 
 class VerifiedImages:
@@ -15,7 +16,7 @@ class VerifiedImages:
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        self._entries: dict[str, list[int]] = _load(file) if file else {}
+        self._entries: dict[str, list[Any]] = _load(file) if file else {}
         self._is_changed = False
 
     def get(self, path: Path) -> ImageFacts | None:
@@ -43,7 +44,7 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _load(file: Path) -> dict[str, list[int]]:
+def _load(file: Path) -> dict[str, list[Any]]:
     """Entries of an earlier run; a file that is missing, torn or of another version costs only the time to decode."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -52,4 +53,5 @@ def _load(file: Path) -> dict[str, list[int]]:
     if not isinstance(content, Mapping) or content.get("version") != _VERSION:
         return {}
     entries = content.get("images")
-    return {path: entry for path, entry in entries.items() if len(entry) == 5} if isinstance(entries, dict) else {}
+    length = 2 + len(ImageFacts._fields)
+    return {path: entry for path, entry in entries.items() if len(entry) == length} if isinstance(entries, dict) else {}

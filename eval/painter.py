@@ -102,7 +102,8 @@ def paint_split(
     class_names = drawable_names(tuple(class_names))
     names = file_names(annotation.image_id for annotation in annotations)
     for done, (annotation, found) in enumerate(pairs, start=1):
-        image = read_image(annotation.image_path, (annotation.width, annotation.height))
+        size = annotation.width, annotation.height
+        image = read_image(annotation.image_path, size, annotation.pixel_max)
         painted = paint(image, annotation, found, class_names, min_iou, paint_conf)
         write_jpeg(Path(folder) / names[annotation.image_id], painted)
         if on_image is not None:

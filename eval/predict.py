@@ -19,7 +19,8 @@ from config.errors import UserError
 from dl.augment import letterbox
 from dl.faults import DataFault
 from dl.files import IMAGE_SUFFIXES, natural_key
-from dl.images import read_image
+from dl.image_notes import image_notes
+from dl.images import ImageFacts, decode_image, read_image
 from dl.loader import collate
 from eval.painter import drawable_names, file_names, paint_found, write_jpeg
 from eval.predictor import Detections, Predictor
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     batch_size: int = 16
     num_threads: int = 1  # that decode images
     paint_conf: float | None = 0.2  # lowest score that is painted; None paints nothing
+    pixel_max: int | None = None  # what 16-bit images are scaled by; None: each by the range that it uses
 
 
 @dataclass
@@ -50,14 +52,23 @@ class Summary:
     num_detections: int = 0
     num_painted: int = 0
     broken: list[str] = field(default_factory=list)  # a sentence each, which starts with the file
+    pixel_max: int | None = None
+    peculiar: dict[str, ImageFacts] = field(default_factory=dict)  # of 16-bit images, and of those with more frames
 
     def lines(self) -> list[str]:
-        """What a person reads at the end: every broken file, then what was found and where it lies."""
-        lines = [f"left out: {fault}" for fault in self.broken]
+        """What a person reads at the end: broken files, notes on others, then what was found and where it lies."""
+        lines = [f"left out: {fault}" for fault in self.broken] + image_notes(self.peculiar, self.pixel_max)
         lost = f", {len(self.broken)} could not be read" if self.broken else ""
         painted = f", {self.num_painted} of them painted" if self.num_painted else ""
         counts = f"{len(self.images)} images{lost}; {self.num_detections} detections{painted}"
         return [*lines, f"{counts}: {self.folder}"]
+
+
+class _Read(NamedTuple):
+    """An image at the network's size, and the facts of its file."""
+
+    sample: Sample
+    facts: ImageFacts
 
 
 def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> list[Path]:
@@ -107,7 +118,7 @@ def predict_files(
     left out, and named in the summary. Raises `UserError` when no file could be read (nothing is written then) or when
     the folder does not take the results, and `FloatingPointError` on predictions that are not finite.
     """
-    summary = Summary(folder)
+    summary = Summary(folder, pixel_max=job.pixel_max)
     ids = dict(zip(files, image_ids_of(files), strict=True))
     found = _detect(predictor, ids, job, summary, on_image)
     if job.paint_conf is not None:
@@ -155,7 +166,9 @@ def _detect(
     done = 0
     for read in _read_ahead(ids, job):
         done += len(read)
-        samples = {path: sample for path, sample in read.items() if isinstance(sample, Sample)}
+        good = {path: one for path, one in read.items() if isinstance(one, _Read)}
+        samples = {path: one.sample for path, one in good.items()}
+        summary.peculiar |= {ids[path]: one.facts for path, one in good.items() if one.facts.is_peculiar}
         summary.broken += [str(fault) for fault in read.values() if isinstance(fault, DataFault)]
         if samples:
             yield from zip(samples, predictor(collate(list(samples.values()))), strict=True)
@@ -170,15 +183,16 @@ def _detect(
         raise UserError(_none_readable(summary.broken))
 
 
-def _read_ahead(ids: Mapping[Path, str], job: Job) -> Iterator[dict[Path, Sample | DataFault]]:
+def _read_ahead(ids: Mapping[Path, str], job: Job) -> Iterator[dict[Path, _Read | DataFault]]:
     """Batches of images at the network's size; the next one is read while the network computes."""
 
-    def read(path: Path) -> Sample | DataFault:
+    def read(path: Path) -> _Read | DataFault:
         try:
-            canvas, placed = letterbox(read_image(path), job.input_shape)
+            pixels, facts = decode_image(path, pixel_max=job.pixel_max)
         except DataFault as fault:
             return fault
-        return Sample(canvas, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), ids[path], placed)
+        canvas, placed = letterbox(pixels, job.input_shape)
+        return _Read(Sample(canvas, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), ids[path], placed), facts)
 
     files, waiting = list(ids), deque()
     with ThreadPoolExecutor(job.num_threads) as pool:  # decoders release the interpreter lock
@@ -199,7 +213,7 @@ def _painting(
     class_names, names = drawable_names(job.class_names), file_names(ids.values())
     for path, detections in found:
         try:
-            painted = paint_found(read_image(path), detections, class_names, job.paint_conf)
+            painted = paint_found(read_image(path, pixel_max=job.pixel_max), detections, class_names, job.paint_conf)
             write_jpeg(summary.folder / PAINTED / names[ids[path]], painted)
             summary.num_painted += int((detections.scores >= job.paint_conf).sum())
         except DataFault as fault:  # it could be read a moment ago

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from config.compare import completed
 from config.errors import UserError
 from model.base.backbone import Backbone
 from model.base.head import class_branch_width
@@ -163,7 +164,7 @@ def _understand(content: Any) -> WeightsFile:
             return WeightsFile(tensors, _names_of(network), _config_of(content), kind=_kind_of(network))
     tensors = _with_our_keys(_find_tensors(content))
     if "class_list" in content and "config" in content:
-        config = json.loads(content["config"])
+        config = completed(json.loads(content["config"]))
         kind = " ".join(["a Mars network", *([f"of phase {config['phase']}"] if "phase" in config else [])])
         return WeightsFile(tensors, tuple(content["class_list"]), config, content.get("data"), kind)
     file = WeightsFile(tensors)

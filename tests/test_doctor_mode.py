@@ -33,6 +33,7 @@ def draw_squares(folder: Path, side: int = 24, count: int = 16) -> Path:
             x, y = 32 * place + 5, 5 + 8 * int(rng.integers(0, 4))
             pixels[y : y + side, x : x + side] = colour
             objects += OBJECT.format(name=name, x=x, y=y, right=x + side, bottom=y + side)
+        pixels[0, 0] = number  # no two files are equal: that would be wrong
         Image.fromarray(pixels).save(folder / f"images/{number:02}.png")
         (folder / f"annotations/{number:02}.xml").write_text(XML.format(objects=objects))
     (folder / "classes.txt").write_text("red\nblue\n")

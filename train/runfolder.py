@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from config.compare import Differences, schedule_differences, training_differences
+from config.compare import Differences, completed, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.discover import DataSource
@@ -80,7 +80,7 @@ class RunFolder:
         for path in (self.last, self.previous):
             with suppress(DamagedCheckpoint):  # said when the run goes on
                 if path.exists():
-                    return json.loads(load_checkpoint(path)["config"])
+                    return completed(json.loads(load_checkpoint(path)["config"]))
         return None
 
     def write_config(self, mcfg: ModelConfig) -> None:
@@ -195,13 +195,18 @@ def _place_of(path: Path, checkpoint: Mapping[str, Any]) -> str:
     return f"{path.name}, after {checkpoint['epoch']} epochs{inside}"
 
 
-def data_identity(source: DataSource, split_names: Sequence[str]) -> dict[str, str]:
-    """What makes a data set the same one: its class list and the image names of these splits, wherever they lie."""
+def data_identity(source: DataSource, split_names: Sequence[str], pixel_max: int | None = None) -> dict[str, str]:
+    """What makes a data set the same one: its class list and the image names of these splits, wherever they lie.
+
+    And what its 16-bit images are scaled by, where that is known.
+    """
     identity = {"class list": f"{len(source.class_list)} classes, {_digest(source.class_list)}"}
     for name in split_names:
         key = find_split(name, source.splits)
         image_ids = sorted(set(source.splits[key])) if key else []
         identity[f"split {name}"] = f"{len(image_ids)} images, {_digest(image_ids)}"
+    if pixel_max is not None:
+        identity["pixelMax"] = str(pixel_max)
     return identity
 
 

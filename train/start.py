@@ -78,6 +78,19 @@ def with_head_width(mcfg: ModelConfig, start: StartingWeights | None, begun: Map
     return mcfg.with_values(keepHeadWidth=keep) if keep != mcfg.keepHeadWidth else mcfg
 
 
+def with_pixel_max(mcfg: ModelConfig, begun: Mapping[str, Any] | None) -> ModelConfig:
+    """The config with `pixelMax` settled, where it is left open: as the run began, else as its teacher was trained.
+
+    None stays where neither says it: then the data decide. `begun`: the config of the run when it goes on. A student
+    must have the range of its teacher, for both are given the same batches.
+    """
+    if mcfg.pixelMax is None and begun is None and mcfg.modelName == "distillation":
+        teacher = weights_at(Path(mcfg.teacherModelFile or ""))
+        begun = read_weights(teacher).config if teacher.is_file() else None
+    value = mcfg.pixelMax or (begun or {}).get("pixelMax")
+    return mcfg.with_values(pixelMax=value) if value != mcfg.pixelMax else mcfg
+
+
 def write_backbone(source: Path, target: Path) -> int:
     """Write the backbone out of the weights in `source`, in float32, as `backbone.l0.conv.weight` and so on.
 

@@ -44,7 +44,7 @@ from train.origin import code_commit, file_origin, origin_in_words, random_origi
 from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
 from train.runfolder import RunFolder, data_identity
 from train.sched import build_schedule, build_warm_up
-from train.start import starting_weights, with_head_width
+from train.start import starting_weights, with_head_width, with_pixel_max
 from train.step import Stepper
 from train.teacher import check_teacher, split_to_try
 
@@ -68,14 +68,16 @@ class Trainer:
         self.folder = RunFolder.of(mcfg)
         is_fresh = mcfg.nobuf or not self.folder.has_checkpoint()
         names = splits_to_train(mcfg)
+        begun = None if is_fresh else self.folder.begun_config()
+        mcfg = with_pixel_max(mcfg, begun)
         data = data or check_data(mcfg, names, cache_file=self.folder.data_check)
+        mcfg = mcfg.with_values(pixelMax=data.pixel_max)
         self.splits = data.splits
-        self.data = data_identity(data.source, names)
+        self.data = data_identity(data.source, names, mcfg.pixelMax)
         self.device = pick_device(mcfg.device, mcfg.cuda)
         if self.device.type == "cpu":
             use_all_cores()
 
-        begun = None if is_fresh else self.folder.begun_config()
         self.start = starting_weights(mcfg) if is_fresh else None
         mcfg = with_head_width(mcfg, self.start, begun)
         self.model = build_model(mcfg).to(self.device).to(memory_format=torch.channels_last)

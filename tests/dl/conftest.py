@@ -9,7 +9,7 @@ from PIL import Image
 
 from config.mconfig import ModelConfig
 
-ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG, DESCRIPTION_TAG = 0x0112, 0x010E
 
 
 def _voc_text(size, objects):
@@ -34,7 +34,7 @@ def write_voc():
 
 @pytest.fixture
 def write_image():
-    """A smooth picture (JPEG keeps it), with an EXIF orientation when asked."""
+    """A smooth picture (JPEG keeps it), with an EXIF orientation when asked; no byte copy of one of another name."""
 
     def write(path, size=(40, 30), orientation=None):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +42,7 @@ def write_image():
         pixels = np.stack([rows * 5, columns * 5, rows + columns], axis=-1).astype(np.uint8)
         image = Image.fromarray(pixels)
         exif = image.getexif()
+        exif[DESCRIPTION_TAG] = path.stem
         if orientation is not None:
             exif[ORIENTATION_TAG] = orientation
         image.save(path, exif=exif)

@@ -2,7 +2,9 @@ import logging
 import os
 from collections import namedtuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import dl.cache
 from dl.cache import build_images
@@ -186,3 +188,21 @@ def test_evaluation_keeps_what_it_is_given_only(many, config):
     annotations[0].image_path.unlink()
     loader = build_loader(mcfg, "validation", annotations, train=False, images=images)
     assert len(list(loader)) == 1, "kept from one validation to the next"
+
+
+def test_pixels_scaled_by_another_range_are_not_used(many, config, tmp_path):
+    """Neither in memory nor from the disk; and the file on the disk gives way to the new one."""
+    for path in (many / "images").glob("n*.jpg"):
+        values = np.full((30, 40), 2000, dtype=np.uint16)
+        values[0, 0] = int(path.stem[1:])
+        Image.fromarray(values).save(path.with_suffix(".png"))
+        path.unlink()
+    for mode in ("ram", "disk"):
+        for pixel_max, expected in ((4095, 125), (65535, 8), (4095, 125)):
+            mcfg = config(many, cacheImages=mode, root=str(tmp_path / "runs"), pixelMax=pixel_max)
+            annotations = check_data(mcfg, ["train"]).splits["train"]
+            images = build_images(mcfg, "train", annotations)
+            assert not isinstance(images, FileImages)
+            for _ in range(2):
+                assert all(images.read(one)[1, 1].tolist() == [expected] * 3 for one in annotations)
+    assert len(list((tmp_path / "runs/image-cache").iterdir())) == 1

@@ -1,10 +1,15 @@
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from config.errors import UserError
-from dl.images import inspect_image, read_image
+from dl.images import decode_image, inspect_image, pixel_range, read_image
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 
@@ -132,7 +137,7 @@ def test_a_tiff_is_turned_once(save):
 
 def test_an_impossible_orientation_is_none(write_image, tmp_path):
     path = write_image(tmp_path / "a.png", (40, 30), 77)
-    assert inspect_image(path) == (40, 30, 1)
+    assert inspect_image(path)[:3] == (40, 30, 1)
 
 
 def test_another_size_is_a_fault(write_image, tmp_path):
@@ -183,3 +188,139 @@ def test_a_large_picture_is_no_bomb(save):
     path = save(Image.new("1", (20000, 5000)), "a.png")  # 100 megapixels: Pillow's own limit is 89
     with Image.open(path) as image:
         assert image.size == (20000, 5000)
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [
+        (0, 255), (1, 255), (255, 255), (256, 255), (257, 1023), (1023, 1023), (1024, 1023), (1025, 4095),
+        (3800, 4095), (4095, 4095), (4096, 4095), (4097, 16383), (16384, 16383), (16385, 65535), (65535, 65535),
+    ],
+)  # fmt: skip
+def test_the_range_in_use(largest, expected):
+    assert pixel_range(largest) == expected
+
+
+def twelve_bits(*shape, largest=3800):
+    values = np.random.default_rng(0).integers(0, largest + 1, shape).astype(np.uint16)
+    values.flat[0] = largest
+    return values
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("pixel_max", [None, 4095, 1000, 65535])
+def test_16_bits_are_scaled_by_the_range_in_use_or_by_the_one_given(tmp_path, name, channels, pixel_max):
+    values = twelve_bits(20, 30, channels)
+    cv2.imwrite(str(tmp_path / name), values)
+    shares = np.minimum(values[..., ::-1] / (pixel_max or 4095), 1)  # OpenCV writes BGR
+    expected = np.floor(255 * shares + 0.5).astype(int)
+    pixels, facts = decode_image(tmp_path / name, pixel_max=pixel_max)
+    assert np.array_equal(pixels, np.broadcast_to(expected, (20, 30, 3)))
+    assert facts[:4] == (30, 20, 1, 3800)
+    assert inspect_image(tmp_path / name).max_value == 3800
+
+
+def test_16_bits_with_alpha_are_laid_on_white(tmp_path):
+    values = np.full((4, 6, 4), (1000, 2000, 4000, 65535), dtype=np.uint16)  # BGR and alpha
+    values[0] = (60000, 60000, 4000, 0)  # the colour of what cannot be seen counts, for nobody knows what it means
+    cv2.imwrite(str(tmp_path / "a.png"), values)
+    pixels = read_image(tmp_path / "a.png", pixel_max=4095)
+    assert (pixels[0] == 255).all()
+    assert np.abs(pixels[1].astype(int) - [249, 125, 62]).max() <= 1
+
+
+def test_8_bits_that_are_stored_as_16(tmp_path):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    cv2.imwrite(str(tmp_path / "a.png"), values)
+    assert np.array_equal(read(tmp_path / "a.png")[..., 0], values)
+
+
+def test_an_image_of_8_bits_knows_no_range(save):
+    path = save(Image.new("L", (4, 3), 77), "a.png")
+    assert (read_image(path, pixel_max=100) == 77).all()
+    assert inspect_image(path).max_value == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.gif", {}), ("a.webp", {"lossless": True}), ("a.tif", {}), ("a.png", {}), ("a.mpo", {"quality": 95})],
+)
+def test_the_first_of_several_frames_is_read_and_said(save, name, options):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    path = save(frames[0], name, save_all=True, append_images=frames[1:], **options)
+    pixels, facts = decode_image(path)
+    assert np.abs(pixels.astype(int) - RED).max() < 6
+    assert facts.has_more_frames and inspect_image(path).has_more_frames
+    still = save(frames[0], f"still{path.suffix}".replace("mpo", "jpg"))
+    assert not inspect_image(still).has_more_frames
+
+
+def test_a_second_frame_that_is_broken_leaves_the_first(save):
+    noise = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 40), dtype=np.uint8)) for n in range(2)]
+    path = save(noise[0], "a.gif", save_all=True, append_images=noise[1:])
+    whole = read_image(path)
+    path.write_bytes(path.read_bytes()[:-600])
+    assert np.array_equal(read_image(path), whole)
+
+
+def test_the_digest_is_that_of_the_bytes(write_image, tmp_path):
+    path = write_image(tmp_path / "a.jpg")
+    assert inspect_image(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jpg", b"", "an empty file"),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "HEIC; install pillow-heif, or convert"),
+        ("a.jpg", b"\0\0\0\x18ftypheix\0\0\0\0mif1heix" + bytes(64), "HEIC"),
+        ("a.mp4", b"\0\0\0\x18ftypisom" + bytes(64), "a video"),
+        ("a.jpg", b"%PDF-1.7", "a PDF"),
+        ("a.png", b'<?xml version="1.0"?>\n<svg xmlns="x">', "SVG"),
+        ("a.jpg", b"\n<!DOCTYPE html><html><svg></svg>", "an HTML page"),
+        ("a.jpg", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.npy", b"\x93NUMPY\x01\0", "an array"),
+        ("a.dcm", bytes(128) + b"DICM" + bytes(64), "DICOM"),
+        ("a.exr", b"v/1\x01" + bytes(64), "floating-point"),
+        ("a.jxl", b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
+        ("a.jpg", b"PK\x03\x04" + bytes(64), "an archive"),
+    ],
+)
+def test_what_it_is_that_cannot_be_read(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_image(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: the image cannot be read (no known image format: ")
+    assert reason in str(caught.value)
+
+
+def test_the_preview_of_a_raw_file_is_not_the_photograph(save):
+    path = save(Image.new("RGB", (160, 120)), "a.tif").rename(save(Image.new("L", (1, 1)), "b.png").with_name("a.NEF"))
+    with pytest.raises(UserError, match="raw file, of which only the small preview"):
+        read_image(path)
+
+
+PLUGIN = """
+from PIL import Image, ImageFile
+
+class Opened(ImageFile.ImageFile):
+    format = "HEIF"
+    def _open(self):
+        self._mode, self._size = "RGB", (2, 1)
+        self.tile = [("raw", (0, 0, 2, 1), 12, ("RGB", 0, 1))]
+
+def register_heif_opener():
+    Image.register_open("HEIF", Opened, lambda head: head[4:12] == b"ftypheic")
+"""
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    (tmp_path / "pillow_heif.py").write_text(PLUGIN)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes([1, 2, 3, 4, 5, 6]))
+    code = f"import sys; sys.path[:0] = ['.', {str(tmp_path)!r}]; from dl.images import read_image; "
+    code += f"print(read_image({str(tmp_path / 'a.heic')!r}).tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[[[1, 2, 3], [4, 5, 6]]]"

@@ -33,9 +33,9 @@ def reads(monkeypatch):
     """Paths that were decoded in this process."""
     paths = []
 
-    def counted(path, size):
+    def counted(path, size, pixel_max):
         paths.append(path)
-        return read_image(path, size)
+        return read_image(path, size, pixel_max)
 
     monkeypatch.setattr(dl.kept, "read_image", counted)
     return paths

@@ -159,7 +159,7 @@ def test_file_names_are_safe_and_differ():
 def test_paint_split_holds_one_image_at_a_time(make_truth, make_found, tmp_path, monkeypatch):
     events = []
 
-    def read(path, size):
+    def read(path, size, _):
         events.append(f"read {path.name} {size}")
         return blank(*size)
 

@@ -193,21 +193,21 @@ def test_a_folder_that_takes_nothing(write, tmp_path):
 def test_memory_holds_few_images_however_many_there_are(write, tmp_path, monkeypatch):
     """Full images are let go as soon as they have the network's size; at most two batches of those are waiting."""
     files = [write(f"{number}.jpg") for number in range(12)]
-    read, num_waiting, seen = eval.predict.read_image, [], 0
+    read, num_waiting, seen = eval.predict.decode_image, [], 0
 
     class Slow(UpperLeft):
         def __call__(self, batch):
             time.sleep(0.1)  # whoever wants to read ahead has the time
             return super().__call__(batch)
 
-    def counting(path):
+    def counting(path, pixel_max):
         nonlocal seen
         seen += 1
         num_waiting.append(seen - sum(map(len, model.batches)))
-        return read(path)
+        return read(path, pixel_max=pixel_max)
 
     model = Slow()
-    monkeypatch.setattr(eval.predict, "read_image", counting)
+    monkeypatch.setattr(eval.predict, "decode_image", counting)
     predict_files(model, files, tmp_path / "out", JOB._replace(num_threads=1, paint_conf=None))
     assert seen == 12
     assert max(num_waiting) <= 2 * JOB.batch_size

@@ -12,6 +12,7 @@ from torch import nn
 from config.errors import UserError
 from dl.check import check_data
 from dl.lessons import splits_to_train
+from dl.report import DataReport, SplitReport
 from model import YoloModel, build_model
 from model.pretrained import LoadReport
 from ops.batch import Batch
@@ -19,7 +20,7 @@ from ops.seal import file_digest
 from ops.shortage import shortage
 from train.doctor import beginning, room, schooling
 from train.doctor.beginning import examine_aliases, examine_folder, examine_weights
-from train.doctor.data import examine_labels
+from train.doctor.data import examine_data, examine_labels
 from train.doctor.examination import examine
 from train.doctor.finding import LOOK, OK, WRONG, Finding, epochs_text, named, overhearing
 from train.doctor.labelled import examine_batch, examine_points
@@ -573,3 +574,10 @@ def test_lines():
     assert str(Finding(WRONG, "x", "y")) == "wrong  x: y"
     assert epochs_text([4, 0, 1, 2, 7]) == "1 to 3, 5, 8"
     assert (epochs_text([]), named([]), named(list("abc"), 2)) == ("", "", "a, b and 1 more")
+
+
+def test_copies_of_images_in_two_splits_are_wrong(squares_config):
+    report = DataReport(("red",), {"train": SplitReport(images=1)}, copies=("'train' and 'test' hold 1 image",))
+    findings = list(examine_data(replace(check_data(squares_config(), ["train"]), report=report)))
+    assert [(finding.level, finding.subject) for finding in findings] == [("ok", "data"), ("wrong", "data")]
+    assert findings[1].text == report.copies[0]

@@ -1,5 +1,7 @@
 """What a training starts from: official weights, files, backbones; and what they want of the network."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from model import YoloModel
 from model.pretrained import load_weights
 from train import start
 from train.origin import file_origin
-from train.start import StartingWeights, starting_weights, with_head_width, write_backbone
+from train.start import StartingWeights, starting_weights, with_head_width, with_pixel_max, write_backbone
 
 
 def config(**overrides):
@@ -115,3 +117,22 @@ def test_weights_without_the_whole_backbone(tmp_path, what):
     with pytest.raises(UserError, match=r"w\.pth: has no backbone of a YOLOv8"):
         write_backbone(tmp_path / "w.pth", tmp_path / "b.pth")
     assert not (tmp_path / "b.pth").exists()
+
+
+def trained_with(path, **config):
+    content = {"model": YoloModel("nano", 3).state_dict(), "class_list": ("a", "b", "c"), "config": json.dumps(config)}
+    torch.save(content, path)
+    return str(path)
+
+
+def test_the_range_of_16_bit_images_is_that_of_the_run_or_its_teacher(tmp_path):
+    teacher = trained_with(tmp_path / "teacher.pth", pixelMax=1023)
+    student = {"modelName": "distillation", "teacherModelFile": teacher}
+    assert with_pixel_max(config(), None).pixelMax is None  # the data decide
+    assert with_pixel_max(config(**student), None).pixelMax == 1023
+    assert with_pixel_max(config(**student), {"pixelMax": 4095}).pixelMax == 4095, "as the run began"
+    assert with_pixel_max(config(**student, pixelMax=2000), None).pixelMax == 2000
+    older = trained_with(tmp_path / "older.pth", phase="nano")
+    assert with_pixel_max(config(**{**student, "teacherModelFile": older}), None).pixelMax == 65535
+    official = str(saved(tmp_path / "official.pth", "nano", 3))
+    assert with_pixel_max(config(**{**student, "teacherModelFile": official}), None).pixelMax is None

@@ -23,8 +23,9 @@ _NEARLY_ALL = 0.9  # of the network's numbers, below which weights that were loa
 def examine_folder(mcfg: ModelConfig, data: CheckedData) -> Iterator[Finding]:
     """Would `train` begin here, go on, or refuse? Nothing is locked, so it may be asked while a run trains."""
     folder = RunFolder.of(mcfg)
+    identity = data_identity(data.source, splits_to_train(mcfg), mcfg.pixelMax)
     try:
-        checkpoint, changes = folder.checkpoint_to_resume(mcfg, data_identity(data.source, splits_to_train(mcfg)))
+        checkpoint, changes = folder.checkpoint_to_resume(mcfg, identity)
     except UserError as error:
         yield Finding(WRONG, "folder", str(error))
         return

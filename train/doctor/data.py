@@ -18,7 +18,7 @@ _FEW = 10  # objects of a class below which nothing much will be learned
 def examine_data(data: CheckedData) -> Iterator[Finding]:
     """The table of all splits, which has passed the check of its files; then what looks like a mistake in it."""
     parts = ", ".join(f"{name} {report.images}" for name, report in data.report.splits.items())
-    yield Finding(OK, "data", f"every file was read; images: {parts}", tuple(data.report.rows()))
+    yield Finding(OK, "data", f"every file was read; images: {parts}", (*data.report.rows(), *data.report.notes))
     for remark in data.report.remarks:
         yield Finding(LOOK, "data", remark)
     for name, report in data.report.splits.items():
@@ -29,6 +29,7 @@ def examine_data(data: CheckedData) -> Iterator[Finding]:
                 "correct the annotations; the files are named above",
             )  # fmt: skip
     yield from _skipped(data.report)
+    yield from (Finding(WRONG, "data", sentence) for sentence in data.report.copies)
 
 
 def examine_labels(mcfg: ModelConfig, annotations: Sequence[Annotation]) -> Iterator[Finding]:
