@@ -25,7 +25,7 @@ from eval.results import read_results
 from ops.files import write_whole
 from ops.log import RESULT, forget_log
 from ops.seal import file_digest
-from train.runfolder import RunFolder
+from train.runfolder import DETECTIONS, RunFolder
 from train.start import weights_at
 
 log = logging.getLogger("mars")
@@ -227,7 +227,8 @@ class Study:
 
     def _measured(self, mcfg: ModelConfig, split: str) -> Measured:
         truth = self._truth(split)
-        detections = read_results(mcfg.run_dir / "eval" / "detections.json", [one.image_id for one in truth])
+        results = RunFolder.of(mcfg).results_of(split) / DETECTIONS
+        detections = read_results(results, [annotation.image_id for annotation in truth])
         return measure(truth, detections, self.class_list, self.base or (), mcfg.paintConf)
 
     def _truth(self, split: str) -> list[Annotation]:
