@@ -37,7 +37,6 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     # As if afresh: what an older run in the folder remembers of its data is neither read nor written.
     args = argparse.Namespace(**{**vars(args), "nobuf": True})
     mcfg = find_data(args, load(args, settings), settings)
-    RunFolder.of(mcfg).refuse_foreign()
     folder = RunFolder.of(mcfg).path / FOLDER
     if mcfg.modelName == "distillation":
         teacher_file(mcfg)  # before minutes are spent on the data

@@ -22,7 +22,6 @@ log = logging.getLogger("mars")
 def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, data: CheckedData | None = None) -> None:
     """Evaluate a split with the run's weights (or those in the file `weights`): table, metrics.json and pictures."""
     folder, path = RunFolder.of(mcfg), weights_of(mcfg, weights)
-    folder.refuse_foreign()
     if data is None:
         data = check(mcfg, [split], folder.data_check, quiet)
         if weights is None:

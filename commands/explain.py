@@ -36,7 +36,6 @@ def explain(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Print a row for every object of an image of the data set, and draw it, into RUN/explain."""
     mcfg = load(args, settings)
     path = weights_of(mcfg, args.weights)
-    RunFolder.of(mcfg).refuse_foreign()
     mcfg = find_data(args, mcfg, {**as_trained(path, settings), **settings})
     split, annotation = find_image(mcfg, args.paths[0])
     model = trained_model(mcfg, path)

@@ -28,9 +28,15 @@ def load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
 
 
 def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
-    """The config again, with the places, classes and splits that were found in the data folder."""
+    """The config again, with the places, classes and splits that were found in the data folder.
+
+    Raises `UserError` when the run's folder lies in the data or holds other things, before anything is written there.
+    """
     from dl.discover import as_overrides, locate
     from dl.splits import find_split
+    from train.runfolder import RunFolder
+
+    RunFolder.of(mcfg).refuse_foreign()
 
     refuse_in_data(mcfg.run_dir, (mcfg.dataDir, mcfg.imageDir), f"root={mcfg.root}", "--root")
     if mcfg.drawnScenes and mcfg.dataDir:

@@ -31,7 +31,6 @@ from ops.batch import Sample
 log = logging.getLogger("mars")
 
 _VIDEO_SUFFIXES = frozenset(f".{ending}" for ending in "mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv".split())  # noqa: SIM905
-_CUT = "cut it into images first (ffmpeg -i {source} FOLDER/%06d.png) and name that folder"
 
 RESULTS, COMPANION, PAINTED = "detections.json", "images.json", "painted"
 
@@ -81,12 +80,15 @@ def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> l
         if not matches:
             raise UserError(_names_nothing(word))
         if video := next((match for match in matches if _is_video(match)), None):
-            raise UserError(f"{video}: is a video; {_CUT.format(source=video)}")
+            raise UserError(
+                f"{video}: is a video, and predict reads images: save its frames first "
+                f"(ffmpeg -i {video} FOLDER/%06d.png) and name that folder"
+            )
         files = [file for match in matches for file in (_images_below(match) if match.is_dir() else [match])]
         if not files:
             endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
             raise UserError(f"{', '.join(map(str, matches[:3]))}: holds no image; images end in {endings}")
-        found.update(dict.fromkeys(file for file in files if leave_out is None or leave_out not in file.parents))
+        found.update(dict.fromkeys(_outside(leave_out, files) if leave_out else files))
     if not found:
         raise UserError("no image but painted copies of an earlier call; name the images themselves")
     return list(found)
@@ -157,6 +159,13 @@ def _matches(word: str) -> list[Path]:
     return [Path(os.path.abspath(name)) for name in names]
 
 
+def _outside(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Those that do not lie in the folder, whatever links lead there."""
+    parents = {file.parent for file in files}
+    inside = {parent for parent in parents if parent.resolve().is_relative_to(folder.resolve())}
+    return [file for file in files if file.parent not in inside]
+
+
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in _VIDEO_SUFFIXES and not path.is_dir()
 
@@ -170,8 +179,10 @@ def _names_nothing(word: str) -> str:
             f"{word}: is an address; predict reads files: download the image first (curl -O {word}) and name the file"
         )
     if word.isdigit():
-        camera = _CUT.format(source=f"/dev/video{word}")
-        return f"{word}: no such file or folder; if a camera is meant: predict reads image files; {camera}"
+        return (
+            f"{word}: no such file or folder; predict reads no camera: save images of it first "
+            f"(ffmpeg -i /dev/video{word} FOLDER/%06d.png) and name that folder"
+        )
     complaint = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
     return f"{Path(word).expanduser().absolute()}: {complaint}"
 

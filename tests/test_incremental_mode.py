@@ -146,8 +146,7 @@ def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
             rows.append(
                 Detections(annotation.image_id, boxes, torch.full((len(labels),), 0.9), torch.tensor(labels).long())
             )
-        (Path(one.teacher.root) / name / "eval").mkdir(parents=True)
-        write_results(Path(one.teacher.root) / name / "eval/detections.json", rows)
+        write_results(Path(one.teacher.root) / name / "eval/test/detections.json", rows)
 
     put(TEACHER, red=2)
     for name, blue in zip(RUNS, (1, 1, 2, 1), strict=True):

@@ -171,8 +171,9 @@ class RunFolder:
             )
         for change in label_changes(checkpoint["data"], data):
             log.warning(
-                "%s: %s have changed since the run was saved; it goes on with the labels of now, so its result is that "
-                "of neither; --nobuf starts afresh", self.path, change,
+                "%s: %s have changed since the run was saved; it goes on with the new labels, but its figures and best "
+                "weights so far belong to the old ones, and the result cannot be reproduced; --nobuf starts afresh",
+                self.path, change,
             )  # fmt: skip
         return checkpoint, _in_words(schedule_differences(old, new))
 
