@@ -210,6 +210,17 @@ def test_every_run_keeps_a_log_of_its_own(done):
     assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("mars").handlers)
 
 
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("name", ["table.txt", "metrics.json", "base-novel.png"])
+def test_files_of_the_user_in_the_place_of_the_comparison_are_named_first(run, tmp_path, name):
+    place = tmp_path / f"{PREFIX}.incremental" / name
+    place.parent.mkdir()
+    place.write_text("[]")
+    status, _, err = run()
+    assert (status, err.startswith(f"mars: {place}: was not written by incremental")) == (2, True)
+    assert place.read_text() == "[]" and run_names(tmp_path) == {place.parent.name}
+
+
 # Once more, and going on
 
 

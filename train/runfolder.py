@@ -54,9 +54,8 @@ class RunFolder:
     def eval_of(self, split: str) -> Path:
         """The folder with figures, detections, truth and pictures of one split, which no other split replaces."""
         name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", split).strip(". ")[:80]
-        if (
-            name != split or not name or name.lower() in (PICTURES, *EVAL_FILES)
-        ):  # no folder's name, or one that is taken
+        is_taken = name.lower() in (PICTURES, *EVAL_FILES)
+        if name != split or not name or is_taken:
             name = f"{name}-{name_digest([split])}"
         return self.eval / name
 
