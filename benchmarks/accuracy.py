@@ -22,6 +22,7 @@ from benchmarks.peer import checked
 from eval.metrics import ApResult, coco_ap
 from eval.results import read_results
 from ops.text import align_columns
+from train.runfolder import DETECTIONS, RunFolder
 
 SYSTEMS = ("mars", "peer")
 SQUARE = "peer-square"  # the peer's weights on the square input that Mars has, see benchmarks/peer.py
@@ -35,7 +36,7 @@ def run_name(args: argparse.Namespace, system: str, seed: int) -> str:
 def detections_file(args: argparse.Namespace, system: str, seed: int) -> Path:
     folder = args.out / run_name(args, "peer" if system == SQUARE else system, seed)
     names = {"peer": "detections.json", SQUARE: "detections-square.json"}
-    return folder / names.get(system, "eval/detections.json")
+    return folder / names[system] if system in names else RunFolder(folder).results_of("test") / DETECTIONS
 
 
 def train(args: argparse.Namespace, system: str, seed: int) -> None:

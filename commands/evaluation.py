@@ -1,17 +1,21 @@
 """`eval`, and the evaluation of `pipe`."""
 
 import logging
+from dataclasses import replace
 
 from commands.setup import check, log_report
 from commands.weights import refuse_other_splits, trained_model, weights_of
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
+from dl.source import DataSource
+from dl.splits import find_split
 from eval.evaluator import Evaluator
-from eval.painter import remove_painted
+from eval.painter import refuse_other_pictures, remove_painted
 from eval.report import ap_table
 from model.weightsfile import read_weights
+from ops.files import copy_whole
 from ops.log import RESULT, ProgressBar, keep_log
-from train.runfolder import RunFolder
+from train.runfolder import EVAL_FILES, METRICS, PICTURES, RunFolder
 
 log = logging.getLogger("mars")
 
@@ -27,19 +31,36 @@ def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, da
             refuse_other_splits(mcfg, path, data)
         keep_log(folder.log)
         log_report(data.report)
+    place = folder.eval_of(split)
+    if mcfg.paintImages:
+        ids = [annotation.image_id for annotation in data.splits[split]]
+        refuse_other_pictures(place / PICTURES, ids, ", or leave pictures out with --set paintImages=no")
     model = trained_model(mcfg, path)
     evaluator = Evaluator(mcfg)
     name = str(path.relative_to(folder.path)) if path.is_relative_to(folder.path) else str(path)
     with ProgressBar(f"evaluating {split}", quiet) as bar:
         result = evaluator.evaluate(model, split, data.splits[split], name, bar, data.expected[split])
+    result = replace(result, test_is_validation=_is_validation(mcfg, split, data.source))
     log.log(RESULT, "\n%s", ap_table(result))
-    result.save(folder.eval_metrics)
-    result.save_detections(folder.eval_metrics.parent, evaluator.class_names)
+    result.save(place / METRICS)
+    result.save_detections(place, evaluator.class_names)
+    for file in EVAL_FILES:
+        copy_whole(place / file, folder.eval / file)
     if mcfg.paintImages:
-        remove_painted(folder.painted)
+        remove_painted(place / PICTURES)
         with ProgressBar(f"painting {split}", quiet) as bar:
-            evaluator.paint(result, folder.painted, on_image=bar)
-        log.info("painted images: %s", folder.painted)
+            evaluator.paint(result, place / PICTURES, on_image=bar)
+        log.info("painted images: %s", place / PICTURES)
     if folder.curves.exists():
         log.info("curves: %s", folder.curves)
     log.info("all of this run: %s", folder.path)
+
+
+def _is_validation(mcfg: ModelConfig, split: str, source: DataSource) -> bool:
+    """Is this the test split, and are its images those on which the best weights were chosen?"""
+    key, test, validation = (
+        find_split(name, source.splits) for name in (split, mcfg.testSplitName, mcfg.validationSplitName)
+    )
+    if not mcfg.epochValidation or key is None or key != test or validation is None:
+        return False
+    return set(source.splits[key]) == set(source.splits[validation])

@@ -12,6 +12,7 @@ from eval.export_model import SUFFIXES
 from eval.onnx_selection import Nms
 from ops.log import RESULT
 from train.origin import file_origin, origin_for_others
+from train.runfolder import RunFolder
 
 log = logging.getLogger("mars")
 
@@ -22,6 +23,8 @@ def export_weights(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     path = weights_of(mcfg, args.weights)
     if args.weights and not args.out and not path.is_relative_to(mcfg.run_dir):
         raise UserError(f"{path}: is not of {mcfg.run_dir}; --out FILE says where the result belongs")
+    if not args.out:
+        RunFolder.of(mcfg).refuse_foreign()
     mcfg = with_classes_of(path, mcfg, settings)
     model = trained_model(mcfg, path).cpu()
     default = mcfg.run_dir / "export" / f"{mcfg.runName}{SUFFIXES[args.format]}"

@@ -25,13 +25,14 @@ from eval.results import read_results
 from ops.files import write_whole
 from ops.log import RESULT, forget_log
 from ops.seal import file_digest
-from train.runfolder import RunFolder
+from train.runfolder import DETECTIONS, METRICS, RunFolder
 from train.start import weights_at
 
 log = logging.getLogger("mars")
 
 STUDENT, REPLAYING_STUDENT = "distillation", "both"
 REPLAYED_OF_EACH = 10  # images of a base class, where a way replays and the recipe does not say how many
+TABLE, PLOT = "table.txt", "base-novel.png"
 TRAINING = ("training", "schedule")  # what a field alters that joint training has in common with its teacher
 
 _NO_TEACHER = {"modelName": "base"}
@@ -127,6 +128,8 @@ class Study:
         replays = student.replayImages and REPLAYING_STUDENT in self.wanted
         self.ours = REPLAYING_STUDENT if replays else STUDENT  # what the recipe's student does
         self._refuse_equal_draws(student)
+        self.folder = Path(self.teacher.root) / f"{self.prefix}.incremental"
+        self._refuse_other_tables()
         self._annotations: dict[str, list[Annotation]] = {}
 
     def _stage(self, cfgname: str, name: str | None = None) -> argparse.Namespace:
@@ -142,6 +145,19 @@ class Study:
                 f"--draws {self.args.draws}: the data set has a split '{name}' of its own; leave it out, or draw "
                 "others with --set smallShots=10"
             )
+
+    def _refuse_other_tables(self) -> None:
+        """Raise `UserError` where the table would replace files that no earlier comparison has written."""
+        try:
+            is_ours = {"ways", "differences"} <= json.loads((self.folder / METRICS).read_bytes()).keys()
+        except (OSError, ValueError, AttributeError):
+            is_ours = False
+        for name in (METRICS, TABLE, PLOT):
+            if not is_ours and (self.folder / name).exists():
+                raise UserError(
+                    f"{self.folder / name}: was not written by incremental, and would be replaced; move it away, or "
+                    "give the comparison another --name"
+                )
 
     def draws_of(self, name: str) -> range:
         """The draws of the small split that a way is trained on: joint training reads none of it."""
@@ -229,7 +245,8 @@ class Study:
 
     def _measured(self, mcfg: ModelConfig, split: str) -> Measured:
         truth = self._truth(split)
-        detections = read_results(mcfg.run_dir / "eval" / "detections.json", [one.image_id for one in truth])
+        results = RunFolder.of(mcfg).results_of(split) / DETECTIONS
+        detections = read_results(results, [annotation.image_id for annotation in truth])
         return measure(truth, detections, self.class_list, self.base or (), mcfg.paintConf)
 
     def _truth(self, split: str) -> list[Annotation]:
@@ -250,10 +267,9 @@ class Study:
         is_base = [name in base for name in self.class_list]
         compared = comparison(ways, self.ours, [name for name in runs if name not in (self.ours, "joint")], is_base)
         text = increment_table(teacher, ways, compared, self.ours)
-        folder = Path(self.teacher.root) / f"{self.prefix}.incremental"
-        write_whole(folder / "table.txt", text + "\n")
         content = json.dumps(increments_dict(teacher, ways, compared), indent=2)
-        write_whole(folder / "metrics.json", content + "\n")
-        plot_base_novel(points_of([teacher, *ways]), folder / "base-novel.png")
-        log.info("%s", folder)
+        write_whole(self.folder / METRICS, content + "\n")  # first: by it the others are known as ours
+        write_whole(self.folder / TABLE, text + "\n")
+        plot_base_novel(points_of([teacher, *ways]), self.folder / PLOT)
+        log.info("%s", self.folder)
         return text

@@ -6,9 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from commands.setup import refuse_in_data
 from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
-from eval.predict import PAINTED, Job, find_images, new_folder, predict_files
+from config.mconfig import ModelConfig
+from eval.predict import PAINTED, Job, find_images, new_folder, predict_files, refuse_other_files
 from eval.predictor import Predictor
+from model.weightsfile import read_weights
 from ops.device import usable_cores
 from ops.log import RESULT, ProgressBar, keep_log
 from train.runfolder import RunFolder
@@ -23,10 +26,13 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     out = Path(args.out).expanduser().absolute() if args.out else None
     earlier = mcfg.run_dir / "predict"
     files = find_images(args.paths, out / PAINTED if out else earlier)
+    _refuse_place(mcfg, path, args.data, out)
+    paint_conf = mcfg.paintConf if settings.get("paintImages", True) else None
+    if out:
+        refuse_other_files(out, files, paints=paint_conf is not None)
     mcfg = with_classes_of(path, mcfg, settings)
     predictor = Predictor.from_config(mcfg, trained_model(mcfg, path))
     num_threads = max(1, min(8, usable_cores()) if mcfg.dcore is None else mcfg.dcore)
-    paint_conf = mcfg.paintConf if settings.get("paintImages", True) else None
     job = Job(mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf, mcfg.pixelMax)
     folder = out or new_folder(earlier)
     try:
@@ -39,3 +45,14 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     keep_log(RunFolder(folder).log)
     for line in summary.lines():
         log.log(RESULT, "%s", line)
+
+
+def _refuse_place(mcfg: ModelConfig, weights: Path, data: str | None, out: Path | None) -> None:
+    """Raise `UserError` when painted copies would lie where training images are read, or among other files."""
+    begun = read_weights(weights).config or {}
+    folders = [data, begun.get("dataDir"), begun.get("imageDir")]
+    if out is None:
+        RunFolder.of(mcfg).refuse_foreign()
+        refuse_in_data(mcfg.run_dir, folders, f"root={mcfg.root}", "--root")
+    else:
+        refuse_in_data(out, folders, f"--out {out}", "--out")

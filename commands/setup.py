@@ -5,10 +5,11 @@ What needs torch is imported where it is used, so that a mistake in the command 
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from config.errors import UserError
 from config.load import DEFAULT_CFGNAME, load_config
 from config.mconfig import ModelConfig
 from ops.log import ProgressBar
@@ -28,10 +29,17 @@ def load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
 
 
 def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
-    """The config again, with the places, classes and splits that were found in the data folder."""
+    """The config again, with the places, classes and splits that were found in the data folder.
+
+    Raises `UserError` when the run's folder lies in the data or holds other things, before anything is written there.
+    """
     from dl.discover import as_overrides, locate
     from dl.splits import find_split
+    from train.runfolder import RunFolder
 
+    RunFolder.of(mcfg).refuse_foreign()
+
+    refuse_in_data(mcfg.run_dir, (mcfg.dataDir, mcfg.imageDir), f"root={mcfg.root}", "--root")
     if mcfg.drawnScenes and mcfg.dataDir:
         _draw_scenes(mcfg.dataDir, mcfg.drawnScenes, args.quiet)
     source = locate(mcfg)
@@ -43,6 +51,19 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
         small = _draw_small(load(args, values), args.quiet)
         values["subsetMap"] = {**as_overrides(source)["subsetMap"], "small": small}
     return load(args, values)
+
+
+def refuse_in_data(place: Path, folders: Iterable[str | None], what: str, option: str) -> None:
+    """Raise `UserError` when `place`, to which pictures are written, lies in a folder of data or is one.
+
+    Else painted copies would be found there as images of the data set. Links are followed. Data may lie below root.
+    """
+    for folder in filter(None, folders):
+        if place.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+            raise UserError(
+                f"{what}: {place} lies in the data folder {folder}, so painted images there would be read as data; "
+                f"give a folder outside of it with {option}"
+            )
 
 
 def is_small_drawn(mcfg: ModelConfig, settings: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from commands.setup import check, log_report
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
 from dl.lessons import splits_to_train
+from eval.report import why_nothing_counts
 from ops.log import keep_log
 from train.lock import RunLock
 from train.runfolder import RunFolder
@@ -24,23 +25,36 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
     if mcfg.modelName == "distillation":
         read_teacher(mcfg)  # before minutes are spent on the data
     names = dict.fromkeys((*splits_to_train(mcfg), *also))
-    # The lock: a run that another process is at work on is neither resumed nor moved.
+    folder.refuse_foreign()
+    # The lock comes before any look at the folder: of two starts at once the second is refused, so that neither resumes
+    # nor moves the run of the other.
     with RunLock(folder.path) as lock, _saying_how_to_go_on():
+        lock.hold()
         is_fresh = mcfg.nobuf or not folder.has_checkpoint()
         mcfg = with_pixel_max(mcfg, None if is_fresh else folder.begun_config())
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
         log_report(data.report)
+        _warn_without_figures(mcfg, data)
         # Whatever is wrong so far leaves an older run where it is.
         trainer = Trainer(mcfg, data, quiet=quiet, trace_first=trace)
-        if folder.path.exists():
-            lock.hold()  # another run may have begun it while the data was checked
+        lock.hold()  # again, should somebody have moved the folder by hand meanwhile
         aside = folder.move_aside() if mcfg.nobuf else None
-        lock.hold()  # of the folder that is there now
+        lock.hold()  # of the new folder; refused when another start was faster
         keep_log(folder.log)
         if aside is not None:
             log.info("the older run is kept in %s", aside)
         trainer.run()
     return data
+
+
+def _warn_without_figures(mcfg: ModelConfig, data: CheckedData) -> None:
+    """Before hours are spent: no AP on the validation split means that no epoch is the best."""
+    name = mcfg.validationSplitName
+    if mcfg.epochValidation and (reason := why_nothing_counts(name, data.splits[name])):
+        log.warning(
+            "%s; so there is no validation AP, no best weights can be chosen, and the last weights are evaluated; "
+            "--set validationSplitName=NAME names another split", reason,
+        )  # fmt: skip
 
 
 @contextmanager

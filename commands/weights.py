@@ -16,7 +16,8 @@ from model import YoloModel, build_model
 from model.pretrained import fill
 from model.weightsfile import WeightsFile, read_weights
 from ops.device import pick_device, use_all_cores
-from train.runfolder import RunFolder, data_differences, data_identity
+from train.identity import data_differences, data_identity
+from train.runfolder import RunFolder
 
 log = logging.getLogger("mars")
 
@@ -85,9 +86,10 @@ def with_classes_of(path: Path, mcfg: ModelConfig, settings: dict[str, Any]) -> 
 
 def refuse_other_splits(mcfg: ModelConfig, path: Path, data: CheckedData) -> None:
     """The run's own weights must not be measured on images that they were trained on."""
-    was = {what: digest for what, digest in (read_weights(path).data or {}).items() if what.startswith("split ")}
+    file = read_weights(path)
+    was = {what: digest for what, digest in (file.data or {}).items() if what.startswith("split ")}
     now = data_identity(data.source, [what.removeprefix("split ") for what in was])
-    if other := data_differences(was, now):
+    if other := data_differences(was, now, file.config, mcfg.to_dict()):
         raise UserError(
             f"{path}: trained on another data set ({other}), so its test images may have been trained on; evaluate "
             f"with the splits and classes of {path.parent.parent / 'config.json'}, or name the file: --weights {path}"

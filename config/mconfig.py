@@ -282,9 +282,7 @@ class ModelConfig:
     minIou: float = declare(
         0.5, "overlap at which a painted detection is right, and of the assignment's AP", fraction, alters="nothing"
     )
-    paintImages: bool = declare(
-        False, "paint truth and predictions of testSplitName into eval/images", alters="nothing"
-    )
+    paintImages: bool = declare(False, "paint truth and predictions into eval/SPLIT/images", alters="nothing")
     paintConf: float = declare(0.2, "lowest score that is painted", fraction, alters="nothing")
 
     # Distillation, and learning new classes without forgetting the old

@@ -184,7 +184,13 @@ def _apart(asked: Collection[str], mcfg: ModelConfig, source: DataSource) -> lis
     if mcfg.trainSplitName not in (mcfg.validationSplitName, mcfg.testSplitName):
         pairs.pop(frozenset(("train", mcfg.trainSplitName)), None)  # a part of train is no other split
     pairs.pop(frozenset(("train", "small")), None)  # small is drawn from train by design
-    return list(pairs.values())
+    return [pair for pair in pairs.values() if not _is_one_held_out_split(pair, mcfg, source)]
+
+
+def _is_one_held_out_split(pair: tuple[str, str], mcfg: ModelConfig, source: DataSource) -> bool:
+    """Do both names list the same images, and is neither trained on? Many data sets name one folder as val and test."""
+    trained = {find_split(name, source.splits) for name in ("train", "small", mcfg.trainSplitName)}
+    return not trained & set(pair) and set(source.splits[pair[0]]) == set(source.splits[pair[1]])
 
 
 def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]:

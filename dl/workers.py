@@ -217,7 +217,9 @@ def _serve(
     """What a process does until its line ends: take keys, make the item, send it."""
     for other in inherited:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the trainer decides
+    # Ctrl-C and a terminal that is closed reach all processes, and the trainer decides.
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the trainer does at it
     cv2.setNumThreads(0)  # workers are the parallelism, and OpenCV's threads do not survive a fork
     torch.set_num_threads(1)

@@ -39,7 +39,7 @@ class GroupConfusion(NamedTuple):
     min_iou: float
 
     def to_dict(self) -> dict[str, Any]:
-        """What `eval/metrics.json` holds under "confusion"."""
+        """What `eval/SPLIT/metrics.json` holds under "confusion"."""
         groups = {
             name: {"n_gt": fates.n_gt, **fates._asdict(), "shares": fates.shares()}
             for name, fates in (("base", self.base), ("novel", self.novel))

@@ -45,6 +45,7 @@ class EvalResult:
     detections: tuple[Detections, ...]
     base_names: tuple[str, ...] | None = None  # the classes known first; None: no groups
     confusion: GroupConfusion | None = None  # of base with novel classes
+    test_is_validation: bool = False  # the test images are those on which the best weights were chosen
 
     @property
     def groups(self) -> Groups | None:
@@ -60,12 +61,13 @@ class EvalResult:
         return self.ap.map50_95
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `eval/metrics.json`: plain values, None where there is no figure, never NaN."""
+        """The content of `eval/SPLIT/metrics.json`: plain values, None where there is no figure, never NaN."""
         values = {
             "split": self.split,
             "weights": self.weights,
             "images_expected": self.images_expected,
             "images_evaluated": self.images_evaluated,
+            "test_is_validation": self.test_is_validation,
             "ap_style": self.ap_style,
             "map50": self.map50,
             "map50_95": self.map50_95,

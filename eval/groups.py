@@ -31,7 +31,7 @@ class Groups(NamedTuple):
     harmonic: HarmonicAp
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """What `eval/metrics.json` holds under "groups"."""
+        """What `eval/SPLIT/metrics.json` holds under "groups"."""
         return {name: group._asdict() for name, group in self._asdict().items()}
 
 

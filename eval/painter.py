@@ -7,6 +7,7 @@ One image is read, painted and written at a time, so that memory does not grow w
 
 import colorsys
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
+from config.errors import UserError
 from dl.annotations import Annotation
 from dl.images import read_image
 from eval.chips import Colour, Label, Rect, draw_chips, draw_legend, drawable_names, place_chips, place_legend
@@ -32,6 +34,7 @@ YELLOW = (255, 212, 0)  # wrong
 _INK = {PURPLE: (255, 255, 255), GREEN: (0, 24, 8), YELLOW: (40, 28, 0)}  # text that reads on each
 _EDGE = (16, 16, 20)  # beside a class's colour, for an image that is of this very colour
 _JPEG_QUALITY = 92
+_MARK = b"painted by Mars"
 
 
 class Verdict(NamedTuple):
@@ -153,16 +156,34 @@ def _ink_on(label: int) -> Colour:
 
 
 def write_jpeg(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:
-    """Write an RGB image as JPEG, whole or not at all."""
+    """Write an RGB image as JPEG, whole or not at all, with a comment by which `is_painted` knows it again."""
     content = io.BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # thin lines need full colour
+    options = {"quality": _JPEG_QUALITY, "subsampling": 0, "comment": _MARK}  # 0: thin lines need full colour
+    Image.fromarray(image).save(content, "JPEG", **options)
     return write_whole(path, content.getvalue())
 
 
+def is_painted(file: Path) -> bool:
+    """Did `write_jpeg` write this file? False for what is no image, and for what cannot be read."""
+    try:
+        with Image.open(file) as image:
+            return image.info.get("comment") == _MARK
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
 def remove_painted(folder: Path) -> None:
-    """Take away the JPEGs of an earlier painting, so that the folder shows one split and no other."""
+    """Remove the pictures of an earlier call, so that the folder shows one split as it is now; others stay."""
     for file in folder.glob("*.jpg"):
-        file.unlink()
+        if is_painted(file):
+            file.unlink()
+
+
+def refuse_other_pictures(folder: Path, image_ids: Iterable[str], way_out: str) -> None:
+    """Raise `UserError` when a painted copy of one of these images would replace a file that Mars did not paint."""
+    for name in file_names(image_ids).values():
+        if os.path.lexists(folder / name) and not is_painted(folder / name):
+            raise UserError(f"{folder / name}: was not painted by Mars, and would be replaced; move it away{way_out}")
 
 
 def file_names(image_ids: Iterable[str]) -> dict[str, str]:

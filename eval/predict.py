@@ -5,7 +5,9 @@ Memory holds two batches at the network's size and one image at its own, however
 
 import contextlib
 import glob
+import logging
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +24,14 @@ from dl.files import IMAGE_SUFFIXES, natural_key
 from dl.image_notes import image_notes
 from dl.images import ImageFacts, decode_image, read_image
 from dl.loader import collate
-from eval.painter import drawable_names, file_names, paint_found, write_jpeg
+from eval.painter import drawable_names, file_names, paint_found, refuse_other_pictures, write_jpeg
 from eval.predictor import Detections, Predictor
-from eval.results import ImageRecord, write_images, write_results
+from eval.results import ImageRecord, refuse_other_results, write_images, write_results
 from ops.batch import Sample
+
+log = logging.getLogger("mars")
+
+_VIDEO_SUFFIXES = frozenset(f".{ending}" for ending in "mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv".split())  # noqa: SIM905
 
 RESULTS, COMPANION, PAINTED = "detections.json", "images.json", "painted"
 
@@ -74,21 +80,26 @@ class _Read(NamedTuple):
 def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> list[Path]:
     """The images that files, folders and glob patterns name: absolute paths, each once, in the order of `words`.
 
-    A folder stands for the images in it and below it (by suffix, in natural order; hidden ones, links to folders and
-    `leave_out` are passed over). A file is taken whatever its suffix. A pattern that the shell has not expanded stands
-    for what it matches; `**` matches any folders. Raises `UserError` for a word that names nothing.
+    A folder stands for the images in it and below it (by suffix, in natural order; hidden ones and `leave_out` are
+    passed over; so are links to folders, with a warning). A file is taken whatever its suffix. A pattern that the shell
+    has not expanded stands for what it matches; `**` matches any folders. Raises `UserError` for a word that names
+    nothing, and for what is no image file: a video, a camera, an address, the standard input.
     """
     found: dict[Path, None] = {}
     for word in map(str, words):
         matches = _matches(os.path.expanduser(word))
         if not matches:
-            complaint = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
-            raise UserError(f"{Path(word).expanduser().absolute()}: {complaint}")
+            raise UserError(_names_nothing(word))
+        if video := next((match for match in matches if _is_video(match)), None):
+            raise UserError(
+                f"{video}: is a video, and predict reads images: save its frames first "
+                f"(ffmpeg -i {video} FOLDER/%06d.png) and name that folder"
+            )
         files = [file for match in matches for file in (_images_below(match) if match.is_dir() else [match])]
         if not files:
             endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
             raise UserError(f"{', '.join(map(str, matches[:3]))}: holds no image; images end in {endings}")
-        found.update(dict.fromkeys(file for file in files if leave_out is None or leave_out not in file.parents))
+        found.update(dict.fromkeys(_outside(leave_out, files) if leave_out else files))
     if not found:
         raise UserError("no image but painted copies of an earlier call; name the images themselves")
     return list(found)
@@ -124,8 +135,16 @@ def predict_files(
     if job.paint_conf is not None:
         found = _painting(found, ids, job, summary)
     write_results(folder / RESULTS, _counting(found, summary))
-    write_images(folder / COMPANION, summary.images, job.class_names)
+    write_images(folder / COMPANION, summary.images, job.class_names, results=folder / RESULTS)
     return summary
+
+
+def refuse_other_files(folder: Path, files: Sequence[Path], paints: bool) -> None:
+    """Raise `UserError` when the results of `predict_files` would replace files that an earlier call did not write."""
+    way_out = ", or name another folder with --out"
+    refuse_other_results(folder / RESULTS, folder / COMPANION, way_out)
+    if paints:
+        refuse_other_pictures(folder / PAINTED, image_ids_of(files), way_out)
 
 
 def new_folder(parent: Path) -> Path:
@@ -151,8 +170,39 @@ def _matches(word: str) -> list[Path]:
     return [Path(os.path.abspath(name)) for name in names]
 
 
+def _outside(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Those that do not lie in the folder, whatever links lead there."""
+    parents = {file.parent for file in files}
+    inside = {parent for parent in parents if parent.resolve().is_relative_to(folder.resolve())}
+    return [file for file in files if file.parent not in inside]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in _VIDEO_SUFFIXES and not path.is_dir()
+
+
+def _names_nothing(word: str) -> str:
+    """What is wrong with a word that names no file, and what to write instead."""
+    if word == "-":
+        return "-: images are not read from the standard input; save them as files and name these"
+    if re.match(r"[a-zA-Z][\w+.-]*://", word):
+        return (
+            f"{word}: is an address; predict reads files: download the image first (curl -O {word}) and name the file"
+        )
+    if word.isdigit():
+        return (
+            f"{word}: no such file or folder; predict reads no camera: save images of it first "
+            f"(ffmpeg -i /dev/video{word} FOLDER/%06d.png) and name that folder"
+        )
+    complaint = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
+    return f"{Path(word).expanduser().absolute()}: {complaint}"
+
+
 def _images_below(folder: Path) -> Iterator[Path]:
     for place, subfolders, names in os.walk(folder):
+        for link in [Path(place, name) for name in subfolders if not name.startswith(".")]:
+            if link.is_symlink():
+                log.warning("%s: is a link to a folder and is passed over; to predict on its images, name it too", link)
         subfolders[:] = sorted((name for name in subfolders if not name.startswith(".")), key=natural_key)
         for name in sorted(names, key=natural_key):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:

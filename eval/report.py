@@ -4,6 +4,9 @@ Where classes were learned one group after another, it also says which are base 
 whether they are mixed up.
 """
 
+from collections.abc import Sequence
+
+from dl.annotations import Annotation
 from eval.confusion import Fates
 from eval.evaluator import EvalResult
 from eval.groups import GroupAp
@@ -27,7 +30,35 @@ def ap_table(result: EvalResult) -> str:
     lines = align_columns(rows if result.groups else [(name, *figures) for name, _, *figures in rows])
     head, body, last = lines[0], lines[1 : 1 + len(classes)], lines[1 + len(classes) :]
     rule = "-" * display_width(head)
-    return "\n".join([_title(result), head, rule, *body, rule, *last, _images(result), *_mixed_up(result)])
+    notes = [*_nothing_to_measure(result), *_chosen_on_it(result)]
+    return "\n".join([_title(result), head, rule, *body, rule, *last, *notes, _images(result), *_mixed_up(result)])
+
+
+def why_nothing_counts(split: str, annotations: Sequence[Annotation]) -> str:
+    """The reason why no AP can be measured on these images by COCO's rules; empty when at least one object counts."""
+    num_objects = sum(len(annotation.labels) for annotation in annotations)
+    num_difficult = sum(int(annotation.difficult.sum()) for annotation in annotations)
+    if num_objects == 0:
+        return f"no image of '{split}' has an object"
+    if num_objects == num_difficult:
+        return f"no object of '{split}' counts: all {num_objects} are marked difficult (in COCO: iscrowd)"
+    return ""
+
+
+def _nothing_to_measure(result: EvalResult) -> list[str]:
+    """A line where there is no AP at all."""
+    if result.map50 is not None:
+        return []
+    reason = why_nothing_counts(result.split, result.annotations) or f"no object of '{result.split}' counts"
+    return [f"There is nothing to measure: {reason}. The AP is left out (null in metrics.json), it is not 0."]
+
+
+def _chosen_on_it(result: EvalResult) -> list[str]:
+    """A line where the test images are the validation images."""
+    if not result.test_is_validation:
+        return []
+    name = result.split
+    return [f"The images of '{name}' are the validation images, which chose the best weights: no independent test."]
 
 
 def _class_rows(result: EvalResult) -> list[_Row]:

@@ -6,6 +6,7 @@ known), so that `COCO(companion).loadRes(results)` of pycocotools works.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from config.errors import UserError
 from dl.annotations import Annotation
 from eval.predictor import Detections
 from ops.files import writing_whole
+from ops.seal import file_digest
+
+_DESCRIPTION = "images and categories of the detections beside it; category_id is the label + 1"  # marks our files
 
 
 class ImageRecord(NamedTuple):
@@ -79,13 +83,16 @@ def write_images(
     images: Iterable[ImageRecord],
     class_names: Sequence[str],
     annotations: Iterable[Annotation] = (),
+    results: Path | None = None,
 ) -> Path:
     """Write the companion of a results file: COCO's `images`, `categories` and, where it is known, the truth.
 
-    Difficult objects are COCO's crowds, as in `eval.metrics`. Returns the path.
+    Difficult objects are COCO's crowds, as in `eval.metrics`. `results`: the file, whose checksum is kept for
+    `refuse_other_results`. Returns the path.
     """
+    checksum = {"results_sha256": file_digest(results)} if results else {}
     content = {
-        "info": {"description": "images and categories of the detections beside it; category_id is the label + 1"},
+        "info": {"description": _DESCRIPTION, **checksum},
         "images": [
             {"id": one.image_id, "file_name": one.file_name, "width": one.width, "height": one.height} for one in images
         ],
@@ -99,6 +106,28 @@ def write_images(
             file.write(f"{',' if number > 1 else ''}\n{json.dumps({'id': number, **row}, ensure_ascii=False)}".encode())
         file.write(b"]\n}\n")
     return Path(path)
+
+
+def refuse_other_results(results: Path, companion: Path, way_out: str) -> None:
+    """Raise `UserError` when one of both files is there and is not, unchanged, what was written for predictions."""
+    is_ours, checksum = _read_companion(companion)
+    if os.path.lexists(companion) and not is_ours:
+        raise UserError(f"{companion}: was not written by predict, and would be replaced; move it away{way_out}")
+    is_same = is_ours and results.is_file() and checksum == file_digest(results)
+    if os.path.lexists(results) and not is_same:
+        raise UserError(
+            f"{results}: was not written by predict or was changed since, and would be replaced; move it away{way_out}"
+        )
+
+
+def _read_companion(path: Path) -> tuple[bool, str | None]:
+    """Was it written for predictions, to which nobody added objects? And the checksum of the results beside it."""
+    try:
+        content = json.loads(path.read_bytes())
+        info, annotations = content["info"], content["annotations"]
+        return info["description"] == _DESCRIPTION and not annotations, info.get("results_sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False, None
 
 
 def _rows(detections: Iterable[Detections]) -> Iterator[Mapping[str, Any]]:

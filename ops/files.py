@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,12 @@ def write_whole(path: Path | str, content: bytes | str) -> Path:
     with writing_whole(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file, however large; `target` is the old file or a whole copy. Raises as `writing_whole` does."""
+    with open(source, "rb") as content, writing_whole(target) as file:
+        shutil.copyfileobj(content, file)
 
 
 @contextmanager

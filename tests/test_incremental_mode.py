@@ -146,8 +146,7 @@ def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
             rows.append(
                 Detections(annotation.image_id, boxes, torch.full((len(labels),), 0.9), torch.tensor(labels).long())
             )
-        (Path(one.teacher.root) / name / "eval").mkdir(parents=True)
-        write_results(Path(one.teacher.root) / name / "eval/detections.json", rows)
+        write_results(Path(one.teacher.root) / name / "eval/test/detections.json", rows)
 
     put(TEACHER, red=2)
     for name, blue in zip(RUNS, (1, 1, 2, 1), strict=True):
@@ -209,6 +208,17 @@ def test_every_run_keeps_a_log_of_its_own(done):
             assert text.count(f" {name}: ") == 1
             assert text.count(" split 'small': ") == 1
     assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("mars").handlers)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("name", ["table.txt", "metrics.json", "base-novel.png"])
+def test_files_of_the_user_in_the_place_of_the_comparison_are_named_first(run, tmp_path, name):
+    place = tmp_path / f"{PREFIX}.incremental" / name
+    place.parent.mkdir()
+    place.write_text("[]")
+    status, _, err = run()
+    assert (status, err.startswith(f"mars: {place}: was not written by incremental")) == (2, True)
+    assert place.read_text() == "[]" and run_names(tmp_path) == {place.parent.name}
 
 
 # Once more, and going on

@@ -62,9 +62,10 @@ def test_pipe_trains_evaluates_and_paints(run, folder):
     assert (status, err) == (0, "")
     for file in ("config.json", "metrics.jsonl", "weights/best.pth", "weights/last.pth", "plots/loss.png", "mars.log"):
         assert (folder / file).stat().st_size > 0, file
-    assert sorted(file.name for file in (folder / "eval/images").iterdir()) == ["6.jpg", "7.jpg"]
+    assert sorted(file.name for file in (folder / "eval/test/images").iterdir()) == ["6.jpg", "7.jpg"]
     metrics = json.loads((folder / "eval/metrics.json").read_text())
     assert (metrics["split"], metrics["images_expected"], metrics["images_evaluated"]) == ("test", 2, 2)
+    assert not metrics["test_is_validation"]
     assert set(metrics["per_class"]) == {"red", "blue"}
     for text in ("images   ", "objects", "all classes", "epoch 1/1", "2 of 2 images evaluated"):
         assert text in out
@@ -110,7 +111,7 @@ def test_eval_of_a_split_quietly(run, folder):
     assert out.strip().splitlines()[0].startswith("Average precision on 'validation'")
     assert out.strip().splitlines()[-1] == "2 of 2 images evaluated"
     assert json.loads((folder / "eval/metrics.json").read_text())["weights"] == "weights/best.pth"
-    assert not (folder / "eval/images").exists()
+    assert not (folder / "eval/validation/images").exists()
 
 
 def test_weights_of_other_classes_are_refused(run, folder):
@@ -211,10 +212,82 @@ def test_wrong_starting_weights_behind_nobuf_leave_the_older_run(run, folder):
     assert len(list(folder.parent.iterdir())) == 2
 
 
-def test_painting_another_split_leaves_no_picture_of_the_first(run, folder):
+RESULTS = ("metrics.json", "detections.json", "truth.json")
+
+
+def test_each_split_keeps_its_results_and_no_picture_of_the_user_is_deleted(run, folder):
     assert run("pipe", "--set", "maxEpoch=1")[0] == 0
+    pictures, older = folder / "eval/test/images", folder / "eval/images"
+    of_test = {name: (folder / "eval/test" / name).read_bytes() for name in RESULTS}
+    assert {name: (folder / "eval" / name).read_bytes() for name in RESULTS} == of_test
     assert run("eval", "--split", "validation")[0] == 0
-    assert sorted(file.name for file in (folder / "eval/images").iterdir()) == ["4.jpg", "5.jpg"]
+    assert sorted(path.name for path in (folder / "eval/validation/images").iterdir()) == ["4.jpg", "5.jpg"]
+    assert {name: (folder / "eval/test" / name).read_bytes() for name in RESULTS} == of_test
+    for name in RESULTS:  # of the split that was evaluated last
+        assert (folder / "eval" / name).read_bytes() == (folder / "eval/validation" / name).read_bytes()
+    # A picture that is painted no more goes, those of the user and of an earlier version stay.
+    (pictures / "6.jpg").rename(pictures / "60.jpg")
+    older.mkdir()
+    for place in (pictures / "mine.jpg", older / "6.jpg"):
+        Image.new("RGB", (9, 9)).save(place)
+    assert run("eval")[0] == 0
+    assert sorted(path.name for path in pictures.iterdir()) == ["6.jpg", "7.jpg", "mine.jpg"]
+    assert (older / "6.jpg").is_file()
+
+
+def test_a_file_of_the_user_in_the_place_of_a_picture_is_named_before_any_work(run, folder, monkeypatch):
+    assert run("train", "--set", "maxEpoch=1")[0] == 0
+    picture = folder / "eval/test/images/7.jpg"
+    picture.parent.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(picture)
+    before = picture.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.evaluator.Evaluator.evaluate", lambda *_: pytest.fail("evaluated"))
+        status, _, err = run("eval")
+    assert (status, err.count("\n"), f"{picture}: was not painted by Mars" in err) == (2, 1, True)
+    assert picture.read_bytes() == before
+    assert run("eval", "--set", "paintImages=no")[0] == 0 and picture.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "settings", [("testSplitName=validation",), ("epochValidation=no", "testSplitName=validation")]
+)
+def test_a_test_split_that_is_the_validation_split_is_said(run, folder, settings):
+    status, out, err = run("pipe", "--set", "maxEpoch=1", "paintImages=no", *settings)
+    assert (status, err) == (0, "")
+    was_chosen_on_it = len(settings) == 1
+    metrics = json.loads((folder / "eval/validation/metrics.json").read_text())
+    assert metrics["test_is_validation"] is was_chosen_on_it
+    assert ("'validation' are the validation images, which chose the best weights" in out) is was_chosen_on_it
+
+
+def test_a_root_or_a_run_in_the_data_is_refused_before_anything_is_written(run, squares, tmp_path):
+    (tmp_path / "link").symlink_to(squares / "images")
+    own = ("--root", str(squares.parent), "--name", squares.name)  # the run's folder would be the data's
+    before = sorted(squares.rglob("*"))
+    for words in (
+        ("--root", str(squares)),
+        ("--root", str(squares / "runs")),
+        ("--root", str(tmp_path / "link/a")),
+        own,
+    ):
+        for mode in ("train", "doctor"):
+            status, _, err = run(mode, *words)
+            assert (status, err.count("\n")) == (2, 1)
+            assert (" lies in the data folder " in err and "--root" in err) or "is not the folder of a run" in err
+    assert sorted(squares.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [("train",), ("train", "--nobuf"), ("pipe", "--nobuf"), ("doctor",)])
+@pytest.mark.parametrize("content", ["letter.txt", "config.json"])
+def test_a_folder_of_other_files_does_not_become_a_run(run, tmp_path, words, content):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / content).write_text('{"epochs": 3}')
+    status, _, err = run(*words, "--name", "mine")
+    assert (status, f"{mine}: is not the folder of a run, it holds {content}; " in err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.name for path in mine.iterdir()] == [content]
 
 
 def test_a_step_that_breaks_gets_a_sentence_its_page_and_status_1(run, monkeypatch):

@@ -46,22 +46,25 @@ def train(squares, tmp_path, capsys):
     return call
 
 
-def test_sigterm_saves_says_one_line_and_is_gone_on_from(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_says_one_line_and_is_gone_on_from(train, tmp_path, monkeypatch, number):
     from train.step import Stepper
 
-    add, handler = Stepper.add, signal.getsignal(signal.SIGTERM)
+    add, handler = Stepper.add, signal.getsignal(number)
 
     def asked(self, *args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return add(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "add", asked)
         status, _, err = train()
-    line = "interrupted by SIGTERM and saved in epoch 1/1 after 1 of 2 batches; the same command goes on from there"
+    line = (
+        f"interrupted by {number.name} and saved in epoch 1/1 after 1 of 2 batches; the same command goes on from there"
+    )
     assert (status, err) == (1, f"mars: {line}\n")
     assert line in (tmp_path / "run/mars.log").read_text()
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(number) is handler
     status, out, err = train()
     assert (status, err) == (0, "") and "after epoch 0 and 1 batches" in out
 

@@ -127,6 +127,62 @@ def test_out_may_be_named_twice_and_takes_no_painted_copy_for_an_image(make_run,
     assert len(list((photos / "found/painted").iterdir())) == 3
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["images.json", "detections.json", "painted/1.jpg"])
+@pytest.mark.parametrize("has_earlier_results", [False, True])
+def test_files_of_the_user_are_named_and_not_replaced(
+    make_run, photos, predict, tmp_path, monkeypatch, name, has_earlier_results
+):
+    make_run("voc.nano.full-cats")
+    out = tmp_path / "out"
+    if has_earlier_results:
+        assert predict("voc.nano.full", photos, "--out", out)[0] == 0
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text('[{"mine": 1}]')
+    before = contents(out)
+    monkeypatch.setattr("commands.prediction.trained_model", lambda *_: pytest.fail("worked before it looked"))
+    status, _, err = predict("voc.nano.full", photos, "--out", out)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"mars: {out / name}: was not ") and "move it away, or name another folder with --out" in err
+    assert contents(out) == before
+
+
+def test_a_companion_to_which_objects_were_added_is_the_users(make_run, photos, predict, tmp_path):
+    make_run("voc.nano.full-cats")
+    out = tmp_path / "out"
+    assert predict("voc.nano.full", photos, "--out", out)[0] == 0
+    content = json.loads((out / "images.json").read_text())
+    content["annotations"] = [{"id": 1, "image_id": "0", "category_id": 1, "bbox": [1, 2, 3, 4]}]
+    (out / "images.json").write_text(json.dumps(content))
+    assert predict("voc.nano.full", photos, "--out", out)[0] == 2
+    assert json.loads((out / "images.json").read_text()) == content
+
+
+def test_a_call_that_was_killed_between_its_pictures_does_not_stop_the_next(make_run, photos, predict, tmp_path):
+    make_run("voc.nano.full-cats")
+    out = tmp_path / "out"
+    assert predict("voc.nano.full", photos, "--out", out)[0] == 0
+    for name in ("images.json", "detections.json"):  # which are written last
+        (out / name).unlink()
+    (out / "notes.txt").write_text("mine")
+    assert predict("voc.nano.full", photos, "--out", out)[0] == 0
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_results_do_not_go_into_the_data(make_run, photos, predict, tmp_path, root):
+    weights = make_run("voc.nano.full-cats", data=str(photos))
+    (tmp_path / "link").symlink_to(photos)
+    for out in (photos, photos / "found", tmp_path / "link/found"):
+        status, _, err = predict("voc.nano.full", photos, "--out", out)
+        assert (status, "lies in the data folder" in err and "--out" in err) == (2, True)
+    status, _, err = predict("voc.nano.full", photos, "--data", root, "--weights", weights)
+    assert (status, "--root" in err) == (2, True)
+    assert len(list(photos.iterdir())) == 3
+
+
 def test_no_pictures_when_none_are_wanted(make_run, photos, predict, tmp_path):
     make_run("voc.nano.full-cats")
     assert predict("voc.nano.full", photos, "--out", tmp_path / "out", "--set", "paintImages=no")[0] == 0

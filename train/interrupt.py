@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM ask a training to leave; it answers where it can be gone on from."""
+"""Ctrl-C, SIGTERM and SIGHUP ask a training to leave; it answers where it can be gone on from."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-WATCHED = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal or the ssh connection was closed. Windows has no such signal.
+WATCHED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -15,8 +16,8 @@ class Interrupted(KeyboardInterrupt):
 class Interrupts:
     """Within the block, the first signal is remembered until `leave_if_asked`, a second one leaves at once.
 
-    Signals that the process ignores stay ignored. Outside the main thread, where Python takes no signals, nothing
-    happens.
+    Signals that the process ignores stay ignored (with nohup SIGHUP). Outside the main thread, where Python takes no
+    signals, nothing happens.
     """
 
     def __init__(self) -> None:

@@ -41,12 +41,14 @@ class RunLock:
     """The folder belongs to this process within the block, and inner blocks of the same process share it.
 
     Entering locks a folder that is there; `hold` makes one that is not, and is called again after the folder was moved
-    aside. Raises `UserError`, with who holds it since when, and `UserError` for a place that cannot be written.
+    aside. Folders that `hold` made are removed at the end when nothing but the lock came into them. Raises `UserError`,
+    with who holds it since when, and `UserError` for a place that cannot be written.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._key: Path | None = None
+        self._made: list[Path] = []  # folders, the lowest first
 
     def __enter__(self) -> "RunLock":
         if self.folder.is_dir():
@@ -60,8 +62,19 @@ class RunLock:
         held.holders -= 1
         if held.holders == 0:
             del _held[self._key]
-            os.close(held.file)  # the file stays: removing it would let two others lock two files of one name
+            if self._made:
+                self._remove_unused(held.file)
+            os.close(held.file)  # else the file stays, for the next run
         self._key = None
+
+    def _remove_unused(self, file: int) -> None:
+        """While the lock is held. A process that has opened this file sees that it is gone, and makes a new one."""
+        is_unused = _is_at(file, self.folder / LOCK_NAME) and os.listdir(self.folder) == [LOCK_NAME]
+        with contextlib.suppress(OSError):  # an empty folder more does no harm
+            if is_unused:
+                (self.folder / LOCK_NAME).unlink()
+                for folder in self._made:
+                    folder.rmdir()
 
     def hold(self) -> None:
         """Lock the folder that is at this path now, making it where there is none."""
@@ -69,6 +82,7 @@ class RunLock:
             _warn_once("this system has no file locks: see to it yourself that no second run uses %s", self.folder)
             make_folder(self.folder)
             return
+        self._made = self._made or [place for place in (self.folder, *self.folder.parents) if not os.path.exists(place)]
         key = self.folder.resolve()
         held = _held.get(key)
         if held is None:

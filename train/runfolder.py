@@ -1,8 +1,9 @@
 """The folder of a run: where things lie in it, and whether a config may go on with what is there."""
 
-import hashlib
 import json
 import logging
+import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,14 +13,21 @@ from typing import Any
 from config.compare import Differences, completed, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from dl.discover import DataSource
-from dl.splits import find_split
 from ops.files import complaining, keep_under_second_name, remove_dead_drafts, write_whole
 from ops.seal import is_intact
 from ops.text import shortened
 from train.checkpoint import DamagedCheckpoint, first_not_finite, load_checkpoint, save_checkpoint, weights_of
+from train.identity import data_differences, label_changes, name_digest
+from train.lock import LOCK_NAME
 
 log = logging.getLogger("mars")
+
+METRICS, DETECTIONS, PICTURES = "metrics.json", "detections.json", "images"
+EVAL_FILES = (METRICS, DETECTIONS, "truth.json")
+_OF_A_RUN = frozenset(
+    {"weights", "plots", "eval", "predict", "export", "explain", "doctor", "health", "config.json", "metrics.jsonl"}
+    | {"data-check.json", "mars.log"}
+)
 
 
 class RunFolder:
@@ -33,8 +41,7 @@ class RunFolder:
         self.last = path / "weights" / "last.pth"
         self.previous = path / "weights" / "previous.pth"  # what last.pth was before
         self.curves = path / "plots" / "loss.png"
-        self.eval_metrics = path / "eval" / "metrics.json"
-        self.painted = path / "eval" / "images"
+        self.eval = path / "eval"  # of the split evaluated last; below it a folder for each split
         self.log = path / "mars.log"
         self.data_check = path / "data-check.json"
         self.health = path / "health"  # first batches, and what was found about bad steps
@@ -43,6 +50,39 @@ class RunFolder:
     def of(cls, mcfg: ModelConfig) -> "RunFolder":
         """The folder of the run that a config names."""
         return cls(mcfg.run_dir)
+
+    def eval_of(self, split: str) -> Path:
+        """The folder with figures, detections, truth and pictures of one split, which no other split replaces."""
+        name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", split).strip(". ")[:80]
+        is_taken = name.lower() in (PICTURES, *EVAL_FILES)
+        if name != split or not name or is_taken:
+            name = f"{name}-{name_digest([split])}"
+        return self.eval / name
+
+    def results_of(self, split: str) -> Path:
+        """The folder to read the results of a split from: `eval_of`, or what an earlier version wrote into `eval`."""
+        folder = self.eval_of(split)
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            if not folder.is_dir() and json.loads((self.eval / METRICS).read_bytes())["split"] == split:
+                return self.eval
+        return folder
+
+    def refuse_foreign(self) -> None:
+        """Raise `UserError` when the folder holds files, but none by which it is known as the folder of a run.
+
+        So a name that was chosen by mistake neither fills a folder of the user with the files of a run nor moves it.
+        """
+        names = sorted(os.listdir(self.path)) if self.path.is_dir() else []
+        strange = [name for name in names if not name.startswith(".") and name not in _OF_A_RUN]
+        if LOCK_NAME in names or self.log.exists() or _is_config(self.config):
+            return
+        if self.config.exists():
+            strange.append(self.config.name)
+        if strange:
+            raise UserError(
+                f"{self.path}: is not the folder of a run, it holds {strange[0]}; "
+                "give the run another name (--name), or another root (--root)"
+            )
 
     def has_checkpoint(self) -> bool:
         """Is there anything to go on from, whole or not?"""
@@ -64,8 +104,11 @@ class RunFolder:
         return path
 
     def move_aside(self) -> Path | None:
-        """Rename an older run's folder so that nothing is lost; where it is now, or None when there was none."""
-        if not self.path.exists():
+        """Rename an older run's folder so that nothing is lost; where it is now, or None when there was none.
+
+        For the holder of the folder's lock only.
+        """
+        if not self.path.exists() or os.listdir(self.path) == [LOCK_NAME]:
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S")
         aside, count = self.path.with_name(f"{self.path.name}.{stamp}"), 1
@@ -117,16 +160,22 @@ class RunFolder:
         checkpoint = self.newest_whole()
         if checkpoint is None:
             return None, ""
-        if other := data_differences(checkpoint["data"], data):
+        old, new = json.loads(checkpoint["config"]), mcfg.to_dict()
+        if other := data_differences(checkpoint["data"], data, old, new):
             raise UserError(
                 f"{self.path}: holds a run on another data set ({other}); "
                 "use --name for a new run, or --nobuf to start afresh"
             )
-        old, new = json.loads(checkpoint["config"]), mcfg.to_dict()
         if others := _in_words(training_differences(old, new)):
             raise UserError(
                 f"{self.path}: holds another training: {others}; set it back, or use --name for a new run, or --nobuf"
             )
+        for change in label_changes(checkpoint["data"], data):
+            log.warning(
+                "%s: %s have changed since the run was saved; it goes on with the new labels, but its figures and best "
+                "weights so far belong to the old ones, and the result cannot be reproduced; --nobuf starts afresh",
+                self.path, change,
+            )  # fmt: skip
         return checkpoint, _in_words(schedule_differences(old, new))
 
     def newest_whole(self) -> dict[str, Any] | None:
@@ -195,31 +244,13 @@ def _place_of(path: Path, checkpoint: Mapping[str, Any]) -> str:
     return f"{path.name}, after {checkpoint['epoch']} epochs{inside}"
 
 
-def data_identity(source: DataSource, split_names: Sequence[str], pixel_max: int | None = None) -> dict[str, str]:
-    """What makes a data set the same one: its class list and the image names of these splits, wherever they lie.
-
-    And what its 16-bit images are scaled by, where that is known.
-    """
-    identity = {"class list": f"{len(source.class_list)} classes, {_digest(source.class_list)}"}
-    for name in split_names:
-        key = find_split(name, source.splits)
-        image_ids = sorted(set(source.splits[key])) if key else []
-        identity[f"split {name}"] = f"{len(image_ids)} images, {_digest(image_ids)}"
-    if pixel_max is not None:
-        identity["pixelMax"] = str(pixel_max)
-    return identity
-
-
-def data_differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What both identities speak of and differ in, in words; empty when they agree."""
-    return ", ".join(
-        f"{what}: {was[what]} then, {now[what]} now" for what in was if was[what] != now.get(what, was[what])
-    )
+def _is_config(path: Path) -> bool:
+    """Is it a config that a run has written? False for other files of that name."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_bytes())
+        return isinstance(content, dict) and {"cfgname", "runName"} <= content.keys()
+    return False
 
 
 def _in_words(differences: Differences) -> str:
     return ", ".join(f"{name} {shortened(old)} -> {shortened(new)}" for name, (old, new) in differences.items())
-
-
-def _digest(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]

@@ -36,13 +36,14 @@ from train.health.figures import finite_or_none, frozen_figure
 from train.health.guard import BadStep, Guard
 from train.health.report import Traced, report, report_first
 from train.health.watch import Watch
+from train.identity import identity_of
 from train.interrupt import Interrupted, Interrupts
 from train.lock import RunLock
 from train.objective import Distilling, build_objective
 from train.opt import build_optimizer, load_optimizer, set_pace
 from train.origin import code_commit, file_origin, origin_in_words, random_origin
 from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
-from train.runfolder import RunFolder, data_identity
+from train.runfolder import RunFolder
 from train.sched import build_schedule, build_warm_up
 from train.start import starting_weights, with_head_width, with_pixel_max
 from train.step import Stepper
@@ -73,7 +74,7 @@ class Trainer:
         data = data or check_data(mcfg, names, cache_file=self.folder.data_check)
         mcfg = mcfg.with_values(pixelMax=data.pixel_max)
         self.splits = data.splits
-        self.data = data_identity(data.source, names, mcfg.pixelMax)
+        self.data = identity_of(data, names)
         self.device = pick_device(mcfg.device, mcfg.cuda)
         if self.device.type == "cpu":
             use_all_cores()

@@ -147,6 +147,19 @@ def test_overlaps_are_found_whatever_is_asked(make_folder, config, split, image,
     assert f"splits '{names}' share 1 images of {base}/images: {image}" in text
 
 
+def test_validation_and_test_may_be_one_split_but_not_that_which_is_trained_on(make_folder, config):
+    lists = {"train": ["a", "b"], "val": ["c", "d"], "test": ["d", "c", "c"]}
+    base = make_folder(lists, lists="")
+    assert len(check_data(config(base, subsetMap=lists), ALL).splits["test"]) == 2
+    check_data(config(base, subsetMap={**lists, "train": ["a"], "few": ["b"]}, trainSplitName="few"), ["few", *ALL])
+    for name, others in (("train", ("val", "test")), ("test", ("val",))):
+        for wrong in (["c", "d"], ["c"], ["a", "c", "d"]) if name == "train" else (["c"], ["c", "d", "e"]):
+            text = fault_of(config(base, subsetMap={**lists, name: wrong}), ["train"])
+            assert all(f"'{other}'" in text for other in others) and "share" in text
+    text = fault_of(config(base, subsetMap=lists, trainSplitName="val"), ["val"])
+    assert "splits 'val' and 'test' share 2 images" in text
+
+
 def test_trainval_may_share_with_its_parts(make_folder, config):
     lists = {"train": ["a"], "val": ["b"], "trainval": ["a", "b"], "test": ["c"]}
     base = make_folder(lists, lists="ImageSets/Main")

@@ -92,9 +92,11 @@ class TestFindImages:
             ("b.jpg", "no such file or folder"),
             ("z*.jpg", "no file matches this pattern"),
             ("empty", "holds no image; images end in "),
+            ("clip.MP4", "is a video, and predict reads images: save its frames first (ffmpeg -i "),
         ],
     )
     def test_a_word_that_names_nothing(self, tmp_path, word, complaint):
+        (tmp_path / "clip.MP4").write_bytes(b"\0\0\0\x20ftypisom")
         with pytest.raises(UserError) as caught:
             find_images(["a10.jpg", word])
         assert str(caught.value).startswith(f"{tmp_path / word}: {complaint}")
@@ -104,9 +106,38 @@ class TestFindImages:
         with pytest.raises(UserError, match="no image but painted copies"):
             find_images(["sub"], tmp_path / "sub")
 
-    def test_a_ring_of_links_ends(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("word", "complaint"),
+        [
+            ("-", "standard input"),
+            ("0", "predict reads no camera"),
+            ("https://host/bus.jpg", "download the image first (curl -O https://host/bus.jpg)"),
+            ("rtsp://host/1", "is an address"),
+        ],
+    )
+    def test_what_is_no_file(self, word, complaint):
+        with pytest.raises(UserError) as caught:
+            find_images(["a10.jpg", word])
+        assert str(caught.value).startswith(f"{word}: ") and complaint in str(caught.value)
+
+    def test_a_folder_may_bear_a_name_like_a_camera_or_a_video(self, tmp_path):
+        for name in ("0", "clip.mp4"):
+            (tmp_path / name).mkdir()
+            os.link("a10.jpg", f"{name}/e.jpg")
+            assert names(find_images([name]), tmp_path) == [f"{name}/e.jpg"]
+
+    def test_a_ring_of_links_ends_and_is_named(self, tmp_path, caplog):
         os.symlink(tmp_path, tmp_path / "sub/ring")
+        os.symlink(tmp_path / "sub", tmp_path / ".hidden")
         assert len(find_images(["."])) == 4
+        (record,) = caplog.records
+        assert record.message.startswith(f"{tmp_path / 'sub/ring'}: is a link to a folder and is passed over")
+
+    def test_painted_copies_are_left_out_whatever_links_lead_to_them(self, tmp_path):
+        os.symlink(tmp_path / "sub", tmp_path / "link")
+        with pytest.raises(UserError, match="no image but painted copies"):
+            find_images(["link"], tmp_path / "sub/deep")
+        assert names(find_images(["link", "a10.jpg"], tmp_path / "link/deep"), tmp_path) == ["a10.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 import unicodedata
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from config.load import load_config
+from dl.annotations import Annotation
 from eval.confusion import Fates, GroupConfusion
 from eval.evaluator import EvalResult
 from eval.metrics import ApResult, ClassAp
-from eval.report import ap_table
+from eval.report import ap_table, why_nothing_counts
 
 
 def result_of(per_class, map50=0.5, map50_95=0.25, images=72, style="coco"):
@@ -52,6 +55,34 @@ def test_nothing_to_average_and_the_other_styles():
     assert table.endswith("1 of 1 image evaluated")
     assert "not average precision" in table
     assert "11 points" in ap_table(result_of({}, style="voc07"))
+
+
+def truth(is_difficult: list[bool]) -> Annotation:
+    count = len(is_difficult)
+    boxes = np.array([[0, 0, 9, 9]] * count, dtype=np.float32).reshape(-1, 4)
+    return Annotation(
+        "a", Path("a.png"), Path("a.xml"), 9, 9, boxes, np.zeros(count, np.int64), np.array(is_difficult, bool)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        ([], "no image of 'test' has an object"),
+        ([[], []], "no image of 'test' has an object"),
+        ([[True], [], [True, True]], "no object of 'test' counts: all 3 are marked difficult (in COCO: iscrowd)"),
+        ([[True], [False]], ""),
+    ],
+)
+def test_the_reason_why_there_is_nothing_to_measure(images, reason):
+    annotations = [truth(image) for image in images]
+    assert why_nothing_counts("test", annotations) == reason
+    figure, count = (0.5, 1) if not reason else (None, 0)
+    result = result_of({"a": ClassAp(figure, figure, count)}, figure, figure)
+    lines = ap_table(replace(result, annotations=tuple(annotations))).splitlines()
+    assert [line for line in lines if "nothing to measure" in line] == [
+        f"There is nothing to measure: {reason}. The AP is left out (null in metrics.json), it is not 0."
+    ] * bool(reason)
 
 
 @pytest.mark.parametrize("style", ["coco", "voc07", "ultralytics", "assignment"])

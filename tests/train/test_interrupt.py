@@ -17,7 +17,9 @@ def _as_in_a_terminal():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
 def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
     before, interrupts = signal.getsignal(number), Interrupts()
 
@@ -37,15 +39,16 @@ def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
     interrupts.leave_if_asked()
 
 
-def test_what_the_process_ignores_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # in the background, with nohup
+def test_what_the_process_ignores_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with Interrupts() as interrupts:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             assert interrupts.asked_by is None
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_a_signal_that_nobody_asked_about_is_not_lost():

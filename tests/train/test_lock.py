@@ -1,5 +1,6 @@
 """One process a folder: told by real processes, for a lock means nothing within one."""
 
+import json
 import os
 import signal
 import socket
@@ -159,3 +160,116 @@ def test_a_folder_that_is_moved_aside_between_opening_and_locking_is_not_taken_f
         lock.hold()
         assert locked_by_another(folder)
         assert not locked_by_another(tmp_path / "aside")
+
+
+def test_folders_in_which_nothing_came_to_lie_are_removed_again(tmp_path):
+    for place, content in (("a/b/run", None), ("c/run", "mars.log")):
+        with RunLock(tmp_path / place) as lock:
+            lock.hold()
+            if content:
+                (tmp_path / place / content).write_text("")
+    (tmp_path / "old").mkdir()
+    with RunLock(tmp_path / "old") as lock:
+        lock.hold()
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["c", "c/run", "c/run/.lock", "c/run/mars.log", "old", "old/.lock"]
+
+
+NOBUF = """
+import json, os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+import commands.training as training
+from config.errors import UserError
+from train.runfolder import RunFolder
+
+training.splits_to_train = lambda mcfg: []
+training.check = lambda *args: SimpleNamespace(report=SimpleNamespace(table=str), splits={})
+move_aside = RunFolder.move_aside
+
+class Start:  # a start with --nobuf in a process of its own, which halts at a place, and where it would train
+    def __init__(self, folder, place):
+        words, answers = os.pipe(), os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            self.words, self.answers = os.fdopen(words[1], "w"), os.fdopen(answers[0])
+            self.train(folder, place)
+            os._exit(0)
+        os.close(words[1])
+        os.close(answers[0])
+        self.words, self.answers = os.fdopen(words[0]), os.fdopen(answers[1], "w")
+
+    def say(self, word):
+        print(word, file=self.words, flush=True)
+
+    def wait(self, word):
+        self.say(word)
+        self.answers.readline()
+
+    def train(self, folder, place):
+        def halting_move_aside(self_):
+            place == "before the move" and self.wait(place)
+            aside = move_aside(self_)
+            place == "after the move" and self.wait(place)
+            return aside
+
+        def run():
+            (folder / "metrics.jsonl").write_text(place)
+            self.wait("training")
+
+        RunFolder.move_aside = halting_move_aside
+        training.Trainer = lambda *args, **options: SimpleNamespace(run=run)
+        mcfg = SimpleNamespace(run_dir=folder, modelName="base", nobuf=True, epochValidation=False)
+        mcfg.validationSplitName = "validation"
+        try:
+            training.train(mcfg, quiet=True)
+        except UserError as error:
+            self.say(f"refused: {error}")
+
+    def next_word(self):
+        return self.words.readline().strip()
+
+    def go_on(self):
+        print(file=self.answers, flush=True)
+
+    def end(self):
+        os.kill(self.process, signal.SIGKILL)
+        os.waitpid(self.process, 0)
+
+def compete(root, place, has_older):
+    folder = root / "run"
+    if has_older:
+        folder.mkdir(parents=True)
+        (folder / "mars.log").write_text("older")
+    first = Start(folder, place)
+    assert first.next_word() == place
+    second = Start(folder, "at no place")
+    said_second = second.next_word()
+    first.go_on()
+    said_first = first.next_word()
+    first.end()
+    second.end()
+    kept = (folder / "metrics.jsonl").read_text()
+    aside = [(path / "mars.log").read_text() for path in root.glob("run.*")]
+    processes = first.process, second.process
+    return {"said": [said_first, said_second], "kept": kept, "aside": aside, "processes": processes}
+
+root = Path(sys.argv[1])
+print(json.dumps([compete(root / str(number), *case) for number, case in enumerate(json.loads(sys.argv[2]))]))
+"""
+BEFORE, AFTER = "before the move", "after the move"
+
+
+def test_of_two_starts_with_nobuf_one_is_refused_and_neither_moves_the_fresh_run_of_the_other(tmp_path):
+    """The first process halts before or after it moves an older run aside, and a second process starts meanwhile."""
+    cases = json.dumps([(BEFORE, False), (BEFORE, True), (AFTER, True)])
+    command = [sys.executable, "-c", NOBUF, str(tmp_path), cases]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    fresh, before, after = json.loads(done.stdout)
+    for number, (case, winner) in enumerate(((fresh, 0), (before, 0), (after, 1))):
+        assert case["said"][winner] == "training"
+        refusal = f"refused: {tmp_path / str(number) / 'run'}: another run is at work in it (process "
+        assert case["said"][1 - winner].startswith(f"{refusal}{case['processes'][winner]} on ")
+    assert [case["kept"] for case in (fresh, before, after)] == [BEFORE, BEFORE, "at no place"]
+    assert [case["aside"] for case in (fresh, before, after)] == [[], ["older"], ["older"]]

@@ -14,7 +14,8 @@ from model.weightsfile import read_weights
 from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
 from train.doctor.patient import Patient
 from train.health.aliases import Declared, find_aliases, grouped
-from train.runfolder import RunFolder, data_identity
+from train.identity import identity_of
+from train.runfolder import RunFolder
 
 DECLARED: Declared = ()  # pairs of names that are meant to be one tensor: Mars's network has none
 _NEARLY_ALL = 0.9  # of the network's numbers, below which weights that were loaded deserve a look
@@ -23,9 +24,8 @@ _NEARLY_ALL = 0.9  # of the network's numbers, below which weights that were loa
 def examine_folder(mcfg: ModelConfig, data: CheckedData) -> Iterator[Finding]:
     """Would `train` begin here, go on, or refuse? Nothing is locked, so it may be asked while a run trains."""
     folder = RunFolder.of(mcfg)
-    identity = data_identity(data.source, splits_to_train(mcfg), mcfg.pixelMax)
     try:
-        checkpoint, changes = folder.checkpoint_to_resume(mcfg, identity)
+        checkpoint, changes = folder.checkpoint_to_resume(mcfg, identity_of(data, splits_to_train(mcfg)))
     except UserError as error:
         yield Finding(WRONG, "folder", str(error))
         return
