@@ -119,9 +119,7 @@ def test_the_same_bits_with_0_and_2_workers_and_after_a_restart(many, config):
     assert torch.equal(state, torch.random.get_rng_state()), "the run's own randomness is not touched"
 
 
-@pytest.mark.parametrize(
-    ("side", "sizes"), [(32, [2, 2, 3]), ((32, 64), [2, 2, 2, 1]), (64, [2, 2, 2, 1])]
-)
+@pytest.mark.parametrize(("side", "sizes"), [(32, [2, 2, 3]), ((32, 64), [2, 2, 2, 1]), (64, [2, 2, 2, 1])])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_batch_of_one_where_the_coarsest_map_is_a_pixel(many, config, side, sizes, workers):
     loader = build_loader(config(many, inputShape=side, dcore=workers), "train")
@@ -135,7 +133,9 @@ def test_no_batch_of_one_where_the_coarsest_map_is_a_pixel(many, config, side, s
 
 
 def test_batches_that_batch_norm_cannot_take_are_refused(many, config):
-    with pytest.raises(UserError, match=r"^batchSize=1: at inputShape=32,32 the coarsest feature map is a single pixel"):
+    with pytest.raises(
+        UserError, match=r"^batchSize=1: at inputShape=32,32 the coarsest feature map is a single pixel"
+    ):
         build_loader(config(many, inputShape=32, batchSize=1), "train")
     with pytest.raises(UserError, match=r"^one image in 'train': at inputShape=32,32 "):
         build_loader(config(many, inputShape=32, subsetMap={"train": ["n1"]}), "train")
@@ -282,11 +282,17 @@ def test_the_config_says_how_far_the_modern_augmentation_goes(many, config):
     ("fields", "words"),
     [
         ({"maxEpoch": 30}, "mosaic in epochs 1 to 20 of 30; the last 10 run without it"),
-        ({"maxEpoch": 12}, "mosaic in epochs 1 to 8 of 12; the last 4 run without it (closeMosaic=10, but at most a third"),
+        (
+            {"maxEpoch": 12},
+            "mosaic in epochs 1 to 8 of 12; the last 4 run without it (closeMosaic=10, but at most a third",
+        ),
         ({"maxEpoch": 1}, "mosaic in epochs 1 to 1 of 1 (closeMosaic=10, but at most a third of all epochs)"),
         ({"maxEpoch": 12, "closeMosaic": 0}, "mosaic in epochs 1 to 12 of 12"),
         ({"maxEpoch": 30, "startEpoch": 9}, "mosaic in epochs 10 to 20 of 30; the last 10 run without it"),
-        ({"maxEpoch": 30, "startEpoch": 25}, "mosaic is off: the last 10 epochs run without it, and this run has only 5"),
+        (
+            {"maxEpoch": 30, "startEpoch": 25},
+            "mosaic is off: the last 10 epochs run without it, and this run has only 5",
+        ),
         ({"maxEpoch": 30, "mosaic": 0.0}, None),
     ],
 )
