@@ -41,12 +41,13 @@ def test_objects_are_measured_where_their_image_just_fits():
         (10, 10, 11, 40),  # .64 pixels wide
         (10, 10, 40, 11.5),  # .96 high
         (8, 8, 12, 12),  # 2.56 from (5.1, 21.1): no point between 4 and 12, nor 8 of the next map between 21 and 24
+        (30, 10, 32, 40),  # 1.28 wide, from (19.2, 22.4) to (20.48, 41.6): the point (20, 28) lies inside
         (0, 0, 20, 20),  # from (0, 16) to (12.8, 28.8)
     )  # fmt: skip
     square = annotation("square", (64, 64), (3, 3, 5, 5), (5, 5, 7, 7), (15, 15, 17, 17))  # points 4; none; 16 of 32
-    assert small_objects([wide, square], (64, 64)) == SmallObjects(7, 2, 2)
-    assert small_objects([wide, square], (64, 64), min_side=16.0) == SmallObjects(7, 2, 0)
-    assert small_objects([wide, square, square], (64, 64)).total == 7, "an image that comes twice counts once"
+    assert small_objects([wide, square], (64, 64)) == SmallObjects(8, 2, 2)
+    assert small_objects([wide, square], (64, 64), min_side=16.0) == SmallObjects(8, 2, 0)
+    assert small_objects([wide, square, square], (64, 64)).total == 8, "an image that comes twice counts once"
 
 
 def test_no_image_and_no_object():
