@@ -167,7 +167,7 @@ def test_without_a_limit_there_is_nothing_to_continue(run):
         (["demo.nano.teacher", "--nobuf", "--name", "a b"], ["demo.nano.teacher", "--name", "a b"]),
         (["-nobuf", "-train", "demo.nano", "--set", "runName=it's", "trainMinutes=1"],
          ["-train", "demo.nano", "--set", "runName=it's", "trainMinutes=1"]),
-        (["voc.nano", "--data", "my birds; rm", "--root=../x y"], ["voc.nano", "--data", "my birds; rm", "--root=../x y"]),
+        (["voc.nano", "--data", "a; rm", "--root=../x y"], ["voc.nano", "--data", "a; rm", "--root=../x y"]),
     ],
 )  # fmt: skip
 def test_the_command_to_continue_is_the_users_own(monkeypatch, arguments, expected):
