@@ -89,13 +89,14 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         evaluate(mcfg, args.split or mcfg.testSplitName, args.weights, args.quiet)
         return 0
     mcfg = find_data(args, mcfg, settings)
-    from commands.training import train
+    from commands.training import report_cut_short, train
 
     data = train(mcfg, args.quiet, also=() if args.mode == "train" else (mcfg.testSplitName,), trace=args.trace)
     if args.mode == "pipe":
         from commands.evaluation import evaluate
 
         evaluate(mcfg, mcfg.testSplitName, None, args.quiet, data)
+    report_cut_short(mcfg, args, arguments)
     return 0
 
 

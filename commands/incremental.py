@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from commands.evaluation import evaluate
 from commands.setup import check, find_data, is_small_drawn, load
-from commands.training import train
+from commands.training import cut_short, train
 from config.errors import UserError
 from config.fields import nearest
 from config.frozen import FrozenDict
@@ -99,6 +99,9 @@ def incremental(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     study.train_teacher()
     ways = {name: [study.learn(name, draw) for draw in study.draws_of(name)] for name in study.wanted}
     log.log(RESULT, "\n%s", study.write(ways))
+    if study.cut_short:
+        runs, way_out = "\n".join(study.cut_short), "--name NAME --set trainMinutes=none trains all of them completely"
+        log.log(RESULT, "\n%s\n%s", runs, way_out)
 
 
 class Study:
@@ -131,6 +134,7 @@ class Study:
         self.folder = Path(self.teacher.root) / f"{self.prefix}.incremental"
         self._refuse_other_tables()
         self._annotations: dict[str, list[Annotation]] = {}
+        self.cut_short: list[str] = []  # a sentence for each run that was trained with less than its epochs
 
     def _stage(self, cfgname: str, name: str | None = None) -> argparse.Namespace:
         return argparse.Namespace(**{**vars(self.args), "cfgname": cfgname, "name": name, "nobuf": False})
@@ -236,6 +240,8 @@ class Study:
     def _train(self, mcfg: ModelConfig, split: str) -> None:
         forget_log()
         data = train(mcfg, self.args.quiet, also=(split,))
+        if text := cut_short(mcfg):
+            self.cut_short.append(f"{mcfg.runName}: {text}")
         self._evaluate(mcfg, split, data)
         forget_log()
 

@@ -170,7 +170,9 @@ class ModelConfig:
         one_of("assignment", "modern", "none"),
     )
     mosaic: float = declare(1.0, "modern: probability that four images are joined into one", fraction)
-    closeMosaic: int = declare(10, "modern: last epochs without mosaic", not_negative, alters="schedule")
+    closeMosaic: int = declare(
+        10, "modern: last epochs without mosaic, at most a third of all epochs", not_negative, alters="schedule"
+    )
     scaleRange: float = declare(0.5, "modern: size times 1 - x to 1 + x", below_one)
     translate: float = declare(0.1, "modern: shift by up to this fraction of the input", fraction)
     flip: float = declare(0.5, "modern: probability of a mirrored image; 0 where left and right differ", fraction)
@@ -185,10 +187,13 @@ class ModelConfig:
     maxEpoch: int = declare(200, "epochs, counted from 0", positive, alters="schedule")
     trainMinutes: float | None = declare(
         None,
-        "lowers maxEpoch to what this machine is likely to do in this time, judged as the training starts; none: it "
-        "takes what it takes",
+        "lowers maxEpoch to what this machine is likely to do in this time, judged as the training starts, but not "
+        "below minEpochs; none: it takes what it takes",
         unless_none(positive),
         alters="schedule",
+    )
+    minEpochs: int = declare(
+        10, "epochs that trainMinutes leaves at least; the training may then take longer", positive, alters="nothing"
     )
     batchSize: int = declare(16, "images a forward pass", positive)
     nominalBatch: int | None = declare(

@@ -92,14 +92,22 @@ def apply_plan(
 
 def letterbox(image: UInt8[np.ndarray, "H W 3"], input_shape: Shape) -> tuple[UInt8[np.ndarray, "h w 3"], Letterbox]:
     """The image as large as it fits, centred on grey, with the inverse that takes boxes back to the image."""
+    placed = place(image.shape[:2], input_shape)
+    columns, rows = round(placed.width * placed.scale_x), round(placed.height * placed.scale_y)
+    left, top = int(placed.offset_x), int(placed.offset_y)
+    canvas = np.full((*input_shape, 3), GREY, dtype=np.uint8)
+    canvas[top : top + rows, left : left + columns] = resize(image, columns, rows)
+    return canvas, placed
+
+
+def place(image_shape: Shape, input_shape: Shape) -> Letterbox:
+    """Where `letterbox` puts an image of this height and width."""
     height, width = input_shape
-    rows, columns = image.shape[:2]
+    rows, columns = image_shape
     scale = min(height / rows, width / columns)
     new_height, new_width = max(1, round(rows * scale)), max(1, round(columns * scale))
     top, left = (height - new_height) // 2, (width - new_width) // 2
-    canvas = np.full((height, width, 3), GREY, dtype=np.uint8)
-    canvas[top : top + new_height, left : left + new_width] = resize(image, new_width, new_height)
-    return canvas, Letterbox(new_width / columns, new_height / rows, float(left), float(top), rows, columns)
+    return Letterbox(new_width / columns, new_height / rows, float(left), float(top), rows, columns)
 
 
 def resize(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:

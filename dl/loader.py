@@ -19,8 +19,9 @@ from dl.check import check_data
 from dl.dataset import ORDER_STREAM, DetectionDataset, Key, random_stream
 from dl.kept import Images
 from dl.lessons import lessons
-from dl.mosaic import ModernRanges
+from dl.mosaic import ModernRanges, first_epoch_without_mosaic
 from dl.workers import Workers, num_workers
+from ops.anchors import STRIDES
 from ops.batch import Batch, Sample
 from ops.device import pick_device
 
@@ -57,31 +58,37 @@ def _labelled(samples: Sequence[Sample]) -> Tensor | None:
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) keys, so that workers that live on need no word about the epoch.
 
-    `shuffle_seed` None: in order. The last batch may be short; every index occurs once an epoch.
+    `shuffle_seed` None: in order. The last batch may be short; every index occurs once an epoch. A last batch of fewer
+    than `min_batch` joins the batch before it.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, shuffle_seed: int | None = None) -> None:
+    def __init__(self, num_samples: int, batch_size: int, shuffle_seed: int | None = None, min_batch: int = 1) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.epoch = 0
+        num_left = num_samples % batch_size
+        self._joins_last = num_samples > batch_size and 0 < num_left < min_batch
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return -(-self.num_samples // self.batch_size) - self._joins_last
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = list(range(self.num_samples))
         if self.shuffle_seed is not None:
             order = random_stream(ORDER_STREAM, self.shuffle_seed, self.epoch).permutation(self.num_samples).tolist()
-        for start in range(0, self.num_samples, self.batch_size):
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+        num_batches = len(self)
+        for number in range(num_batches):
+            stop = None if number == num_batches - 1 else (number + 1) * self.batch_size
+            yield [(self.epoch, index) for index in order[number * self.batch_size : stop]]
 
 
 class BatchLoader:
     """Iterates over the batches of one epoch; `set_epoch` before each epoch of training.
 
     `skip_bad`: an image that cannot be read any more is left out of its batch, in a mosaic its place stays grey, and
-    `skipped` says so: image id -> sentence, each logged once. A batch with nothing left is passed over.
+    `skipped` says so: image id -> sentence, each logged once. A batch with fewer than `min_batch` images left is
+    passed over.
     """
 
     def __init__(
@@ -92,15 +99,16 @@ class BatchLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         skip_bad: bool = False,
+        min_batch: int = 1,
     ) -> None:
         self.dataset = dataset
         self.pin_memory = pin_memory
         self.skip_bad = skip_bad
         self.skipped: dict[str, str] = {}
-        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed)
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, min_batch)
         self.num_workers = min(num_workers, len(self.sampler))  # a worker without a batch would only cost its start
-        image_bytes = batch_size * 3 * dataset.input_shape[0] * dataset.input_shape[1]
-        self._workers = Workers(_Batches(dataset), self.sampler, self.num_workers, pin_memory, image_bytes)
+        image_bytes = (batch_size + min_batch - 1) * 3 * dataset.input_shape[0] * dataset.input_shape[1]
+        self._workers = Workers(_Batches(dataset, min_batch), self.sampler, self.num_workers, pin_memory, image_bytes)
         self._first_batch = 0
         self.next_batch = 0  # number of the epoch's batch that comes next, also where one was passed over
 
@@ -155,14 +163,15 @@ class _Loaded(NamedTuple):
 class _Batches:
     """Whole batches; faults travel as values, for an exception would end the epoch."""
 
-    def __init__(self, dataset: DetectionDataset) -> None:
+    def __init__(self, dataset: DetectionDataset, min_batch: int) -> None:
         self.dataset = dataset
+        self.min_batch = min_batch
 
     def __getitems__(self, keys: list[Key]) -> _Loaded:
         faults: dict[str, str] = {}
         samples = [self.dataset.load(key, faults) for key in keys]
         left = [sample for sample in samples if sample is not None]
-        return _Loaded(collate(left) if left else None, faults)
+        return _Loaded(collate(left) if len(left) >= self.min_batch else None, faults)
 
 
 def build_loader(
@@ -179,7 +188,7 @@ def build_loader(
     epoch). Otherwise: all labels, letterboxed, in order. `images` None: kept as cacheImages says for training; read
     from their files otherwise, for one pass gains nothing. Whoever evaluates a split again and again hands in what
     `build_images` made once.
-    Raises `UserError` as `check_data` and `lessons` do.
+    Raises `UserError` as `check_data` and `lessons` do, and for batches of one image where batch norm needs two.
     """
     train = split == mcfg.trainSplitName if train is None else train
     if annotations is None:
@@ -188,9 +197,29 @@ def build_loader(
         annotations = lessons(mcfg, split, annotations, replay_from)
         images = build_images(mcfg, split, annotations) if images is None else images
     dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, _ranges(mcfg) if train else None, images)
+    min_batch = _smallest_batch(mcfg, len(dataset)) if train else 1
     pin_memory = pick_device(mcfg.device, mcfg.cuda).type == "cuda"
     shuffle_seed, skip_bad = mcfg.seed if train else None, mcfg.badFiles == "skip"
-    return BatchLoader(dataset, mcfg.batchSize, shuffle_seed, num_workers(mcfg.dcore), pin_memory, skip_bad)
+    num_processes = num_workers(mcfg.dcore)
+    return BatchLoader(dataset, mcfg.batchSize, shuffle_seed, num_processes, pin_memory, skip_bad, min_batch)
+
+
+def _smallest_batch(mcfg: ModelConfig, num_images: int) -> int:
+    """Images that a training batch needs: batch norm takes its statistics from at least two values of a channel.
+
+    The coarsest map has one value an image at 32 x 32 pixels, and more at every other size. Raises `UserError` when
+    every batch would be too small.
+    """
+    height, width = mcfg.inputShape
+    if height * width > max(STRIDES) ** 2:
+        return 1
+    if min(mcfg.batchSize, num_images) < 2:
+        which = f"batchSize={mcfg.batchSize}" if mcfg.batchSize < 2 else f"one image in '{mcfg.trainSplitName}'"
+        raise UserError(
+            f"{which}: at inputShape={height},{width} the coarsest feature map is a single pixel, and batch norm needs "
+            "two values; set inputShape=64 or more, or train on batches of two images or more"
+        )
+    return 2
 
 
 def _ranges(mcfg: ModelConfig) -> AugmentRanges | ModernRanges | None:
@@ -198,7 +227,21 @@ def _ranges(mcfg: ModelConfig) -> AugmentRanges | ModernRanges | None:
         return None
     if mcfg.augmentation == "assignment":
         return AugmentRanges()
-    mosaic_end = mcfg.maxEpoch - mcfg.closeMosaic
-    if mcfg.mosaic and mosaic_end <= mcfg.startEpoch:
-        log.info("no mosaic: closeMosaic=%d leaves it none of %d epochs", mcfg.closeMosaic, mcfg.maxEpoch)
+    mosaic_end = first_epoch_without_mosaic(mcfg.maxEpoch, mcfg.closeMosaic)
+    if mcfg.mosaic:
+        log.info("%s", _mosaic_text(mcfg, mosaic_end))
     return ModernRanges(mcfg.mosaic, mosaic_end, mcfg.scaleRange, mcfg.translate, mcfg.flip, *mcfg.hsv)
+
+
+def _mosaic_text(mcfg: ModelConfig, mosaic_end: int) -> str:
+    """In which epochs four images are joined, counted from 1, and why not in the others."""
+    num_closed = mcfg.maxEpoch - mosaic_end
+    if mosaic_end <= mcfg.startEpoch:
+        num_epochs = mcfg.maxEpoch - mcfg.startEpoch
+        return f"mosaic is off: the last {num_closed} epochs run without it, and this run has only {num_epochs}"
+    text = f"mosaic in epochs {mcfg.startEpoch + 1} to {mosaic_end} of {mcfg.maxEpoch}"
+    if num_closed:
+        text += f"; the last {num_closed} run without it"
+    if num_closed < mcfg.closeMosaic:
+        text += f" (closeMosaic={mcfg.closeMosaic}, but at most a third of all epochs)"
+    return text

@@ -19,6 +19,8 @@ from dl.augment import Shape, change_colours, resize
 
 MOSAIC_GREY = 114  # of what no image covers; the peer's value
 
+CLOSED_SHARE = 1 / 3  # of all epochs, at most, run without mosaic: docs/experiments.md, section 4
+
 # Of a box there must be left: sides above 2 px, a tenth of its area, and no shape like a line.
 _MIN_SIDE, _MIN_AREA, _MAX_ASPECT = 2, 0.1, 100
 
@@ -35,6 +37,18 @@ class ModernRanges:
     hue: float = 0.015  # shift by U(-1, 1) * x of the colour circle
     saturation: float = 0.7  # times 1 + U(-1, 1) * x
     value: float = 0.4
+
+    def has_mosaic(self, epoch: int) -> bool:
+        """May four images be joined in this epoch?"""
+        return self.mosaic > 0 and (self.mosaic_end is None or epoch < self.mosaic_end)
+
+
+def first_epoch_without_mosaic(max_epoch: int, close_mosaic: int) -> int:
+    """Mosaic ends `close_mosaic` epochs before `max_epoch`; in a short run later, so that it has most of the epochs.
+
+    Epochs count from 0, also in a run that starts at a later one, as those of the learning rate do.
+    """
+    return max_epoch - min(close_mosaic, round(CLOSED_SHARE * max_epoch))
 
 
 class Rect(NamedTuple):
@@ -90,8 +104,7 @@ def draw_mosaic(
     The partners are drawn from all images, or from those numbered in `alike`; the same one may come twice. Every number
     is drawn whether it is used or not, so that an image keeps its colours and its mirroring when mosaic is closed.
     """
-    is_open = ranges.mosaic_end is None or epoch < ranges.mosaic_end
-    is_mosaic = bool(rng.random() < ranges.mosaic) and is_open
+    is_mosaic = bool(rng.random() < ranges.mosaic) and ranges.has_mosaic(epoch)
     partners = rng.integers(len(sizes), size=3) if alike is None else rng.choice(alike, size=3)
     side = np.array(input_shape[::-1], dtype=np.float64)  # x before y from here on
     joint = rng.uniform(-0.5, 0.5, 2) * side  # where four images meet, seen from the canvas' centre

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,10 @@ import torch
 from PIL import Image
 
 import mars
+from commands.setup import load
+from commands.training import command_to_continue
+from config.arguments import read_arguments
+from config.load import parse_settings
 from model import YoloModel
 from model.keys import their_key
 
@@ -122,6 +128,65 @@ def test_weights_of_other_classes_are_refused(run, folder):
         assert f"best.pth: trained on blue, red, but classList is {', '.join(classes.split(','))};" in err
     status, _, err = run("eval", "--weights", str(folder / "config.json"))
     assert (status, "config.json" in err) == (2, True)
+
+
+def continued(out: str) -> list[str]:
+    """The words of the command that the last line of an output gives, behind `python mars.py`."""
+    python, program, *words = shlex.split(out.strip().splitlines()[-1].partition("; continue with: ")[2])
+    assert Path(python).samefile(sys.executable) and Path(program).samefile(Path(mars.__file__))
+    return words
+
+
+@pytest.mark.parametrize("mode", ["train", "pipe"])
+def test_a_run_that_was_cut_short_says_so_and_how_to_continue(run, folder, mode, capsys):
+    limits = ["maxEpoch=3", "trainMinutes=0.0001", "minEpochs=1"]
+    status, out, _ = run(mode, "--nobuf", "--quiet", "--set", "paintImages=no", *limits)
+    text = "trained 1 of 3 epochs; this is not a meaningful result; continue with: "
+    assert status == 0 and out.strip().splitlines()[-1].startswith(text)
+    assert text in (folder / "mars.log").read_text()
+    words = continued(out)
+    assert "--nobuf" not in words and words[-2:] == ["--set", "trainMinutes=none"]
+
+    _, again, _ = run(mode, "--set", "paintImages=no", *limits)
+    assert "already trained: 1 of 1 epochs" in again and again.strip().splitlines()[-1].startswith(text)
+    assert (mars.main(words), [row["epoch"] for row in rows(folder)]) == (0, [0, 1, 2])
+    assert "continue with" not in capsys.readouterr().out, "all epochs are trained"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_without_a_limit_there_is_nothing_to_continue(run):
+    assert "continue with" not in run("train", "--set", "maxEpoch=1")[1]
+    assert "continue with" not in run("train", "--set", "maxEpoch=2", "trainMinutes=1000", "--nobuf")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["demo.nano.full"]),
+        (["train"], ["train", "demo.nano.full"]),
+        (["--quiet", "--set", "seed=3"], ["--quiet", "--set", "seed=3", "demo.nano.full"]),
+        (["demo.nano.teacher", "--nobuf", "--name", "a b"], ["demo.nano.teacher", "--name", "a b"]),
+        (["-nobuf", "-train", "demo.nano", "--set", "runName=it's", "trainMinutes=1"],
+         ["-train", "demo.nano", "--set", "runName=it's", "trainMinutes=1"]),
+        (["voc.nano", "--data", "a; rm", "--root=../x y"], ["voc.nano", "--data", "a; rm", "--root=../x y"]),
+    ],
+)  # fmt: skip
+def test_the_command_to_continue_is_the_users_own(monkeypatch, arguments, expected):
+    monkeypatch.delenv("MARS_ROOT", raising=False)
+    args = read_arguments(arguments)
+    before = {**vars(args), "nobuf": False}
+    mcfg = load(args, parse_settings(args.set))
+    words = continued(f"; continue with: {command_to_continue(mcfg, args, arguments)}")
+    assert words == [*expected, "--set", "trainMinutes=none"]
+    after = vars(read_arguments(words))
+    for name in ("mode", "root", "data", "name", "quiet", "nobuf"):
+        assert after[name] == before[name], name
+    assert load(read_arguments(words), parse_settings(after["set"])).run_dir == mcfg.run_dir
+    assert parse_settings(after["set"])["trainMinutes"] is None
+
+    monkeypatch.setenv("MARS_ROOT", "/elsewhere")
+    words = continued(f"; continue with: {command_to_continue(load(args, {}), args, arguments)}")
+    assert ("--root" in words) == (args.root is None), "a root that was set for one command only"
 
 
 def test_an_interruption_says_how_to_go_on(run, folder, monkeypatch):

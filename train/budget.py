@@ -12,6 +12,7 @@ log = logging.getLogger("mars")
 
 # Of the time that forward and backward of an image take: with loss, augmentation and step; and to validate one.
 _WHOLE_STEP, _VALIDATED = 1.35, 0.6
+_MEANINGFUL = 0.5  # of the planned epochs; with fewer most of the result is missing: docs/experiments.md, section 4
 _A_TEACHER_COSTS = 1.5  # steps, with the student's: docs/experiments.md, section 10
 
 
@@ -30,22 +31,39 @@ def within_minutes(
 ) -> ModelConfig:
     """The config with maxEpoch lowered, where needed, so that the training takes about trainMinutes.
 
-    `num_trained`, `num_validated`: images an epoch. `begun`: the config of the run when it goes on, whose maxEpoch
-    holds, so that it keeps its schedule however fast the machine is now.
+    minEpochs of them stay, however long they take. `num_trained`, `num_validated`: images an epoch. `begun`: the config
+    of the run when it goes on, whose maxEpoch holds, so that it keeps its schedule however fast the machine is now.
     """
     if mcfg.trainMinutes is None:
         return mcfg
     if begun is not None:
-        fitting = int(begun["maxEpoch"])
-        reason = "as begun"
-    else:
-        an_epoch = seconds_an_image * (_WHOLE_STEP * num_trained + _VALIDATED * num_validated)
-        fitting = mcfg.startEpoch + max(1, int(60 * mcfg.trainMinutes / an_epoch))
-        reason = f"at about {an_epoch:.0f} s each"
-    if fitting >= mcfg.maxEpoch:
+        return _with_max_epoch(mcfg, int(begun["maxEpoch"]), "as begun")
+    an_epoch = seconds_an_image * (_WHOLE_STEP * num_trained + _VALIDATED * num_validated)
+    fitting = int(60 * mcfg.trainMinutes / an_epoch)
+    chosen = min(max(fitting, mcfg.minEpochs), mcfg.maxEpoch - mcfg.startEpoch)
+    if chosen > fitting:
+        log.warning(
+            "trainMinutes=%g is enough for %d epochs here, but minEpochs=%d: the training takes about %.1f minutes",
+            mcfg.trainMinutes, fitting, mcfg.minEpochs, chosen * an_epoch / 60,
+        )  # fmt: skip
+    return _with_max_epoch(mcfg, mcfg.startEpoch + chosen, f"at about {an_epoch:.0f} s each")
+
+
+def _with_max_epoch(mcfg: ModelConfig, max_epoch: int, reason: str) -> ModelConfig:
+    """The config with maxEpoch lowered to `max_epoch`, which is reported; never raised."""
+    if max_epoch >= mcfg.maxEpoch:
         return mcfg
     log.info(
         "trainMinutes=%g: %d epochs instead of %d, %s; --set trainMinutes=none trains them all",
-        mcfg.trainMinutes, fitting, mcfg.maxEpoch, reason,
+        mcfg.trainMinutes, max_epoch - mcfg.startEpoch, mcfg.maxEpoch - mcfg.startEpoch, reason,
     )  # fmt: skip
-    return mcfg.with_values(maxEpoch=fitting)
+    return mcfg.with_values(maxEpoch=max_epoch)
+
+
+def verdict(num_trained: int, num_planned: int) -> str | None:
+    """What is to be said of a training of which trainMinutes left out epochs; None where all were trained."""
+    if num_trained >= num_planned:
+        return None
+    is_meaningful = num_trained >= _MEANINGFUL * num_planned
+    worth = "a complete training gives a better result" if is_meaningful else "this is not a meaningful result"
+    return f"trained {num_trained} of {num_planned} epochs; {worth}"

@@ -1,19 +1,29 @@
-"""Which points answer for which ground truth, and how many could.
+"""Which points answer for which ground truth, how many could, and which objects are too small for any.
 
 Legend: B images, M most boxes on one image, A points, G objects.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ops.anchors import anchors_of, decode_boxes, flatten_maps
+from config.errors import UserError
+from dl.annotations import Annotation
+from dl.augment import place
+from ops.anchors import STRIDES, anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch
 from train.loss import DetectionLoss
 from train.tal import Assignment
+
+log = logging.getLogger("mars")
+
+REFERENCE_SIDE = 16.0  # talMinSide of the field's later releases
+FEW_SMALL = 0.01  # share of objects that are too small, up to which nothing is reported
 
 
 class Given(NamedTuple):
@@ -51,3 +61,60 @@ def are_inside(
     centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
     distance = (points - centre[..., None, :]).abs()
     return (distance < half.clamp(min=min_side / 2)[..., None, :]).all(dim=-1)
+
+
+def have_points(boxes: Float[Tensor, "G 4"], input_shape: tuple[int, int], min_side: float = 0.0) -> Bool[Tensor, " G"]:
+    """Does any anchor point lie inside the box, as `are_inside` has it? The nearest point of each map decides it."""
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    half = half.clamp(min=min_side / 2)
+    found = torch.zeros(len(boxes), dtype=torch.bool)
+    for stride in STRIDES:
+        last = torch.tensor([input_shape[1] // stride - 1, input_shape[0] // stride - 1])
+        nearest = ((centre / stride).floor().clamp(min=0).minimum(last) + 0.5) * stride
+        found |= ((centre - nearest).abs() < half).all(dim=-1)
+    return found
+
+
+class SmallObjects(NamedTuple):
+    """Objects of a split, as large as they are on the network input when an image just fits it."""
+
+    total: int
+    below_pixel: int  # less than a pixel wide or high: augmentation drops them
+    without_point: int  # of the others, those that no anchor point lies inside
+
+    @property
+    def share(self) -> float:
+        """Of all objects, those that are too small; 0 without any object."""
+        return (self.below_pixel + self.without_point) / self.total if self.total else 0.0
+
+    def text(self, input_shape: tuple[int, int]) -> str:
+        """How many are too small, why, and the way out."""
+        height, width = input_shape
+        reasons = [f"{self.below_pixel} are less than a pixel wide or high"] if self.below_pixel else []
+        reasons += [f"no anchor point lies inside {self.without_point}"] if self.without_point else []
+        return (
+            f"{self.below_pixel + self.without_point} of {self.total} training objects are too small to be learned at "
+            f"inputShape={height},{width} ({', '.join(reasons)}): use a larger inputShape, or cut the images into parts"
+            f"{f', or set talMinSide={REFERENCE_SIDE:g}' if self.without_point else ''}"
+        )
+
+
+def small_objects(
+    annotations: Sequence[Annotation], input_shape: tuple[int, int], min_side: float = 0.0
+) -> SmallObjects:
+    """Count them from the annotations alone; each image once, though an epoch may show it several times."""
+    images = {annotation.image_id: annotation for annotation in annotations}.values()
+    placed = [place((image.height, image.width), input_shape).apply(image.boxes) for image in images]
+    boxes = torch.from_numpy(np.concatenate([np.zeros((0, 4), dtype=np.float32), *placed]))
+    is_below = (boxes[:, 2:] - boxes[:, :2]).amin(dim=-1) < 1
+    is_without = ~is_below & ~have_points(boxes, input_shape, min_side)
+    return SmallObjects(len(boxes), int(is_below.sum()), int(is_without.sum()))
+
+
+def report_small_objects(annotations: Sequence[Annotation], input_shape: tuple[int, int], min_side: float) -> None:
+    """Warn of objects that are too small to be learned. Raises `UserError` when every object is below a pixel."""
+    small = small_objects(annotations, input_shape, min_side)
+    if small.total and small.below_pixel == small.total:
+        raise UserError(f"nothing can be learned: {small.text(input_shape)}")
+    if small.share > FEW_SMALL:
+        log.warning("%s", small.text(input_shape))

@@ -42,6 +42,7 @@ from train.lock import RunLock
 from train.objective import Distilling, build_objective
 from train.opt import build_optimizer, load_optimizer, set_pace
 from train.origin import code_commit, file_origin, origin_in_words, random_origin
+from train.points import report_small_objects
 from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
 from train.runfolder import RunFolder
 from train.sched import build_schedule, build_warm_up
@@ -94,6 +95,7 @@ class Trainer:
             mcfg, mcfg.trainSplitName, list(self.splits[mcfg.trainSplitName]), train=True,
             replay_from=self.splits[REPLAYED_SPLIT] if mcfg.replayImages else (),
         )  # fmt: skip
+        report_small_objects(self.loader.dataset.annotations, mcfg.inputShape, mcfg.talMinSide)
         self.evaluator = self._make_evaluator() if mcfg.epochValidation else None
         self.warm_up = build_warm_up(mcfg, len(self.loader))
         self.rate, self.batch_index = 0.0, 0  # of the epoch; batches since startEpoch

@@ -75,6 +75,18 @@ def test_sampler_in_order_and_shuffled():
     assert orders[0] != list(range(50))
 
 
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "sizes"),
+    [(0, 2, []), (1, 4, [1]), (2, 4, [2]), (4, 4, [4]), (5, 4, [5]), (6, 4, [4, 2]), (9, 4, [4, 5]), (3, 2, [3])],
+)
+def test_a_single_image_at_the_end_joins_the_batch_before(num_samples, batch_size, sizes):
+    joined = EpochSampler(num_samples, batch_size, shuffle_seed=1, min_batch=2)
+    plain = EpochSampler(num_samples, batch_size, shuffle_seed=1)
+    assert [len(batch) for batch in joined] == sizes
+    assert len(joined) == len(sizes)
+    assert [key for batch in joined for key in batch] == [key for batch in plain for key in batch], "in the same order"
+
+
 @pytest.fixture
 def many(make_folder):
     return make_folder({"train": [f"n{i}" for i in range(7)], "validation": ["v", "w", "x"], "test": ["t"]})
@@ -105,6 +117,39 @@ def test_the_same_bits_with_0_and_2_workers_and_after_a_restart(many, config):
     assert all(same(one, other) for one, other in zip(alone[2], restarted[0], strict=True))
     assert not same(alone[0][0], alone[1][0])
     assert torch.equal(state, torch.random.get_rng_state()), "the run's own randomness is not touched"
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(32, [2, 2, 3]), ((32, 64), [2, 2, 2, 1]), (64, [2, 2, 2, 1])])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_batch_of_one_where_the_coarsest_map_is_a_pixel(many, config, side, sizes, workers):
+    loader = build_loader(config(many, inputShape=side, dcore=workers), "train")
+    (batches,) = epochs_of(loader, [3])
+    assert ([len(batch) for batch in batches], len(loader)) == (sizes, len(sizes))
+    loader.set_epoch(3, first_batch=len(sizes) - 1)
+    (last,) = loader
+    loader.close()
+    assert same(last, batches[-1])
+    assert [len(batch) for batch in build_loader(config(many, inputShape=side), "validation")] == [2, 1], "as it is"
+
+
+def test_batches_that_batch_norm_cannot_take_are_refused(many, config):
+    with pytest.raises(
+        UserError, match=r"^batchSize=1: at inputShape=32,32 the coarsest feature map is a single pixel"
+    ):
+        build_loader(config(many, inputShape=32, batchSize=1), "train")
+    with pytest.raises(UserError, match=r"^one image in 'train': at inputShape=32,32 "):
+        build_loader(config(many, inputShape=32, subsetMap={"train": ["n1"]}), "train")
+    for shape in (64, (32, 64), (64, 32)):
+        assert len(build_loader(config(many, inputShape=shape, batchSize=1), "train")) == 7
+    assert len(build_loader(config(many, inputShape=32, batchSize=1), "train", train=False)) == 7
+
+
+def test_where_reading_fails_no_batch_of_one_is_left(many, config):
+    fields = {"badFiles": "skip", "cacheImages": "none", "inputShape": 32, "augmentation": "none"}
+    loader = build_loader(config(many, **fields), "train")
+    first = next(iter(loader)).image_ids
+    (many / f"images/{first[0]}.jpg").unlink()
+    assert [len(batch) for batch in loader] == [2, 3]
 
 
 def test_an_epoch_left_early_does_not_leak_into_the_next(many, config):
@@ -231,6 +276,33 @@ def test_the_config_says_how_far_the_modern_augmentation_goes(many, config):
     assert build_loader(mcfg, "validation").dataset.ranges is None
     peer = build_loader(config(many, augmentation="modern", maxEpoch=100), "train").dataset.ranges
     assert peer == ModernRanges(mosaic_end=90), "the defaults of the config are the peer's"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"maxEpoch": 30}, "mosaic in epochs 1 to 20 of 30; the last 10 run without it"),
+        (
+            {"maxEpoch": 12},
+            "mosaic in epochs 1 to 8 of 12; the last 4 run without it (closeMosaic=10, but at most a third",
+        ),
+        ({"maxEpoch": 1}, "mosaic in epochs 1 to 1 of 1 (closeMosaic=10, but at most a third of all epochs)"),
+        ({"maxEpoch": 12, "closeMosaic": 0}, "mosaic in epochs 1 to 12 of 12"),
+        ({"maxEpoch": 30, "startEpoch": 9}, "mosaic in epochs 10 to 20 of 30; the last 10 run without it"),
+        (
+            {"maxEpoch": 30, "startEpoch": 25},
+            "mosaic is off: the last 10 epochs run without it, and this run has only 5",
+        ),
+        ({"maxEpoch": 30, "mosaic": 0.0}, None),
+    ],
+)
+def test_the_log_tells_in_which_epochs_images_are_joined(many, config, caplog, fields, words):
+    caplog.set_level("INFO", "mars")
+    build_loader(config(many, augmentation="modern", **fields), "train")
+    said = [line for line in caplog.messages if line.startswith("mosaic ")]
+    assert len(said) == (words is not None)
+    for line in said:
+        assert line.startswith(words) and ("(" in line) == ("(" in words)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

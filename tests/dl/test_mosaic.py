@@ -4,7 +4,16 @@ import cv2
 import numpy as np
 import pytest
 
-from dl.mosaic import MOSAIC_GREY, ModernRanges, MosaicPlan, Rect, Tile, apply_mosaic, draw_mosaic
+from dl.mosaic import (
+    MOSAIC_GREY,
+    ModernRanges,
+    MosaicPlan,
+    Rect,
+    Tile,
+    apply_mosaic,
+    draw_mosaic,
+    first_epoch_without_mosaic,
+)
 
 PLAIN = ModernRanges(hue=0.0, saturation=0.0, value=0.0)
 STILL = ModernRanges(scale=0.0, translate=0.0, flip=0.0, hue=0.0, saturation=0.0, value=0.0)
@@ -20,6 +29,19 @@ def draw(seed, ranges=PLAIN, sizes=SIZES, shape=(96, 96), index=0, epoch=0):
 def run(plan, images, boxes, labels):
     chosen = [tile.index for tile in plan.tiles]
     return apply_mosaic(plan, *([parts[i] for i in chosen] for parts in (images, boxes, labels)))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "close", "closed"),
+    [(200, 10, 10), (30, 10, 10), (29, 10, 10), (24, 10, 8), (12, 10, 4), (7, 10, 2), (5, 10, 2), (3, 10, 1),
+     (2, 10, 1), (1, 10, 0), (12, 2, 2), (12, 0, 0), (100, 90, 33)],
+)  # fmt: skip
+def test_the_last_epochs_without_mosaic_are_a_third_at_most(epochs, close, closed):
+    end = first_epoch_without_mosaic(epochs, close)
+    assert epochs - end == closed
+    ranges = ModernRanges(mosaic_end=end)
+    assert [ranges.has_mosaic(epoch) for epoch in range(epochs)] == [True] * (epochs - closed) + [False] * closed
+    assert ModernRanges().has_mosaic(10**6) and not ModernRanges(mosaic=0.0).has_mosaic(0)
 
 
 def smooth_image(size, seed):

@@ -7,11 +7,12 @@ import pytest
 
 from config.load import load_config
 from dl.annotations import Annotation
-from train.budget import images_an_epoch, within_minutes
+from train.budget import images_an_epoch, verdict, within_minutes
 
 
 def config(tmp_path, **overrides):
-    return load_config("c1.nano", root=tmp_path, overrides={"maxEpoch": 36, "trainMinutes": 5, **overrides})
+    fields = {"maxEpoch": 36, "trainMinutes": 5, "minEpochs": 1, **overrides}
+    return load_config("c1.nano", root=tmp_path, overrides=fields)
 
 
 @pytest.mark.parametrize(("seconds", "epochs"), [(0.001, 36), (0.02, 22), (0.04, 11), (100.0, 1)])
@@ -22,6 +23,42 @@ def test_a_slow_machine_gets_fewer_epochs_and_at_least_one(tmp_path, seconds, ep
     assert epochs in (1, 36) or epochs * an_epoch <= 300 < (epochs + 1) * an_epoch
 
 
+@pytest.mark.parametrize(
+    ("fields", "epochs", "minutes"),
+    [
+        ({"minEpochs": 11}, 11, None),  # what fits: 5 minutes are 11 epochs of 27 seconds (.04 s x 675 images)
+        ({"minEpochs": 12}, 12, "5.4"),
+        ({"trainMinutes": 0.001, "minEpochs": 10}, 10, "4.5"),
+        ({"trainMinutes": 0.001, "minEpochs": 100}, 36, "16.2"),  # never more than there are
+        ({"maxEpoch": 5, "minEpochs": 10}, 5, None),  # all of them fit
+        ({"maxEpoch": 5, "minEpochs": 10, "trainMinutes": 1}, 5, "2.2"),
+        ({"startEpoch": 30, "trainMinutes": 0.001, "minEpochs": 4}, 34, "1.8"),
+    ],
+)
+def test_a_minimum_of_epochs_is_trained_however_long_it_takes(tmp_path, caplog, fields, epochs, minutes):
+    fitted = within_minutes(config(tmp_path, **fields), 0.04, 420, 180, None)
+    assert fitted.maxEpoch == epochs
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (minutes is not None)
+    for text in warned:
+        assert f"minEpochs={fields['minEpochs']}: the training takes about {minutes} minutes" in text
+
+
+@pytest.mark.parametrize(
+    ("trained", "planned", "words"),
+    [
+        (30, 30, None),
+        (40, 30, None),
+        (29, 30, "trained 29 of 30 epochs; a complete training gives a better result"),
+        (15, 30, "trained 15 of 30 epochs; a complete training gives a better result"),
+        (14, 30, "trained 14 of 30 epochs; this is not a meaningful result"),
+        (1, 2, "trained 1 of 2 epochs; a complete training gives a better result"),
+    ],
+)
+def test_what_a_training_is_worth_that_was_cut_short(trained, planned, words):
+    assert verdict(trained, planned) == words
+
+
 def test_without_a_limit_nothing_changes(tmp_path):
     mcfg = config(tmp_path, trainMinutes=None)
     assert within_minutes(mcfg, 100.0, 420, 180, None) is mcfg
@@ -29,7 +66,9 @@ def test_without_a_limit_nothing_changes(tmp_path):
 
 def test_a_run_that_goes_on_keeps_its_number_however_fast_the_machine_is_now(tmp_path):
     for seconds in (0.0, 0.001, 100.0):
-        assert within_minutes(config(tmp_path), seconds, 420, 180, {"maxEpoch": 22}).maxEpoch == 22
+        for least in (1, 30):
+            mcfg = config(tmp_path, minEpochs=least)
+            assert within_minutes(mcfg, seconds, 420, 180, {"maxEpoch": 22}).maxEpoch == 22
 
 
 def test_epochs_are_counted_from_the_start_epoch(tmp_path):

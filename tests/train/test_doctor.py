@@ -23,7 +23,7 @@ from train.doctor.beginning import examine_aliases, examine_folder, examine_weig
 from train.doctor.data import examine_data, examine_labels
 from train.doctor.examination import examine
 from train.doctor.finding import LOOK, OK, WRONG, Finding, epochs_text, named, overhearing
-from train.doctor.labelled import examine_batch, examine_points
+from train.doctor.labelled import examine_batch, examine_points, examine_sizes
 from train.doctor.learning import examine_gradient, examine_overfitting
 from train.doctor.patient import admit, some_images
 from train.doctor.plan import examine_freezing, examine_schedule
@@ -185,6 +185,21 @@ def test_small_labels_with_the_fields_way_out_and_no_labels_at_all(patient_of):
     assert list(examine_points(patient, [batch_of()])) == []
 
 
+@pytest.mark.parametrize(("num_thin", "level"), [(1, LOOK), (4, WRONG)])
+def test_objects_below_a_pixel_are_in_no_batch_and_are_reported(patient_of, num_thin, level):
+    patient = patient_of()
+    assert list(examine_sizes(patient)) == []
+    annotations = patient.loader.dataset.annotations  # 96 pixels wide on an input of 64; 14 objects
+    for number in range(num_thin):
+        boxes = annotations[number].boxes.copy()
+        boxes[:, 2] = boxes[:, 0] + 1.4
+        annotations[number] = replace(annotations[number], boxes=boxes)
+    found = only(examine_sizes(patient))
+    count = sum(len(annotations[number].boxes) for number in range(num_thin))
+    assert (found.level, f"{count} of 14 training objects are too small" in found.text) == (level, True), found.text
+    assert "less than a pixel wide or high" in found.text and "anchor point" not in found.text
+
+
 # Where it begins
 
 
@@ -294,6 +309,18 @@ def test_the_schedule_is_the_trainers(patient_of, tmp_path):
     assert levels(examine_schedule(patient_of(maxEpoch=200), tmp_path)) == [OK]
     few = patient_of(maxEpoch=20, warmupEpochs=0)
     assert "only 60 steps of the optimizer" in list(examine_schedule(few, tmp_path))[1].text
+
+
+@pytest.mark.parametrize(
+    ("fields", "mosaic"), [({"maxEpoch": 6}, [(0, 4)]), ({"maxEpoch": 6, "closeMosaic": 1}, [(0, 5)])]
+)
+def test_the_planned_mosaic_is_the_loaders(patient_of, fields, mosaic):
+    from train.doctor import plan
+
+    patient = patient_of(**fields)
+    assert plan._spans(patient)["mosaic"] == mosaic
+    assert patient.loader.dataset.ranges.mosaic_end == mosaic[0][1]
+    assert plan._spans(patient_of(**fields, mosaic=0.0))["mosaic"] == []
 
 
 def test_what_a_plateau_will_bring_is_not_known(patient_of, tmp_path):

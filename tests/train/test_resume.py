@@ -223,6 +223,21 @@ def test_a_run_may_be_extended_again_and_again_but_not_changed(squares_config, c
             trainer.folder.checkpoint_to_resume(ModelConfig.from_dict({**old, name: value}), trainer.data)
 
 
+def test_mosaic_opens_again_when_a_run_goes_on_for_longer(squares_config):
+    """Six epochs have mosaic in the first four; twelve in the first eight, so also in the seventh."""
+    fields = {**FIELDS, "augmentation": "modern", "epochValidation": False}
+    Trainer(squares_config(**{**fields, "maxEpoch": 6})).run()
+    longer = Trainer(squares_config(**{**fields, "maxEpoch": 12}))
+    whole = Trainer(squares_config("whole", **{**fields, "maxEpoch": 12}))
+    for trainer in (longer, whole):
+        trainer.loader.set_epoch(6)
+        assert trainer.loader.dataset.ranges.has_mosaic(6) and not trainer.loader.dataset.ranges.has_mosaic(8)
+    for one, other in zip(longer.loader, whole.loader, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.boxes, other.boxes)
+    longer.run()
+    assert longer.epoch == 12
+
+
 def test_a_start_that_is_killed_in_its_first_epoch_is_gone_on_from(squares_config, undisturbed):
     folder = stopped_in_epoch(Trainer(squares_config(**FIELDS)), 0)
     assert load_checkpoint(folder.last)["epoch"] == 0 and json.loads(folder.config.read_text())["maxEpoch"] == 2

@@ -63,6 +63,24 @@ def test_stopped_and_continued_equals_never_stopped(squares_config, workers):
     assert timeless[0] == timeless[1] and len(timeless[0]) == 4
 
 
+def test_five_images_at_the_smallest_input_resume_exactly(squares_config):
+    """The fifth would be a batch of its own, with one value a channel on the coarsest map: it has no variance."""
+    names = [f"scene_{number:02}" for number in range(5)]
+    splits = {"train": names, "validation": ["scene_08", "scene_09"], "test": ["scene_10"]}
+    fields = {"subsetMap": splits, "inputShape": 32, "batchSize": 4, "maxEpoch": 2, "useEMA": True}
+    whole = Trainer(squares_config("whole", **fields))
+    assert [len(batch) for batch in whole.loader] == [5]
+    whole.run()
+    stop_after(Trainer(squares_config("parts", **fields)), 1)
+    parts = Trainer(squares_config("parts", **fields)).run()
+    one, other = load_checkpoint(whole.folder.last), load_checkpoint(parts.last)
+    for key in ("model", "ema", "optimizer", "epoch", "best"):
+        assert same(one[key], other[key]), key
+    with pytest.raises(UserError, match=r"batchSize=1: at inputShape=32,32 "):
+        Trainer(squares_config("single", inputShape=32, batchSize=1))
+    assert not RunFolder.of(squares_config("single")).has_checkpoint()
+
+
 def test_the_number_of_workers_does_not_matter(squares_config):
     runs = [Trainer(squares_config(f"w{n}", dcore=n, maxEpoch=2)).run() for n in (0, 2)]
     one, other = (load_checkpoint(run.last)["model"] for run in runs)

@@ -10,7 +10,7 @@ from ops.shortage import shortage
 from train.doctor.beginning import examine_aliases, examine_folder, examine_weights
 from train.doctor.data import examine_data, examine_labels
 from train.doctor.finding import LOOK, WRONG, Finding, overhearing
-from train.doctor.labelled import examine_batch, examine_points
+from train.doctor.labelled import examine_batch, examine_points, examine_sizes
 from train.doctor.learning import examine_gradient, examine_overfitting
 from train.doctor.patient import Patient, admit, some_images
 from train.doctor.plan import examine_freezing, examine_schedule
@@ -44,6 +44,7 @@ def _looked_at(patient: Patient, folder: Path) -> Iterator[Finding]:
     is_aliased = any(finding.level == WRONG for finding in aliases)
     for subject, check in (
         ("batch", lambda: examine_batch(patient, batch, folder)),
+        ("sizes", lambda: examine_sizes(patient)),
         ("points", lambda: examine_points(patient, batches)),
         ("weights", lambda: examine_weights(patient)),
         ("aliases", lambda: iter(aliases)),

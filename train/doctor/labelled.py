@@ -15,13 +15,12 @@ from ops.batch import Batch
 from ops.precision import autocast
 from train.doctor.finding import LOOK, OK, WRONG, Finding, counted
 from train.doctor.patient import Patient
-from train.points import Given, are_inside, points_given
+from train.points import FEW_SMALL, REFERENCE_SIDE, Given, have_points, points_given, small_objects
 from train.step import network_input
 
 PICTURE = "batch.jpg"
 _DRAWN = 9  # images of the batch
-_REFERENCE_SIDE = 16.0  # talMinSide of the field's later releases
-_SOME, _MANY = 0.01, 0.2  # share of ground truths without a point: below the one nobody minds, above the other it fails
+_MANY = 0.2  # share of ground truths without a point from which on training fails
 
 
 def examine_batch(patient: Patient, batch: Batch, folder: Path) -> Iterator[Finding]:
@@ -46,14 +45,13 @@ def examine_batch(patient: Patient, batch: Batch, folder: Path) -> Iterator[Find
 
 def examine_points(patient: Patient, batches: Sequence[Batch]) -> Iterator[Finding]:
     """Ground truths inside which no point of the grid lies, over several augmented batches: they are never learned."""
-    points = make_anchors(_shapes(patient), patient.model.strides).points
     boxes = torch.cat([batch.boxes[batch.valid] for batch in batches])
     if not len(boxes):
         return
-    min_side = patient.mcfg.talMinSide
-    lost = boxes[~_has_points(points, boxes, min_side)]
+    min_side, input_shape = patient.mcfg.talMinSide, patient.mcfg.inputShape
+    lost = boxes[~have_points(boxes, input_shape, min_side)]
     share = len(lost) / len(boxes)
-    height, width = patient.mcfg.inputShape
+    height, width = input_shape
     seen = f"{len(boxes)} ground truths of {counted(len(batches), 'augmented batch', 'augmented batches')}"
     if not len(lost):
         yield Finding(OK, "points", f"at least one point lies inside each of {seen}")
@@ -63,21 +61,27 @@ def examine_points(patient: Patient, batches: Sequence[Batch]) -> Iterator[Findi
         f"no point lies inside {len(lost)} of {seen} ({100 * share:.1f} %), which so are never learned: their shorter "
     )
     text += f"side is {sides.min():.0f} to {sides.max():.0f} pixels at {width} x {height}, and points lie 8 apart"
-    helped = int(_has_points(points, lost, max(min_side, _REFERENCE_SIDE)).sum())
-    text += f"; a larger inputShape, or talMinSide={_REFERENCE_SIDE:g}, which would give {helped} of them a point"
-    level = OK if share <= _SOME else LOOK if share <= _MANY else WRONG
-    yield Finding(level, "points", text)
+    helped = int(have_points(lost, input_shape, max(min_side, REFERENCE_SIDE)).sum())
+    text += f"; a larger inputShape, or talMinSide={REFERENCE_SIDE:g}, which would give {helped} of them a point"
+    yield Finding(_level(share), "points", text)
+
+
+def examine_sizes(patient: Patient) -> Iterator[Finding]:
+    """Objects below a pixel: augmentation drops them, so that no batch shows them."""
+    input_shape = patient.mcfg.inputShape
+    small = small_objects(patient.loader.dataset.annotations, input_shape)._replace(without_point=0)
+    if small.share > FEW_SMALL:
+        yield Finding(_level(small.share), "sizes", small.text(input_shape))
+
+
+def _level(share: float) -> str:
+    """Of a finding about this share of the objects."""
+    return OK if share <= FEW_SMALL else LOOK if share <= _MANY else WRONG
 
 
 def _shapes(patient: Patient) -> tuple[tuple[int, int], ...]:
     height, width = patient.mcfg.inputShape
     return tuple((height // stride, width // stride) for stride in patient.model.strides)
-
-
-def _has_points(points: Tensor, boxes: Tensor, min_side: float) -> Tensor:
-    """(G,) bool; a thousand boxes at a time, for boxes times points are many."""
-    parts = [are_inside(points, part, min_side).any(dim=-1) for part in boxes.split(1000)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
 
 def _spread(counts: Tensor) -> str:

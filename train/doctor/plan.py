@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dl.mosaic import ModernRanges
 from eval.schedule_plot import Planned, Span, plot_schedule
 from train.doctor.beginning import is_backbone_random
 from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, epochs_text
@@ -26,7 +27,9 @@ def examine_schedule(patient: Patient, folder: Path) -> Iterator[Finding]:
     what = f"{mcfg.schedulerType} from {max(planned.rates):.2g} to {planned.rates[-1]:.2g} in "
     what += f"{counted(epochs, 'epoch')} of {counted(num_batches, 'batch', 'batches')}"
     minutes = mcfg.trainMinutes
-    what += f" (at most what trainMinutes={minutes:g} allows on this machine as busy as it is)" if minutes else ""
+    if minutes:
+        what += f" (what trainMinutes={minutes:g} allows on this machine as busy as it is, at least "
+        what += f"minEpochs={mcfg.minEpochs})"
     what += f", drawn in {path}"
     if mcfg.schedulerType == "plateau":
         what += " without its reductions, which follow from figures that nobody knows yet"
@@ -84,9 +87,8 @@ def _planned(patient: Patient) -> Planned:
 
 
 def _spans(patient: Patient) -> dict[str, Sequence[Span]]:
-    mcfg = patient.mcfg
-    is_modern = mcfg.augmentation == "modern" and mcfg.mosaic > 0
-    mosaic = [epoch for epoch in patient.epochs if is_modern and epoch < mcfg.maxEpoch - mcfg.closeMosaic]
+    ranges = patient.loader.dataset.ranges
+    mosaic = [epoch for epoch in patient.epochs if isinstance(ranges, ModernRanges) and ranges.has_mosaic(epoch)]
     taught = [epoch for epoch in patient.epochs if _strength(patient, epoch) > 0]
     return {"frozen": _joined(patient.frozen_epochs), "mosaic": _joined(mosaic), "teacher": _joined(taught)}
 
