@@ -7,6 +7,9 @@ import pytest
 import dl.copies
 from commands.setup import log_report
 from dl.check import check_data
+from dl.copies import ImageFile, find_copies
+from dl.discover import locate
+from dl.verified import VerifiedImages
 
 ALL = ["train", "validation", "test"]
 
@@ -96,7 +99,11 @@ def test_what_cannot_be_read_there_does_not_matter(copied, config):
     assert check_data(config(copied), ["test"]).report.copies == ()
 
 
-def test_an_image_that_both_splits_list_is_a_fault_and_no_copy(copied, config):
-    """`small` is drawn from train by design."""
+def test_an_id_that_both_splits_list_is_no_copy(copied, config):
+    """Such as where the test split is the validation split; c is a copy of b, but both splits list b."""
     (copied / "splits/small.txt").write_text("a\nb\n")
     assert counts(check_data(config(copied), ["train", "small"]).report) == {"train": (1, 1), "small": (0, 0)}
+    source = locate(config(copied))
+    files = {name: ImageFile(source.reader.image(name), name.replace("c", "b")) for name in "abc"}
+    for pair in (("train", "small"), ("small", "train"), ("small", "small")):
+        assert find_copies(source, [pair], files, VerifiedImages()) == []
