@@ -4,7 +4,8 @@
 
 The product knows nothing of this: its functions are wrapped from outside. POINT says where, NTH how often that point is
 passed before the blow, BLOW what happens: kill, int, term, hup, stop (signals to this process), group-int, group-term,
-group-hup (to its workers, too), int-int (twice), full (the disk is). NTH 0: no blow; the counts of all points go to stdout.
+group-hup (to its workers, too), int-int (twice), full (the disk is). NTH 0: no blow; the counts of all points go to
+stdout.
 """
 
 import builtins
