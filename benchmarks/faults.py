@@ -30,6 +30,7 @@ def signals(chaos: Any) -> None:
         ("Ctrl-C in an epoch, workers get it too", "group-int", "batch", middle + 1, 2),
         ("SIGTERM in an epoch", "term", "batch", middle + 1, 0),
         ("SIGTERM in an epoch, workers get it too", "group-term", "batch", middle, 2),
+        ("SIGHUP in an epoch, workers get it too", "group-hup", "batch", middle, 2),
         ("SIGTERM in the validation", "term", "validation", 2, 0),
         ("SIGTERM while saving", "term", "half a file", chaos.counts["half a file"] // 2, 0),
         ("Ctrl-C twice", "int-int", "batch", middle, 0),

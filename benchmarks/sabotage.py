@@ -3,8 +3,9 @@
     python benchmarks/sabotage.py POINT NTH BLOW -- arguments of mars.py
 
 The product knows nothing of this: its functions are wrapped from outside. POINT says where, NTH how often that point is
-passed before the blow, BLOW what happens: kill, int, term, stop (signals to this process), group-int, group-term
-(to its workers, too), int-int (twice), full (the disk is). NTH 0: no blow; the counts of all points go to stdout.
+passed before the blow, BLOW what happens: kill, int, term, hup, stop (signals to this process), group-int, group-term,
+group-hup (to its workers, too), int-int (twice), full (the disk is). NTH 0: no blow; the counts of all points go to
+stdout.
 """
 
 import builtins
