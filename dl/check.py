@@ -1,8 +1,9 @@
 """Is this data set fit to train on? Every fault in one pass, every amendment counted."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from config.errors import UserError
 from config.fields import nearest
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation, Tally, Written, clean
-from dl.copies import ImageFile, count_copies, count_shared, describe_copies, find_copies
+from dl.copies import Copy, ImageFile, count_copies, count_shared, describe_copies, find_copies
 from dl.discover import DataSource, locate
 from dl.faults import DataFault
 from dl.image_notes import choose_pixel_max, image_notes
@@ -50,6 +51,35 @@ class _Examined:
     faults: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """All that was read of some splits."""
+
+    mcfg: ModelConfig
+    source: DataSource
+    ids: dict[str, tuple[str, ...]]  # of each split, every image once
+    examined: dict[str, _Examined]
+
+    def fit(self, key: str | None = None) -> list[_Examined]:
+        """What can be used of a split, None: of all."""
+        names = self.examined if key is None else self.ids[key]
+        return [self.examined[name] for name in names if self.examined[name].annotation]
+
+    @cached_property
+    def box_faults(self) -> list[BoxFaults]:
+        """Of each annotation with boxes that were dropped or written twice."""
+        faults = []
+        # a json is the annotation of all images, so there the image is named
+        is_json = self.source.format == "coco"
+        folder = self.source.image_dir if is_json else self.source.annotation_dir
+        for one in self.fit():
+            if one.annotation and (one.tally.dropped or one.tally.repeats):
+                path = one.annotation.image_path if is_json else one.annotation.annotation_path
+                name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+                faults.append(BoxFaults(name, one.tally.dropped, one.tally.repeats))
+        return faults
+
+
 def check_data(
     mcfg: ModelConfig, split_names: Sequence[str], cache_file: Path | None = None, on_image: OnImage | None = None
 ) -> CheckedData:
@@ -64,39 +94,33 @@ def check_data(
     """
     source = locate(mcfg)
     asked = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}
-    faults = [_unknown_split(name, mcfg, source) for name, key in asked.items() if key is None]
     ids = {key: tuple(dict.fromkeys(source.splits[key])) for key in asked.values() if key is not None}
-    faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
     pairs = _apart(asked, mcfg, source)
-    faults += _overlaps(pairs, source)
-    every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
     verified = VerifiedImages(cache_file)
-    examined = _examine_all(source, list(every_id), verified, on_image)
-    skipped = source.reader.faults() + [fault for one in examined.values() for fault in one.faults]
-    if mcfg.badFiles == "stop":
-        faults, skipped = faults + skipped, []
-    faults += _emptied(ids, examined) if skipped else []
-    faults += _strange_classes(examined.values(), source) + _without_labels(ids, examined)
-    box_faults = _box_faults(examined.values(), source)
-    faults += _without_boxes(ids, find_split(mcfg.trainSplitName, ids), examined, box_faults, source)
+    every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
+    read = _Read(mcfg, source, ids, _examine_all(source, list(every_id), verified, on_image))
+    faults = [_unknown_split(name, mcfg, source) for name, key in asked.items() if key is None]
+    faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
+    faults += _overlaps(pairs, source)
+    bad_files = source.reader.faults() + [fault for one in read.examined.values() for fault in one.faults]
+    is_strict = mcfg.badFiles == "stop"
+    faults += bad_files if is_strict else _emptied(read) if bad_files else []
+    faults += _strange_classes(read) + _without_labels(read) + _without_boxes(read)
     if faults:
-        can_skip = mcfg.badFiles == "stop" and bool(
-            source.reader.faults() or any(one.faults for one in examined.values())
-        )
-        raise UserError(_list_faults(faults, can_skip))
-    pixel_max = mcfg.pixelMax or _pixel_max(mcfg, ids, examined, source)
-    splits = {name: _annotations(ids[key], examined, pixel_max) for name, key in asked.items() if key is not None}
-    reports = {name: _count(source, source.splits[key], ids[key], examined) for name, key in asked.items() if key}
-    expected = {name: len(ids[key]) for name, key in asked.items() if key is not None}
-    remarks = [*source.reader.remarks(), *_remarks(mcfg, reports, examined.values(), box_faults, source)]
-    facts = {source.files.get(i, i): one.facts for i, one in examined.items() if one.annotation and one.facts}
-    notes = image_notes(facts, pixel_max, mcfg.pixelMax is not None)
-    copies = find_copies(source, pairs, _files(examined), verified)
-    for name, report in reports.items():
-        report.shared = count_shared(copies, asked[name])
+        raise UserError(_list_faults(faults, can_skip=is_strict and bool(bad_files)))
+    pixel_max = mcfg.pixelMax or _pixel_max(read)
+    copies = find_copies(source, pairs, _files(read.examined), verified)
+    reports = {name: _count(read, key, copies) for name, key in asked.items() if key is not None}
     report = DataReport(
-        source.class_list, reports, tuple(skipped), tuple(remarks), tuple(notes), describe_copies(copies, source)
+        source.class_list,
+        reports,
+        tuple(() if is_strict else bad_files),
+        tuple(_remarks(read, reports)),
+        tuple(image_notes(_facts_by_file(read), pixel_max, mcfg.pixelMax is not None)),
+        describe_copies(copies, source),
     )
+    splits = {name: _annotations(read, key, pixel_max) for name, key in asked.items() if key is not None}
+    expected = {name: len(ids[key]) for name, key in asked.items() if key is not None}
     return CheckedData(splits, expected, report, source, pixel_max)
 
 
@@ -203,27 +227,27 @@ def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]
     return faults
 
 
-def _emptied(ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _Examined]) -> list[str]:
-    gone = [key for key, names in ids.items() if names and not any(examined[i].annotation for i in names)]
-    return [f"split '{key}' is empty once its {len(ids[key])} bad images are skipped" for key in gone]
+def _emptied(read: _Read) -> list[str]:
+    gone = [key for key, names in read.ids.items() if names and not any(read.examined[i].annotation for i in names)]
+    return [f"split '{key}' is empty once its {len(read.ids[key])} bad images are skipped" for key in gone]
 
 
-def _strange_classes(examined: Collection[_Examined], source: DataSource) -> list[str]:
-    ignored = sum((one.tally.ignored for one in examined), start=Tally().ignored)
-    num_known = sum(len(one.annotation.labels) + one.tally.dropped.total() for one in examined if one.annotation)
+def _strange_classes(read: _Read) -> list[str]:
+    ignored = sum((one.tally.ignored for one in read.examined.values()), start=Tally().ignored)
+    num_known = sum(len(one.annotation.labels) + one.tally.dropped.total() for one in read.fit() if one.annotation)
     if not ignored or num_known:
         return []
     found = ", ".join(name for name, _ in ignored.most_common(10))
-    known = ", ".join(source.class_list[:10])
-    fault = f"{source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list ({known})"
-    return [f"{fault}; the annotations say {found}"]
+    known = ", ".join(read.source.class_list[:10])
+    fault = f"{read.source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list"
+    return [f"{fault} ({known}); the annotations say {found}"]
 
 
-def _without_labels(ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _Examined]) -> list[str]:
+def _without_labels(read: _Read) -> list[str]:
     """One image without a label file is a negative; a whole split without any is a folder that was not found."""
     faults = []
-    for key, names in ids.items():
-        fit = [examined[name] for name in names if examined[name].annotation]
+    for key in read.ids:
+        fit = read.fit(key)
         if fit and all(one.is_unlabelled for one in fit):
             path = next(one.annotation.annotation_path for one in fit if one.annotation)
             faults.append(
@@ -233,50 +257,23 @@ def _without_labels(ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _
     return faults
 
 
-def _box_faults(examined: Iterable[_Examined], source: DataSource) -> list[BoxFaults]:
-    """Of each annotation with boxes that were dropped or written twice."""
-    faults = []
-    for one in examined:
-        if one.annotation and (one.tally.dropped or one.tally.repeats):
-            # a json is the annotation of all images, so there the image is named
-            is_shared = source.format == "coco"
-            path = one.annotation.image_path if is_shared else one.annotation.annotation_path
-            folder = source.image_dir if is_shared else source.annotation_dir
-            name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-            faults.append(BoxFaults(name, one.tally.dropped, one.tally.repeats))
-    return faults
-
-
-def _without_boxes(
-    ids: Mapping[str, tuple[str, ...]],
-    train: str | None,
-    examined: Mapping[str, _Examined],
-    box_faults: Sequence[BoxFaults],
-    source: DataSource,
-) -> list[str]:
+def _without_boxes(read: _Read) -> list[str]:
     """A data set, or its training split, whose boxes are all unusable: nothing could be learned from it."""
-    groups = {"the data set": tuple(examined), **({f"split '{train}'": ids[train]} if train else {})}
-    for what, names in groups.items():
-        fit = [examined[name] for name in names if examined[name].annotation]
+    train = find_split(read.mcfg.trainSplitName, read.ids)
+    for what, fit in {"the data set": read.fit(), f"split '{train}'": read.fit(train) if train else []}.items():
         lost = sum(one.tally.dropped.total() for one in fit)
         if lost and not any(len(one.annotation.labels) for one in fit if one.annotation):
-            reasons = "; ".join(about_boxes(box_faults, 0))
-            return [f"{source.annotation_dir}: no box of {what} can be used: {reasons}"]
+            reasons = "; ".join(about_boxes(read.box_faults, 0))
+            return [f"{read.source.annotation_dir}: no box of {what} can be used: {reasons}"]
     return []
 
 
-def _remarks(
-    mcfg: ModelConfig,
-    reports: Mapping[str, SplitReport],
-    examined: Iterable[_Examined],
-    box_faults: Sequence[BoxFaults],
-    source: DataSource,
-) -> Iterator[str]:
-    num_kept = sum(len(one.annotation.labels) for one in examined if one.annotation)
-    yield from about_boxes(box_faults, num_kept)
-    if mcfg.trainSplitName in reports:
-        report = reports[mcfg.trainSplitName]
-        yield from about_classes(source.class_list, report, mcfg.trainSplitName, source.format != "voc")
+def _remarks(read: _Read, reports: Mapping[str, SplitReport]) -> Iterator[str]:
+    source, split = read.source, read.mcfg.trainSplitName
+    yield from source.reader.remarks()
+    yield from about_boxes(read.box_faults, sum(len(one.annotation.labels) for one in read.fit() if one.annotation))
+    if split in reports:
+        yield from about_classes(source.class_list, reports[split], split, source.format != "voc")
 
 
 def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
@@ -286,14 +283,12 @@ def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
     return "\n".join([f"the data set has {len(faults)} faults{way_out}:", *listed(faults)])
 
 
-def _pixel_max(
-    mcfg: ModelConfig, ids: Mapping[str, tuple[str, ...]], examined: Mapping[str, _Examined], source: DataSource
-) -> int | None:
+def _pixel_max(read: _Read) -> int | None:
     """One range for all images. Test images have no say: they must not change what is trained."""
-    test = find_split(mcfg.testSplitName, source.splits)
-    asked = [name for key, names in ids.items() if key != test for name in names]
-    for names in (asked, list(examined)):
-        facts = [facts for name in names if (facts := examined[name].facts) is not None]
+    test = find_split(read.mcfg.testSplitName, read.source.splits)
+    asked = [name for key, names in read.ids.items() if key != test for name in names]
+    for names in (asked, list(read.examined)):
+        facts = [facts for name in names if (facts := read.examined[name].facts) is not None]
         if (found := choose_pixel_max(facts)) is not None:
             return found
     return None
@@ -308,23 +303,30 @@ def _files(examined: Mapping[str, _Examined]) -> dict[str, ImageFile]:
     }
 
 
-def _annotations(names: Sequence[str], examined: Mapping[str, _Examined], pixel_max: int | None) -> list[Annotation]:
-    found = [annotation for name in names if (annotation := examined[name].annotation) is not None]
+def _facts_by_file(read: _Read) -> dict[str, ImageFacts]:
+    files = read.source.files
+    return {files.get(i, i): one.facts for i, one in read.examined.items() if one.annotation and one.facts}
+
+
+def _annotations(read: _Read, key: str, pixel_max: int | None) -> list[Annotation]:
+    found = [annotation for name in read.ids[key] if (annotation := read.examined[name].annotation) is not None]
     return found if pixel_max is None else [replace(annotation, pixel_max=pixel_max) for annotation in found]
 
 
-def _count(
-    source: DataSource, listed: Sequence[str], names: Sequence[str], examined: Mapping[str, _Examined]
-) -> SplitReport:
-    copies = count_copies(_files({name: examined[name] for name in names}))
-    report = SplitReport(duplicates=len(listed) - len(names), copies=copies)
-    for one in (examined[name] for name in names):
+def _count(read: _Read, key: str, copies: Sequence[Copy]) -> SplitReport:
+    examined = {name: read.examined[name] for name in read.ids[key]}
+    report = SplitReport(
+        duplicates=len(read.source.splits[key]) - len(examined),
+        copies=count_copies(_files(examined)),
+        shared=count_shared(copies, key),
+    )
+    for one in examined.values():
         if one.annotation is None:
             report.skipped += 1
             continue
         report.images += 1
         report.objects += len(one.annotation.labels)
-        report.per_class.update(source.class_list[label] for label in one.annotation.labels)
+        report.per_class.update(read.source.class_list[label] for label in one.annotation.labels)
         report.difficult += int(one.annotation.difficult.sum())
         report.without_objects += not len(one.annotation.labels)
         report.clipped += one.tally.clipped
