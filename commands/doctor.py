@@ -13,8 +13,9 @@ from dl.lessons import splits_to_train
 from ops.device import pick_device
 from ops.files import write_whole
 from ops.log import RESULT, keep_log
+from ops.text import counted
 from train.doctor.examination import examine
-from train.doctor.finding import LOOK, OK, WRONG, Finding, counted
+from train.doctor.finding import LOOK, OK, WRONG, Finding
 from train.health.bundle import read_bundle, replay
 from train.health.page import page
 from train.runfolder import RunFolder

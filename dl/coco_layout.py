@@ -18,7 +18,7 @@ from dl.readers import CocoFiles
 from dl.source import DataSource, Search, checked_classes
 from dl.splits import canonical_name, hinted_names
 from dl.tree import ImageTree
-from ops.text import shown
+from ops.text import counted, shown
 
 _JSON = ".json"
 _JSON_FOLDERS = ("annotations", "annotation")
@@ -116,7 +116,7 @@ def _outside(part: _Part, image_dir: Path) -> list[str]:
     names = [name for path, name in part.images.items() if os.path.isabs(path)]
     if not names:
         return []
-    return [f"{part.file.path}: {len(names)} file_name lead out of {image_dir}: {shown(names)}; is that meant?"]
+    return [f"{part.file.path}: {counted(len(names), 'image')} outside of {image_dir}: {shown(names)}; is that meant?"]
 
 
 def _image_folder(file: CocoFile, split: str, image_dir: Path) -> tuple[Path, bool]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from dl.images import ImageFacts, pixel_range
-from ops.text import shown
+from ops.text import counted, shown
 
 
 def choose_pixel_max(facts: Sequence[ImageFacts]) -> int | None:
@@ -21,9 +21,8 @@ def image_notes(facts: Mapping[str, ImageFacts], pixel_max: int | None, is_given
     values = {name: entry.max_value for name, entry in facts.items() if entry.max_value}
     notes = [_range_note(values, pixel_max, is_given)] if values else []
     if framed := [name for name, entry in facts.items() if entry.has_more_frames]:
-        notes.append(
-            f"{len(framed)} files hold several frames or pages, of which the first is used: {shown(framed, 3)}"
-        )
+        files = counted(len(framed), "file")
+        notes.append(f"{files} with several frames or pages, of which the first is used: {shown(framed, 3)}")
     return notes
 
 

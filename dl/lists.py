@@ -9,7 +9,7 @@ from config.mconfig import ModelConfig
 from dl.files import image_id, natural_key, read_lines, subfolders
 from dl.splits import USUAL_NAMES, canonical_name, carve_validation, find_split, hinted_names, make_splits
 from dl.tree import ImageTree, name_images
-from ops.text import shown
+from ops.text import counted, shown
 
 _COURSE_VERSION = "v5"  # of the split lists that the course hands out
 # Where lists may lie and how they may end: .txt in "splits" and "imagesets" is read, of the rest we complain.
@@ -166,7 +166,7 @@ def _splits_by_folders(tree: ImageTree, annotation_of: Callable[[], Mapping[str,
 def _in_no_split(images: Iterable[str], splits: Mapping[str, Collection[str]]) -> list[str]:
     used = {image for members in splits.values() for image in members}
     left = [image for image in images if image not in used]
-    return [f"{len(left)} images are in no split and are not used: {shown(left)}"] if left else []
+    return [f"{counted(len(left), 'image')} in no split, which nothing uses: {shown(left)}"] if left else []
 
 
 def _named(paths: Mapping[str, tuple[str, ...]]) -> tuple[Splits, dict[str, str]]:

@@ -13,7 +13,7 @@ from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, index_by_stem, walk_files
 from dl.pairing import LABEL_FOLDERS, Pairs, pair, usual_place
 from dl.tree import ImageTree
 from dl.yolo import LABEL_SUFFIXES, looks_like_labels, read_yolo
-from ops.text import shown
+from ops.text import counted, shown
 
 Size = tuple[int, int]  # width, height
 
@@ -183,7 +183,8 @@ class CocoFiles(_Files):
         unnamed = [path for path in self.tree.paths if path not in self.entries]
         if not unnamed:
             return []
-        return [f"{len(unnamed)} images below {self.image_dir} have no entry in {self._names}: {shown(unnamed)}"]
+        images = counted(len(unnamed), "image")
+        return [f"{images} below {self.image_dir} without an entry in {self._names}: {shown(unnamed)}"]
 
     @property
     def _names(self) -> str:
@@ -192,8 +193,8 @@ class CocoFiles(_Files):
 
 def _belonging_to_none(paths: Sequence[str], kind: str, folder: Path) -> str:
     return (
-        f"{len(paths)} {kind}s below {folder} fit no image, so their objects are not used: {shown(paths)}; "
-        "give image and annotation the same name"
+        f"{counted(len(paths), kind)} below {folder} with no image of that name, so the objects are not used: "
+        f"{shown(paths)}; give image and annotation the same name"
     )
 
 

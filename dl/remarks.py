@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dl.annotations import EMPTY, IN_FIRST_PIXEL, OUTSIDE, SWAPPED
 from dl.report import SplitReport
-from ops.text import shown
+from ops.text import counted, shown
 
 # What labelImg writes at the beginning of every classes.txt.
 LABELIMG_CLASSES = (
@@ -35,10 +35,11 @@ def about_boxes(faults: Collection[BoxFaults], num_kept: int) -> Iterator[str]:
     total: Counter[str] = sum((Counter(fault.dropped) for fault in faults), Counter())
     for why, count in total.most_common():
         files = [fault.file for fault in faults if fault.dropped.get(why)]
-        yield f"{count} boxes {why} in {len(files)} files: {shown(files)}; {_WAYS_OUT[why]}"
+        boxes = counted(count, "box", "boxes")
+        yield f"{boxes} {why} in {counted(len(files), 'file')}: {shown(files)}; {_WAYS_OUT[why]}"
     twice = [fault.file for fault in faults if fault.repeats]
     if twice:
-        yield f"objects with the same class and box are written twice in {len(twice)} files: {shown(twice)}"
+        yield f"objects with the same class and box are written twice in {counted(len(twice), 'file')}: {shown(twice)}"
     if lost := total.total():
         yield f"{100 * lost / (lost + num_kept):.1f} % of all boxes are lost"
 

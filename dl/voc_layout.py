@@ -39,7 +39,7 @@ from dl.readers import VocFolder, VocTree
 from dl.source import DataSource, Search, checked_classes
 from dl.splits import canonical_name
 from dl.tree import IMAGE_FOLDERS, ImageTree
-from ops.text import shown
+from ops.text import counted, shown
 
 _HORIZONTAL = "horizontal bounding boxes"  # official MAR20 keeps the oriented ones beside them
 
@@ -74,7 +74,7 @@ def lay_out_voc(search: Search) -> DataSource:
         return _from_tree(search, image_dir, annotation_dir)
     below = [path for path in images if "/" in path]
     if below and not is_explicit:
-        notes.append(f"{len(below)} images in folders below {image_dir} are not used: {shown(below)}")
+        notes.append(f"{counted(len(below), 'image')} in folders below {image_dir}, which nothing uses: {shown(below)}")
     splits = _splits(search, reader)
     classes = _classes(search, annotation_dir, (path for paths in reader.annotations.values() for path in paths))
     return DataSource(image_dir, annotation_dir, classes, splits, reader, notes)

@@ -17,6 +17,11 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """1 image, 2 images; 1 box, 2 boxes."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def shown(names: Sequence[str], most: int = 5) -> str:
     """The first names with commas between them, and how many more there are; "" for none."""
     more = len(names) - most

@@ -235,8 +235,8 @@ def test_file_names_that_lead_out_of_the_data_folder(lay_out, config, tmp_path, 
     write_image(tmp_path / "elsewhere/x.jpg")
     names = ["../elsewhere/x.jpg", "a.jpg", "b.jpg", "c.jpg"]
     base = lay_out({"all.json": content(names)}, "a.jpg", "b.jpg", "c.jpg")
-    notes = [note for note in locate(config(base)).notes if "lead out of" in note]
-    assert notes == [f"{base}/all.json: 1 file_name lead out of {base}: {names[0]}; is that meant?"]
+    notes = [note for note in locate(config(base)).notes if "outside of" in note]
+    assert notes == [f"{base}/all.json: 1 image outside of {base}: {names[0]}; is that meant?"]
 
 
 def test_two_names_of_one_image_are_a_fault(lay_out, config):
@@ -252,7 +252,7 @@ def test_images_without_an_entry_are_counted_and_named(lay_out, config):
     (remark,) = [
         r for r in check_data(config(base, subsetMap={"train": ("a",)}), ["train"]).report.remarks if "entry" in r
     ]
-    assert remark == f"2 images below {base} have no entry in instances_train.json: c.jpg, train/b.jpg"
+    assert remark == f"2 images below {base} without an entry in instances_train.json: c.jpg, train/b.jpg"
 
 
 def test_classes_of_all_files_in_the_order_of_their_ids(plain, config):

@@ -319,7 +319,7 @@ def test_images_outside_the_folders_of_splits_are_counted(config, tmp_path, writ
             write_voc(base / f"annotations/{name}.xml")
     source = locate(config(base))
     assert source.splits == {"train": ("a", "b"), "validation": ("c",)}
-    assert "1 images are in no split and are not used: unlabelled/d.jpg" in source.notes
+    assert "1 image in no split, which nothing uses: unlabelled/d.jpg" in source.notes
 
 
 def test_validation_and_test_folders_without_train_are_not_trained_on(config, tmp_path, write_image, write_voc):

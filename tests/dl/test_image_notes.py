@@ -51,4 +51,4 @@ def test_weights_that_know_no_range():
 
 def test_frames():
     notes = image_notes({"a": facts(), "b": facts(has_more_frames=True), "c": facts(300, True)}, 1023)
-    assert notes[1] == "2 files hold several frames or pages, of which the first is used: b, c"
+    assert notes[1] == "2 files with several frames or pages, of which the first is used: b, c"

@@ -39,7 +39,7 @@ def test_each_reason_is_told_apart_with_its_files(voc_with, config):
     assert report.splits["train"].dropped == {"with swapped corners": 2, "outside the image": 1, "without area": 1}
     swapped, *others = report.remarks
     assert swapped == "2 boxes with swapped corners in 2 files: a.xml, b.xml; write the smaller x and y first"
-    assert any(text.startswith("1 boxes outside the image in 1 files: b.xml") for text in others)
+    assert any(text.startswith("1 box outside the image in 1 file: b.xml") for text in others)
     assert "80.0 % of all boxes are lost" in others
     assert report.splits["train"].lost_share == pytest.approx(4 / 5)
     assert "! 2 boxes with swapped corners" in report.table()
@@ -106,8 +106,10 @@ def test_an_object_twice_is_one_rule_for_all_formats(tmp_path, config, write_ima
 
 def test_xml_without_an_image_and_labels_without_an_image(three_splits, config, write_voc, tmp_path, write_image):
     write_voc(three_splits / "annotations/stranger.xml")
-    (text,) = [text for text in remarks(three_splits, config) if "fit no image" in text]
-    assert text.startswith(f"1 xml files below {three_splits}/annotations fit no image, so their objects are not used")
+    (text,) = [text for text in remarks(three_splits, config) if "no image of that name" in text]
+    assert text.startswith(
+        f"1 xml file below {three_splits}/annotations with no image of that name, so the objects are not used"
+    )
     assert "stranger.xml" in text
     base = tmp_path / "yolo"
     for split in ("train", "val"):
@@ -122,8 +124,8 @@ def test_xml_without_an_image_and_labels_without_an_image(three_splits, config, 
         ("labels/train/e.txt", ""),
     ):
         (base / name).write_text(content)
-    (text,) = [text for text in remarks(base, config) if "fit no image" in text]
-    assert text.startswith(f"4 label files below {base} fit no image")
+    (text,) = [text for text in remarks(base, config) if "no image of that name" in text]
+    assert text.startswith(f"4 label files below {base} with no image of that name")
     assert "labels/train/lost-0.txt, labels/train/lost-1.txt" in text
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from ops.text import align_columns, display_width
+from ops.text import align_columns, counted, display_width, shown
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,12 @@ def test_no_rows_and_one_column():
 def test_ragged_rows_are_refused():
     with pytest.raises(ValueError, match="zip"):
         align_columns([("a", "b"), ("c",)])
+
+
+def test_numbers_with_their_noun():
+    assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(number, "box", "boxes") for number in (1, 2)] == ["1 box", "2 boxes"]
+
+
+def test_the_first_names_and_how_many_more():
+    assert [shown(list(names), 3) for names in ("", "a", "abc", "abcde")] == ["", "a", "a, b, c", "a, b, c and 2 more"]

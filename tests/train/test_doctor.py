@@ -18,11 +18,12 @@ from model.pretrained import LoadReport
 from ops.batch import Batch
 from ops.seal import file_digest
 from ops.shortage import shortage
+from ops.text import shown
 from train.doctor import beginning, room, schooling
 from train.doctor.beginning import examine_aliases, examine_folder, examine_weights
 from train.doctor.data import examine_data, examine_labels
 from train.doctor.examination import examine
-from train.doctor.finding import LOOK, OK, WRONG, Finding, epochs_text, named, overhearing
+from train.doctor.finding import LOOK, OK, WRONG, Finding, epochs_text, overhearing
 from train.doctor.labelled import examine_batch, examine_points, examine_sizes
 from train.doctor.learning import examine_gradient, examine_overfitting
 from train.doctor.patient import admit, some_images
@@ -600,7 +601,7 @@ def test_lines():
     assert str(Finding(OK, "data", "two\nlines", ("a", "b"))) == "ok     data: two\n       lines\n       a\n       b"
     assert str(Finding(WRONG, "x", "y")) == "wrong  x: y"
     assert epochs_text([4, 0, 1, 2, 7]) == "1 to 3, 5, 8"
-    assert (epochs_text([]), named([]), named(list("abc"), 2)) == ("", "", "a, b and 1 more")
+    assert (epochs_text([]), shown([]), shown(list("abc"), 2)) == ("", "", "a, b and 1 more")
 
 
 def test_copies_of_images_in_two_splits_are_wrong(squares_config):

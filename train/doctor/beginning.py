@@ -11,7 +11,8 @@ from dl.lessons import splits_to_train
 from model import YoloModel
 from model.pretrained import LoadReport
 from model.weightsfile import read_weights
-from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
+from ops.text import counted, shown
+from train.doctor.finding import LOOK, OK, WRONG, Finding
 from train.doctor.patient import Patient
 from train.health.aliases import Declared, find_aliases, grouped
 from train.identity import identity_of
@@ -76,9 +77,9 @@ def _loaded(model: YoloModel, report: LoadReport, is_backbone: bool) -> Finding:
     text += f"{100 * share:.0f} % of its numbers, from {report.source} ({report.kind})"
     missing = [name for name in report.missing if name in wanted]
     if missing:
-        text += f"; random at first: {named(_parts(missing))}"
+        text += f"; random at first: {shown(_parts(missing))}"
     if report.carried:
-        text += f"; final rows carried over: {named(report.carried)}"
+        text += f"; final rows carried over: {shown(report.carried)}"
     if share < _NEARLY_ALL:
         return Finding(LOOK, "weights", f"{text}; are these the weights that were meant?")
     return Finding(OK, "weights", text)

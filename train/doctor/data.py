@@ -8,7 +8,8 @@ from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.check import CheckedData
 from dl.report import DataReport
-from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
+from ops.text import counted, shown
+from train.doctor.finding import LOOK, OK, WRONG, Finding
 
 _MANY_NEGATIVES = 0.5  # share of images without objects above which one should know why
 _MANY_LOST = 0.02  # share of a split's boxes above which the annotations must have a fault
@@ -47,11 +48,11 @@ def examine_labels(mcfg: ModelConfig, annotations: Sequence[Annotation]) -> Iter
     ]
     if none:
         yield Finding(
-            WRONG, "labels", f"no object of {named(none)} is trained on: such a class is never found; add images, or "
+            WRONG, "labels", f"no object of {shown(none)} is trained on: such a class is never found; add images, or "
             "take it out of classList",
         )  # fmt: skip
     if few:
-        yield Finding(LOOK, "labels", f"fewer than {_FEW} objects of {named(few)}: add images of these classes")
+        yield Finding(LOOK, "labels", f"fewer than {_FEW} objects of {shown(few)}: add images of these classes")
     negatives = sum(len(one.labels) == 0 for one in annotations)
     if negatives > _MANY_NEGATIVES * len(annotations):
         yield Finding(

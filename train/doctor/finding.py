@@ -46,17 +46,6 @@ def overhearing() -> Iterator[list[str]]:
         log.removeFilter(ear)
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """1 image, 2 images."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def named(names: list[str] | tuple[str, ...], most: int = 6) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def epochs_text(epochs: list[int] | tuple[int, ...]) -> str:
     """Epochs counted from 0 -> how people count them: 1 to 5, 8."""
     spans: list[list[int]] = []

@@ -13,7 +13,8 @@ from eval.points_painter import RED, Marked, contact_sheet, paint_marked
 from ops.anchors import make_anchors
 from ops.batch import Batch
 from ops.precision import autocast
-from train.doctor.finding import LOOK, OK, WRONG, Finding, counted
+from ops.text import counted
+from train.doctor.finding import LOOK, OK, WRONG, Finding
 from train.doctor.patient import Patient
 from train.points import FEW_SMALL, REFERENCE_SIDE, Given, have_points, points_given, small_objects
 from train.step import network_input

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ops.batch import Batch
 from ops.precision import autocast
 from ops.probe import listening
-from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
+from ops.text import counted, shown
+from train.doctor.finding import LOOK, OK, WRONG, Finding
 from train.doctor.patient import Patient
 from train.opt import build_optimizer
 from train.points import points_given
@@ -46,17 +47,17 @@ def examine_gradient(patient: Patient, batch: Batch) -> Iterator[Finding]:
         module.zero_grad(set_to_none=True)
     if cut:
         yield Finding(
-            WRONG, "gradient", f"none reaches {named(cut)}: detached or unused, it would keep its first weights: look "
+            WRONG, "gradient", f"none reaches {shown(cut)}: detached or unused, it would keep its first weights: look "
             "for detach() and no_grad() behind it",
         )  # fmt: skip
     if dead := [part for part in zero if part not in idle]:
         yield Finding(
-            WRONG, "gradient", f"that of {named(dead)} is zero everywhere: something multiplies it away, or its "
+            WRONG, "gradient", f"that of {shown(dead)} is zero everywhere: something multiplies it away, or its "
             "activation is dead",
         )  # fmt: skip
     unasked = [part for part in frozen if part != _CONSTANT and not part.startswith("backbone.")]
     if unasked:
-        yield Finding(LOOK, "gradient", f"{named(unasked)} is frozen, which no field asks for")
+        yield Finding(LOOK, "gradient", f"{shown(unasked)} is frozen, which no field asks for")
     if not cut and not dead:
         yield Finding(OK, "gradient", f"reaches {counted(len(reached), 'part')}{_asides(frozen, zero, epoch is None)}")
 
@@ -231,10 +232,10 @@ def _idle_branches(patient: Patient, batch: Batch) -> list[str]:
 
 
 def _asides(frozen: Sequence[str], zero: Sequence[str], is_always_frozen: bool) -> str:
-    text = "; frozen: " + named([f"{_CONSTANT} (a constant)" if one == _CONSTANT else one for one in _joined(frozen)])
+    text = "; frozen: " + shown([f"{_CONSTANT} (a constant)" if one == _CONSTANT else one for one in _joined(frozen)])
     text += ", in every epoch" if is_always_frozen else ""
     return text + (
-        f"; nothing to learn for {named(list(zero))} on this batch, for no object got a point there" * bool(zero)
+        f"; nothing to learn for {shown(list(zero))} on this batch, for no object got a point there" * bool(zero)
     )
 
 

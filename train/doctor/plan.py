@@ -5,8 +5,9 @@ from pathlib import Path
 
 from dl.mosaic import ModernRanges
 from eval.schedule_plot import Planned, Span, plot_schedule
+from ops.text import counted
 from train.doctor.beginning import is_backbone_random
-from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, epochs_text
+from train.doctor.finding import LOOK, OK, WRONG, Finding, epochs_text
 from train.doctor.patient import Patient
 from train.objective import Distilling
 from train.sched import build_schedule, build_warm_up

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from ops.batch import Batch
+from ops.text import counted, shown
 from train.distilloss import Told
-from train.doctor.finding import LOOK, OK, WRONG, Finding, counted, named
+from train.doctor.finding import LOOK, OK, WRONG, Finding
 from train.doctor.patient import Patient, some_images
 from train.objective import Detecting, Distilling
 from train.step import network_input
@@ -31,8 +32,8 @@ def examine_teacher(patient: Patient, batch: Batch) -> Iterator[Finding]:
     novel = [name for name in classes if name not in known]
     widths = patient.objective.loss.projectors
     text = f"{teacher.phase}, knows {len(known)} of {counted(len(classes), 'class', 'classes')}"
-    text += f", not {named(novel)}" if novel else ""
-    text += f"; {named(list(widths))} through learned projections, for the widths differ" if len(widths) else ""
+    text += f", not {shown(novel)}" if novel else ""
+    text += f"; {shown(list(widths))} through learned projections, for the widths differ" if len(widths) else ""
     split = split_to_try(patient.mcfg)
     figure = check_teacher(teacher, patient.mcfg, split, patient.data.splits[split][:_TRIED_ON])
     if figure is None:
