@@ -1,5 +1,6 @@
 """What all tests share: shapes are checked while they run, one thread a process, and where ../shared lies."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 jaxtyping.jaxtyped = typecheck.checked
 jaxtyping.install_import_hook(["config", "ops", "dl", "model", "interop", "eval", "train"], "typecheck.check")
 
-# No example is too slow for a busy machine. The same examples each time: the suite fails for a change of the code, never
-# for a draw, and a failure comes again with the same command.
+# No example is too slow for a busy machine. The examples are the same each time: the suite fails for a change of the
+# code, never for a draw, and the same command shows a failure again.
 hypothesis.settings.register_profile(
     "mars", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -64,14 +65,30 @@ def _libraries_as_they_are() -> None:
         Image.open, torch.save = IMAGE_OPEN, torch.serialization.save
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_clock_chooses() -> None:
+    """precision=auto times each type for a second: here each has a fixed time, and half precision is the faster."""
+    import torch
+
+    import ops.precision
+
+    ops.precision._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
+
+
+@pytest.fixture
+def real_curves() -> None:
+    """A test that asks for it sees the picture of the curves drawn."""
+
+
 @pytest.fixture(autouse=True)
-def _no_clock_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """precision=auto times two types for two seconds: here each has its fixed time, and half precision is the faster."""
-    if "ops.precision" in sys.modules:
-        torch = sys.modules["torch"]
-        monkeypatch.setattr(
-            "ops.precision._time_step", lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
-        )
+def _no_time_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clock ends a check or repeats a picture; and no curves are drawn, for that takes longer than an epoch."""
+    if "train.doctor.learning" in sys.modules:
+        monkeypatch.setattr("train.doctor.learning._SECONDS", math.inf)
+    if "train.trainer" in sys.modules:
+        monkeypatch.setattr("train.trainer.DRAWN_EVERY", math.inf)
+        if "real_curves" not in request.fixturenames:
+            monkeypatch.setattr("train.trainer.plot_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
