@@ -5,8 +5,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-# One computing thread a process: the tests run one process a core.
-TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8
+# One computing thread a process: the tests run one process a core. A process takes neighbouring tests, which share what
+# they set up, and one that is done takes half of what another has left.
+TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo test test-slow parity chaos faults check lint format clean
 

@@ -476,7 +476,8 @@ def field_alters(name: str) -> str:
 
 def field_default(name: str) -> Any:
     """A field's value when nobody sets it."""
-    return getattr(ModelConfig(), name)
+    default = _FIELDS[name].default
+    return checked_value(name, None if default is dataclasses.MISSING else default)  # a fresh dictionary for subsetMap
 
 
 def field_type(name: str) -> Any:

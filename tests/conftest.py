@@ -1,11 +1,14 @@
 """What all tests share: shapes are checked while they run, one thread a process, and where ../shared lies."""
 
+import math
 import os
 import sys
 from pathlib import Path
 
+import hypothesis
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+import typecheck
 from PIL import Image
 
 # Before torch and numpy are imported: pytest-xdist runs one process a core, and each would start a thread a core.
@@ -13,7 +16,15 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 # Every annotated shape and type of these packages is checked at each call; in production they cost nothing.
-install_import_hook(["config", "ops", "dl", "model", "interop", "eval", "train"], "typecheck.check")
+jaxtyping.jaxtyped = typecheck.checked
+jaxtyping.install_import_hook(["config", "ops", "dl", "model", "interop", "eval", "train"], "typecheck.check")
+
+# No example is too slow for a busy machine. The examples are the same each time: the suite fails for a change of the
+# code, never for a draw, and the same command shows a failure again.
+hypothesis.settings.register_profile(
+    "mars", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("mars")
 
 IMAGE_OPEN = Image.open
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +32,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption(
+        "--bfloat16", choices=("present", "absent"), help="what the processor says of bfloat16 (default: as it is)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    reported = config.getoption("--bfloat16")
+    if reported is None:
+        return
+    if reported == "absent":  # oneDNN reads it once: here, and in the processes that tests start
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    import torch
+
+    # The one place where Mars asks (ops.precision.half_types). Arithmetic in bfloat16 works on every processor.
+    torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: reported == "present"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -37,6 +63,32 @@ def _libraries_as_they_are() -> None:
     if "ultralytics" in sys.modules:
         torch = sys.modules["torch"]
         Image.open, torch.save = IMAGE_OPEN, torch.serialization.save
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_clock_chooses() -> None:
+    """precision=auto times each type for a second: here each has a fixed time, and half precision is the faster."""
+    import torch
+
+    import ops.precision
+
+    ops.precision._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
+
+
+@pytest.fixture
+def real_curves() -> None:
+    """A test that asks for it sees the picture of the curves drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _no_time_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clock ends a check or repeats a picture; and no curves are drawn, for that takes longer than an epoch."""
+    if "train.doctor.learning" in sys.modules:
+        monkeypatch.setattr("train.doctor.learning._SECONDS", math.inf)
+    if "train.trainer" in sys.modules:
+        monkeypatch.setattr("train.trainer.DRAWN_EVERY", math.inf)
+        if "real_curves" not in request.fixturenames:
+            monkeypatch.setattr("train.trainer.plot_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -3,23 +3,27 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from warm_process import ROOT, run_mars, run_mars_anew
 
 
 @pytest.fixture
-def mars(tmp_path):
-    """Run `python mars.py ...` in an empty folder; runs go below it."""
+def environment(tmp_path):
+    """Runs go below the test's folder."""
+    return {**os.environ, "MARS_ROOT": str(tmp_path / "runs"), "PYTHONPATH": ""}
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        env = {**os.environ, "MARS_ROOT": str(tmp_path / "runs"), "PYTHONPATH": "", **environment}
-        command = [sys.executable, str(ROOT / "mars.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120, check=False)
 
-    return run
+@pytest.fixture
+def mars(tmp_path, environment):
+    """Run `python mars.py ...` in an empty folder, in a process that starts with torch imported."""
+    return lambda *arguments: run_mars(arguments, tmp_path, environment)
+
+
+@pytest.fixture
+def mars_anew(tmp_path, environment):
+    """The same in a new interpreter, as a user does, with more variables in its environment."""
+    return lambda *arguments, **more: run_mars_anew(arguments, tmp_path, {**environment, **more})
 
 
 @pytest.fixture
@@ -188,8 +192,8 @@ def test_mistakes_answer_before_anything_heavy_is_imported():
     assert (done.returncode, "'ful'" in done.stderr) == (0, True), done.stderr
 
 
-def test_a_mistake_leaves_nothing_behind(mars, tmp_path):
-    mars("c1.nano.full", "--data", "nowhere")
+def test_a_mistake_leaves_nothing_behind(mars_anew, tmp_path):
+    mars_anew("c1.nano.full", "--data", "nowhere")
     assert not (tmp_path / "runs").exists()
 
 
@@ -249,8 +253,8 @@ def test_images_that_are_not_there(mars, tmp_path, command, words):
 
 
 @pytest.mark.parametrize("command", ["--help", "-h", "train --help"])
-def test_help(mars, command):
-    done = mars(*command.split())
+def test_help(mars_anew, command):
+    done = mars_anew(*command.split())
     assert (done.returncode, done.stderr) == (0, "")
     for word in (
         "pipe",
@@ -278,17 +282,17 @@ def test_help(mars, command):
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 
-def test_fields(mars):
-    done = mars("--fields")
+def test_fields(mars_anew):
+    done = mars_anew("--fields")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nmaxEpoch = 200\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 
-def test_a_bug_shows_its_traceback_and_is_not_the_users_mistake(mars, tmp_path):
+def test_a_bug_shows_its_traceback_and_is_not_the_users_mistake(mars_anew, tmp_path):
     broken = "def broken(*args):\n    raise ZeroDivisionError('a bug')\n"
     (tmp_path / "sitecustomize.py").write_text(f"import config.load\n{broken}config.load.load_config = broken\n")
-    done = mars("c1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    done = mars_anew("c1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.returncode == 1
     assert "ZeroDivisionError: a bug" in done.stderr
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,11 +60,26 @@ def folder(tmp_path) -> Path:
     return tmp_path / "voc.nano.batch@2.size@64-squares"
 
 
+@pytest.fixture(scope="module")
+def one_epoch(squares, tmp_path_factory) -> Path:
+    """The root of a run of one epoch, trained once for all tests that begin with one."""
+    root = tmp_path_factory.mktemp("runs")
+    words = ["train", "voc.nano.batch@2.size@64.workers@0", "--root", str(root), "--data", str(squares), "--quiet"]
+    assert mars.main([*words, "--set", "maxEpoch=1"]) == 0
+    return root
+
+
+@pytest.fixture
+def trained(one_epoch, folder) -> None:
+    """The test's own copy of that run."""
+    shutil.copytree(one_epoch / folder.name, folder)
+
+
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_pipe_trains_evaluates_and_paints(run, folder):
+def test_pipe_trains_evaluates_and_paints(run, folder, real_curves):
     status, out, err = run("pipe", "--set", "maxEpoch=1")
     assert (status, err) == (0, "")
     for file in ("config.json", "metrics.jsonl", "weights/best.pth", "weights/last.pth", "plots/loss.png", "mars.log"):
@@ -102,8 +118,7 @@ def test_train_then_longer_then_otherwise_then_afresh(run, folder):
     assert (len(rows(aside)), len(rows(folder))) == (2, 1)
 
 
-def test_a_mistake_behind_nobuf_leaves_the_older_run_where_it_is(run, folder):
-    assert run("train", "--set", "maxEpoch=1")[0] == 0
+def test_a_mistake_behind_nobuf_leaves_the_older_run_where_it_is(run, folder, trained):
     status, _, err = run("train", "--nobuf", cfgname="voc.nano.batch@2.size@64.workers@0.cuda@99")
     assert (status, err.startswith("mars: device=cuda:99")) == (2, True)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -120,8 +135,7 @@ def test_eval_of_a_split_quietly(run, folder):
     assert not (folder / "eval/validation/images").exists()
 
 
-def test_weights_of_other_classes_are_refused(run, folder):
-    assert run("train", "--set", "maxEpoch=1")[0] == 0
+def test_weights_of_other_classes_are_refused(run, folder, trained):
     for classes in ("red,blue", "red"):
         status, _, err = run("eval", "--set", f"classList={classes}")
         assert status == 2
@@ -252,8 +266,7 @@ def test_eval_measures_as_the_weights_were_trained(run, folder):
     assert json.loads(metrics.read_text())["settings"]["input_shape"] == [64, 64]
 
 
-def test_eval_refuses_a_test_split_that_may_have_been_trained_on(run, folder, squares):
-    assert run("train", "--set", "maxEpoch=1")[0] == 0
+def test_eval_refuses_a_test_split_that_may_have_been_trained_on(run, folder, squares, trained):
     train, test = (squares / f"splits/{name}.txt" for name in ("train", "test"))
     before = train.read_text(), test.read_text()
     try:
@@ -267,8 +280,7 @@ def test_eval_refuses_a_test_split_that_may_have_been_trained_on(run, folder, sq
         test.write_text(before[1])
 
 
-def test_wrong_starting_weights_behind_nobuf_leave_the_older_run(run, folder):
-    assert run("train", "--set", "maxEpoch=1")[0] == 0
+def test_wrong_starting_weights_behind_nobuf_leave_the_older_run(run, folder, trained):
     status, _, err = run("train", "--nobuf", "--set", "maxEpoch=1", "checkpointModelFile=typo.pth")
     assert (status, "typo.pth: no such weights file" in err) == (2, True)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -442,11 +454,10 @@ def test_backbone_and_a_run_that_starts_from_it(run, folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("mode", "place"), [("train", "train.step.Stepper.add"), ("eval", "eval.predictor.Predictor.__call__")]
 )
-def test_memory_that_runs_out_is_one_sentence(run, folder, monkeypatch, error, mode, place):
+def test_memory_that_runs_out_is_one_sentence(run, folder, monkeypatch, error, mode, place, trained):
     def too_much(*args, **kwargs):
         raise error
 
-    assert run("train", "--set", "maxEpoch=1")[0] == 0
     before = (folder / "weights/last.pth").read_bytes()
     monkeypatch.setattr(place, too_much)
     status, _, err = run(mode, "--set", "maxEpoch=2")

@@ -1,8 +1,10 @@
 """Truth, detections and batches made of plain lists; and a network, exported."""
 
+import copy
 import importlib.util
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,15 +93,42 @@ def lively_model():
     return model.eval()
 
 
+def state_of(model):
+    """All that an export must leave as it was, the random state among it."""
+    return {
+        "modes": [part.training for part in model.modules()],
+        "layouts": [p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.dim() == 4],
+        "trained": [parameter.requires_grad for parameter in model.parameters()],
+        "values": [value.clone() for value in (*model.state_dict().values(), torch.random.get_rng_state())],
+    }
+
+
+class Exports:
+    """Every file is exported once, from a network in the middle of its training: `exported("onnx", nms=True)`."""
+
+    def __init__(self, model, folder):
+        self.model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+        self.model.freezeBackbone()
+        self.folder, self.made, self.program = folder, {}, None
+        self.states = {}  # kind, nms -> of the network before and after
+
+    def __call__(self, kind, nms=False):
+        if (kind, nms) not in self.made:
+            path, before = self.folder / f"{kind}{'-nms' if nms else ''}{SUFFIXES[kind]}", state_of(self.model)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch.onnx, "export", partial(self._converted_once, torch.onnx.export))
+                self.made[kind, nms] = export(
+                    self.model, kind, path, NAMES, SHAPE, NMS if nms else None, origin="a run"
+                )
+            self.states[kind, nms] = before, state_of(self.model)
+        return self.made[kind, nms]
+
+    def _converted_once(self, convert, *args, **options):
+        """Both ONNX files begin with what torch makes of the same network."""
+        self.program = self.program or convert(*args, **options)
+        return self.program
+
+
 @pytest.fixture(scope="session")
 def exported(lively_model, tmp_path_factory):
-    """Every file is exported once: `exported("onnx")`, `exported("onnx", nms=True)`, ..."""
-    folder, made = tmp_path_factory.mktemp("exported"), {}
-
-    def file(kind, nms=False):
-        if (kind, nms) not in made:
-            path = folder / f"{kind}{'-nms' if nms else ''}{SUFFIXES[kind]}"
-            made[kind, nms] = export(lively_model, kind, path, NAMES, SHAPE, NMS if nms else None, origin="a run")
-        return made[kind, nms]
-
-    return file
+    return Exports(lively_model, tmp_path_factory.mktemp("exported"))

@@ -16,7 +16,7 @@ from exported_files import NAMES, NMS, POINTS, SHAPE, needs_ultralytics, session
 
 from config.errors import UserError
 from eval import export as module
-from eval.export import METADATA_FILE, SUFFIXES, DecodedModel, export, export_torch
+from eval.export import METADATA_FILE, SUFFIXES, DecodedModel, export
 from model import YoloModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using .torch.load:FutureWarning")  # torch 2.4, of itself
@@ -149,45 +149,37 @@ def test_the_checkpoint_of_ultralytics(exported, lively_model, photographs):
 # --- what must not happen -------------------------------------------------------------------------------------------
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
-    model = YoloModel("nano", 3).train().to(memory_format=torch.channels_last)
-    model.freezeBackbone()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = [part.training for part in model.modules()]
-    state = torch.random.get_rng_state()
-    export(model, "torch", tmp_path / "model.pt2", NAMES, (64, 64))
-    assert [part.training for part in model.modules()] == modes
-    assert model.backbone.l1.conv.weight.is_contiguous(memory_format=torch.channels_last)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert any(parameter.requires_grad for parameter in model.parameters())
+@pytest.mark.parametrize(
+    "kind", [pytest.param("onnx", marks=writes_onnx), "torch", pytest.param("ultralytics", marks=needs_ultralytics)]
+)
+def test_the_model_is_left_as_it_was(exported, kind):
+    exported(kind)
+    before, after = exported.states[kind, False]
+    assert any(before["modes"]) and any(before["layouts"]), "in training, channels last"
+    assert 0 < sum(before["trained"]) < len(before["trained"]), "its backbone frozen"
+    assert all(before[what] == after[what] for what in ("modes", "layouts", "trained"))
+    assert all(torch.equal(one, other) for one, other in zip(before["values"], after["values"], strict=True))
 
 
-def test_a_file_of_other_weights_is_not_written(lively_model, tmp_path, monkeypatch):
-    """Somewhere on the way a weight gets lost: what was there before stays."""
-    path = tmp_path / "model.pt2"
+@pytest.mark.parametrize(("bias", "words"), [(0.1, "boxes differ by"), (float("nan"), "nan")])
+def test_a_file_of_other_or_broken_weights_is_not_written(lively_model, exported, tmp_path, monkeypatch, bias, words):
+    """Somewhere on the way a weight changes, or is no number: what was there before stays."""
+    path, made = tmp_path / "model.pt2", exported("torch").path
     path.write_bytes(b"old")
 
-    def forgetful(model, *args):
-        other = YoloModel("nano", 3)
-        other.load_state_dict(model.state_dict())
+    def forgetful(model, shape, draft, *_):
+        program = torch.export.load(made)
+        (name,) = [name for name in program.state_dict if name.endswith("head.cls.1.2.bias")]
         with torch.no_grad():
-            other.head.cls[1][2].bias[2] += 0.1
-        return export_torch(other, *args)
+            program.state_dict[name][2] += bias
+        torch.export.save(program, draft)
 
     monkeypatch.setattr(module, "export_torch", forgetful)
-    with pytest.raises(RuntimeError, match=r"model\.pt2: not written, for the file gives other figures"):
-        export(lively_model, "torch", path, NAMES, (64, 64))
+    with pytest.raises(
+        RuntimeError, match=rf"model\.pt2: not written, for the file gives other figures than the network: .*{words}"
+    ):
+        export(lively_model, "torch", path, NAMES, SHAPE)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.pt2"]
-
-
-def test_weights_that_are_not_finite_are_not_exported(tmp_path):
-    model = YoloModel("nano", 3)
-    with torch.no_grad():
-        model.head.box[0][2].bias[0] = float("nan")
-    with pytest.raises(RuntimeError, match="nan"):
-        export(model, "torch", tmp_path / "model.pt2", NAMES, (64, 64))
-    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

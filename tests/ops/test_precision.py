@@ -22,6 +22,15 @@ class Net(nn.Module):
         return [self.norm(self.conv(images))]
 
 
+TIME_STEP = precision._time_step  # conftest.py puts fixed times in its place
+
+
+def processor(monkeypatch, has_bfloat16, has_onednn=True):
+    """What torch says of this processor and of its own build."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
+
+
 def clock(monkeypatch, seconds):
     monkeypatch.setattr(precision, "_time_step", lambda model, device, shape, dtype: seconds[dtype])
     monkeypatch.setattr(precision, "half_types", lambda device: (torch.bfloat16,))
@@ -29,8 +38,20 @@ def clock(monkeypatch, seconds):
 
 @pytest.mark.parametrize("word", ["bfloat16", "float32"])
 def test_a_word_is_obeyed_without_timing(word, monkeypatch):
+    processor(monkeypatch, has_bfloat16=True)
     monkeypatch.setattr(precision, "_time_step", None)
     assert pick_precision(word, CPU, Net(), (32, 32)) == (getattr(torch, word), f"precision: {word}, as set", None)
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+def test_without_bfloat16_its_word_is_refused_and_the_others_are_obeyed(has_onednn, monkeypatch):
+    processor(monkeypatch, has_bfloat16=not has_onednn, has_onednn=has_onednn)
+    monkeypatch.setattr(precision, "_time_step", None)
+    with pytest.raises(UserError, match=r"^precision=bfloat16: cpu here has none; use auto or float32$"):
+        pick_precision("bfloat16", CPU, Net(), (32, 32))
+    assert pick_precision("float32", CPU, Net(), (32, 32)).dtype == torch.float32
+    auto = pick_precision("auto", CPU, Net(), (32, 32))
+    assert auto == (torch.float32, "precision: float32, for this processor has no bfloat16", None)
 
 
 def test_a_word_is_timed_when_somebody_must_know(monkeypatch):
@@ -67,6 +88,9 @@ def test_a_run_that_goes_on_keeps_its_precision_where_the_device_has_it(monkeypa
     assert keep_precision("bfloat16", CPU).dtype == torch.bfloat16
     kept = keep_precision("float16", CPU)
     assert kept.dtype == torch.float32 and "float16, in which this run began" in kept.why
+    monkeypatch.setattr(precision, "half_types", lambda device: ())
+    kept = keep_precision("bfloat16", CPU)
+    assert kept.dtype == torch.float32 and "cpu has no bfloat16, in which this run began" in kept.why
 
 
 def test_timing_leaves_model_and_random_state_as_they_were(monkeypatch):
@@ -76,7 +100,7 @@ def test_timing_leaves_model_and_random_state_as_they_were(monkeypatch):
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    assert precision._time_step(net, CPU, (32, 32), torch.float32) > 0
+    assert TIME_STEP(net, CPU, (32, 32), torch.float32) > 0
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
@@ -88,6 +112,14 @@ def test_half_types_by_capability(monkeypatch):
     assert half_types(gpu) == (torch.float16,)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     assert half_types(gpu)[0] == torch.bfloat16
+    for has_bfloat16, has_onednn, expected in (
+        (True, True, (torch.bfloat16,)),
+        (False, True, ()),
+        (True, False, ()),
+        (False, False, ()),
+    ):
+        processor(monkeypatch, has_bfloat16, has_onednn)
+        assert half_types(CPU) == expected
 
 
 def test_autocast_of_float32_changes_nothing():

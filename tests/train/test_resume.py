@@ -64,11 +64,6 @@ def undisturbed(squares, tmp_path_factory):
     return Trainer(mcfg).run()
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    monkeypatch.setattr("train.trainer.plot_curves", lambda *_: None)  # they take longer than an epoch
-
-
 def signalled(monkeypatch, owner, name, nth, number=signal.SIGTERM):
     """Have the process signalled when `owner.name` is called for the nth time."""
     function, calls = getattr(owner, name), []

@@ -88,7 +88,7 @@ def test_the_number_of_workers_does_not_matter(squares_config):
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_a_stop_between_weights_and_metrics_leaves_no_gap(squares_config, epochs):
+def test_a_stop_between_weights_and_metrics_leaves_no_gap(squares_config, epochs, real_curves):
     stop_after(Trainer(squares_config()), epochs)
     folder = Trainer(squares_config()).folder
     folder.metrics.unlink()

@@ -15,11 +15,6 @@ from train.runfolder import RunFolder
 from train.trainer import Trainer
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    monkeypatch.setattr("train.trainer.plot_curves", lambda *_: None)  # they take longer than an epoch
-
-
 def spoil(trainer: Trainer, *places: tuple[int, int]) -> None:
     """NaN in a box of these batches, (epoch, batch), both from 0, whenever they come."""
     train_step = trainer.train_step
