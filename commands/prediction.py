@@ -50,7 +50,7 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
 def _refuse_place(mcfg: ModelConfig, weights: Path, data: str | None, out: Path | None) -> None:
     """Raise `UserError` when painted copies would lie where training images are read, or among other files."""
     begun = read_weights(weights).config or {}
-    folders = [data, begun.get("dataDir"), begun.get("imageDir")]
+    folders = [data, begun.get("dataDir") or begun.get("imageDir")]
     if out is None:
         RunFolder.of(mcfg).refuse_foreign()
         refuse_in_data(mcfg.run_dir, folders, f"root={mcfg.root}", "--root")
