@@ -188,11 +188,11 @@ class ModelConfig:
     trainMinutes: float | None = declare(
         None,
         "lowers maxEpoch to what this machine is likely to do in this time, judged as the training starts, but not "
-        "below minEpochs; none: it takes what it takes",
+        "below trainMinEpochs; none: it takes what it takes",
         unless_none(positive),
         alters="schedule",
     )
-    minEpochs: int = declare(
+    trainMinEpochs: int = declare(
         10, "epochs that trainMinutes leaves at least; the training may then take longer", positive, alters="nothing"
     )
     batchSize: int = declare(16, "images a forward pass", positive)

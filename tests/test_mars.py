@@ -153,7 +153,7 @@ def continued(out: str) -> list[str]:
 
 @pytest.mark.parametrize("mode", ["train", "pipe"])
 def test_a_run_that_was_cut_short_says_so_and_how_to_continue(run, folder, mode, capsys):
-    limits = ["maxEpoch=3", "trainMinutes=0.0001", "minEpochs=1"]
+    limits = ["maxEpoch=3", "trainMinutes=0.0001", "trainMinEpochs=1"]
     status, out, _ = run(mode, "--nobuf", "--quiet", "--set", "paintImages=no", *limits)
     text = "trained 1 of 3 epochs; this is not a meaningful result; continue with: "
     assert status == 0 and out.strip().splitlines()[-1].startswith(text)

@@ -31,7 +31,7 @@ def within_minutes(
 ) -> ModelConfig:
     """The config with maxEpoch lowered, where needed, so that the training takes about trainMinutes.
 
-    minEpochs of them stay, however long they take. `num_trained`, `num_validated`: images an epoch. `begun`: the config
+    trainMinEpochs of them stay, however long they take. `num_trained`, `num_validated`: images an epoch. `begun`: the config
     of the run when it goes on, whose maxEpoch holds, so that it keeps its schedule however fast the machine is now.
     """
     if mcfg.trainMinutes is None:
@@ -40,11 +40,11 @@ def within_minutes(
         return _with_max_epoch(mcfg, int(begun["maxEpoch"]), "as begun")
     an_epoch = seconds_an_image * (_WHOLE_STEP * num_trained + _VALIDATED * num_validated)
     fitting = int(60 * mcfg.trainMinutes / an_epoch)
-    chosen = min(max(fitting, mcfg.minEpochs), mcfg.maxEpoch - mcfg.startEpoch)
+    chosen = min(max(fitting, mcfg.trainMinEpochs), mcfg.maxEpoch - mcfg.startEpoch)
     if chosen > fitting:
         log.warning(
-            "trainMinutes=%g is enough for %d epochs here, but minEpochs=%d: the training takes about %.1f minutes",
-            mcfg.trainMinutes, fitting, mcfg.minEpochs, chosen * an_epoch / 60,
+            "trainMinutes=%g is enough for %d epochs here, but trainMinEpochs=%d: the training takes about %.1f minutes",
+            mcfg.trainMinutes, fitting, mcfg.trainMinEpochs, chosen * an_epoch / 60,
         )  # fmt: skip
     return _with_max_epoch(mcfg, mcfg.startEpoch + chosen, f"at about {an_epoch:.0f} s each")
 

@@ -11,7 +11,7 @@ from train.budget import images_an_epoch, verdict, within_minutes
 
 
 def config(tmp_path, **overrides):
-    fields = {"maxEpoch": 36, "trainMinutes": 5, "minEpochs": 1, **overrides}
+    fields = {"maxEpoch": 36, "trainMinutes": 5, "trainMinEpochs": 1, **overrides}
     return load_config("c1.nano", root=tmp_path, overrides=fields)
 
 
@@ -26,13 +26,13 @@ def test_a_slow_machine_gets_fewer_epochs_and_at_least_one(tmp_path, seconds, ep
 @pytest.mark.parametrize(
     ("fields", "epochs", "minutes"),
     [
-        ({"minEpochs": 11}, 11, None),  # what fits: 5 minutes are 11 epochs of 27 seconds (.04 s x 675 images)
-        ({"minEpochs": 12}, 12, "5.4"),
-        ({"trainMinutes": 0.001, "minEpochs": 10}, 10, "4.5"),
-        ({"trainMinutes": 0.001, "minEpochs": 100}, 36, "16.2"),  # never more than there are
-        ({"maxEpoch": 5, "minEpochs": 10}, 5, None),  # all of them fit
-        ({"maxEpoch": 5, "minEpochs": 10, "trainMinutes": 1}, 5, "2.2"),
-        ({"startEpoch": 30, "trainMinutes": 0.001, "minEpochs": 4}, 34, "1.8"),
+        ({"trainMinEpochs": 11}, 11, None),  # what fits: 5 minutes are 11 epochs of 27 seconds (.04 s x 675 images)
+        ({"trainMinEpochs": 12}, 12, "5.4"),
+        ({"trainMinutes": 0.001, "trainMinEpochs": 10}, 10, "4.5"),
+        ({"trainMinutes": 0.001, "trainMinEpochs": 100}, 36, "16.2"),  # never more than there are
+        ({"maxEpoch": 5, "trainMinEpochs": 10}, 5, None),  # all of them fit
+        ({"maxEpoch": 5, "trainMinEpochs": 10, "trainMinutes": 1}, 5, "2.2"),
+        ({"startEpoch": 30, "trainMinutes": 0.001, "trainMinEpochs": 4}, 34, "1.8"),
     ],
 )
 def test_a_minimum_of_epochs_is_trained_however_long_it_takes(tmp_path, caplog, fields, epochs, minutes):
@@ -41,7 +41,7 @@ def test_a_minimum_of_epochs_is_trained_however_long_it_takes(tmp_path, caplog, 
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == (minutes is not None)
     for text in warned:
-        assert f"minEpochs={fields['minEpochs']}: the training takes about {minutes} minutes" in text
+        assert f"trainMinEpochs={fields['trainMinEpochs']}: the training takes about {minutes} minutes" in text
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_without_a_limit_nothing_changes(tmp_path):
 def test_a_run_that_goes_on_keeps_its_number_however_fast_the_machine_is_now(tmp_path):
     for seconds in (0.0, 0.001, 100.0):
         for least in (1, 30):
-            mcfg = config(tmp_path, minEpochs=least)
+            mcfg = config(tmp_path, trainMinEpochs=least)
             assert within_minutes(mcfg, seconds, 420, 180, {"maxEpoch": 22}).maxEpoch == 22
 
 

@@ -30,7 +30,7 @@ def examine_schedule(patient: Patient, folder: Path) -> Iterator[Finding]:
     minutes = mcfg.trainMinutes
     if minutes:
         what += f" (what trainMinutes={minutes:g} allows on this machine as busy as it is, at least "
-        what += f"minEpochs={mcfg.minEpochs})"
+        what += f"trainMinEpochs={mcfg.trainMinEpochs})"
     what += f", drawn in {path}"
     if mcfg.schedulerType == "plateau":
         what += " without its reductions, which follow from figures that nobody knows yet"
