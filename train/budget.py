@@ -31,8 +31,8 @@ def within_minutes(
 ) -> ModelConfig:
     """The config with maxEpoch lowered, where needed, so that the training takes about trainMinutes.
 
-    trainMinEpochs of them stay, however long they take. `num_trained`, `num_validated`: images an epoch. `begun`: the config
-    of the run when it goes on, whose maxEpoch holds, so that it keeps its schedule however fast the machine is now.
+    trainMinEpochs of them stay, however long they take. `num_trained`, `num_validated`: images an epoch. `begun`: the
+    config of the run when it goes on, whose maxEpoch holds, so that it keeps its schedule however fast the machine is.
     """
     if mcfg.trainMinutes is None:
         return mcfg
@@ -43,7 +43,7 @@ def within_minutes(
     chosen = min(max(fitting, mcfg.trainMinEpochs), mcfg.maxEpoch - mcfg.startEpoch)
     if chosen > fitting:
         log.warning(
-            "trainMinutes=%g is enough for %d epochs here, but trainMinEpochs=%d: the training takes about %.1f minutes",
+            "trainMinutes=%g is enough for %d epochs here, but trainMinEpochs=%d: training takes about %.1f minutes",
             mcfg.trainMinutes, fitting, mcfg.trainMinEpochs, chosen * an_epoch / 60,
         )  # fmt: skip
     return _with_max_epoch(mcfg, mcfg.startEpoch + chosen, f"at about {an_epoch:.0f} s each")
