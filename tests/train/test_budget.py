@@ -41,7 +41,7 @@ def test_a_minimum_of_epochs_is_trained_however_long_it_takes(tmp_path, caplog, 
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == (minutes is not None)
     for text in warned:
-        assert f"trainMinEpochs={fields['trainMinEpochs']}: the training takes about {minutes} minutes" in text
+        assert f"trainMinEpochs={fields['trainMinEpochs']}: training takes about {minutes} minutes" in text
 
 
 @pytest.mark.parametrize(
