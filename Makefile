@@ -1,13 +1,15 @@
 # `make test` on a fresh machine with Python 3.10 or later: makes .venv here, installs into it, runs the tests.
 PYTHON ?= python3
 JOBS ?= logical
+# More for pytest: make test ARGS=--bfloat16=absent
+ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 # One computing thread a process: the tests run one process a core. A process takes neighbouring tests, which share what
 # they set up, and one that is done takes half of what another has left.
-TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 .PHONY: help setup demo test test-slow parity chaos faults check lint format clean
 

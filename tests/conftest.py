@@ -81,14 +81,22 @@ def real_curves() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_time_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No clock ends a check or repeats a picture; and no curves are drawn, for that takes longer than an epoch."""
-    if "train.doctor.learning" in sys.modules:
-        monkeypatch.setattr("train.doctor.learning._SECONDS", math.inf)
-    if "train.trainer" in sys.modules:
-        monkeypatch.setattr("train.trainer.DRAWN_EVERY", math.inf)
-        if "real_curves" not in request.fixturenames:
-            monkeypatch.setattr("train.trainer.plot_curves", lambda *_: None)
+def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is ample, no clock ends a check or repeats a picture; curves, slower than an epoch, are not drawn.
+
+    Only modules that are imported already are changed: a test of a small part need not import the large ones.
+    """
+    values = {
+        "dl.cache": {"available_memory": lambda: 16 * 2**30},
+        "train.doctor.room": {"available_memory": lambda: 16 * 2**30},
+        "train.doctor.learning": {"_SECONDS": math.inf},
+        "train.trainer": {"DRAWN_EVERY": math.inf, "plot_curves": lambda *_: None},
+    }
+    if "real_curves" in request.fixturenames:
+        del values["train.trainer"]["plot_curves"]
+    for module in values.keys() & sys.modules.keys():
+        for name, value in values[module].items():
+            monkeypatch.setattr(sys.modules[module], name, value)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,9 @@ def no_training(monkeypatch):
 def done(squares, tmp_path_factory) -> Path:
     """The root of a comparison of two ways on two draws."""
     root = tmp_path_factory.mktemp("runs")
-    assert call(root, squares, "--draws", "2", "--ways", ",".join(WAYS), "--quiet") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.trainer.plot_curves", lambda *_: None)  # of each run, longer than its epochs
+        assert call(root, squares, "--draws", "2", "--ways", ",".join(WAYS), "--quiet") == 0
     return root
 
 
@@ -272,23 +275,30 @@ def test_a_teacher_that_was_trained_alone_is_taken_as_it_is(run, tmp_path):
     assert (ours["trainSelectedClasses"], ours["nobuf"]) == (None, False)
 
 
-@pytest.mark.parametrize("way", ["finetune", "both"])
-def test_students_of_an_older_teacher_are_not_compared_with_it(run, tmp_path, way):
-    once = (*SETTINGS, "maxEpoch=1")
-    assert run("--ways", way, settings=once)[0] == 0
+def test_students_of_an_older_teacher_are_not_compared_with_it(run, tmp_path):
+    once, ways = (*SETTINGS, "maxEpoch=1"), ("finetune", "both")
+    assert run("--ways", ",".join(ways), settings=once)[0] == 0
     before = states(tmp_path)
     alone = CFGNAME.replace("epochs@2", "teacher")
     assert run("--name", TEACHER, "--nobuf", mode="train", cfgname=alone, settings=(*once, "seed=7"))[0] == 0
-    refused(run("--ways", way, settings=once), f"{PREFIX}.{way}-0: began with other weights than those in", "--name")
-    assert {name: one for name, one in states(tmp_path).items() if way in name}.items() <= before.items()
+    for way in ways:
+        refused(
+            run("--ways", way, settings=once), f"{PREFIX}.{way}-0: began with other weights than those in", "--name"
+        )
+        assert {name: one for name, one in states(tmp_path).items() if way in name}.items() <= before.items()
 
 
-def test_a_teacher_with_a_damaged_checkpoint_goes_on_from_the_one_before(run, tmp_path):
-    assert run("--ways", "finetune")[0] == 0
-    last = tmp_path / TEACHER / "weights/last.pth"
-    last.write_bytes(last.read_bytes()[:-100])
-    assert run("--ways", "finetune")[0] == 0
-    assert load_checkpoint(last)["epoch"] == 2
+def test_a_teacher_with_a_damaged_checkpoint_goes_on_from_the_one_before(done, squares, tmp_path):
+    """In the folder of the comparison, whose paths the students know; it is put back afterwards."""
+    shutil.copytree(done, tmp_path / "kept")
+    try:
+        last = done / TEACHER / "weights/last.pth"
+        last.write_bytes(last.read_bytes()[:-100])
+        assert call(done, squares, "--ways", "finetune") == 0
+        assert load_checkpoint(last)["epoch"] == 2
+    finally:
+        shutil.rmtree(done)
+        shutil.copytree(tmp_path / "kept", done)
 
 
 def test_what_was_stopped_goes_on(run, tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_a_folder_at_work_is_neither_resumed_nor_moved(train, tmp_path, more):
     code = (
         "import sys, time; from pathlib import Path; from train.lock import RunLock; lock = RunLock(Path(sys.argv[1]))"
     )
-    code += "; lock.hold(); print('held', flush=True); time.sleep(60)"
+    code += "; lock.hold(); print('held', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline()

@@ -1,10 +1,13 @@
 """A data set that is drawn in a moment: coloured squares on noise, with Pascal VOC annotations."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from config.load import load_config
+from train.trainer import Trainer
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 
@@ -41,22 +44,33 @@ def squares(tmp_path_factory):
     return draw_data_set(tmp_path_factory.mktemp("data") / "squares")
 
 
+def config_of(squares, root, name="run", **overrides):
+    """A config that trains on the squares in a moment, its runs below `root`."""
+    fields = {
+        "classList": ["red", "blue"],
+        "inputShape": 64,
+        "batchSize": 3,
+        "maxEpoch": 3,
+        "dcore": 0,
+        "precision": "float32",  # the same on every processor
+        "device": "cpu",
+    }
+    return load_config("voc.nano.full", root=str(root), data=str(squares), overrides={**fields, **overrides}, name=name)
+
+
 @pytest.fixture
 def squares_config(squares, tmp_path):
-    """A function from overrides to a config that trains on the squares in a moment."""
+    """A function from a name and overrides to a config whose runs lie in the test's folder."""
+    return partial(config_of, squares, tmp_path)
 
-    def make(name="run", **overrides):
-        fields = {
-            "classList": ["red", "blue"],
-            "inputShape": 64,
-            "batchSize": 3,
-            "maxEpoch": 3,
-            "dcore": 0,
-            "precision": "float32",  # no two seconds of timing
-            "device": "cpu",
-        }
-        return load_config(
-            "voc.nano.full", root=str(tmp_path), data=str(squares), overrides={**fields, **overrides}, name=name
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def trained_teacher(squares, tmp_path_factory):
+    """The folder of a run of one epoch that students may learn from; they only read it."""
+    return Trainer(config_of(squares, tmp_path_factory.mktemp("teacher"), "teacher", maxEpoch=1)).run().path
+
+
+@pytest.fixture
+def no_checkpoints(monkeypatch):
+    """The trainer writes none: for tests that read none, since each takes as long as several steps."""
+    monkeypatch.setattr("train.runfolder.RunFolder.save", lambda *_, **__: None)

@@ -9,7 +9,6 @@ import torch
 from config.errors import UserError
 from model import YoloModel
 from ops.batch import Batch
-from ops.precision import half_types
 from train.checkpoint import load_checkpoint
 from train.distilloss import DistillationLoss, DistilWeights, Told
 from train.loss import DetectionLoss
@@ -20,8 +19,8 @@ from train.trainer import Trainer
 
 
 @pytest.fixture
-def teacher(squares_config):
-    return str(Trainer(squares_config("teacher", maxEpoch=1)).run().path)
+def teacher(trained_teacher):
+    return str(trained_teacher)
 
 
 def test_all_epochs_count_alike_unless_told_otherwise():
@@ -45,6 +44,7 @@ def test_a_plain_run_has_no_teacher(squares_config):
     assert trainer.objective.learned == ()
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_the_teacher_is_asked_only_in_its_epochs(squares_config, teacher, monkeypatch):
     mcfg = squares_config(
         "student", modelName="distillation", teacherModelFile=teacher, distilEpochs=[1], maxEpoch=3, mosaic=0.0
@@ -64,7 +64,7 @@ def test_the_teacher_is_asked_only_in_its_epochs(squares_config, teacher, monkey
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, precision):
+def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, monkeypatch, precision):
     """With projectors, which are trained and saved beside it: the teacher here is of another phase."""
     from model import YoloModel
 
@@ -74,8 +74,7 @@ def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, pr
     torch.manual_seed(0)
     torch.save(YoloModel("small", 2).state_dict(), tmp_path / "small.pth")
     fields = {"modelName": "distillation", "teacherModelFile": str(tmp_path / "small.pth"), "maxEpoch": 4}
-    if precision == "bfloat16" and torch.bfloat16 not in half_types(torch.device("cpu")):
-        pytest.skip("this machine has no bfloat16")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # it computes everywhere
     fields["precision"] = precision
     whole = Trainer(squares_config("whole", **fields)).run()
     trainer = Trainer(squares_config("parts", **fields))
@@ -96,6 +95,7 @@ def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, pr
         assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_a_student_keeps_nearer_to_its_teacher(squares_config, teacher):
     """Fine-tuned on one class, the scores of the other fade; the teacher holds them."""
     start = {"checkpointModelFile": teacher, "maxEpoch": 3, "trainSelectedClasses": ["red"], "seed": 1}

@@ -180,6 +180,7 @@ def test_best_weights_are_those_that_were_evaluated(squares_config):
     assert Evaluator(mcfg).evaluate(model, "validation").map50_95 == pytest.approx(best, abs=1e-9)
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_validation_interval_skips_epochs_but_never_the_last(squares_config):
     trainer = Trainer(squares_config(validationInterval=2, maxEpoch=3))
     trainer.run()

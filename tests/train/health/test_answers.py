@@ -53,6 +53,7 @@ def test_stop_tells_all_about_it_and_leaves_the_files(squares_config, said):
     assert load_checkpoint(folder.last)["epoch"] == 3
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_a_page_that_cannot_be_made_hides_nothing(squares_config, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory")
@@ -66,6 +67,7 @@ def test_a_page_that_cannot_be_made_hides_nothing(squares_config, monkeypatch):
     assert str(caught.value) in (trainer.folder.health / "bad-step-1-1.txt").read_text()
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_a_full_disk_hides_nothing(squares_config, monkeypatch):
     def full(path, *_, **__):
         raise UserError(f"{path}: cannot be written (No space left on device)")
@@ -79,6 +81,7 @@ def test_a_full_disk_hides_nothing(squares_config, monkeypatch):
     assert caught.value.page.count("No space left on device") == 2 and "boxes" in caught.value.page
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_an_average_that_broke_is_not_blamed_on_the_step(squares_config):
     trainer = Trainer(squares_config(maxEpoch=2, useEMA=True))
     validate = trainer.validate
@@ -93,6 +96,7 @@ def test_an_average_that_broke_is_not_blamed_on_the_step(squares_config):
     assert "The step that ran last is healthy" in caught.value.page
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_a_spike_is_named_on_the_page_also_of_the_epoch_before(squares_config):
     trainer = Trainer(squares_config(maxEpoch=3))
     train_step = trainer.train_step
@@ -109,6 +113,7 @@ def test_a_spike_is_named_on_the_page_also_of_the_epoch_before(squares_config):
     assert "before it: spike in epoch 2, batch 3: loss" in caught.value.page
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_a_loss_of_nothing_is_said_once_an_epoch(squares_config, said):
     trainer = Trainer(squares_config(maxEpoch=2))
     train_step = trainer.train_step
@@ -158,6 +163,7 @@ def test_skip_is_as_if_the_batch_had_not_been_there(squares_config):
     assert ends[0] == ends[1]
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_skip_stops_after_too_many_in_a_row(squares_config):
     trainer = Trainer(squares_config(onBadStep="skip", badStepsInARow=2, maxEpoch=2))
     spoil(trainer, (0, 0), (0, 2), (1, 0))  # the last one of an epoch, and the first one of the next
@@ -277,6 +283,7 @@ def test_best_is_never_taken_from_a_figure_that_is_not_finite(squares_config, mo
     assert [json.loads(line)["map50_95"] for line in folder.metrics.read_text().splitlines()] == [None, None]
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_a_frozen_figure_is_said(squares_config, monkeypatch, said):
     from eval.evaluator import EvalResult
 
@@ -285,6 +292,7 @@ def test_a_frozen_figure_is_said(squares_config, monkeypatch, said):
     assert said.text.count("to the last bit (0.25)") == 1
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_spikes_are_counted_said_and_written(squares_config, said):
     trainer = Trainer(squares_config(maxEpoch=10, epochValidation=False))
     train_step = trainer.train_step
@@ -315,6 +323,7 @@ def test_small_spikes_are_counted_and_three_large_ones_of_an_epoch_are_said(tmp_
     assert said.text.count("spike in epoch 3") == said.text.count("spike in epoch 4") == 3
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_first_batches_are_told_when_one_of_them_is_bad(squares_config, said):
     trainer = Trainer(squares_config(maxEpoch=1))
     spoil(trainer, (0, 1))
@@ -342,6 +351,7 @@ def test_the_first_step_is_traced_when_asked(squares_config, said):
     assert bits_of(load_checkpoint(plain.last)) == bits_of(load_checkpoint(traced.last))
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_curves_are_drawn_now_and_then_and_at_the_end(squares_config, monkeypatch):
     drawn = []
     monkeypatch.setattr("train.trainer.plot_curves", lambda history, *_: drawn.append(len(history)))
@@ -353,6 +363,7 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(squares_config, monkeypatc
     assert drawn == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("no_checkpoints")
 def test_curves_are_drawn_where_a_run_stops(squares_config, monkeypatch):
     drawn = []
     monkeypatch.setattr("train.trainer.plot_curves", lambda history, *_: drawn.append(len(history)))
