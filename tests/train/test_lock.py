@@ -186,7 +186,7 @@ from config.errors import UserError
 from train.runfolder import RunFolder
 
 training.splits_to_train = lambda mcfg: []
-training.check = lambda *args: SimpleNamespace(report=SimpleNamespace(table=str), splits={})
+training.check = lambda *args: SimpleNamespace(report=SimpleNamespace(table=str, copies=()), splits={})
 move_aside = RunFolder.move_aside
 
 class Start:  # a start with --nobuf in a process of its own, which halts at a place, and where it would train
@@ -221,7 +221,7 @@ class Start:  # a start with --nobuf in a process of its own, which halts at a p
 
         RunFolder.move_aside = halting_move_aside
         training.Trainer = lambda *args, **options: SimpleNamespace(run=run)
-        mcfg = SimpleNamespace(run_dir=folder, modelName="base", nobuf=True, epochValidation=False)
+        mcfg = SimpleNamespace(run_dir=folder, modelName="base", nobuf=True, epochValidation=False, pixelMax=None)
         mcfg.validationSplitName = "validation"
         try:
             training.train(mcfg, quiet=True)
