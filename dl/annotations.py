@@ -65,6 +65,9 @@ IN_FIRST_PIXEL = "within the first pixel"
 DROPPED = (SWAPPED, OUTSIDE, EMPTY, IN_FIRST_PIXEL)
 
 
+SHARE_TOLERANCE = 0.01  # beyond 0 and 1: shares of the image that reach a little over its border
+
+
 @dataclass
 class Tally:
     """What cleaning one annotation changed."""
@@ -139,7 +142,8 @@ def _faults_of(sides: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> l
     is_empty = (sides[:, 2:] == sides[:, :2]).any(axis=1)
     is_lost = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
     in_image = (sides[:, :2] < size).all(axis=1) & (sides[:, 2:] > 0).all(axis=1)
-    in_first_pixel = (sides >= 0).all(axis=1) & (sides <= 1).all(axis=1) & (min(size) > 2)
+    is_share = (sides >= -SHARE_TOLERANCE) & (sides <= 1 + SHARE_TOLERANCE)
+    in_first_pixel = is_share.all(axis=1) & (min(size) > 2)
     conditions = (is_swapped, is_empty | is_lost & in_image, is_lost, in_first_pixel)
     return np.select(conditions, (SWAPPED, EMPTY, OUTSIDE, IN_FIRST_PIXEL), "").tolist()
 
@@ -164,6 +168,7 @@ def _parse(path: Path) -> ElementTree.Element:
 def _line_of_object(path: Path, number: int) -> int:
     """In which line of the file an object begins; objects are counted from 1."""
     raw = path.read_bytes().replace(b"\0", b"")  # so that UTF-16 reads like all encodings that begin with ASCII
+    raw = re.sub(rb"<!--.*?-->", lambda comment: b"\n" * comment.group().count(b"\n"), raw, flags=re.DOTALL)
     starts = [match.start() for match in re.finditer(rb"<object[\s/>]", raw)]
     return raw.count(b"\n", 0, starts[number - 1]) + 1
 

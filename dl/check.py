@@ -1,5 +1,6 @@
 """Is this data set fit to train on? Every fault in one pass, every amendment counted."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from dl.verified import VerifiedImages
 from ops.device import usable_cores
 from ops.text import shown
 
-OnImage = Callable[[int, int], None]  # hears how many images are done, of how many
+OnImage = Callable[[int, int], None]  # called with how many images are done, of how many
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ class _Read:
         # a json is the annotation of all images, so there the image is named
         is_json = self.source.format == "coco"
         folder = self.source.image_dir if is_json else self.source.annotation_dir
-        for one in self.fit():
-            if one.annotation and (one.tally.dropped or one.tally.repeats):
-                path = one.annotation.image_path if is_json else one.annotation.annotation_path
+        for image in self.fit():
+            if image.annotation and (image.tally.dropped or image.tally.repeats):
+                path = image.annotation.image_path if is_json else image.annotation.annotation_path
                 name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-                faults.append(BoxFaults(name, one.tally.dropped, one.tally.repeats))
+                faults.append(BoxFaults(name, image.tally.dropped, image.tally.repeats))
         return faults
 
 
@@ -90,7 +91,7 @@ def check_data(
     is trained on, may share with `train`), a class list that knows none of the objects. The same image under two
     names in such splits is only reported (`DataReport.copies`), for published data sets hold some. With badFiles=skip
     the images with a fault of their own are left out and counted instead. `cache_file` remembers decoded images, so
-    that a second start is quick. `on_image` hears how many images are done, of how many. Prints nothing.
+    that a second start is quick. `on_image` is called with how many images are done, of how many. Prints nothing.
     """
     source = locate(mcfg)
     asked = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}
@@ -98,24 +99,25 @@ def check_data(
     pairs = _apart(asked, mcfg, source)
     verified = VerifiedImages(cache_file)
     every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
+    left_over = source.reader.remarks()  # before the threads: it lists the folders
     read = _Read(mcfg, source, ids, _examine_all(source, list(every_id), verified, on_image))
     faults = [_unknown_split(name, mcfg, source) for name, key in asked.items() if key is None]
     faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
     faults += _overlaps(pairs, source)
-    bad_files = source.reader.faults() + [fault for one in read.examined.values() for fault in one.faults]
+    bad_files = source.reader.faults() + [fault for image in read.examined.values() for fault in image.faults]
     is_strict = mcfg.badFiles == "stop"
     faults += bad_files if is_strict else _emptied(read) if bad_files else []
     faults += _strange_classes(read) + _without_labels(read) + _without_boxes(read)
     if faults:
         raise UserError(_list_faults(faults, can_skip=is_strict and bool(bad_files)))
     pixel_max = mcfg.pixelMax or _pixel_max(read)
-    copies = find_copies(source, pairs, _files(read.examined), verified)
+    copies = _without_same_splits(find_copies(source, pairs, _files(read.examined), verified), read)
     reports = {name: _count(read, key, copies) for name, key in asked.items() if key is not None}
     report = DataReport(
         source.class_list,
         reports,
         tuple(() if is_strict else bad_files),
-        tuple(_remarks(read, reports)),
+        (*left_over, *_remarks(read, reports)),
         tuple(image_notes(_facts_by_file(read), pixel_max, mcfg.pixelMax is not None)),
         describe_copies(copies, source),
     )
@@ -208,21 +210,29 @@ def _apart(asked: Collection[str], mcfg: ModelConfig, source: DataSource) -> lis
     if mcfg.trainSplitName not in (mcfg.validationSplitName, mcfg.testSplitName):
         pairs.pop(frozenset(("train", mcfg.trainSplitName)), None)  # a part of train is no other split
     pairs.pop(frozenset(("train", "small")), None)  # small is drawn from train by design
-    return [pair for pair in pairs.values() if not _is_one_held_out_split(pair, mcfg, source)]
+    same = {pair for pair in pairs.values() if set(source.splits[pair[0]]) == set(source.splits[pair[1]])}
+    return [pair for pair in pairs.values() if pair not in same or not _is_held_out(pair, mcfg, source)]
 
 
-def _is_one_held_out_split(pair: tuple[str, str], mcfg: ModelConfig, source: DataSource) -> bool:
-    """Do both names list the same images, and is neither trained on? Many data sets name one folder as val and test."""
-    trained = {find_split(name, source.splits) for name in ("train", "small", mcfg.trainSplitName)}
-    return not trained & set(pair) and set(source.splits[pair[0]]) == set(source.splits[pair[1]])
+def _is_held_out(pair: tuple[str, str], mcfg: ModelConfig, source: DataSource) -> bool:
+    """Is neither split trained on? Then both may be the same images: many data sets name one folder as val and test."""
+    return not set(pair) & {find_split(name, source.splits) for name in ("train", "small", mcfg.trainSplitName)}
+
+
+def _without_same_splits(copies: Sequence[Copy], read: _Read) -> list[Copy]:
+    """Copies, without those of two splits that are held out and hold the same images, e.g. by a link to a folder."""
+    counts = Counter(copy.splits for copy in copies)
+    sizes = {pair: {len(set(read.source.splits[key])) for key in pair} for pair in counts}
+    same = {pair for pair in counts if sizes[pair] == {counts[pair]} and _is_held_out(pair, read.mcfg, read.source)}
+    return [copy for copy in copies if copy.splits not in same]
 
 
 def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]:
     faults = []
-    for one, other in pairs:
-        shared = sorted(set(source.splits[one]) & set(source.splits[other]))
+    for first, second in pairs:
+        shared = sorted(set(source.splits[first]) & set(source.splits[second]))
         if shared:
-            fault = f"splits '{one}' and '{other}' share {len(shared)} images of {source.image_dir}: {shown(shared)}"
+            fault = f"splits '{first}' and '{second}' share {len(shared)} images of {source.image_dir}: {shown(shared)}"
             faults.append(f"{fault}; leave each in one")
     return faults
 
@@ -233,8 +243,10 @@ def _emptied(read: _Read) -> list[str]:
 
 
 def _strange_classes(read: _Read) -> list[str]:
-    ignored = sum((one.tally.ignored for one in read.examined.values()), start=Tally().ignored)
-    num_known = sum(len(one.annotation.labels) + one.tally.dropped.total() for one in read.fit() if one.annotation)
+    ignored = sum((image.tally.ignored for image in read.examined.values()), start=Tally().ignored)
+    num_known = sum(
+        len(image.annotation.labels) + image.tally.dropped.total() for image in read.fit() if image.annotation
+    )
     if not ignored or num_known:
         return []
     found = ", ".join(name for name, _ in ignored.most_common(10))
@@ -248,8 +260,8 @@ def _without_labels(read: _Read) -> list[str]:
     faults = []
     for key in read.ids:
         fit = read.fit(key)
-        if fit and all(one.is_unlabelled for one in fit):
-            path = next(one.annotation.annotation_path for one in fit if one.annotation)
+        if fit and all(image.is_unlabelled for image in fit):
+            path = next(image.annotation.annotation_path for image in fit if image.annotation)
             faults.append(
                 f"split '{key}': none of its {len(fit)} images has a label file; looked for {path} and so on; put the "
                 "labels there, or leave the split out"
@@ -261,8 +273,8 @@ def _without_boxes(read: _Read) -> list[str]:
     """A data set, or its training split, whose boxes are all unusable: nothing could be learned from it."""
     train = find_split(read.mcfg.trainSplitName, read.ids)
     for what, fit in {"the data set": read.fit(), f"split '{train}'": read.fit(train) if train else []}.items():
-        lost = sum(one.tally.dropped.total() for one in fit)
-        if lost and not any(len(one.annotation.labels) for one in fit if one.annotation):
+        lost = sum(image.tally.dropped.total() for image in fit)
+        if lost and not any(len(image.annotation.labels) for image in fit if image.annotation):
             reasons = "; ".join(about_boxes(read.box_faults, 0))
             return [f"{read.source.annotation_dir}: no box of {what} can be used: {reasons}"]
     return []
@@ -270,8 +282,9 @@ def _without_boxes(read: _Read) -> list[str]:
 
 def _remarks(read: _Read, reports: Mapping[str, SplitReport]) -> Iterator[str]:
     source, split = read.source, read.mcfg.trainSplitName
-    yield from source.reader.remarks()
-    yield from about_boxes(read.box_faults, sum(len(one.annotation.labels) for one in read.fit() if one.annotation))
+    yield from about_boxes(
+        read.box_faults, sum(len(image.annotation.labels) for image in read.fit() if image.annotation)
+    )
     if split in reports:
         yield from about_classes(source.class_list, reports[split], split, source.format != "voc")
 
@@ -297,15 +310,15 @@ def _pixel_max(read: _Read) -> int | None:
 def _files(examined: Mapping[str, _Examined]) -> dict[str, ImageFile]:
     """The files of the images that are fit."""
     return {
-        name: ImageFile(one.annotation.image_path, one.facts.digest)
-        for name, one in examined.items()
-        if one.annotation and one.facts
+        name: ImageFile(image.annotation.image_path, image.facts.digest)
+        for name, image in examined.items()
+        if image.annotation and image.facts
     }
 
 
 def _facts_by_file(read: _Read) -> dict[str, ImageFacts]:
     files = read.source.files
-    return {files.get(i, i): one.facts for i, one in read.examined.items() if one.annotation and one.facts}
+    return {files.get(i, i): image.facts for i, image in read.examined.items() if image.annotation and image.facts}
 
 
 def _annotations(read: _Read, key: str, pixel_max: int | None) -> list[Annotation]:
@@ -320,22 +333,22 @@ def _count(read: _Read, key: str, copies: Sequence[Copy]) -> SplitReport:
         copies=count_copies(_files(examined)),
         shared=count_shared(copies, key),
     )
-    for one in examined.values():
-        if one.annotation is None:
+    for image in examined.values():
+        if image.annotation is None:
             report.skipped += 1
             continue
         report.images += 1
-        report.objects += len(one.annotation.labels)
-        report.per_class.update(read.source.class_list[label] for label in one.annotation.labels)
-        report.difficult += int(one.annotation.difficult.sum())
-        report.without_objects += not len(one.annotation.labels)
-        report.clipped += one.tally.clipped
-        report.dropped.update(one.tally.dropped)
-        report.ignored.update(one.tally.ignored)
-        report.ambiguous_turn += one.is_ambiguous
-        report.without_size += not one.has_size
-        report.unlabelled += one.is_unlabelled
-        report.repeats += one.tally.repeats
-        report.outlines += one.outlines
-        report.framed += one.facts is not None and one.facts.has_more_frames
+        report.objects += len(image.annotation.labels)
+        report.per_class.update(read.source.class_list[label] for label in image.annotation.labels)
+        report.difficult += int(image.annotation.difficult.sum())
+        report.without_objects += not len(image.annotation.labels)
+        report.clipped += image.tally.clipped
+        report.dropped.update(image.tally.dropped)
+        report.ignored.update(image.tally.ignored)
+        report.ambiguous_turn += image.is_ambiguous
+        report.without_size += not image.has_size
+        report.unlabelled += image.is_unlabelled
+        report.repeats += image.tally.repeats
+        report.outlines += image.outlines
+        report.framed += image.facts is not None and image.facts.has_more_frames
     return report

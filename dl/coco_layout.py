@@ -62,7 +62,10 @@ def lay_out_coco(search: Search) -> DataSource:
     search.notes.extend(note for part in parts for note in _outside(part, image_dir))
     given = _given(parts)
     known = {image: (part.file, name) for part in parts for image, name in part.images.items()}
-    splits, files = tree_splits(search.wanted, search.base, ImageTree(image_dir, known), given, search.notes)
+    with_entry = {image: name for image, (_, name) in known.items()}
+    splits, files = tree_splits(
+        search.wanted, search.base, ImageTree(image_dir, known), given, search.notes, lambda: with_entry
+    )
     classes = search.class_list or tuple(_categories(parts, search.notes))
     classes = checked_classes(classes, "classList" if search.class_list else f"{paths[0]}: categories")
     if not (search.image_dir and search.annotation_dir):

@@ -10,7 +10,7 @@ from dl.faults import DataFault
 from dl.source import DataSource
 from dl.verified import VerifiedImages
 from ops.seal import file_digest
-from ops.text import shown
+from ops.text import counted, shown
 
 
 class ImageFile(NamedTuple):
@@ -46,7 +46,7 @@ def find_copies(
             continue
         id_of = {digest: image_id for image_id in reversed(own) if (digest := digests.of(image_id))}
         same = ((id_of.get(digests.of(image_id) or ""), image_id) for image_id in others)
-        copies += [Copy(pair, (one, other)) for one, other in same if one is not None]
+        copies += [Copy(pair, (original, image_id)) for original, image_id in same if original is not None]
     return copies
 
 
@@ -67,7 +67,7 @@ def describe_copies(copies: Sequence[Copy], source: DataSource) -> tuple[str, ..
         images = [copy.image_ids for copy in group]
         named = shown([f"{source.files.get(a, a)} is {source.files.get(b, b)}" for a, b in images])
         sentences.append(
-            f"splits '{first}' and '{second}' hold {len(images)} identical images under two names (byte for byte): "
+            f"splits '{first}' and '{second}' hold {counted(len(images), 'image')} under two names (byte for byte): "
             f"{named}; delete one file of each pair, or list both in the same split"
         )
     return tuple(sentences)

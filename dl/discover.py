@@ -1,8 +1,8 @@
 """What kind of data set lies in this folder? Where are its images, annotations, classes and splits?
 
 Pascal VOC, COCO and YOLO, each in the layouts that its file `*_layout.py` tells; also one or two folders further down.
-Where several formats lie side by side the one that annotates most images is taken, and of equals the first of VOC, COCO
-and YOLO, unless annotationFormat says another.
+Where several formats lie side by side, the one that annotates most images is taken, unless annotationFormat names one.
+If two annotate equally many images, the order VOC, COCO, YOLO decides.
 """
 
 import os
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.coco_layout import holds_coco, lay_out_coco, named_images
-from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, holds_file, repeated_links, subfolders
+from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, file_suffixes, holds_file, linked_folders, subfolders
 from dl.lists import Wanted
 from dl.pairing import paired_annotations
 from dl.source import FORMATS, DataSource, Search
-from dl.voc_layout import holds_voc, is_named_like_voc, lay_out_voc
+from dl.voc_layout import annotated_images, holds_voc, is_named_like_voc, lay_out_voc
 from dl.yolo import LABEL_SUFFIXES
 from dl.yolo_layout import holds_yolo, lay_out_yolo
 
@@ -31,10 +31,11 @@ class _Layout(NamedTuple):
 
 
 _LAYOUTS = {
-    "voc": _Layout(holds_voc, lay_out_voc, partial(paired_annotations, suffixes=XML_SUFFIXES)),
+    "voc": _Layout(holds_voc, lay_out_voc, annotated_images),
     "coco": _Layout(holds_coco, lay_out_coco, named_images),
     "yolo": _Layout(holds_yolo, lay_out_yolo, partial(paired_annotations, suffixes=LABEL_SUFFIXES)),
 }
+_ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"}
 _MOST_KINDS = 8  # of files that a refusal counts
 
 
@@ -94,7 +95,7 @@ def _explicit_format(asked: str, folder: Path | None) -> str:
 
 def _home(base: Path, asked: str, notes: list[str]) -> tuple[Path, str]:
     """`base`, or the one folder up to two levels below that holds a data set, and its format."""
-    children = list(subfolders(base).values())
+    children = [child for child in subfolders(base).values() if os.access(child, os.R_OK | os.X_OK)]
     grandchildren = [grandchild for child in children for grandchild in subfolders(child).values()]
     for level in ([base], children, grandchildren):
         places = {place.resolve(): place for place in reversed(level)}  # a link to a folder is no second data set
@@ -105,20 +106,28 @@ def _home(base: Path, asked: str, notes: list[str]) -> tuple[Path, str]:
                 "folder"
             )
         for home, formats in homes.items():
-            notes += [f"{home / link} is a link to a folder that is read already" for link in repeated_links(home)]
+            notes += [
+                f"{home / link}: this link is not followed; its folder is read once" for link in linked_folders(home)
+            ]
             return home, _best(home, formats, notes)
     raise UserError(_refusal(base, asked, [base, *children, *grandchildren]))
 
 
 def _best(home: Path, formats: list[str], notes: list[str]) -> str:
-    """The format that annotates most images of a folder; of equals the first."""
+    """The format that annotates most images of a folder; if several annotate as many, the first of them."""
     if len(formats) == 1:
         return formats[0]
-    counts = {name: _LAYOUTS[name].count(home) for name in formats}
+    counts = {}
+    for name in formats:
+        try:
+            counts[name] = _LAYOUTS[name].count(home)
+        except UserError as error:  # a json that looks like COCO's but is not, beside a data set of another format
+            counts[name] = 0
+            notes.append(f"not read: {error}")
     best = max(formats, key=lambda name: counts[name])
     others = [f"{FORMATS[name]} ({counts[name]}, annotationFormat={name})" for name in formats if name != best]
     notes.append(
-        f"{home} holds several formats: {FORMATS[best]} is read, which annotates {counts[best]} images; there is also "
+        f"{home} holds several formats; read: {FORMATS[best]} (images annotated: {counts[best]}); not read: "
         + ", ".join(others)
     )
     return best
@@ -126,12 +135,11 @@ def _best(home: Path, formats: list[str], notes: list[str]) -> str:
 
 def _refusal(base: Path, asked: str, places: list[Path]) -> str:
     """That there is no data set: which files lie in the places, and what to do about it."""
-    names = [entry.name for place in places for entry in os.scandir(place) if entry.is_file()]
-    kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in names if not name.startswith("."))
+    kinds = Counter(suffix or "without suffix" for place in places for suffix in file_suffixes(place))
     images = sum(count for suffix, count in kinds.items() if suffix in IMAGE_SUFFIXES)
     in_order = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
     found = ", ".join(f"{count} {suffix}" for suffix, count in in_order[:_MOST_KINDS]) or "no file"
-    if kinds[".zip"] + kinds[".tar"] + kinds[".gz"] and not images:
+    if kinds.keys() & _ARCHIVES and not images:
         way_out = "unpack the archive first"
     elif not images:
         way_out = "give the folder that holds images and annotations"
@@ -144,6 +152,8 @@ def _refusal(base: Path, asked: str, places: list[Path]) -> str:
         )
     elif kinds[".json"]:
         way_out = "a COCO json needs images, annotations and categories; convert other json to COCO"
+    elif kinds[".csv"]:
+        way_out = "annotations in csv are not read; convert them to Pascal VOC, COCO or YOLO"
     else:
         way_out = (
             "there are images but no annotations: put Pascal VOC files in 'annotations' or YOLO labels in 'labels'"
@@ -160,5 +170,5 @@ def _formats_in(folder: Path, asked: str) -> list[str]:
     """The formats that lie in a folder, in the order in which they win; only the one asked for unless auto."""
     found = [name for name, layout in _LAYOUTS.items() if asked in ("auto", name) and layout.holds(folder)]
     if not found and asked in ("auto", "voc") and is_named_like_voc(folder):
-        return ["voc"]  # no xml in it, which is for its own room to say
+        return ["voc"]  # without any xml, which its layout reports
     return found

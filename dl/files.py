@@ -13,10 +13,15 @@ def _suffixes(endings: str) -> frozenset[str]:
     return frozenset(f".{ending}" for ending in endings.split())
 
 
-# Pillow reads these with a plugin only (pillow-heif, ...). They are images of the data set all the same, and the check
-# says that they cannot be read: if they were left out, their objects would be lost without a word.
-PLUGIN_SUFFIXES = _suffixes("heic heif hif heics jxl dng cr2 cr3 nef arw orf rw2 raf")
-IMAGE_SUFFIXES = PLUGIN_SUFFIXES | _suffixes("jpg jpeg jpe jfif png bmp dib tif tiff webp gif ppm pgm pbm pnm jp2 avif")
+# Pillow reads these with a plugin only, or not at all. They are images of the data set all the same, and the check says
+# that they cannot be read: if they were left out, their objects would be missing unnoticed.
+RAW_SUFFIXES = _suffixes("3fr arw cr2 cr3 crw dng nef nrw orf pef raf rw2 srw")
+UNREADABLE_SUFFIXES = RAW_SUFFIXES | _suffixes("heic heif hif heics jxl psd dcm exr")
+IMAGE_SUFFIXES = UNREADABLE_SUFFIXES | _suffixes(
+    "jpg jpeg jpe jfif png bmp dib tif tiff webp gif ppm pgm pbm pnm jp2 avif tga"
+)
+# Folders of the system at the top of a disk, which often cannot be read.
+_SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 XML_SUFFIXES = frozenset({".xml"})
 
 
@@ -63,9 +68,7 @@ def index_by_stem(folder: Path, suffixes: Container[str]) -> dict[str, list[Path
     One listing instead of a look-up per image: it finds IMG.JPG for "IMG" on any file system.
     """
     index: dict[str, list[Path]] = {}
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))  # ._x.jpg is macOS's litter
-    for name in _without_originals(names, suffixes):
+    for name in _chosen(folder, sorted(_entries(folder)), suffixes):
         index.setdefault(os.path.splitext(name)[0], []).append(folder / name)
     return index
 
@@ -79,16 +82,22 @@ def walk_files(folder: Path, suffixes: Container[str]) -> list[str]:
     found: list[str] = []
     for place, names in _walk(folder):
         front = "" if place == str(folder) else os.path.relpath(place, folder).replace(os.sep, "/") + "/"
-        found += [front + name for name in _without_originals(names, suffixes)]
+        found += [front + name for name in _chosen(place, names, suffixes)]
     return sorted(found)
 
 
-def repeated_links(folder: Path) -> list[str]:
-    """Links to folders that `walk_files` does not follow, because the folder is listed under another name: sorted."""
+def linked_folders(folder: Path) -> dict[str, str]:
+    """Links to folders that `walk_files` does not follow -> where their folder lies below `folder`, "" for outside.
+
+    Sorted; both are relative and written with `/`.
+    """
     links: list[str] = []
     for _ in _walk(folder, links):
         pass
-    return sorted(os.path.relpath(link, folder).replace(os.sep, "/") for link in links)
+    home = os.path.realpath(folder)
+    targets = {os.path.relpath(link, folder): os.path.relpath(os.path.realpath(link), home) for link in sorted(links)}
+    slashed = {link.replace(os.sep, "/"): target.replace(os.sep, "/") for link, target in targets.items()}
+    return {link: "" if target.startswith("..") else target for link, target in slashed.items()}
 
 
 def _walk(folder: Path, repeated: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
@@ -105,41 +114,73 @@ def _walk(folder: Path, repeated: list[str] | None = None) -> Iterator[tuple[str
             if repeated is not None:
                 repeated.append(start)
             continue
-        for place, children, names in os.walk(start):
+        for place, children, names in os.walk(start, onerror=_refuse):
             if (target := os.path.realpath(place)) in visited:  # below a link, and reached by an earlier link
                 children.clear()
                 continue
             visited.add(target)
-            children[:] = sorted(name for name in children if not name.startswith("."))
+            children[:] = sorted(name for name in children if not name.startswith(".") and name not in _SYSTEM_FOLDERS)
             waiting += [path for name in children if os.path.islink(path := os.path.join(place, name))]
             yield place, [name for name in names if not name.startswith(".")]
 
 
-def _without_originals(names: Iterable[str], suffixes: Container[str]) -> Iterator[str]:
-    """Names of one folder with one of the suffixes; IMG_1.HEIC is left out where its copy IMG_1.jpg lies beside it."""
+def _chosen(folder: Path | str, names: Iterable[str], suffixes: Container[str]) -> Iterator[str]:
+    """Names of one folder with one of the suffixes; IMG_1.HEIC is left out where its copy IMG_1.jpg lies beside it.
+
+    Raises `UserError` for a name that is not UTF-8, for such a name can be written into no list.
+    """
     split = [(name, *os.path.splitext(name)) for name in names]
     chosen = [(name, stem, suffix.lower()) for name, stem, suffix in split if suffix.lower() in suffixes]
-    readable = {stem for _, stem, suffix in chosen if suffix not in PLUGIN_SUFFIXES}
-    return (name for name, stem, suffix in chosen if suffix not in PLUGIN_SUFFIXES or stem not in readable)
+    for name, _, _ in chosen:
+        if not name.isascii() and any("\udc80" <= char <= "\udcff" for char in name):
+            raise UserError(
+                f"{folder}: the file name {os.fsencode(name)!r} is not UTF-8; rename it (names from a Chinese Windows: "
+                "convmv -f gbk -t utf8 -r --notest FOLDER)"
+            )
+    readable = {stem for _, stem, suffix in chosen if suffix not in UNREADABLE_SUFFIXES}
+    return (name for name, stem, suffix in chosen if suffix not in UNREADABLE_SUFFIXES or stem not in readable)
+
+
+def _entries(folder: Path) -> dict[str, bool]:
+    """Visible name -> whether it is a folder. Raises `UserError` for a folder that cannot be read."""
+    try:
+        with os.scandir(folder) as entries:  # ._x.jpg is macOS's litter
+            return {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
+    except OSError as error:
+        _refuse(error)
+        raise
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: the folder cannot be read ({error.strerror}); make it readable for this user")
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """Lower-case name -> visible folder, in natural order."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    """Lower-case name -> visible folder, in natural order. Raises `UserError` for a folder that cannot be read."""
+    names = [name for name, is_folder in _entries(folder).items() if is_folder and name not in _SYSTEM_FOLDERS]
     return {name.lower(): folder / name for name in sorted(names, key=natural_key)}
 
 
 def holds_file(folder: Path, suffixes: Container[str]) -> bool:
-    """Whether a visible file with one of the suffixes lies in the folder; no further than the first is looked."""
-    with os.scandir(folder) as entries:
-        return any(
-            os.path.splitext(entry.name)[1].lower() in suffixes and not entry.name.startswith(".") for entry in entries
-        )
+    """Whether a visible file with one of the suffixes lies in the folder itself."""
+    return any(os.path.splitext(name)[1].lower() in suffixes for name in _entries(folder))
 
 
 def file_named(folder: Path, name: str) -> Path | None:
     """The visible file of this name in the folder, in any case (Classes.TXT); None where there is none."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.lower() == name.lower() and entry.is_file())
+    names = sorted(
+        entry for entry, is_folder in _entries(folder).items() if entry.lower() == name.lower() and not is_folder
+    )
     return folder / (name if name in names else names[0]) if names else None
+
+
+def file_suffixes(folder: Path) -> Iterator[str]:
+    """The suffix of every visible file in the folder itself, in lower case; "" for a name without one."""
+    return (os.path.splitext(name)[1].lower() for name, is_folder in _entries(folder).items() if not is_folder)

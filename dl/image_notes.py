@@ -29,9 +29,10 @@ def image_notes(facts: Mapping[str, ImageFacts], pixel_max: int | None, is_given
 def _range_note(values: Mapping[str, int], pixel_max: int | None, is_given: bool) -> str:
     largest = max(values.values())
     if pixel_max is None:
+        images = counted(len(values), "image")
         return (
-            f"{len(values)} images have 16 bits: each is scaled by the range that it uses, for the weights were not "
-            f"trained on such images; pixelMax=4095 would scale all alike ({shown(list(values), 3)})"
+            f"{images} of 16 bits: each is scaled by the range that it uses, for the weights were not trained on such "
+            f"images; pixelMax=4095 would scale all alike ({shown(list(values), 3)})"
         )
     if is_given:
         note = f"16-bit images ({len(values)}, largest value {largest}): scaled by {pixel_max} (pixelMax)"
@@ -50,4 +51,5 @@ def _outlier_hint(values: Mapping[str, int], pixel_max: int) -> str:
     others = [pixel_range(value) for value in values.values() if pixel_range(value) < pixel_max]
     if not others or len(needing) * 20 > len(values):
         return ""
-    return f"; only {len(needing)} need so many ({shown(needing, 3)}): where they are faulty, pixelMax={max(others)}"
+    files = counted(len(needing), "file")
+    return f"; only {files} need it ({shown(needing, 3)}); if they have defective pixels, set pixelMax={max(others)}"

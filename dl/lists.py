@@ -1,14 +1,23 @@
 """Which image is in which split: lists that lie in the data folder, and splits drawn where there are none."""
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from dl.files import image_id, natural_key, read_lines, subfolders
-from dl.splits import USUAL_NAMES, canonical_name, carve_validation, find_split, hinted_names, make_splits
-from dl.tree import ImageTree, name_images
+from dl.files import image_id, linked_folders, natural_key, read_lines, subfolders
+from dl.splits import (
+    USUAL_NAMES,
+    canonical_name,
+    carve_validation,
+    find_split,
+    hinted_names,
+    make_splits,
+    split_of_folder,
+)
+from dl.tree import KIND_FOLDERS, ImageTree, name_images
 from ops.text import counted, shown
 
 _COURSE_VERSION = "v5"  # of the split lists that the course hands out
@@ -58,31 +67,24 @@ def listed_splits(files: Iterable[Path], to_image: ToImage, notes: list[str]) ->
 def folder_splits(paths: Iterable[str]) -> Splits:
     """Split name -> paths in folders that are named like splits: train/images/a.jpg, images/val2017/b.jpg.
 
-    The first folder of a path that is a split's name counts. Only where no folder is one, words in the names count
-    (train2017, bird_train), and then only if there is a `train`. Paths in no such folder are in no split.
+    The first folder of a path counts, after those that only say what lies in them (images): runs/detect/train is no
+    split. Where there are folders for validation or test, but none for train, all other paths are train.
     """
-    paths = list(paths)
-    for name_of in (_named_split, _hinted_split):
-        splits: dict[str, list[str]] = {}
-        for path in paths:
-            names = filter(None, map(name_of, path.split("/")[:-1]))
-            if name := next(names, None):
-                splits.setdefault(name, []).append(path)
-        held_out = {"validation", "test"} if name_of is _named_split else set()  # small may mean a size, too
-        if splits.keys() & {"train", "trainval", *held_out}:
-            usual = [name for name in ("train", "validation", "test") if name in splits]
-            return {name: tuple(splits[name]) for name in dict.fromkeys((*usual, *splits))}
-    return {}
+    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    others = []
+    for path in paths:
+        name = split_of_path(path)
+        (others if name is None else splits.setdefault(name, [])).append(path)
+    if not splits["train"] and not splits.get("trainval") and (splits["validation"] or splits["test"]):
+        splits["train"] = others
+    found = {name: tuple(members) for name, members in splits.items() if members}
+    return found if found.keys() & {"train", "trainval", "validation", "test"} else {}
 
 
-def _named_split(folder: str) -> str | None:
-    name = canonical_name(folder)
-    return name if name in (*USUAL_NAMES, "test", "trainval") else None
-
-
-def _hinted_split(folder: str) -> str | None:
-    hints = hinted_names(folder)
-    return next(iter(hints)) if len(hints) == 1 else None
+def split_of_path(path: str) -> str | None:
+    """The split that the folders of a relative path name; None for another path."""
+    folders = [folder for folder in path.split("/")[:-1] if folder.lower() not in KIND_FOLDERS]
+    return split_of_folder(folders[0]) if folders and not os.path.isabs(path) else None
 
 
 def has_usual(splits: Mapping[str, tuple[str, ...]], wanted: Wanted) -> bool:
@@ -127,7 +129,7 @@ def tree_splits(
     tree: ImageTree,
     given: Mapping[str, tuple[str, ...]],
     notes: list[str],
-    annotation_of: Callable[[], Mapping[str, str]] = dict,
+    annotation_of: Callable[[], Mapping[str, str]],
 ) -> tuple[Splits, dict[str, str]]:
     """Splits of a tree of images, and image id -> path below the tree's folder.
 
@@ -139,15 +141,18 @@ def tree_splits(
         return _named(explicit_splits(wanted, tree.find))
     files = split_files(base) if base else []
     files = [path for path in files if canonical_name(path.stem) not in given]
-    lists = listed_splits(files, tree.find, notes)
-    if not given and not {"train", "trainval"} & lists.keys() and (given := _splits_by_folders(tree, annotation_of)):
-        notes.append(f"splits by folders: {', '.join(f'{name} {len(members)}' for name, members in given.items())}")
-    paths = {**lists, **given}
+    paths = {**listed_splits(files, tree.find, notes), **given}
+    if not {"train", "trainval"} & paths.keys():
+        listed = {path for members in paths.values() for path in members}
+        for name, members in _splits_by_folders(tree, annotation_of(), notes).items():
+            paths.setdefault(name, tuple(path for path in members if path not in listed))
     if has_usual(paths, wanted):
-        notes += _in_no_split(tree.paths, paths)
+        notes += in_no_split(tree.folder, tree.paths, paths)
         splits, images = _named(paths)
         if apart := sum("/" in name for name in images):
-            notes.append(f"{apart} images share their name with one in another folder, which their ids have in front")
+            notes.append(
+                f"{apart} images share their name with one in another folder, so their ids begin with the folder"
+            )
         return complete_splits(splits, wanted, files, notes), images
     ids = name_images(tree.paths)
     images = {name: path for path, name in ids.items()}
@@ -156,16 +161,40 @@ def tree_splits(
     return draw_splits(wanted, base, files, images.keys(), notes), images
 
 
-def _splits_by_folders(tree: ImageTree, annotation_of: Callable[[], Mapping[str, str]]) -> Splits:
-    if splits := folder_splits(tree.paths):
-        return splits
-    image_of = {annotation: image for image, annotation in annotation_of().items()}
-    return {name: tuple(image_of[path] for path in members) for name, members in folder_splits(image_of).items()}
+def _splits_by_folders(tree: ImageTree, annotation_of: Mapping[str, str], notes: list[str]) -> Splits:
+    """Splits by the folders of images, else by those of annotations. Raises `UserError` where that is doubtful."""
+    splits = folder_splits(tree.paths)
+    for link, target in linked_folders(tree.folder).items():  # images/test -> val: two splits of the same images
+        if (name := split_of_path(f"{link}/")) and name not in splits:
+            splits[name] = tuple(path for path in tree.paths if path.startswith(f"{target}/"))
+    if not splits:
+        image_of = {annotation: image for image, annotation in annotation_of.items()}
+        splits = {name: tuple(image_of[path] for path in paths) for name, paths in folder_splits(image_of).items()}
+    inside = {path for paths in splits.values() for path in paths if path in annotation_of}
+    outside = [path for path in annotation_of if path not in inside]
+    if splits and len(outside) > len(inside):
+        raise UserError(
+            f"{tree.folder}: the folders of {', '.join(splits)} look like splits, but {len(outside)} of "
+            f"{len(annotation_of)} annotated images lie elsewhere ({shown(outside)}); move them into these folders, or "
+            "name the splits: --set subsetMap=train:FILE,validation:FILE,test:FILE"
+        )
+    if splits:
+        notes.append(f"splits by folders: {', '.join(f'{name} {len(paths)}' for name, paths in splits.items())}")
+    return splits
 
 
-def _in_no_split(images: Iterable[str], splits: Mapping[str, Collection[str]]) -> list[str]:
-    used = {image for members in splits.values() for image in members}
-    left = [image for image in images if image not in used]
+def in_no_split(folder: Path, images: Iterable[str], splits: Mapping[str, Collection[str]]) -> list[str]:
+    """A sentence about images of a folder that no split lists, also not by way of a link; nothing for none."""
+    real: dict[str, str] = {}
+
+    def place(image: str) -> str:
+        home, name = os.path.split(image)
+        if home not in real:
+            real[home] = os.path.realpath(folder / home)
+        return os.path.join(real[home], name)
+
+    used = {place(image) for members in splits.values() for image in members}
+    left = [image for image in images if place(image) not in used]
     return [f"{counted(len(left), 'image')} in no split, which nothing uses: {shown(left)}"] if left else []
 
 

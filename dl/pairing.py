@@ -8,12 +8,7 @@ from typing import NamedTuple
 
 from dl.files import IMAGE_SUFFIXES, walk_files
 from dl.splits import canonical_name, hinted_names
-from dl.tree import IMAGE_FOLDERS
-
-ANNOTATION_FOLDERS = ("annotations", "annotation", "xmls", "xml")
-LABEL_FOLDERS = ("labels", "label")
-# Names that say what lies in a folder; an image and its annotation may differ in them.
-_KINDS = frozenset((*IMAGE_FOLDERS, *ANNOTATION_FOLDERS, *LABEL_FOLDERS))
+from dl.tree import KIND_FOLDERS
 
 Key = tuple[str, ...]  # folders and stem
 
@@ -95,7 +90,7 @@ def _grouped(paths: Iterable[str], key_of: Callable[[str], Key]) -> dict[Key, li
 
 def _exact_key(path: str) -> Key:
     *folders, name = path.split("/")
-    return *(folder for folder in folders if folder.lower() not in _KINDS), os.path.splitext(name)[0]
+    return *(folder for folder in folders if folder.lower() not in KIND_FOLDERS), os.path.splitext(name)[0]
 
 
 def _folded_key(path: str) -> Key:

@@ -1,7 +1,8 @@
 """From an image id to the image's file and what was written about it, for each format (`dl.source.Reader`)."""
 
+import glob
 import os
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -10,8 +11,8 @@ from dl.annotations import Written, read_voc
 from dl.coco import CocoFile
 from dl.faults import DataFault
 from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, index_by_stem, walk_files
-from dl.pairing import LABEL_FOLDERS, Pairs, pair, usual_place
-from dl.tree import ImageTree
+from dl.pairing import Pairs, pair, usual_place
+from dl.tree import LABEL_FOLDERS, ImageTree
 from dl.yolo import LABEL_SUFFIXES, looks_like_labels, read_yolo
 from ops.text import counted, shown
 
@@ -40,7 +41,9 @@ class VocFolder:
     def image(self, image_id: str) -> Path:
         paths = self.images.get(image_id, [])
         if not paths:
-            raise DataFault(f"{self.image_dir / image_id}{self.suffix}: no such image, nor with another suffix")
+            others = sorted(path.name for path in self.image_dir.glob(f"{glob.escape(image_id)}.*"))
+            hint = f"; {', '.join(others)} is no image that can be read" if others else ", nor with another suffix"
+            raise DataFault(f"{self.image_dir / image_id}{self.suffix}: no such image{hint}")
         if len(paths) > 1:
             paths = [path for path in paths if path.suffix.lower() == self.suffix.lower()] or paths
         if len(paths) > 1:
@@ -107,10 +110,14 @@ class _Pairs(_Files):
     def _unused(self, pairs: Pairs) -> list[str]:
         return pairs.unused
 
+    def _unpaired(self) -> tuple[Iterable[str], Iterable[str]]:
+        """Paths of images and of annotations that may belong together."""
+        images = dict.fromkeys([*self.tree.paths, *self.files.values()])
+        return images, walk_files(self.annotation_dir, self.suffixes)
+
     @cached_property
     def _pairs(self) -> Pairs:
-        images = dict.fromkeys([*self.tree.paths, *self.files.values()])
-        return pair(images, walk_files(self.annotation_dir, self.suffixes))
+        return pair(*self._unpaired())
 
 
 class VocTree(_Pairs):
@@ -138,9 +145,11 @@ class YoloTree(_Pairs):
         files: Mapping[str, str],
         names: Mapping[int, str],
         has_keypoints: bool = False,
+        is_whole: bool = True,
     ) -> None:
+        """`is_whole`: all below the tree's folder belongs to the data set; else only folders of its images do."""
         super().__init__(tree, annotation_dir, files)
-        self.names, self.has_keypoints = names, has_keypoints
+        self.names, self.has_keypoints, self.is_whole = names, has_keypoints, is_whole
 
     def written(self, image_id: str, size: Size | None) -> tuple[Path, Written]:
         path = self._annotation(image_id)
@@ -148,6 +157,18 @@ class YoloTree(_Pairs):
             beside = self.image(image_id).with_suffix(".txt")  # as labelImg and darknet save them
             path = beside if beside.exists() else self._usual(image_id, ".txt")
         return path, read_yolo(path, self.names, size or (1, 1), self.has_keypoints)
+
+    def _unpaired(self) -> tuple[Iterable[str], Iterable[str]]:
+        if self.is_whole:
+            return super()._unpaired()
+        images = list(self.files.values())
+        folders = sorted({os.path.dirname(path) for image in images for path in (image, usual_place(image))})
+        places = [(folder, self.annotation_dir / folder) for folder in folders]
+        found = [(folder, index_by_stem(place, self.suffixes)) for folder, place in places if place.is_dir()]
+        labels = [
+            os.path.join(folder, path.name) for folder, index in found for paths in index.values() for path in paths
+        ]
+        return images, labels
 
     def _unused(self, pairs: Pairs) -> list[str]:
         """Only what is a label for sure: other texts lie in a data set, too, such as lists of splits and a README."""

@@ -1,5 +1,6 @@
 """What looks like a mistake in a data set although each of its files can be read: a sentence each, with file names."""
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -39,7 +40,9 @@ def about_boxes(faults: Collection[BoxFaults], num_kept: int) -> Iterator[str]:
         yield f"{boxes} {why} in {counted(len(files), 'file')}: {shown(files)}; {_WAYS_OUT[why]}"
     twice = [fault.file for fault in faults if fault.repeats]
     if twice:
-        yield f"objects with the same class and box are written twice in {counted(len(twice), 'file')}: {shown(twice)}"
+        objects = counted(sum(fault.repeats for fault in faults), "object")
+        files = counted(len(twice), "file")
+        yield f"{objects} written twice (same class and box) in {files}, counted once: {shown(twice)}; remove copies"
     if lost := total.total():
         yield f"{100 * lost / (lost + num_kept):.1f} % of all boxes are lost"
 
@@ -56,9 +59,10 @@ def about_classes(class_list: Sequence[str], report: SplitReport, split: str, ha
     text = f"{len(none)} of {len(class_list)} classes have no object in '{split}' and so are never found: {shown(none)}"
     examples = {name.replace("_", " ") for name in none} & set(LABELIMG_CLASSES)
     if len(examples) == len(LABELIMG_CLASSES):
+        setting = shlex.quote(f"classList={','.join(used)}")
         text += (
             "; fifteen of them are the examples that labelImg puts first into every classes.txt: leave them out with "
-            f"--set classList={','.join(used)} (the numbers in the labels stay as they are, so keep this classes.txt)"
+            f"--set {setting} (the numbers in the labels stay as they are, so keep this classes.txt)"
         )
     elif has_numbers and len(none) == 1 and len(class_list) > 2 and none[0] in (class_list[0], class_list[-1]):
         place, start = ("first", 1) if none[0] == class_list[0] else ("last", 0)

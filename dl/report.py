@@ -82,7 +82,7 @@ class DataReport:
             ("images without objects (negatives)", [split.without_objects for split in splits]),
             ("  of them without a label file", [split.unlabelled for split in splits]),
             ("objects written twice, counted once", [split.repeats for split in splits]),
-            ("outlines, of which the box is used", [split.outlines for split in splits]),
+            ("polygons, of which the box is used", [split.outlines for split in splits]),
             ("boxes clipped at the image's border", [split.clipped for split in splits]),
             *((f"boxes {why}, dropped", [split.dropped[why] for split in splits]) for why in DROPPED),
             *self._ignored_rows(splits),

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+from dl.files import RAW_SUFFIXES
+
 HEAD_LENGTH = 1024  # bytes of a file that are looked at
 
-_RAW_SUFFIXES = frozenset(".3fr .arw .cr2 .cr3 .crw .dng .nef .nrw .orf .pef .raf .rw2 .srw".split())  # noqa: SIM905
 _CAMERA_RAW = "a camera's raw file, of which only the small preview could be read; develop it to JPEG"
 _VIDEO = "a video; extract its frames as images, e.g. with ffmpeg"
 _ARRAY = "an array, not an image; save it as PNG with 8 or 16 bits"
@@ -34,8 +35,8 @@ _SIGNATURES = tuple(
 
 
 def is_camera_raw(path: Path) -> bool:
-    """By its suffix, for most of these files are TIFF inside, of which Pillow reads the preview without a word."""
-    return path.suffix.lower() in _RAW_SUFFIXES
+    """By its suffix, for most of these files are TIFF inside, of which Pillow would read the small preview."""
+    return path.suffix.lower() in RAW_SUFFIXES
 
 
 def describe_unreadable(path: Path, head: bytes) -> str | None:

@@ -10,6 +10,9 @@ USUAL_NAMES = ("train", "validation", "test", "small")
 VALIDATION_SHARE = 0.15
 TEST_SHARE = 0.15
 
+_FOLDER_WORDS = frozenset(
+    ("images", "image", "imgs", "img", "set", "data", "dataset", "split", "labels", "annotations")
+)
 _ALIASES = {
     "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
 }  # fmt: skip
@@ -33,6 +36,18 @@ def hinted_names(text: str) -> set[str]:
     """The splits that the words of a name speak of: bird_val -> validation, train2017 -> train, classes -> none."""
     words = {canonical_name(word) for word in re.split(r"[^a-z]+", text.lower())}
     return words & {"train", "validation", "test", "trainval"}
+
+
+def split_of_folder(name: str) -> str | None:
+    """The split that a folder is named after: train, val2017, images_test; not train_station or test_site.
+
+    Beside the split's name only numbers and words for any folder may stand.
+    """
+    words = [canonical_name(word) for word in re.split(r"[^a-z0-9]+|(?<=[a-z])(?=[0-9])", name.lower()) if word]
+    named = [word for word in words if word in ("train", "validation", "test", "trainval", "small")]
+    others = [word for word in words if word not in named]
+    is_plain = all(word.isdigit() or word in _FOLDER_WORDS for word in others)
+    return named[0] if len(named) == 1 and is_plain and (named[0] != "small" or not others) else None
 
 
 def make_splits(ids: Iterable[str], seed: int) -> dict[str, tuple[str, ...]]:

@@ -10,6 +10,10 @@ from config.errors import UserError
 from dl.files import IMAGE_SUFFIXES, image_id, walk_files
 
 IMAGE_FOLDERS = ("images", "jpegimages", "image", "imgs", "img")
+ANNOTATION_FOLDERS = ("annotations", "annotation", "xmls", "xml")
+LABEL_FOLDERS = ("labels", "label")
+# Names that say what lies in a folder; an image and its annotation may differ in them.
+KIND_FOLDERS = frozenset((*IMAGE_FOLDERS, *ANNOTATION_FOLDERS, *LABEL_FOLDERS))
 
 
 class ImageTree:

@@ -6,6 +6,7 @@ side by side in one folder; and folders of splits, inside these (`images/train a
 (Roboflow's export `train valid test`, `train/images train/annotations ...`).
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,16 +30,18 @@ from dl.lists import (
     complete_splits,
     draw_splits,
     explicit_splits,
+    folder_splits,
     has_usual,
+    in_no_split,
     listed_splits,
     split_files,
     tree_splits,
 )
-from dl.pairing import ANNOTATION_FOLDERS, Pairs, pair
+from dl.pairing import Pairs, pair
 from dl.readers import VocFolder, VocTree
 from dl.source import DataSource, Search, checked_classes
 from dl.splits import canonical_name
-from dl.tree import IMAGE_FOLDERS, ImageTree
+from dl.tree import ANNOTATION_FOLDERS, IMAGE_FOLDERS, ImageTree
 from ops.text import counted, shown
 
 _HORIZONTAL = "horizontal bounding boxes"  # official MAR20 keeps the oriented ones beside them
@@ -52,6 +55,13 @@ def holds_voc(folder: Path) -> bool:
 def is_named_like_voc(folder: Path) -> bool:
     """Whether the folders have the names, though there may be no xml in them."""
     return None not in (_image_folder_in(folder), _annotation_folder_in(folder))
+
+
+def annotated_images(folder: Path) -> int:
+    """How many xml files of the folder have an image there."""
+    image_dir, annotation_dir = _image_folder_in(folder) or folder, _annotation_folder_in(folder) or folder
+    pairs = pair(walk_files(image_dir, IMAGE_SUFFIXES), walk_files(annotation_dir, XML_SUFFIXES))
+    return len(set(pairs.annotation_of.values()))
 
 
 def lay_out_voc(search: Search) -> DataSource:
@@ -70,7 +80,8 @@ def lay_out_voc(search: Search) -> DataSource:
     images, xml_files = walk_files(image_dir, IMAGE_SUFFIXES), walk_files(annotation_dir, XML_SUFFIXES)
     if not images and not xml_files:
         raise UserError(f"{image_dir}: no images, and no xml files in {annotation_dir}")
-    if _lie_in_folders(pair(images, xml_files), reader):
+    pairs = pair(images, xml_files)
+    if _lie_in_folders(pairs, reader):
         return _from_tree(search, image_dir, annotation_dir)
     below = [path for path in images if "/" in path]
     if below and not is_explicit:
@@ -81,17 +92,23 @@ def lay_out_voc(search: Search) -> DataSource:
 
 
 def _lie_in_folders(pairs: Pairs, reader: VocFolder) -> bool:
-    """Whether more images have their xml by way of folders than directly in the two folders."""
-    flat = len(reader.images.keys() & reader.annotations.keys())
-    in_folders = sum("/" in image or "/" in xml for image, xml in pairs.annotation_of.items())
-    return in_folders > flat or (not reader.images and not flat)
+    """Whether images have their xml by way of folders: of splits, or of any kind where no pair lies without."""
+    if not reader.images.keys() & reader.annotations.keys():
+        return bool(pairs.annotation_of) or not reader.images
+    in_folders = {image: xml for image, xml in pairs.annotation_of.items() if "/" in image or "/" in xml}
+    return bool(folder_splits(in_folders) or folder_splits(in_folders.values()))
 
 
 def _from_tree(search: Search, image_dir: Path, annotation_dir: Path) -> DataSource:
-    tree, xml_files = ImageTree(image_dir), walk_files(annotation_dir, XML_SUFFIXES)
-    splits, files = tree_splits(
-        search.wanted, search.base, tree, {}, search.notes, lambda: pair(tree.paths, xml_files).annotation_of
-    )
+    xml_files = walk_files(annotation_dir, XML_SUFFIXES)
+    everything = walk_files(image_dir, IMAGE_SUFFIXES)
+    annotation_of = pair(everything, xml_files).annotation_of
+    # A folder in which no image has an xml holds something else: painted copies, small copies, unlabelled images.
+    homes = {os.path.dirname(image) for image in annotation_of}
+    tree = ImageTree(image_dir, [image for image in everything if not homes or os.path.dirname(image) in homes])
+    splits, files = tree_splits(search.wanted, search.base, tree, {}, search.notes, lambda: annotation_of)
+    if not search.wanted.subset_map:
+        search.notes.extend(in_no_split(image_dir, everything, {"": tree.paths}))
     classes = _classes(search, annotation_dir, (annotation_dir / path for path in xml_files))
     reader = VocTree(tree, annotation_dir, files)
     return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, "voc", files)
@@ -109,6 +126,7 @@ def _splits(search: Search, reader: VocFolder) -> Splits:
     splits = listed_splits(files, to_id, search.notes)
     if not has_usual(splits, wanted):
         return draw_splits(wanted, base, files, ids, search.notes)
+    search.notes.extend(in_no_split(reader.image_dir, reader.images, splits))
     return complete_splits(splits, wanted, files, search.notes)
 
 

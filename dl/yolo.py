@@ -20,13 +20,12 @@ import numpy as np
 import yaml
 
 from config.errors import UserError
-from dl.annotations import Written, WrittenObject, number_hint
+from dl.annotations import SHARE_TOLERANCE, Written, WrittenObject, number_hint
 from dl.faults import DataFault
 from dl.files import read_text
 
 LABEL_SUFFIXES = frozenset({".txt"})
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
-_TOLERANCE = 0.01  # beyond 0 and 1: boxes that reach a little over the border are clipped, not refused
 _FEWEST_DIGITS, _MOST_DIGITS = 6, 12  # fewer are a writer's stripped zeros, more are float64's own noise
 _NOTHING = ("", "null", "Null", "NULL", "~")
 
@@ -160,7 +159,7 @@ def _numbers(words: list[str], where: str) -> list[float]:
 
 
 def _is_share(value: float) -> bool:
-    return -_TOLERANCE <= value <= 1 + _TOLERANCE
+    return -SHARE_TOLERANCE <= value <= 1 + SHARE_TOLERANCE
 
 
 def _class_name(value: float, names: Mapping[int, str], where: str) -> str:

@@ -48,21 +48,24 @@ def lay_out_yolo(search: Search) -> DataSource:
         above = [annotation_dir.parent] if annotation_dir.name.lower() == "labels" else []  # else it may be anybody's
         homes = [annotation_dir, *above, image_dir, *([base] if base else [])]
         names, where, data_yaml = _names(homes)
-        tree, given = ImageTree(image_dir), {}
+        found = {}
     else:
         assert base is not None, "without folders a data folder was searched"
         names, where, data_yaml = _names([base])
         found = _yaml_splits(data_yaml, base, notes) if data_yaml else {}
         image_dir = annotation_dir = _common_folder(base, found)
-        tree = ImageTree(image_dir)
-        given = {name: _relative(tree, paths) for name, paths in found.items()}
         notes.append(f"YOLO labels: images below {image_dir}, class names in {where}")
+    given = {name: _relative(ImageTree(image_dir), paths) for name, paths in found.items()}
+    # The images of a data.yaml may lie far apart, and what else lies below their common folder belongs to others.
+    is_whole = base is None or base in (image_dir, *image_dir.parents)
+    tree = ImageTree(image_dir, None if is_whole or not given else [path for paths in given.values() for path in paths])
     splits, files = tree_splits(
         search.wanted, base, tree, given, notes, lambda: pair(tree.paths, _label_files(annotation_dir)).annotation_of
     )
     classes = search.class_list if search.class_list is not None else tuple(names.values())
     class_list = checked_classes(classes, "classList" if search.class_list is not None else str(where))
-    reader = YoloTree(tree, annotation_dir, files, names, bool(data_yaml and data_yaml.has_keypoints))
+    has_keypoints = bool(data_yaml and data_yaml.has_keypoints)
+    reader = YoloTree(tree, annotation_dir, files, names, has_keypoints, is_whole)
     return DataSource(image_dir, annotation_dir, class_list, splits, reader, notes, "yolo", files)
 
 

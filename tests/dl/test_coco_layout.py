@@ -208,11 +208,13 @@ def test_images_in_two_splits(plain, config):
 def test_the_format_that_annotates_most_images_wins(plain, config, write_voc, write_image):
     (plain / "images").mkdir()
     assert locate(config(plain)).format == "coco"
+    for name in "abc":
+        write_image(plain / f"images/{name}.jpg")
     write_voc(plain / "annotations/a.xml")
     source = locate(config(plain))
     assert source.format == "coco"
     assert any(
-        "COCO json is read, which annotates 3 images; there is also Pascal VOC xml (1, annotationFormat=voc)" in note
+        "read: COCO json (images annotated: 3); not read: Pascal VOC xml (1, annotationFormat=voc)" in note
         for note in source.notes
     )
     for name in "bc":

@@ -1,4 +1,6 @@
+import os
 import shutil
+import sys
 
 import pytest
 
@@ -322,17 +324,17 @@ def test_images_outside_the_folders_of_splits_are_counted(config, tmp_path, writ
     assert "1 image in no split, which nothing uses: unlabelled/d.jpg" in source.notes
 
 
-def test_validation_and_test_folders_without_train_are_not_trained_on(config, tmp_path, write_image, write_voc):
+def test_beside_folders_for_validation_and_test_the_other_images_are_train(config, tmp_path, write_image, write_voc):
     base = tmp_path / "data"
-    for name in ("val/a", "test/b", "rest/c", "rest/d", "rest/e"):
+    for name in ("val/a", "test/b", "rest/c", "d", "e"):
         write_image(base / f"images/{name}.jpg")
         write_voc(base / f"annotations/{name}.xml")
-    assert locate(config(base)).splits == {"validation": ("a",), "test": ("b",)}
-    with pytest.raises(UserError, match="split 'train' does not exist"):
-        check_data(config(base), ["train"])
+    assert locate(config(base)).splits == {"train": ("d", "e", "c"), "validation": ("a",), "test": ("b",)}
 
 
-@pytest.mark.parametrize("folders", [("cam1", "cam2"), ("small", "large"), ("test_site", "other_site")])
+@pytest.mark.parametrize(
+    "folders", [("cam1", "cam2"), ("small", "large"), ("test_site", "train_site"), ("train_station", "harbour")]
+)
 def test_folders_that_are_no_splits(config, tmp_path, write_image, write_voc, folders):
     base = tmp_path / "data"
     for number in range(12):
@@ -340,6 +342,118 @@ def test_folders_that_are_no_splits(config, tmp_path, write_image, write_voc, fo
         write_voc(base / f"annotations/{folders[number % 2]}/{number}.xml")
     source = locate(config(base))
     assert {name: len(ids) for name, ids in source.splits.items()} == {"train": 8, "validation": 2, "test": 2}
+
+
+def test_one_folder_called_train_among_others_is_doubtful(config, tmp_path, write_image, write_voc):
+    """It may be a class (the vehicle) or a place."""
+    base = tmp_path / "data"
+    for name in ("train/a", "car/b", "car/c", "bus/d"):
+        write_image(base / f"images/{name}.jpg")
+        write_voc(base / f"annotations/{name}.xml")
+    with pytest.raises(UserError, match=r"folders of train look like splits, but 3 of 4 .* lie elsewhere .*subsetMap"):
+        locate(config(base))
+
+
+def test_exact_and_longer_names_are_splits_side_by_side(config, tmp_path, write_image, write_voc):
+    base = tmp_path / "data"
+    for name in ("train/a", "val2017/b", "test_images/c"):
+        write_image(base / f"images/{name}.jpg")
+        write_voc(base / f"annotations/{name}.xml")
+    assert locate(config(base)).splits == {"train": ("a",), "validation": ("b",), "test": ("c",)}
+
+
+def test_a_list_wins_over_a_folder(config, tmp_path, write_image, write_voc):
+    base = tmp_path / "data"
+    for name in ("train/a", "train/b", "test/c", "test/d"):
+        write_image(base / f"images/{name}.jpg")
+        write_voc(base / f"annotations/{name}.xml")
+    (base / "splits").mkdir()
+    (base / "splits/test.txt").write_text("c\n")
+    source = locate(config(base))
+    assert source.splits["test"] == ("c",)
+    assert sorted(source.splits["train"] + source.splits["validation"]) == ["a", "b"]
+    assert "1 image in no split, which nothing uses: test/d.jpg" in source.notes
+
+
+def test_pictures_of_runs_and_copies_below_the_data_folder_are_no_images_of_it(
+    config, tmp_path, write_image, write_voc
+):
+    for layout in ("{split}", "images/{split}"):
+        base = tmp_path / layout[:2]
+        for split, name in (("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")):
+            write_image(base / layout.format(split=split) / f"{name}.jpg")
+            write_voc(base / layout.format(split=split).replace("images", "annotations") / f"{name}.xml")
+        for extra in ("runs/detect/train/results.png", f"{layout.format(split='train')}/painted/a.jpg"):
+            write_image(base / extra)
+        source = locate(config(base))
+        assert {name: len(ids) for name, ids in source.splits.items()} == {"train": 2, "validation": 1, "test": 1}
+        check_data(config(base), list(source.splits))
+
+
+def test_a_link_that_is_named_like_a_split(config, tmp_path, write_image, write_voc):
+    """Many data sets have no test images of their own."""
+    base = tmp_path / "data"
+    for name in ("train/a", "train/b", "val/c"):
+        write_image(base / f"images/{name}.jpg")
+        write_voc(base / f"annotations/{name}.xml")
+    (base / "images/test").symlink_to("val")
+    assert locate(config(base)).splits == {"train": ("a", "b"), "validation": ("c",), "test": ("c",)}
+    assert check_data(config(base), ["train", "validation", "test"]).report.copies == ()
+
+
+def test_a_json_that_is_not_cocos_beside_voc(three_splits, config):
+    for text in ('{"images": 8, "annotations": 8, "categories": 1}', '{"images": [{"id": 1'):
+        (three_splits / "annotations/stats.json").write_text(text)
+        source = locate(config(three_splits))
+        assert (source.format, source.splits) == ("voc", EXPECTED)
+        assert any(note.startswith("not read: ") and "stats.json" in note for note in source.notes)
+
+
+def test_mar20_beside_a_part_of_it_in_another_format(make_folder, config, write_image):
+    names = [str(number) for number in range(8)]
+    base = make_folder(
+        {"train": names[:6], "test": names[6:]},
+        images="JPEGImages",
+        annotations="Annotations/Horizontal Bounding Boxes",
+        lists="ImageSets/Main",
+        classes=(),
+    )
+    (base / "labels").mkdir()
+    (base / "labels/1.txt").write_text("0 .5 .5 .2 .2\n")
+    (base / "classes.txt").write_text("cat\n")
+    (base / "images").symlink_to("JPEGImages")
+    assert locate(config(base)).format == "voc"
+
+
+def test_images_that_no_list_names_are_counted(three_splits, config, write_image, write_voc):
+    write_image(three_splits / "images/extra.jpg")
+    write_voc(three_splits / "annotations/extra.xml")
+    assert "1 image in no split, which nothing uses: extra" in locate(config(three_splits)).notes
+
+
+def test_a_link_to_itself(three_splits, config):
+    (three_splits / "loop").symlink_to("loop")
+    assert locate(config(three_splits)).splits == EXPECTED
+
+
+def test_a_folder_that_cannot_be_read(three_splits, config, monkeypatch):
+    scan = os.scandir
+
+    def scandir(path="."):
+        if str(path) == str(three_splits / "annotations"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=rf"{three_splits}/annotations: the folder cannot be read \(Permission denied"):
+        locate(config(three_splits))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
+def test_a_name_that_is_not_utf_8(three_splits, config):
+    os.rename(three_splits / "images/a.jpg", os.fsencode(three_splits / "images") + b"/\xb7\xc9.jpg")
+    with pytest.raises(UserError, match=r"the file name b'.*' is not UTF-8; rename it"):
+        locate(config(three_splits))
 
 
 def test_a_list_of_every_image_and_lists_of_one_class_are_no_splits(make_folder, config):
@@ -361,7 +475,7 @@ def test_links_to_folders_of_the_data_set(three_splits, config, link):
     (three_splits / link).symlink_to(three_splits if link == "latest" else three_splits / "images")
     source = locate(config(three_splits))
     assert source.splits == before.splits
-    assert f"{three_splits / link} is a link to a folder that is read already" in source.notes
+    assert f"{three_splits / link}: this link is not followed; its folder is read once" in source.notes
 
 
 def test_a_link_beside_the_data_set_is_no_second_one(make_folder, config, tmp_path):

@@ -156,10 +156,7 @@ def test_the_format_that_is_taken_and_the_one_that_is_asked_for(scenes, tmp_path
     base = write_ultralytics(write_coco(tmp_path / "data", scenes), scenes)
     source = locate(config(base))
     assert source.format == "coco"
-    assert (
-        "COCO json is read, which annotates 8 images; there is also YOLO labels (8, annotationFormat=yolo)"
-        in source.notes[0]
-    )
+    assert "read: COCO json (images annotated: 8); not read: YOLO labels (8, annotationFormat=yolo)" in source.notes[0]
     assert locate(config_as("yolo", base)).format == "yolo"
     write_voc_copy(base, scenes)
     assert [locate(config_as(name, base)).format for name in ("auto", "voc", "coco", "yolo")] == [

@@ -39,14 +39,16 @@ def test_a_range_that_is_given_and_what_is_brighter():
 def test_a_few_bright_images_are_named():
     images = {str(number): facts(3800) for number in range(40)} | {"dead": facts(65535)}
     (note,) = image_notes(images, 65535, is_given=False)
-    assert note.endswith("scaled by 65535; only 1 need so many (dead): where they are faulty, pixelMax=4095")
+    assert note.endswith(
+        "scaled by 65535; only 1 file need it (dead); if they have defective pixels, set pixelMax=4095"
+    )
     images |= {f"also{number}": facts(65535) for number in range(3)}  # 4 of 44 are no exception
     assert "faulty" not in image_notes(images, 65535, is_given=False)[0]
 
 
 def test_weights_that_know_no_range():
     (note,) = image_notes({"a": facts(3800)}, None)
-    assert note.startswith("1 images have 16 bits: each is scaled by the range that it uses")
+    assert note.startswith("1 image of 16 bits: each is scaled by the range that it uses")
 
 
 def test_frames():
