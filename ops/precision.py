@@ -37,6 +37,11 @@ def float32_island(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+def has_bfloat16() -> bool:
+    """Does oneDNN compute in bfloat16 on this processor? Builds without oneDNN, as on Apple's processors, do not."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def half_types(device: torch.device) -> tuple[torch.dtype, ...]:
     """The half precisions the device has, the better one first; empty when it has none.
 
@@ -46,9 +51,7 @@ def half_types(device: torch.device) -> tuple[torch.dtype, ...]:
     if device.type == "cuda":
         has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
         return (torch.bfloat16, torch.float16) if has_bfloat16 else (torch.float16,)
-    if not torch.backends.mkldnn.is_available():  # builds without oneDNN, as on Apple's processors
-        return ()
-    return (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
+    return (torch.bfloat16,) if has_bfloat16() else ()
 
 
 def pick_precision(

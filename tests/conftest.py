@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -38,15 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    reported = config.getoption("--bfloat16")
-    if reported is None:
-        return
-    if reported == "absent":  # oneDNN reads it once: here, and in the processes that tests start
+    if config.getoption("--bfloat16") == "absent":  # oneDNN reads it once, also in the processes that tests start
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
-    import torch
-
-    # The one place where Mars asks (ops.precision.half_types). Arithmetic in bfloat16 works on every processor.
-    torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: reported == "present"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,13 +60,30 @@ def _libraries_as_they_are() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_clock_chooses() -> None:
-    """precision=auto times each type for a second: here each has a fixed time, and half precision is the faster."""
+def _precision_is_told(pytestconfig: pytest.Config) -> None:
+    """Whether the processor has bfloat16, where --bfloat16 says so. precision=auto does not time for two seconds: each
+    type has a fixed time, and half precision is the faster. Arithmetic in bfloat16 works on every processor.
+    """
     import torch
 
     import ops.precision
 
+    if reported := pytestconfig.getoption("--bfloat16"):
+        ops.precision.has_bfloat16 = lambda: reported == "present"
     ops.precision._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
+
+
+@pytest.fixture(scope="module")
+def narrow_nano() -> Iterator[None]:
+    """Phase nano with all of its layers and a quarter of their channels: for tests of what happens around a network.
+
+    A training of a few steps takes half as long, most of which goes into checkpoints.
+    """
+    from model.base.scales import SCALES, Scale
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCALES, "nano", Scale(depth=0.33, width=1 / 16, max_channels=1024))
+        yield
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from config.load import parse_settings
 from model import YoloModel
 from model.keys import their_key
 
+pytestmark = pytest.mark.usefixtures("narrow_nano")
+
 XML = """<annotation><size><width>64</width><height>64</height><depth>3</depth></size>
 <object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>
 </annotation>"""

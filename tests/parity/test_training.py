@@ -145,9 +145,7 @@ class Supplied:
         random = torch.Generator().manual_seed(index)
         length = 10 * (0.3 + 2 * torch.rand((), generator=random))
         flat = torch.randn(self.count, generator=random) * length / math.sqrt(self.count)
-        parts = flat.split([shape.numel() for shape in self.shapes.values()])
-        gradients = {name: part.view(self.shapes[name]) for name, part in zip(self.shapes, parts, strict=True)}
-        return torch.stack([(parameters[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
+        return torch.cat([parameters[name].flatten() for name in self.shapes]) @ flat
 
 
 class SuppliedLoss(DetectionLoss):

@@ -64,7 +64,12 @@ def squares_config(squares, tmp_path):
     return partial(config_of, squares, tmp_path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def _narrow(narrow_nano):
+    """The tests here are about what happens around a network."""
+
+
+@pytest.fixture(scope="module")
 def trained_teacher(squares, tmp_path_factory):
     """The folder of a run of one epoch that students may learn from; they only read it."""
     return Trainer(config_of(squares, tmp_path_factory.mktemp("teacher"), "teacher", maxEpoch=1)).run().path
