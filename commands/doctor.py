@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
         return _replay(Path(args.replay).expanduser().absolute(), settings)
     # As if afresh: what an older run in the folder remembers of its data is neither read nor written.
     args = argparse.Namespace(**{**vars(args), "nobuf": True})
-    mcfg = with_pixel_max(find_data(args, load(args, settings), settings), None)
+    mcfg = find_data(args, load(args, settings), settings)
     folder = RunFolder.of(mcfg).path / FOLDER
+    mcfg = with_pixel_max(mcfg, _begun_config(mcfg))
     if mcfg.modelName == "distillation":
         teacher_file(mcfg)  # before minutes are spent on the data
     keep_log(folder / "mars.log")
@@ -53,6 +55,13 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     finally:
         write_whole(folder / REPORT, "".join(f"{finding}\n" for finding in findings))
     return int(any(finding.level == WRONG for finding in findings))
+
+
+def _begun_config(mcfg: ModelConfig) -> dict[str, Any] | None:
+    """The config of the run that would go on; None without one, and where it cannot be read, which a finding says."""
+    with suppress(UserError):
+        return RunFolder.of(mcfg).begun_config()
+    return None
 
 
 def _examined(mcfg: ModelConfig, folder: Path, quiet: bool) -> Iterator[Finding]:

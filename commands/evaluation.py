@@ -44,6 +44,7 @@ def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, da
     log.log(RESULT, "\n%s", ap_table(result))
     result.save(place / METRICS)
     result.save_detections(place, evaluator.class_names)
+    folder.keep_results_of_another(split)
     for file in EVAL_FILES:
         copy_whole(place / file, folder.eval / file)
     if mcfg.paintImages:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from commands.setup import refuse_in_data
+from commands.setup import image_folders, refuse_in_data, refuse_run_in_data
 from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
 from config.mconfig import ModelConfig
 from eval.predict import PAINTED, Job, find_images, new_folder, predict_files, refuse_other_files
@@ -50,9 +50,9 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
 def _refuse_place(mcfg: ModelConfig, weights: Path, data: str | None, out: Path | None) -> None:
     """Raise `UserError` when painted copies would lie where training images are read, or among other files."""
     begun = read_weights(weights).config or {}
-    folders = [data, begun.get("dataDir") or begun.get("imageDir")]
+    folders = [data, begun.get("dataDir"), *image_folders(begun)]
     if out is None:
         RunFolder.of(mcfg).refuse_foreign()
-        refuse_in_data(mcfg.run_dir, folders, f"root={mcfg.root}", "--root")
+        refuse_run_in_data(mcfg, folders, ", or give a folder outside of it with --out")
     else:
-        refuse_in_data(out, folders, f"--out {out}", "--out")
+        refuse_in_data(out, folders, f"--out {out}", "give a folder outside of it with --out")

@@ -5,6 +5,7 @@ What needs torch is imported where it is used, so that a mistake in the command 
 
 import argparse
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,30 +40,57 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
 
     RunFolder.of(mcfg).refuse_foreign()
 
-    refuse_in_data(mcfg.run_dir, (mcfg.dataDir, mcfg.imageDir), f"root={mcfg.root}", "--root")
+    refuse_run_in_data(mcfg, (mcfg.dataDir, mcfg.imageDir))
     if mcfg.drawnScenes and mcfg.dataDir:
         _draw_scenes(mcfg.dataDir, mcfg.drawnScenes, args.quiet)
     source = locate(mcfg)
+    found = as_overrides(source)
+    refuse_run_in_data(mcfg, image_folders(found))  # a data.yaml may name images outside of the data folder
     for note in source.notes:
         log.info("%s", note)
-    values = {**as_overrides(source), **settings}
+    values = {**found, **settings}
     has_small, has_train = (find_split(name, source.splits) is not None for name in ("small", "train"))
     if mcfg.trainSplitName == "small" and has_train and (is_small_drawn(mcfg, settings) or not has_small):
         small = _draw_small(load(args, values), args.quiet)
-        values["subsetMap"] = {**as_overrides(source)["subsetMap"], "small": small}
+        values["subsetMap"] = {**found["subsetMap"], "small": small}
     return load(args, values)
 
 
-def refuse_in_data(place: Path, folders: Iterable[str | None], what: str, option: str) -> None:
+def image_folders(config: Mapping[str, Any]) -> list[str]:
+    """Every folder that holds an image of a split, by imageDir and subsetMap; imageDir alone where no split is known.
+
+    `config`: the overrides that were found, or the config of a run as plain values. Without imageDir: none.
+    """
+    image_dir, splits = config.get("imageDir"), config.get("subsetMap") or {}
+    if image_dir is None:
+        return []
+    below = {os.path.dirname(image) for images in splits.values() for image in images} or {""}
+    return sorted(os.path.join(image_dir, folder) for folder in below)
+
+
+def refuse_run_in_data(mcfg: ModelConfig, folders: Iterable[str | None], way_out: str = "") -> None:
+    """Raise `UserError` when the run's folder lies in a folder of data. `way_out`: another one, after a comma."""
+    from train.runfolder import RunFolder
+
+    run = mcfg.run_dir
+    if RunFolder.of(mcfg).has_checkpoint():
+        advice = f"move the folder {run} out of the data and name its new place with --root{way_out}"
+    else:
+        advice = f"give a folder outside of it with --root{way_out}"
+    refuse_in_data(run, folders, f"root={mcfg.root}", advice)
+
+
+def refuse_in_data(place: Path, folders: Iterable[str | None], what: str, advice: str) -> None:
     """Raise `UserError` when `place`, to which pictures are written, lies in a folder of data or is one.
 
     Else painted copies would be found there as images of the data set. Links are followed. Data may lie below root.
+    `what` the user gave starts the message, `advice` ends it.
     """
     for folder in filter(None, folders):
         if place.resolve().is_relative_to(Path(folder).expanduser().resolve()):
             raise UserError(
                 f"{what}: {place} lies in the data folder {folder}, so painted images there would be read as data; "
-                f"give a folder outside of it with {option}"
+                f"{advice}"
             )
 
 

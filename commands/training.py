@@ -1,6 +1,5 @@
 """`train`, and the training of `pipe`."""
 
-import json
 import logging
 import os
 import shlex
@@ -10,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands.setup import check, log_report
-from config.load import CODE_DIR, DEFAULT_CFGNAME
+from commands.setup import check, load, log_report
+from config.load import CODE_DIR, DEFAULT_CFGNAME, parse_settings
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
 from dl.lessons import splits_to_train
@@ -45,7 +44,7 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
         _warn_without_figures(mcfg, data)
         # Whatever is wrong so far leaves an older run where it is.
         trainer = Trainer(mcfg, data, quiet=quiet, trace_first=trace)
-        lock.hold()  # again, should somebody have moved the folder by hand meanwhile
+        lock.hold()  # again, because the folder may have been moved
         aside = folder.move_aside() if mcfg.nobuf else None
         lock.hold()  # of the new folder; refused when another start was faster
         keep_log(folder.log)
@@ -85,21 +84,35 @@ def report_cut_short(mcfg: ModelConfig, args: Namespace, arguments: Sequence[str
 def cut_short(mcfg: ModelConfig) -> str | None:
     """How much of a finished training trainMinutes left out; None when nothing.
 
-    `mcfg`: the config of the command, with all epochs; the run's folder tells how many were trained.
+    `mcfg`: the config of the command, with all epochs. The newest checkpoint says how many were trained: a config.json
+    may be missing, or may be newer than the weights.
     """
-    trained = json.loads(RunFolder.of(mcfg).config.read_text(encoding="utf-8"))["maxEpoch"]
-    return verdict(trained - mcfg.startEpoch, mcfg.maxEpoch - mcfg.startEpoch)
+    trained = RunFolder.of(mcfg).begun_config()
+    if trained is None:  # no whole checkpoint
+        return None
+    return verdict(trained["maxEpoch"] - mcfg.startEpoch, mcfg.maxEpoch - mcfg.startEpoch)
 
 
-def command_to_continue(mcfg: ModelConfig, args: Namespace, arguments: Sequence[str]) -> str:
-    """The user's own command, for a shell in this folder, without a time limit and without starting afresh."""
+def command_to_continue(mcfg: ModelConfig, args: Namespace, arguments: Sequence[str], name: str | None = None) -> str:
+    """The user's own command, for a shell in this folder, without a time limit and without starting afresh.
+
+    `name`: a new --name, which replaces the one in `arguments`.
+    """
     words = [word for word in arguments if word not in ("--nobuf", "-nobuf")]
     if args.cfgname is None:
         words.append(DEFAULT_CFGNAME)
     if args.root is None and "MARS_ROOT" in os.environ:  # may have been set for that one command
         words += ["--root", mcfg.root]
+    if name is not None:
+        words += ["--name", name]  # the last one counts
     program = [_from_here(Path(sys.executable)), _from_here(CODE_DIR / "mars.py")]
-    return shlex.join([*program, *words, "--set", "trainMinutes=none"])
+    return shlex.join([*program, *words, "--set", *_sets_nobuf(args), "trainMinutes=none"])
+
+
+def _sets_nobuf(args: Namespace) -> list[str]:
+    """The setting that is needed where the recipe or --set, not only the flag, starts afresh: else the run is lost."""
+    without_flag = load(Namespace(**{**vars(args), "nobuf": False}), parse_settings(args.set))
+    return ["nobuf=no"] if without_flag.nobuf else []
 
 
 def _from_here(path: Path) -> str:

@@ -170,6 +170,16 @@ def test_a_run_that_was_cut_short_says_so_and_how_to_continue(run, folder, mode,
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize("config", [None, {"maxEpoch": 99}])
+def test_the_weights_not_config_json_say_how_much_was_cut_short(run, folder, trained, config):
+    """config.json is gone, or newer than the weights; the run of the fixture has one epoch."""
+    (folder / "config.json").unlink()
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    status, out, _ = run("train", "--set", "maxEpoch=3", "trainMinutes=1000")
+    assert (status, "trained 1 of 3 epochs; this is not a meaningful result; continue with: " in out) == (0, True)
+
+
 def test_without_a_limit_there_is_nothing_to_continue(run):
     assert "continue with" not in run("train", "--set", "maxEpoch=1")[1]
     assert "continue with" not in run("train", "--set", "maxEpoch=2", "trainMinutes=1000", "--nobuf")[1]
@@ -185,6 +195,8 @@ def test_without_a_limit_there_is_nothing_to_continue(run):
         (["-nobuf", "-train", "demo.nano", "--set", "runName=it's", "trainMinutes=1"],
          ["-train", "demo.nano", "--set", "runName=it's", "trainMinutes=1"]),
         (["voc.nano", "--data", "a; rm", "--root=../x y"], ["voc.nano", "--data", "a; rm", "--root=../x y"]),
+        (["demo.nano", "--set", "nobuf=yes"], ["demo.nano", "--set", "nobuf=yes", "--set", "nobuf=no"]),
+        (["demo.nano", "--nobuf", "--set", "nobuf=yes"], ["demo.nano", "--set", "nobuf=yes", "--set", "nobuf=no"]),
     ],
 )  # fmt: skip
 def test_the_command_to_continue_is_the_users_own(monkeypatch, arguments, expected):
@@ -193,12 +205,13 @@ def test_the_command_to_continue_is_the_users_own(monkeypatch, arguments, expect
     before = {**vars(args), "nobuf": False}
     mcfg = load(args, parse_settings(args.set))
     words = continued(f"; continue with: {command_to_continue(mcfg, args, arguments)}")
-    assert words == [*expected, "--set", "trainMinutes=none"]
+    assert words == [*expected, *([] if expected[-1] == "nobuf=no" else ["--set"]), "trainMinutes=none"]
     after = vars(read_arguments(words))
     for name in ("mode", "root", "data", "name", "quiet", "nobuf"):
         assert after[name] == before[name], name
     assert load(read_arguments(words), parse_settings(after["set"])).run_dir == mcfg.run_dir
     assert parse_settings(after["set"])["trainMinutes"] is None
+    assert not load(read_arguments(words), parse_settings(after["set"])).nobuf
 
     monkeypatch.setenv("MARS_ROOT", "/elsewhere")
     words = continued(f"; continue with: {command_to_continue(load(args, {}), args, arguments)}")
@@ -355,6 +368,58 @@ def test_a_root_or_a_run_in_the_data_is_refused_before_anything_is_written(run, 
             assert (status, err.count("\n")) == (2, 1)
             assert (" lies in the data folder " in err and "--root" in err) or "is not the folder of a run" in err
     assert sorted(squares.rglob("*")) == before
+
+
+@pytest.mark.parametrize("image", ["0.jpg", "train/0.jpg"])
+def test_a_root_among_images_outside_of_the_data_folder_is_refused(run, squares, tmp_path, image):
+    """data.yaml names images elsewhere; a root beside their folders is no fault."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir()
+    files = [elsewhere / "images" / image.replace("0", str(number)) for number in range(4)]
+    for number, file in enumerate(files):
+        label = elsewhere / "labels" / file.relative_to(elsewhere / "images").with_suffix(".txt")
+        for path in (file, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(squares / f"images/{number}.jpg", file)
+        label.write_text(f"{number % 2} 0.5 0.5 0.4 0.4\n")
+    for name, half in {"train": files[:2], "val": files[2:]}.items():
+        (data / f"{name}.txt").write_text("".join(f"{file}\n" for file in half))
+    (data / "data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [blue, red]\n")
+    before, folder = sorted(tmp_path.rglob("*")), files[0].parent
+    for root in (folder, folder / "runs"):
+        for mode in ("train", "doctor"):
+            status, _, err = run(mode, "--data", str(data), "--root", str(root))
+            assert (status, err.count("\n"), f"lies in the data folder {folder}" in err) == (2, 1, True), err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run("train", "--data", str(data), "--root", str(elsewhere / "runs"), "--set", "maxEpoch=1")[0] == 0
+
+
+def test_a_run_that_lies_in_the_data_is_to_be_moved(run, squares, one_epoch, folder):
+    place = squares / "runs"
+    shutil.copytree(one_epoch, place)
+    try:
+        status, _, err = run("train", "--root", str(place))
+        assert (status, f"move the folder {place / folder.name} out of the data" in err, "--root" in err) == (
+            2,
+            True,
+            True,
+        )
+        status, _, err = run("predict", str(squares / "images"), "--root", str(place))
+        assert (status, "move the folder" in err, "--out" in err) == (2, True, True)
+    finally:
+        shutil.rmtree(place)
+
+
+def test_eval_of_another_split_keeps_the_results_of_an_older_version(run, folder, trained):
+    """That wrote the results of the test split into eval alone."""
+    assert run("eval", "--set", "paintImages=no")[0] == 0
+    of_test = {name: (folder / "eval/test" / name).read_bytes() for name in RESULTS}
+    shutil.rmtree(folder / "eval/test")
+    assert run("eval", "--split", "validation", "--set", "paintImages=no")[0] == 0
+    assert {name: (folder / "eval/test" / name).read_bytes() for name in RESULTS} == of_test
+    assert json.loads((folder / "eval/metrics.json").read_text())["split"] == "validation"
+    assert run("eval", "--split", "train", "--set", "paintImages=no")[0] == 0
+    assert {name: (folder / "eval/test" / name).read_bytes() for name in RESULTS} == of_test
 
 
 @pytest.mark.parametrize("words", [("train",), ("train", "--nobuf"), ("pipe", "--nobuf"), ("doctor",)])

@@ -115,6 +115,15 @@ def test_a_resumed_run_keeps_it_whatever_the_images_have_become(base, capsys, ev
     assert "pixelMax: 4095 then, 1023 now" in capsys.readouterr().err
 
 
+def test_the_doctor_takes_the_range_of_the_run(base, capsys):
+    """The images have become darker, and the run goes on: so its folder is not wrong."""
+    for number in range(2):
+        write(base / "data", f"train{number}", 700)
+    call(base, "doctor", "maxEpoch=2")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " folder: " in line]
+    assert line.startswith("ok") and "maxEpoch 1 -> 2" in line
+
+
 def test_checkpoints_of_older_versions_scaled_by_16_bits(base, evaluated):
     for path in (base / NAME / "weights").glob("*.pth"):
         checkpoint = load_checkpoint(path)

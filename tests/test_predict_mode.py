@@ -183,6 +183,17 @@ def test_results_do_not_go_into_the_data(make_run, photos, predict, tmp_path, ro
     assert len(list(photos.iterdir())) == 3
 
 
+def test_results_do_not_go_among_images_that_the_weights_name(make_run, photos, predict, tmp_path, root):
+    """The images of the training lay outside of its data folder; a folder beside them takes the results."""
+    make_run(
+        "voc.nano.full-cats", data=str(tmp_path / "data"), imageDir=str(tmp_path), subsetMap={"train": ["photos/a"]}
+    )
+    assert photos == tmp_path / "photos"
+    status, _, err = predict("voc.nano.full", photos, "--out", photos / "found")
+    assert (status, f"lies in the data folder {photos}" in err) == (2, True)
+    assert predict("voc.nano.full", photos, "--out", tmp_path / "found")[0] == 0
+
+
 def test_no_pictures_when_none_are_wanted(make_run, photos, predict, tmp_path):
     make_run("voc.nano.full-cats")
     assert predict("voc.nano.full", photos, "--out", tmp_path / "out", "--set", "paintImages=no")[0] == 0

@@ -62,10 +62,28 @@ class RunFolder:
     def results_of(self, split: str) -> Path:
         """The folder to read the results of a split from: `eval_of`, or what an earlier version wrote into `eval`."""
         folder = self.eval_of(split)
+        return self.eval if not folder.is_dir() and self._split_in_eval() == split else folder
+
+    def keep_results_of_another(self, split: str) -> None:
+        """Move the results in `eval` to the folder of their split, unless they are of `split` or lie there already.
+
+        Earlier versions wrote the results of one split into `eval` alone; those of `split` are about to replace them.
+        """
+        earlier = self._split_in_eval()
+        if earlier is None or earlier == split or (self.eval_of(earlier) / METRICS).exists():
+            return
+        with complaining(self.eval):
+            self.eval_of(earlier).mkdir(exist_ok=True)
+            for name in reversed(EVAL_FILES):  # the figures last: they name the split to a move that was stopped
+                if (self.eval / name).exists():
+                    (self.eval / name).rename(self.eval_of(earlier) / name)
+
+    def _split_in_eval(self) -> str | None:
+        """The split whose results lie in `eval` itself; None where there are none that can be read."""
         with suppress(OSError, ValueError, TypeError, KeyError):
-            if not folder.is_dir() and json.loads((self.eval / METRICS).read_bytes())["split"] == split:
-                return self.eval
-        return folder
+            split = json.loads((self.eval / METRICS).read_bytes())["split"]
+            return split if isinstance(split, str) else None
+        return None
 
     def refuse_foreign(self) -> None:
         """Raise `UserError` when the folder holds files, but none by which it is known as the folder of a run.
