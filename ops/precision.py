@@ -49,8 +49,8 @@ def half_types(device: torch.device) -> tuple[torch.dtype, ...]:
     timing that tells. float16 needs a gradient scaler, which Mars has on CUDA only.
     """
     if device.type == "cuda":
-        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
-        return (torch.bfloat16, torch.float16) if has_bfloat16 else (torch.float16,)
+        is_ampere = torch.cuda.get_device_capability(device) >= (8, 0)  # or later
+        return (torch.bfloat16, torch.float16) if is_ampere else (torch.float16,)
     return (torch.bfloat16,) if has_bfloat16() else ()
 
 
