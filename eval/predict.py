@@ -216,9 +216,9 @@ def _detect(
     done = 0
     for read in _read_ahead(ids, job):
         done += len(read)
-        good = {path: one for path, one in read.items() if isinstance(one, _Read)}
-        samples = {path: one.sample for path, one in good.items()}
-        summary.peculiar |= {ids[path]: one.facts for path, one in good.items() if one.facts.is_peculiar}
+        good = {path: image for path, image in read.items() if isinstance(image, _Read)}
+        samples = {path: image.sample for path, image in good.items()}
+        summary.peculiar |= {ids[path]: image.facts for path, image in good.items() if image.facts.is_peculiar}
         summary.broken += [str(fault) for fault in read.values() if isinstance(fault, DataFault)]
         if samples:
             yield from zip(samples, predictor(collate(list(samples.values()))), strict=True)
