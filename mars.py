@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     start_log(args.quiet or args.mode == "doctor")  # whose every line begins with ok, look or wrong
     log.debug("python mars.py %s", shlex.join(arguments))
     if mcfg is None:
-        return _run_of_its_own(args, settings)
+        return _run_of_its_own(args, settings, arguments)
     if args.mode == "eval":
         from commands.evaluation import evaluate
         from commands.weights import as_trained, weights_of
@@ -112,7 +112,7 @@ def _page_of(error: FloatingPointError) -> str:
     return error.page if isinstance(error, BadStep) else ""
 
 
-def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any]) -> int:
+def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any], arguments: Sequence[str]) -> int:
     if args.mode == "doctor":
         from commands.doctor import doctor
 
@@ -136,7 +136,7 @@ def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     elif args.mode == "incremental":
         from commands.incremental import incremental
 
-        incremental(args, settings)
+        incremental(args, settings, arguments)
     else:
         from commands.backbone import convert_backbone
 

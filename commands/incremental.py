@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from commands.evaluation import evaluate
 from commands.setup import check, find_data, is_small_drawn, load
-from commands.training import cut_short, train
+from commands.training import command_to_continue, cut_short, train
 from config.errors import UserError
 from config.fields import nearest
 from config.frozen import FrozenDict
@@ -31,6 +31,7 @@ from train.start import weights_at
 log = logging.getLogger("mars")
 
 STUDENT, REPLAYING_STUDENT = "distillation", "both"
+_DEFAULT_CFGNAME = DEFAULT_CFGNAME.rpartition(".")[0]
 REPLAYED_OF_EACH = 10  # images of a base class, where a way replays and the recipe does not say how many
 TABLE, PLOT = "table.txt", "base-novel.png"
 TRAINING = ("training", "schedule")  # what a field alters that joint training has in common with its teacher
@@ -93,15 +94,14 @@ def wanted_ways(text: str | None, novel_only: bool) -> list[str]:
     return names
 
 
-def incremental(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def incremental(args: argparse.Namespace, settings: dict[str, Any], arguments: Sequence[str]) -> None:
     """Train what is not trained yet, evaluate, and write table, figures and plot into `ROOT/NAME.incremental`."""
     study = Study(args, settings)
     study.train_teacher()
     ways = {name: [study.learn(name, draw) for draw in study.draws_of(name)] for name in study.wanted}
     log.log(RESULT, "\n%s", study.write(ways))
     if study.cut_short:
-        runs, way_out = "\n".join(study.cut_short), "--name NAME --set trainMinutes=none trains all of them completely"
-        log.log(RESULT, "\n%s\n%s", runs, way_out)
+        log.log(RESULT, "\n%s\n%s", "\n".join(study.cut_short), study.how_to_continue(arguments))
 
 
 class Study:
@@ -111,7 +111,7 @@ class Study:
         """`settings` are those of every run, `of_teacher` those of the teacher and of joint training instead."""
         self.wanted = wanted_ways(args.ways, args.novel_only)
         self.args, self.settings = args, settings
-        cfgname = args.cfgname or DEFAULT_CFGNAME.rpartition(".")[0]
+        cfgname = args.cfgname or _DEFAULT_CFGNAME
         self.prefix = load(self._stage(cfgname, args.name), {**settings, "replayImages": 0}).runName
         self.teacher_stage, self.student_stage = (self._stage(f"{cfgname}.{tag}") for tag in ("teacher", STUDENT))
         of_teacher = {**(settings if of_teacher is None else of_teacher), "replayImages": 0}
@@ -177,7 +177,7 @@ class Study:
         if set(trained_on) != set(self.base or ()):
             raise UserError(
                 f"baseClasses={','.join(self.base or ())}: but {self.teacher.run_dir} was trained on "
-                f"{','.join(trained_on)}; name those, or give --name for a teacher and students of their own"
+                f"{','.join(trained_on)}; name those, or give another --root for a teacher and students of their own"
             )
         log.info("teacher: %s is taken as it is", self.teacher.run_dir)
         self._evaluate(self.teacher, self.teacher.testSplitName)  # it may never have been, or on another split
@@ -234,7 +234,9 @@ class Study:
         """The teacher's training as it was begun, with every label."""
         begun = RunFolder.of(self.teacher).begun_config() or {}
         alike = {name: begun[name] for name in field_names() if name in begun and field_alters(name) in TRAINING}
-        values = {"trainSelectedClasses": None, "runName": f"{self.prefix}.joint"}
+        # The images are scaled as the teacher's were: both are compared on the same pixels.
+        pixel_max = self.teacher.pixelMax or begun.get("pixelMax")
+        values = {"trainSelectedClasses": None, "runName": f"{self.prefix}.joint", "pixelMax": pixel_max}
         return self.teacher.with_values(**{**alike, **values})
 
     def _train(self, mcfg: ModelConfig, split: str) -> None:
@@ -244,6 +246,25 @@ class Study:
             self.cut_short.append(f"{mcfg.runName}: {text}")
         self._evaluate(mcfg, split, data)
         forget_log()
+
+    def how_to_continue(self, arguments: Sequence[str]) -> str:
+        """The commands that train all runs completely, after a comparison with the words `arguments` was cut short."""
+        cfgname = self.args.cfgname or _DEFAULT_CFGNAME
+        args = argparse.Namespace(**{**vars(self.args), "cfgname": cfgname})
+        if not any(text.startswith(f"{self.teacher.runName}: ") for text in self.cut_short):
+            return f"continue with: {command_to_continue(self.student, args, arguments)}"
+        of_teacher = {**vars(args), "cfgname": f"{cfgname}.teacher", "name": None}
+        words = ["train", of_teacher["cfgname"]]
+        words += [
+            word for name in ("root", "data") if getattr(args, name) for word in (f"--{name}", getattr(args, name))
+        ]
+        words += ["--set", *args.set, "replayImages=0"] if args.set else []
+        return (
+            "continue with the teacher, then train the students under a new name, for those above began with the "
+            "weights of a shorter training:\n"
+            f"{command_to_continue(self.teacher, argparse.Namespace(**of_teacher), words)}\n"
+            f"{command_to_continue(self.student, args, arguments, name=f'{self.prefix}.complete')}"
+        )
 
     def _evaluate(self, mcfg: ModelConfig, split: str, data: CheckedData | None = None) -> None:
         """On all classes, for they are what is compared."""

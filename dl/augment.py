@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from ops.batch import Letterbox
 
 GREY = 128  # of what no pixel covers; the assignment's value
+_MIN_SIDE = 1  # of a box there must be left more than this in width and height
 
 Shape = tuple[int, int]  # height, width
 
@@ -27,6 +28,11 @@ class AugmentRanges:
     hue: float = 0.1  # gains 1 + U(-1, 1) * value
     saturation: float = 0.7
     value: float = 0.4
+
+    @property
+    def always_dropped(self) -> float:
+        """A box of this side or less, where the image just fits the input, is dropped however far it is enlarged."""
+        return _MIN_SIDE / (self.scale[1] * (1 + self.jitter) / (1 - self.jitter))
 
 
 @dataclass(frozen=True)
@@ -139,5 +145,5 @@ def _follow(plan: AugmentPlan, image_shape: tuple[int, ...], boxes: np.ndarray) 
     if plan.is_flipped:
         moved = np.stack([width - moved[:, 2], moved[:, 1], width - moved[:, 0], moved[:, 3]], axis=1)
     moved = moved.clip(0, np.array([width, height] * 2)).astype(np.float32)
-    is_kept = np.all(moved[:, 2:] - moved[:, :2] > 1, axis=1)
+    is_kept = np.all(moved[:, 2:] - moved[:, :2] > _MIN_SIDE, axis=1)
     return moved, np.asarray(is_kept)

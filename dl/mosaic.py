@@ -38,6 +38,11 @@ class ModernRanges:
     saturation: float = 0.7  # times 1 + U(-1, 1) * x
     value: float = 0.4
 
+    @property
+    def always_dropped(self) -> float:
+        """A box of this side or less, where the image just fits the input, is dropped however far it is enlarged."""
+        return _MIN_SIDE / (1 + self.scale)
+
     def has_mosaic(self, epoch: int) -> bool:
         """May four images be joined in this epoch?"""
         return self.mosaic > 0 and (self.mosaic_end is None or epoch < self.mosaic_end)

@@ -134,7 +134,7 @@ def predict_files(
     found = _detect(predictor, ids, job, summary, on_image)
     if job.paint_conf is not None:
         found = _painting(found, ids, job, summary)
-    write_results(folder / RESULTS, _counting(found, summary))
+    write_results(folder / RESULTS, _with_companion(_counting(found, summary), job, summary))
     write_images(folder / COMPANION, summary.images, job.class_names, results=folder / RESULTS)
     return summary
 
@@ -216,9 +216,9 @@ def _detect(
     done = 0
     for read in _read_ahead(ids, job):
         done += len(read)
-        good = {path: one for path, one in read.items() if isinstance(one, _Read)}
-        samples = {path: one.sample for path, one in good.items()}
-        summary.peculiar |= {ids[path]: one.facts for path, one in good.items() if one.facts.is_peculiar}
+        good = {path: image for path, image in read.items() if isinstance(image, _Read)}
+        samples = {path: image.sample for path, image in good.items()}
+        summary.peculiar |= {ids[path]: image.facts for path, image in good.items() if image.facts.is_peculiar}
         summary.broken += [str(fault) for fault in read.values() if isinstance(fault, DataFault)]
         if samples:
             yield from zip(samples, predictor(collate(list(samples.values()))), strict=True)
@@ -275,6 +275,15 @@ def _counting(found: Iterator[tuple[Path, Detections]], summary: Summary) -> Ite
     for _, detections in found:
         summary.num_detections += len(detections.scores)
         yield detections
+
+
+def _with_companion(found: Iterator[Detections], job: Job, summary: Summary) -> Iterator[Detections]:
+    """The same detections; behind the last one a companion is written, before the results are in place.
+
+    By it the results of a call that is killed between both files are known as ours.
+    """
+    yield from found
+    write_images(summary.folder / COMPANION, summary.images, job.class_names)
 
 
 def _none_readable(faults: Sequence[str]) -> str:

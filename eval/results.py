@@ -111,9 +111,14 @@ def write_images(
 def refuse_other_results(results: Path, companion: Path, way_out: str) -> None:
     """Raise `UserError` when one of both files is there and is not, unchanged, what was written for predictions."""
     is_ours, checksum = _read_companion(companion)
+    # Without a checksum: of an earlier version, or of a call that was killed before its results were in place.
     if os.path.lexists(companion) and not is_ours:
         raise UserError(f"{companion}: was not written by predict, and would be replaced; move it away{way_out}")
-    is_same = is_ours and results.is_file() and checksum == file_digest(results)
+    is_same = (
+        is_ours
+        and results.is_file()
+        and (_are_results(results) if checksum is None else checksum == file_digest(results))
+    )
     if os.path.lexists(results) and not is_same:
         raise UserError(
             f"{results}: was not written by predict or was changed since, and would be replaced; move it away{way_out}"
@@ -128,6 +133,14 @@ def _read_companion(path: Path) -> tuple[bool, str | None]:
         return info["description"] == _DESCRIPTION and not annotations, info.get("results_sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False, None
+
+
+def _are_results(path: Path) -> bool:
+    """Is it a file of COCO results, whoever wrote it?"""
+    try:
+        return all({"image_id", "category_id", "bbox", "score"} <= row.keys() for row in _load_rows(path))
+    except (UserError, AttributeError):
+        return False
 
 
 def _rows(detections: Iterable[Detections]) -> Iterator[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import shutil
 from pathlib import Path
 
@@ -290,16 +291,16 @@ def test_students_of_an_older_teacher_are_not_compared_with_it(run, tmp_path):
 
 
 def test_a_teacher_with_a_damaged_checkpoint_goes_on_from_the_one_before(done, squares, tmp_path):
-    """In the folder of the comparison, whose paths the students know; it is put back afterwards."""
-    shutil.copytree(done, tmp_path / "kept")
+    """In the folder of the comparison, whose paths the students know; the teacher's weights are put back afterwards."""
+    weights = done / TEACHER / "weights"
+    shutil.copytree(weights, tmp_path / "kept")
     try:
-        last = done / TEACHER / "weights/last.pth"
+        last = weights / "last.pth"
         last.write_bytes(last.read_bytes()[:-100])
         assert call(done, squares, "--ways", "finetune") == 0
         assert load_checkpoint(last)["epoch"] == 2
     finally:
-        shutil.rmtree(done)
-        shutil.copytree(tmp_path / "kept", done)
+        shutil.copytree(tmp_path / "kept", weights, dirs_exist_ok=True)
 
 
 def test_what_was_stopped_goes_on(run, tmp_path, monkeypatch):
@@ -436,6 +437,35 @@ def test_a_name_is_for_the_runs_and_not_for_the_teacher(study):
     one = study("--name", "mine")
     assert one.teacher.runName == TEACHER
     assert (student(one, "finetune").runName, one._joint().runName) == ("mine.finetune-0", "mine.joint")
+
+
+def test_joint_training_scales_images_as_its_teacher_did(study, monkeypatch):
+    monkeypatch.setattr("commands.incremental.RunFolder.begun_config", lambda self: {"pixelMax": 4095})
+    assert study()._joint().pixelMax == 4095
+    assert study(settings=["pixelMax=2000"])._joint().pixelMax == 2000
+
+
+def commands(out: str) -> list[list[str]]:
+    """The words behind `mars.py` of the commands in the last lines of an output."""
+    lines = [line.removeprefix("continue with: ") for line in out.splitlines()[-2:] if "mars.py" in line]
+    return [shlex.split(line)[2:] for line in lines]
+
+
+def test_what_was_cut_short_is_trained_by_the_commands_that_are_given(run, tmp_path, capsys):
+    """First the teacher and a student, then a way that the complete teacher teaches, so that it goes on."""
+    short = (*SETTINGS, "trainMinutes=0.0001", "trainMinEpochs=1", "replayImages=3")
+    status, out, _ = run("--ways", "finetune", settings=short)
+    assert (status, f"{TEACHER}: trained 1 of 2 epochs" in out, "under a new name" in out) == (0, True, True)
+    assert [words[0] for words in commands(out)] == ["train", "incremental"]
+    assert [mars.main(words) for words in commands(out)] == [0, 0]
+    assert "trained 1 of" not in capsys.readouterr().out
+    for name in (TEACHER, f"{PREFIX}.complete.finetune-0"):
+        assert load_checkpoint(tmp_path / name / "weights/last.pth")["epoch"] == 2, name
+
+    status, out, _ = run("--ways", "finetune", "--name", "other", settings=short)
+    assert (status, "other.finetune-0: trained 1 of 2 epochs" in out, "under a new name" in out) == (0, True, False)
+    assert [mars.main(words) for words in commands(out)] == [0]
+    assert load_checkpoint(tmp_path / "other.finetune-0/weights/last.pth")["epoch"] == 2
 
 
 # Mistakes

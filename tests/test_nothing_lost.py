@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import mars
+from train.interrupt import WATCHED
 
 pytestmark = pytest.mark.usefixtures("narrow_nano")
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,7 @@ def train(squares, tmp_path, capsys):
     return call
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", WATCHED[1:])  # without Ctrl-C
 def test_a_signal_saves_says_one_line_and_is_gone_on_from(train, tmp_path, monkeypatch, number):
     from train.step import Stepper
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import eval.predict
 import mars
 from config.load import load_config
 from eval.results import read_results
@@ -170,6 +171,43 @@ def test_a_call_that_was_killed_between_its_pictures_does_not_stop_the_next(make
     (out / "notes.txt").write_text("mine")
     assert predict("voc.nano.full", photos, "--out", out)[0] == 0
     assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_call_that_was_killed_between_its_files_does_not_stop_the_next(
+    make_run, photos, predict, tmp_path, monkeypatch, is_first
+):
+    """The results are in place, and the companion with their checksum is not written."""
+    make_run("voc.nano.full-cats")
+    out, write_images = tmp_path / "out", eval.predict.write_images
+    if not is_first:
+        assert predict("voc.nano.full", photos / "1.png", "--out", out)[0] == 0
+
+    def killed(*words, **options):
+        if "results" in options:
+            raise KeyboardInterrupt
+        return write_images(*words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.predict.write_images", killed)
+        assert predict("voc.nano.full", photos, "--out", out)[0] == 1
+    assert {one["image_id"] for one in json.loads((out / "detections.json").read_text())} == {"0", "1", "2"}
+    assert predict("voc.nano.full", photos, "--out", out)[0] == 0
+    (out / "detections.json").write_text("[]")
+    assert predict("voc.nano.full", photos, "--out", out)[0] == 2, "changed since"
+
+
+@pytest.mark.parametrize(("content", "status"), [(None, 0), ("[]", 0), ('[{"mine": 1}]', 2), ("[1]", 2), ("{", 2)])
+def test_results_of_an_older_version_have_no_checksum(make_run, photos, predict, tmp_path, content, status):
+    make_run("voc.nano.full-cats")
+    out = tmp_path / "out"
+    assert predict("voc.nano.full", photos, "--out", out)[0] == 0
+    companion = json.loads((out / "images.json").read_text())
+    del companion["info"]["results_sha256"]
+    (out / "images.json").write_text(json.dumps(companion))
+    if content is not None:
+        (out / "detections.json").write_text(content)
+    assert predict("voc.nano.full", photos, "--out", out)[0] == status
 
 
 def test_results_do_not_go_into_the_data(make_run, photos, predict, tmp_path, root):

@@ -1,55 +1,77 @@
-"""The import hook of conftest.py: wrong types and shapes stop a test, in arguments and in results."""
+"""The checks of shapes and types in the tests: arguments, results, methods, dataclasses, axes, forward references."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import Float
+from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 from typecheck import checked
 
-from ops.boxes import pairwise_iou
-from ops.text import align_columns
+WRONG = (BeartypeCallHintViolation, TypeCheckError)
 
 
-@checked(typechecker=None)
-def joined(one: Float[Tensor, "N 4"], other: Float[Tensor, "N C"], width: float) -> Float[Tensor, "N D"]:
-    return torch.cat((one, other), dim=1) if width > 0 else torch.zeros(7, 2)
+@checked
+def scaled(boxes: Float[Tensor, "N 4"], factors: Float[Tensor, " N"]) -> Float[Tensor, "N 4"]:
+    return boxes * factors[:, None] if len(boxes) != 3 else boxes[:2]
 
 
-@checked(typechecker=None)
-def nested(boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N 4"]:
-    joined(torch.zeros(5, 4), torch.zeros(5, 2), 1)
-    return boxes
+@checked
+def counted(number: int, gives_text: bool = False) -> int:
+    return str(number) if gives_text else number  # type: ignore[return-value]
 
 
-@checked(typechecker=None)
+@checked
+class Layer:
+    @checked
+    def forward(self, maps: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        return maps if maps.shape[1] else maps[1:]
+
+
+@checked
 @dataclass
-class Pair:
+class Found:
     boxes: Float[Tensor, "N 4"]
-    labels: Float[Tensor, " N"]
+    scores: Float[Tensor, " N"]
+    name: str = ""
 
 
-def test_right_shapes_pass_and_an_int_is_a_float():
-    assert joined(torch.zeros(3, 4), torch.zeros(3, 2), 1).shape == (3, 6)
-    assert nested(torch.zeros(3, 4)).shape == (3, 4), "each call has axis sizes of its own"
-    assert len(Pair(torch.zeros(0, 4), torch.zeros(0)).labels) == 0
+@checked
+def named(number: int, text: "OnlyForTheTypeChecker") -> None:  # type: ignore[name-defined]
+    pass
+
+
+def test_what_is_right_passes():
+    assert scaled(torch.ones(2, 4), torch.ones(2)).shape == (2, 4)
+    assert scaled(torch.ones(0, 4), torch.ones(0)).shape == (0, 4)
+    assert scaled(torch.ones(5, 4), torch.ones(5)).shape == (5, 4), "an axis has a new size in the next call"
+    assert counted(3) == 3
+    assert Layer().forward(torch.ones(2, 3)).shape == (2, 3)
+    assert Found(torch.ones(1, 4), torch.ones(1)).name == ""
+    named(1, "any")
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: joined(torch.zeros(3, 5), torch.zeros(3, 2), 1.0),
-        lambda: joined(torch.zeros(3, 4), torch.zeros(2, 2), 1.0),  # two sizes of N
-        lambda: joined(torch.zeros(3, 4).long(), torch.zeros(3, 2), 1.0),
-        lambda: joined(torch.zeros(3, 4), torch.zeros(3, 2), "1"),
-        lambda: joined(torch.zeros(3, 4), torch.zeros(3, 2), -1.0),  # a result of another N
-        lambda: Pair(torch.zeros(2, 4), torch.zeros(3)),
-        lambda: pairwise_iou(torch.zeros(2, 5), torch.zeros(2, 4)),
-        lambda: align_columns(3),
+        lambda: counted("3"),
+        lambda: counted(3, gives_text=True),
+        lambda: scaled(torch.ones(2, 5), torch.ones(2)),
+        lambda: scaled(torch.ones(2, 4, dtype=torch.int64), torch.ones(2)),
+        lambda: scaled(torch.ones(2, 4), torch.ones(1)),
+        lambda: scaled(torch.ones(3, 4), torch.ones(3)),
+        lambda: Layer().forward(torch.ones(2)),
+        lambda: Layer().forward(torch.ones(2, 0)),
+        lambda: Found(torch.ones(2, 4), torch.ones(3)),
+        lambda: Found(torch.ones(2, 4), torch.ones(2), name=3),
+        lambda: named("1", "any"),
     ],
-)
-def test_wrong_ones_are_refused(call):
-    with pytest.raises(BeartypeCallHintViolation):
+    ids=[
+        "argument", "result", "shape", "dtype", "axis across arguments", "axis of the result", "method",
+        "result of a method", "axis of a dataclass", "field of a dataclass", "beside a forward reference",
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_refused(call):
+    with pytest.raises(WRONG):
         call()

@@ -27,7 +27,10 @@ def run_mars(arguments: Sequence[str], folder: Path, environment: Mapping[str, s
     process = context.Process(target=_command, args=(list(arguments), folder, dict(environment), out, err))
     process.start()
     process.join(SECONDS)
-    assert process.exitcode is not None, f"still running after {SECONDS} seconds: {arguments}"
+    if process.exitcode is None:  # else it would be waited for when pytest ends
+        process.kill()
+        process.join()
+        raise AssertionError(f"still running after {SECONDS} seconds: {arguments}")
     texts = [file.read_text(encoding="utf-8") for file in (out, err)]
     out.unlink(), err.unlink()
     return subprocess.CompletedProcess(arguments, process.exitcode, *texts)

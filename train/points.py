@@ -17,12 +17,14 @@ from dl.annotations import Annotation
 from dl.augment import place
 from ops.anchors import STRIDES, anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch
+from ops.text import counted
 from train.loss import DetectionLoss
 from train.tal import Assignment
 
 log = logging.getLogger("mars")
 
 REFERENCE_SIDE = 16.0  # talMinSide of the field's later releases
+_LARGER = "use a larger inputShape, or cut the images into parts"
 FEW_SMALL = 0.01  # share of objects that are too small, up to which nothing is reported
 
 
@@ -79,7 +81,7 @@ class SmallObjects(NamedTuple):
     """Objects of a split, as large as they are on the network input when an image just fits it."""
 
     total: int
-    below_pixel: int  # less than a pixel wide or high: augmentation drops them
+    below_pixel: int  # less than a pixel wide or high: nearly always dropped by augmentation, where there is any
     without_point: int  # of the others, those that no anchor point lies inside
 
     @property
@@ -90,11 +92,14 @@ class SmallObjects(NamedTuple):
     def text(self, input_shape: tuple[int, int]) -> str:
         """How many are too small, why, and the way out."""
         height, width = input_shape
-        reasons = [f"{self.below_pixel} are less than a pixel wide or high"] if self.below_pixel else []
-        reasons += [f"no anchor point lies inside {self.without_point}"] if self.without_point else []
+        counts = {
+            "less than a pixel wide or high": self.below_pixel,
+            "without an anchor point inside": self.without_point,
+        }
+        reasons = [f"{counted(count, 'object')} {reason}" for reason, count in counts.items() if count]
         return (
-            f"{self.below_pixel + self.without_point} of {self.total} training objects are too small to be learned at "
-            f"inputShape={height},{width} ({', '.join(reasons)}): use a larger inputShape, or cut the images into parts"
+            f"{self.below_pixel + self.without_point} of {self.total} training objects are too small to be learned "
+            f"well at inputShape={height},{width} ({', '.join(reasons)}): {_LARGER}"
             f"{f', or set talMinSide={REFERENCE_SIDE:g}' if self.without_point else ''}"
         )
 
@@ -103,18 +108,38 @@ def small_objects(
     annotations: Sequence[Annotation], input_shape: tuple[int, int], min_side: float = 0.0
 ) -> SmallObjects:
     """Count them from the annotations alone; each image once, though an epoch may show it several times."""
-    images = {annotation.image_id: annotation for annotation in annotations}.values()
-    placed = [place((image.height, image.width), input_shape).apply(image.boxes) for image in images]
-    boxes = torch.from_numpy(np.concatenate([np.zeros((0, 4), dtype=np.float32), *placed]))
-    is_below = (boxes[:, 2:] - boxes[:, :2]).amin(dim=-1) < 1
+    boxes = _placed_boxes(annotations, input_shape)
+    is_below = _shorter_sides(boxes) < 1
     is_without = ~is_below & ~have_points(boxes, input_shape, min_side)
     return SmallObjects(len(boxes), int(is_below.sum()), int(is_without.sum()))
 
 
-def report_small_objects(annotations: Sequence[Annotation], input_shape: tuple[int, int], min_side: float) -> None:
-    """Warn of objects that are too small to be learned. Raises `UserError` when every object is below a pixel."""
+def _placed_boxes(annotations: Sequence[Annotation], input_shape: tuple[int, int]) -> Float[Tensor, "G 4"]:
+    """Where the objects lie on the network input when an image just fits it; each image once."""
+    images = {annotation.image_id: annotation for annotation in annotations}.values()
+    placed = [place((image.height, image.width), input_shape).apply(image.boxes) for image in images]
+    return torch.from_numpy(np.concatenate([np.zeros((0, 4), dtype=np.float32), *placed]))
+
+
+def _shorter_sides(boxes: Float[Tensor, "G 4"]) -> Float[Tensor, " G"]:
+    return (boxes[:, 2:] - boxes[:, :2]).amin(dim=-1)
+
+
+def report_small_objects(
+    annotations: Sequence[Annotation], input_shape: tuple[int, int], min_side: float, always_dropped: float
+) -> None:
+    """Warn of objects that are too small to be learned well.
+
+    `always_dropped`: the side in pixels up to which the augmentation drops every object; 0 without augmentation. Raises
+    `UserError` when that is so for all objects.
+    """
+    sides = _shorter_sides(_placed_boxes(annotations, input_shape))
+    if len(sides) and (sides <= always_dropped).all():
+        height, width = input_shape
+        raise UserError(
+            f"nothing can be learned: at inputShape={height},{width} no training object has both sides above "
+            f"{always_dropped:.2f} pixels, and the augmentation drops them all, even at its largest scale: {_LARGER}"
+        )
     small = small_objects(annotations, input_shape, min_side)
-    if small.total and small.below_pixel == small.total:
-        raise UserError(f"nothing can be learned: {small.text(input_shape)}")
     if small.share > FEW_SMALL:
         log.warning("%s", small.text(input_shape))

@@ -95,7 +95,9 @@ class Trainer:
             mcfg, mcfg.trainSplitName, list(self.splits[mcfg.trainSplitName]), train=True,
             replay_from=self.splits[REPLAYED_SPLIT] if mcfg.replayImages else (),
         )  # fmt: skip
-        report_small_objects(self.loader.dataset.annotations, mcfg.inputShape, mcfg.talMinSide)
+        dataset = self.loader.dataset
+        always_dropped = dataset.ranges.always_dropped if dataset.ranges else 0.0
+        report_small_objects(dataset.annotations, mcfg.inputShape, mcfg.talMinSide, always_dropped)
         self.evaluator = self._make_evaluator() if mcfg.epochValidation else None
         self.warm_up = build_warm_up(mcfg, len(self.loader))
         self.rate, self.batch_index = 0.0, 0  # of the epoch; batches since startEpoch

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import weakref
 from dataclasses import replace
 
@@ -454,6 +455,22 @@ def test_weights_that_move_and_learn_nothing_point_to_labels(patient_of, monkeyp
     found = only(examine_overfitting(patient, first_batch(patient)))
     assert found.level == WRONG
     assert "labels in the picture" in found.text or "hardly moved" in found.text
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0, 6), (math.inf, 24)])
+def test_overfitting_ends_with_its_time_after_the_least_steps(patient_of, monkeypatch, seconds, steps):
+    """The loss never falls, so only the limits end it. It is computed once before the first step."""
+    losses = []
+    monkeypatch.setattr("train.doctor.learning._SECONDS", seconds)
+
+    def constant(maps, batch):
+        losses.append(1 + 0 * sum((raw.sum() for raw in maps), torch.zeros(())))
+        return LossResult(losses[-1], {})
+
+    patient = patient_of()
+    monkeypatch.setattr(patient.objective.loss, "_compute", constant)
+    only(examine_overfitting(patient, first_batch(patient)))
+    assert len(losses) == 1 + steps
 
 
 def test_without_objects_overfitting_is_not_tried(patient_of):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from train.interrupt import Interrupted, Interrupts
+from train.interrupt import WATCHED, Interrupted, Interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _as_in_a_terminal():
 
 
 @pytest.mark.parametrize(
-    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+    ("number", "name"), [(number, {"SIGINT": "Ctrl-C"}.get(number.name, number.name)) for number in WATCHED]
 )
 def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
     before, interrupts = signal.getsignal(number), Interrupts()
@@ -39,7 +39,9 @@ def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
     interrupts.leave_if_asked()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # in the background, with nohup
+@pytest.mark.parametrize(
+    "number", [number for number in WATCHED if number != signal.SIGTERM]
+)  # in the background, with nohup
 def test_what_the_process_ignores_stays_ignored(number):
     before = signal.signal(number, signal.SIG_IGN)
     try:

@@ -1,6 +1,5 @@
 """One process a folder: told by real processes, for a lock means nothing within one."""
 
-import fcntl
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ import train.lock as lock_module
 from config.errors import UserError
 from train.lock import RunLock
 
+fcntl = pytest.importorskip("fcntl")  # Windows has none
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import os, sys, time

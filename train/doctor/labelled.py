@@ -68,7 +68,7 @@ def examine_points(patient: Patient, batches: Sequence[Batch]) -> Iterator[Findi
 
 
 def examine_sizes(patient: Patient) -> Iterator[Finding]:
-    """Objects below a pixel: augmentation drops them, so that no batch shows them."""
+    """Objects below a pixel: where there is augmentation it drops nearly all of them, so that no batch shows them."""
     input_shape = patient.mcfg.inputShape
     small = small_objects(patient.loader.dataset.annotations, input_shape)._replace(without_point=0)
     if small.share > FEW_SMALL:
