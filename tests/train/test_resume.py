@@ -131,7 +131,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(squares_config, undist
         save_checkpoint(folder.previous, load_checkpoint(folder.last))
     damage(folder.last)
     assert_same_end(Trainer(squares_config(**FIELDS)).run(), undisturbed)
-    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    # An epoch with mosaic before one without it may bring a spike, which is another matter.
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    (said,) = [text for text in warnings if not text.startswith("spike ")]
     assert said.startswith(f"{folder.last}: is damaged")
     assert said.endswith("going on from previous.pth, after 0 epochs")
 
