@@ -239,9 +239,11 @@ def _mosaic_text(mcfg: ModelConfig, mosaic_end: int) -> str:
     if mosaic_end <= mcfg.startEpoch:
         num_epochs = mcfg.maxEpoch - mcfg.startEpoch
         return f"mosaic is off: the last {num_closed} epochs run without it, and this run has only {num_epochs}"
-    text = f"mosaic in epochs {mcfg.startEpoch + 1} to {mosaic_end} of {mcfg.maxEpoch}"
+    first = mcfg.startEpoch + 1
+    epochs = f"epoch {first}" if first == mosaic_end else f"epochs {first} to {mosaic_end}"
+    text = f"mosaic in {epochs} of {mcfg.maxEpoch}"
     if num_closed:
-        text += f"; the last {num_closed} run without it"
+        text += "; the last epoch runs without it" if num_closed == 1 else f"; the last {num_closed} run without it"
     if num_closed < mcfg.closeMosaic:
         text += f" (closeMosaic={mcfg.closeMosaic}, but at most a third of all epochs)"
     return text

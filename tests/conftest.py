@@ -1,5 +1,6 @@
 """What all tests share: shapes are checked while they run, one thread a process, and where ../shared lies."""
 
+import importlib
 import math
 import os
 import sys
@@ -95,7 +96,7 @@ def real_curves() -> None:
 def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is ample, no clock ends a check or repeats a picture; curves, slower than an epoch, are not drawn.
 
-    Only modules that are imported already are changed: a test of a small part need not import the large ones.
+    The modules are imported here, once in a process, so that it does not matter which test comes first.
     """
     values = {
         "dl.cache": {"available_memory": lambda: 16 * 2**30},
@@ -105,9 +106,9 @@ def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.M
     }
     if "real_curves" in request.fixturenames:
         del values["train.trainer"]["plot_curves"]
-    for module in values.keys() & sys.modules.keys():
-        for name, value in values[module].items():
-            monkeypatch.setattr(sys.modules[module], name, value)
+    for module, attributes in values.items():
+        for name, value in attributes.items():
+            monkeypatch.setattr(importlib.import_module(module), name, value)
 
 
 @pytest.fixture(scope="session")

@@ -286,7 +286,7 @@ def test_the_config_says_how_far_the_modern_augmentation_goes(many, config):
             {"maxEpoch": 12},
             "mosaic in epochs 1 to 8 of 12; the last 4 run without it (closeMosaic=10, but at most a third",
         ),
-        ({"maxEpoch": 1}, "mosaic in epochs 1 to 1 of 1 (closeMosaic=10, but at most a third of all epochs)"),
+        ({"maxEpoch": 1}, "mosaic in epoch 1 of 1 (closeMosaic=10, but at most a third of all epochs)"),
         ({"maxEpoch": 12, "closeMosaic": 0}, "mosaic in epochs 1 to 12 of 12"),
         ({"maxEpoch": 30, "startEpoch": 9}, "mosaic in epochs 10 to 20 of 30; the last 10 run without it"),
         (

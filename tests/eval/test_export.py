@@ -85,12 +85,12 @@ def test_what_an_onnx_file_says_of_itself(exported, nms):
         assert [json.loads(said[name]) for name in NMS._fields] == list(NMS)
     (taken,) = session.get_inputs()
     assert (taken.name, taken.shape, taken.type) == ("images", ["batch", 3, *SHAPE], "tensor(float)")
-    given = {one.name: one.shape for one in session.get_outputs()}
+    given = {output.name: output.shape for output in session.get_outputs()}
     assert given == (
         {"detections": ["found", 7]} if nms else {"boxes": ["batch", POINTS, 4], "scores": ["batch", POINTS, 3]}
     )
     proto = onnx.load(report.path)
-    assert [(one.domain, one.version) for one in proto.opset_import] == [("", 18)] and proto.ir_version == 8
+    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 18)] and proto.ir_version == 8
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_model_is_left_as_it_was(exported, kind):
     assert any(before["modes"]) and any(before["layouts"]), "in training, channels last"
     assert 0 < sum(before["trained"]) < len(before["trained"]), "its backbone frozen"
     assert all(before[what] == after[what] for what in ("modes", "layouts", "trained"))
-    assert all(torch.equal(one, other) for one, other in zip(before["values"], after["values"], strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before["values"], after["values"], strict=True))
 
 
 @pytest.mark.parametrize(("bias", "words"), [(0.1, "boxes differ by"), (float("nan"), "nan")])

@@ -27,15 +27,15 @@ FIELDS = {
 }
 
 
-def same(one, other) -> bool:
+def same(found, expected) -> bool:
     """Equal to the last bit, through dictionaries and lists."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other
+    if isinstance(found, torch.Tensor):
+        return torch.equal(found, expected)
+    if isinstance(found, dict):
+        return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in found)
+    if isinstance(found, (list, tuple)):
+        return len(found) == len(expected) and all(same(a, b) for a, b in zip(found, expected, strict=True))
+    return found == expected
 
 
 def timeless(history: str) -> list[dict]:
@@ -43,9 +43,9 @@ def timeless(history: str) -> list[dict]:
 
 
 def assert_same_end(folder: RunFolder, whole: RunFolder) -> None:
-    one, other = load_checkpoint(folder.last), load_checkpoint(whole.last)
+    checkpoint, expected = load_checkpoint(folder.last), load_checkpoint(whole.last)
     for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best", "progress", "pending"):
-        assert same(one[key], other[key]), key
+        assert same(checkpoint[key], expected[key]), key
     assert timeless(one["history"]) == timeless(other["history"])
     lines = folder.metrics.read_text().splitlines()
     assert timeless(f"[{','.join(lines)}]") == timeless(other["history"])
@@ -229,8 +229,8 @@ def test_mosaic_opens_again_when_a_run_goes_on_for_longer(squares_config):
     for trainer in (longer, whole):
         trainer.loader.set_epoch(6)
         assert trainer.loader.dataset.ranges.has_mosaic(6) and not trainer.loader.dataset.ranges.has_mosaic(8)
-    for one, other in zip(longer.loader, whole.loader, strict=True):
-        assert torch.equal(one.images, other.images) and torch.equal(one.boxes, other.boxes)
+    for batch, expected in zip(longer.loader, whole.loader, strict=True):
+        assert torch.equal(batch.images, expected.images) and torch.equal(batch.boxes, expected.boxes)
     longer.run()
     assert longer.epoch == 12
 

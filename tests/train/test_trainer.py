@@ -34,15 +34,15 @@ def stop_after(trainer: Trainer, epochs: int) -> None:
         trainer.run()
 
 
-def same(one, other) -> bool:
+def same(found, expected) -> bool:
     """Equal to the last bit, through dictionaries and lists."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other
+    if isinstance(found, torch.Tensor):
+        return torch.equal(found, expected)
+    if isinstance(found, dict):
+        return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in found)
+    if isinstance(found, (list, tuple)):
+        return len(found) == len(expected) and all(same(a, b) for a, b in zip(found, expected, strict=True))
+    return found == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -51,14 +51,14 @@ def test_stopped_and_continued_equals_never_stopped(squares_config, workers):
     whole = Trainer(squares_config("whole", **fields)).run()
     stop_after(Trainer(squares_config("parts", **fields)), 2)
     parts = Trainer(squares_config("parts", **fields)).run()
-    one, other = load_checkpoint(whole.last), load_checkpoint(parts.last)
+    expected, found = load_checkpoint(whole.last), load_checkpoint(parts.last)
     for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best"):
-        assert same(one[key], other[key]), key
+        assert same(expected[key], found[key]), key
     for key in ("torch", "numpy"):  # the type checker of the tests draws from Python's own generator
-        assert same(one["random"][key], other["random"][key]), key
+        assert same(expected["random"][key], found["random"][key]), key
     timeless = [
         [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in json.loads(c["history"])]
-        for c in (one, other)
+        for c in (expected, found)
     ]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 4
 
@@ -73,9 +73,9 @@ def test_five_images_at_the_smallest_input_resume_exactly(squares_config):
     whole.run()
     stop_after(Trainer(squares_config("parts", **fields)), 1)
     parts = Trainer(squares_config("parts", **fields)).run()
-    one, other = load_checkpoint(whole.folder.last), load_checkpoint(parts.last)
+    expected, found = load_checkpoint(whole.folder.last), load_checkpoint(parts.last)
     for key in ("model", "ema", "optimizer", "epoch", "best"):
-        assert same(one[key], other[key]), key
+        assert same(expected[key], found[key]), key
     with pytest.raises(UserError, match=r"batchSize=1: at inputShape=32,32 "):
         Trainer(squares_config("single", inputShape=32, batchSize=1))
     assert not RunFolder.of(squares_config("single")).has_checkpoint()
@@ -83,8 +83,8 @@ def test_five_images_at_the_smallest_input_resume_exactly(squares_config):
 
 def test_the_number_of_workers_does_not_matter(squares_config):
     runs = [Trainer(squares_config(f"w{n}", dcore=n, maxEpoch=2)).run() for n in (0, 2)]
-    one, other = (load_checkpoint(run.last)["model"] for run in runs)
-    assert same(one, other)
+    first, second = (load_checkpoint(run.last)["model"] for run in runs)
+    assert same(first, second)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
