@@ -14,7 +14,7 @@ TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m py
 .PHONY: help setup demo test test-slow parity chaos faults check lint format clean
 
 help:
-	@echo "make demo       draw a data set, train on it, evaluate, paint (two cores: six minutes with bfloat16, about ten minutes without)"
+	@echo "make demo       draw a data set, train on it, evaluate, paint (two cores: six minutes with bfloat16, twice as long without)"
 	@echo "make test       the fast tests            make lint    formatting, rules, types"
 	@echo "make parity     a table: network, loss, training, AP against Ultralytics and pycocotools (three minutes)"
 	@echo "make test-slow  all tests                 make check   lint, then the fast tests"
