@@ -492,7 +492,7 @@ def test_room_is_counted():
     ("free", "level", "words"),
     [
         (2**40, OK, "is free, for a batch of about"),
-        (100 * 2**20, WRONG, "set batchSize="),
+        (30 * 2**20, WRONG, "set batchSize="),
         (None, LOOK, "the system does not say"),
     ],
 )

@@ -46,9 +46,9 @@ def assert_same_end(folder: RunFolder, whole: RunFolder) -> None:
     checkpoint, expected = load_checkpoint(folder.last), load_checkpoint(whole.last)
     for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best", "progress", "pending"):
         assert same(checkpoint[key], expected[key]), key
-    assert timeless(one["history"]) == timeless(other["history"])
+    assert timeless(checkpoint["history"]) == timeless(expected["history"])
     lines = folder.metrics.read_text().splitlines()
-    assert timeless(f"[{','.join(lines)}]") == timeless(other["history"])
+    assert timeless(f"[{','.join(lines)}]") == timeless(expected["history"])
     best, expected = load_checkpoint(folder.best), load_checkpoint(whole.best)
     assert same(best["model"], expected["model"]) and best["epoch"] == expected["epoch"]
 
