@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from benchmarks.chaos import same
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from eval.predictor import Predictor
@@ -25,17 +26,6 @@ FIELDS = {
     "maxEpoch": 2,
     "scoreThreshold": 0.0,
 }
-
-
-def same(found, expected) -> bool:
-    """Equal to the last bit, through dictionaries and lists."""
-    if isinstance(found, torch.Tensor):
-        return torch.equal(found, expected)
-    if isinstance(found, dict):
-        return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in found)
-    if isinstance(found, (list, tuple)):
-        return len(found) == len(expected) and all(same(a, b) for a, b in zip(found, expected, strict=True))
-    return found == expected
 
 
 def timeless(history: str) -> list[dict]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.chaos import same
 from config.errors import UserError
 from eval.evaluator import Evaluator
 from model import build_model
@@ -32,17 +33,6 @@ def stop_after(trainer: Trainer, epochs: int) -> None:
     trainer.save = save_and_stop
     with pytest.raises(Stopped):
         trainer.run()
-
-
-def same(found, expected) -> bool:
-    """Equal to the last bit, through dictionaries and lists."""
-    if isinstance(found, torch.Tensor):
-        return torch.equal(found, expected)
-    if isinstance(found, dict):
-        return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in found)
-    if isinstance(found, (list, tuple)):
-        return len(found) == len(expected) and all(same(a, b) for a, b in zip(found, expected, strict=True))
-    return found == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
