@@ -232,7 +232,7 @@ def _idle_branches(patient: Patient, batch: Batch) -> list[str]:
 
 
 def _asides(frozen: Sequence[str], zero: Sequence[str], is_always_frozen: bool) -> str:
-    text = "; frozen: " + shown([f"{_CONSTANT} (a constant)" if one == _CONSTANT else one for one in _joined(frozen)])
+    text = "; frozen: " + shown([f"{name} (a constant)" if name == _CONSTANT else name for name in _joined(frozen)])
     text += ", in every epoch" if is_always_frozen else ""
     return text + (
         f"; nothing to learn for {shown(list(zero))} on this batch, for no object got a point there" * bool(zero)
