@@ -161,6 +161,15 @@ def test_the_model_is_left_as_it_was(exported, kind):
     assert all(torch.equal(old, new) for old, new in zip(before["values"], after["values"], strict=True))
 
 
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    model = YoloModel("nano", 3)
+    with torch.no_grad():
+        model.head.box[0][2].bias[0] = float("nan")
+    with pytest.raises(RuntimeError, match="nan"):
+        export(model, "torch", tmp_path / "model.pt2", NAMES, (64, 64))
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(("bias", "words"), [(0.1, "boxes differ by"), (float("nan"), "nan")])
 def test_a_file_of_other_or_broken_weights_is_not_written(lively_model, exported, tmp_path, monkeypatch, bias, words):
     """Somewhere on the way a weight changes, or is no number: what was there before stays."""
