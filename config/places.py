@@ -6,6 +6,7 @@ absolute.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,9 +22,19 @@ def default_root(code_dir: Path) -> str:
     return os.environ.get("MARS_ROOT") or str(code_dir.parent / "mars-running")
 
 
-def absolute(path: str) -> str:
-    """`~` expanded, relative paths taken from the working directory."""
-    return os.path.abspath(os.path.expanduser(path))
+def absolute(path: str | os.PathLike[str]) -> str:
+    """`~` expanded, relative paths taken from the working directory; a last `/` and `..` are resolved.
+
+    Raises `UserError` for `~name` of an unknown user, and for a path that no file can have.
+    """
+    text = os.fspath(path)
+    expanded = os.path.expanduser(text)
+    if re.match(r"~[^/\\]", expanded) and not os.path.exists(expanded):
+        user = re.split(r"[/\\]", expanded[1:])[0]
+        raise UserError(f"{text}: there is no user '{user}' here; write the folder in full, or ./{text} for that name")
+    if "\0" in text:
+        raise UserError(f"{text!r}: holds a zero byte, which no path can; write the path again")
+    return os.path.abspath(expanded)
 
 
 def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:

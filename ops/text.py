@@ -1,14 +1,28 @@
 """Plain text for a terminal: how wide it shows, and tables of it."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def display_width(text: str) -> int:
     """Columns on a terminal: Chinese and other wide characters take two, combining ones none."""
     return sum(_columns(char) for char in text)
+
+
+def escaped(text: str) -> str:
+    """Text that cannot command a terminal, fit for any output: control characters as `\\x1b`, but line breaks and tabs stay.
+
+    Escaped are the control characters of ASCII and Latin-1 (an escape sequence can hide or forge a line), characters
+    that reverse the direction of writing, Unicode's line separators, and the halves of characters that stand for bytes
+    of a file name that is not UTF-8.
+    """
+    return _COMMANDS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def shortened(value: Any) -> str:
