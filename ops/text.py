@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -16,7 +15,7 @@ def display_width(text: str) -> int:
 
 
 def escaped(text: str) -> str:
-    """Text that cannot command a terminal, fit for any output: control characters as `\\x1b`, but line breaks and tabs stay.
+    """Text fit for any output: control characters become `\\x1b` and the like; line breaks and tabs stay.
 
     Escaped are the control characters of ASCII and Latin-1 (an escape sequence can hide or forge a line), characters
     that reverse the direction of writing, Unicode's line separators, and the halves of characters that stand for bytes
