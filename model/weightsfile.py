@@ -5,7 +5,6 @@ whose keys are `backbone.l0.conv.weight` or `l0.conv.weight`; in half or full pr
 Nothing in a file runs: see `model.unpickle`.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from config.compare import completed
+from config.compare import config_from_text
 from config.errors import UserError, reading
 from config.places import absolute
 from model.base.backbone import Backbone
@@ -143,7 +142,7 @@ def _understand(content: Any) -> WeightsFile:
 
 def _of_mars(tensors: StateDict, content: Mapping[str, Any]) -> WeightsFile:
     """A checkpoint of ours, and what it says of itself."""
-    config = completed(json.loads(content["config"]))
+    config = config_from_text(content["config"])
     phase, data = config.get("phase"), content.get("data")
     kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
     names = content["class_list"]
