@@ -1,4 +1,4 @@
-"""Hostile and damaged files in place of weights, checkpoints and the bundle of a bad step: `WEIGHTS_ATTACKS` makes them.
+"""Hostile and damaged files in place of weights, checkpoints and bundles: `WEIGHTS_ATTACKS` makes them.
 
 Each function writes one file below a folder and returns its path. The reader has to answer with one sentence that names
 the file, within the memory and the time that a file of this size deserves.
@@ -36,13 +36,14 @@ class Storage:
 
 
 class View:
-    """A tensor over a storage, of any shape."""
+    """A tensor over a storage, of any shape; `state` is what is set after it was made."""
 
-    def __init__(self, storage: Storage, size: Sequence[int], stride: Sequence[int], offset: int = 0):
-        self.arguments = (storage, offset, tuple(size), tuple(stride), False, collections.OrderedDict())
+    def __init__(self, storage: Storage, size: Sequence[int], stride: Sequence[int], state: Any = None):
+        self.arguments = (storage, 0, tuple(size), tuple(stride), False, collections.OrderedDict())
+        self.state = state
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return torch._utils._rebuild_tensor_v2, self.arguments
+        return torch._utils._rebuild_tensor_v2, self.arguments, self.state
 
 
 class _Pickler(pickle.Pickler):
@@ -89,9 +90,10 @@ def laughs(depth: int = 40) -> list[Any]:
 
 
 def checkpoint(path: Path, left_out: Sequence[str] = (), **changed: Any) -> Path:
-    """A sealed checkpoint of ours with other parts."""
+    """A sealed checkpoint of ours with other parts; `before` is written ahead of all others."""
     content = {
-        "format": FORMAT, "model": {KEY: torch.zeros(16, 3, 3, 3)}, "ema": None, "ema_steps": 0, "teacher": None,
+        "before": None, "format": FORMAT, "model": {KEY: torch.zeros(16, 3, 3, 3)}, "ema": None, "ema_steps": 0,
+        "teacher": None,
         "epoch": 1, "fitness": None, "config": json.dumps(ModelConfig().to_dict()), "class_list": ["a", "b"],
         "phase": "nano", "weights_origin": random_origin(), "data": {}, "commit": "unknown", "learned": [],
         "optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "precision": "float32", "schedule": {},
@@ -158,7 +160,7 @@ def origin_1000_deep(folder: Path) -> Path:
     for _ in range(1000):
         chain.append({**random_origin(), "path": "a.pt", "from": chain[-1]})
     # Written from the inside out: Python cannot pickle so deep a nesting from the outside.
-    return checkpoint(folder / "origin-deep.pth", class_list=["a"], data={}, commit=chain, weights_origin=chain[-1])
+    return checkpoint(folder / "origin-deep.pth", before=chain, weights_origin=chain[-1])
 
 
 def record_too_short(folder: Path) -> Path:
@@ -175,9 +177,9 @@ def beyond_storage(folder: Path) -> Path:
 
 def resized(folder: Path) -> Path:
     """The state of a tensor, which torch applies with `set_`, makes it larger."""
-    tensor = pickled(View(Storage("0", 4), [4], [1]))[:-1]
-    state = b"(h\x00K\x00J" + struct.pack("<i", 2**30) + b"\x85K\x01\x85tb"
-    return archive(folder / "resized.pt", tensor + b"q\xff" + state.replace(b"h\x00", b"h\xff") + b".", {"0": bytes(16)})
+    storage = Storage("0", 4)
+    content = {KEY: View(storage, [4], [1], state=(storage, 0, (2**30,), (1,)))}
+    return archive(folder / "resized.pt", pickled(content), {"0": bytes(16)})
 
 
 def many_views(folder: Path) -> Path:
@@ -189,7 +191,7 @@ def many_views(folder: Path) -> Path:
 
 def deep_tuple(folder: Path) -> Path:
     """A key of tuples in tuples: computing its hash overflows the stack of C and ends the process."""
-    return archive(folder / "deep-tuple.pt", b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.")
+    return archive(folder / "deep-tuple.pt", b"\x80\x02})" + b"\x85" * 150_000 + b"Ns.")
 
 
 def shared_tuple(folder: Path) -> Path:
@@ -198,8 +200,8 @@ def shared_tuple(folder: Path) -> Path:
 
 
 def colliding_keys(folder: Path) -> Path:
-    """60,000 keys with the same hash: each is compared with all before it."""
-    numbers = (b"\x8a\x0c" + (k * (2**61 - 1)).to_bytes(12, "little") + b"N" for k in range(8, 60_008))
+    """30,000 keys with the same hash: each is compared with all before it."""
+    numbers = (b"\x8a\x0c" + (k * (2**61 - 1)).to_bytes(12, "little") + b"N" for k in range(8, 30_008))
     return archive(folder / "keys.pt", b"\x80\x02}(" + b"".join(numbers) + b"u.")
 
 
@@ -293,11 +295,13 @@ def _pt2(folder: Path) -> Path:
 
 
 DEEP_JSON = "[" * 100_000
+HUGE_NUMBER = '{"maxEpoch": 1' + "0" * 5000 + "}"
+ODD_IMAGES = {"images": torch.zeros(1, 3, 33, 33)}
 OTHER_KINDS: dict[str, Attack] = {
     "onnx": _bytes("model.onnx", b"\x08\x0a\x12\x07pytorch\x1a\x032.4" + bytes(200)),
     "pt2": _pt2,
     "engine": _bytes("model.engine", struct.pack("<i", 20) + b'{"description": "x"}ftrt' + bytes(200)),
-    "safetensors": _bytes("model.safetensors", struct.pack("<Q", 60) + b'{"w":{"dtype":"F32","shape":[1]}}' + bytes(60)),
+    "safetensors": _bytes("model.safetensors", struct.pack("<Q", 60) + b'{"w":{"dtype":"F32"}}' + bytes(60)),
     "h5": _bytes("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(200)),
     "json": _bytes("model.json", b'{"weights": [1, 2]}'),
     "html": _bytes("page.pt", b"<!DOCTYPE html><html></html>"),
@@ -308,8 +312,8 @@ OTHER_KINDS: dict[str, Attack] = {
 WEIGHTS_ATTACKS: dict[str, Attack] = {
     **{function.__name__: function for function in (
         stride_zero, memo_index, unpacks, modules_40_deep, origin_in_itself, origin_1000_deep, record_too_short,
-        beyond_storage, resized, many_views, deep_tuple, shared_tuple, colliding_keys, copied_set, long_bytes, many_calls,
-        self_containing, flipped_structure, overwritten,
+        beyond_storage, resized, many_views, deep_tuple, shared_tuple, colliding_keys, copied_set, long_bytes,
+        many_calls, self_containing, flipped_structure, overwritten,
     )},
     **{f"tensor {name}": _of_kind(name, make) for name, make in kinds_of_tensors().items()},
     **OTHER_KINDS,
@@ -318,10 +322,10 @@ WEIGHTS_ATTACKS: dict[str, Attack] = {
     "yaml that never ends": _network("yaml", names=["a"], yaml={"yaml_file": laughs()}),
     "checkpoint without config": lambda folder: checkpoint(folder / "no-config.pth", left_out=["config"]),
     "checkpoint with deep json": lambda folder: checkpoint(folder / "deep-json.pth", config=DEEP_JSON),
-    "checkpoint with a huge number": lambda folder: checkpoint(folder / "number.pth", config='{"maxEpoch": 1%s}' % ("0" * 5000)),
+    "checkpoint with a huge number": lambda folder: checkpoint(folder / "number.pth", config=HUGE_NUMBER),
     "checkpoint with laughs": lambda folder: checkpoint(folder / "class-list.pth", class_list=laughs()),
     "bundle without batch": lambda folder: bundle(folder / "no-batch.pth", left_out=["batch"]),
     "bundle with deep json": lambda folder: bundle(folder / "bundle-json.pth", config=DEEP_JSON),
     "bundle with other weights": lambda folder: bundle(folder / "bundle-weights.pth"),
-    "bundle with odd images": lambda folder: bundle(folder / "bundle-images.pth", batch={"images": torch.zeros(1, 3, 33, 33)}),
+    "bundle with odd images": lambda folder: bundle(folder / "bundle-images.pth", batch=ODD_IMAGES),
 }  # fmt: skip

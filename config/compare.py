@@ -14,7 +14,7 @@ def config_from_text(text: str) -> dict[str, Any]:
     """The config that a checkpoint keeps as JSON; fields that only another version knows are not checked.
 
     A field that an older version did not write has the value of what that version did, where that is not the default
-    of today. Raises `UserError` for a field with a value that it cannot have, and what `json.loads` raises for a damaged text.
+    of today. Raises `UserError` for a field with a value that it cannot have, and whatever `json.loads` raises.
     """
     config = json.loads(text)
     if not isinstance(config, dict):

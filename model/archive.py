@@ -14,6 +14,7 @@ import torch
 
 from config.errors import UserError
 from model.foreign import describe
+from model.picklescan import Refused
 
 _PICKLE = "data.pkl"
 _WANTED = "wanted is a .pth of Mars, an Ultralytics .pt or a state dict that torch.save wrote"
@@ -35,12 +36,12 @@ class Archive:
     def storage(self, key: str, length: int) -> torch.UntypedStorage:
         """The record of a storage, which must be `length` bytes long; the same object for the same key.
 
-        Raises `ValueError` for another length, `KeyError` without such a record, `zipfile.BadZipFile` when its content
+        Raises `Refused` for another length, `KeyError` without such a record, `zipfile.BadZipFile` when its content
         does not match its checksum.
         """
         member = self._members[f"{self._folder}data/{key}"]
         if member.file_size != length:
-            raise ValueError(f"the record of a tensor has {member.file_size} bytes instead of {length}")
+            raise Refused(f"has a tensor whose record has {member.file_size:,} bytes instead of {length:,}")
         if key not in self._storages:
             content = torch.empty(length, dtype=torch.uint8)
             with self._archive.open(member) as record:

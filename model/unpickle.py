@@ -31,7 +31,7 @@ MOST_EXPANDED = 2**20
 MOST_SHARED = 16
 MOST_DIMENSIONS = 64  # of a tensor in torch
 MOST_CLASSES = 1000  # that stand-ins are made for; the checkpoints of Ultralytics name about 30
-MOST_MODULES = 100_000  # modules and tensors that a network may have; the largest detector of Ultralytics has 1,500
+MOST_MODULES = 20_000  # modules and tensors that a network may have; the largest detector of Ultralytics has 1,500
 DEEPEST_MODULE = 100  # the modules of Ultralytics lie 7 deep
 LONGEST_NAME = 500  # letters of a tensor's name; those of Ultralytics have up to 60
 
@@ -250,7 +250,7 @@ def _read(path: Path, is_plain: bool) -> Any:
 
 
 @contextmanager
-def refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path | str) -> Iterator[None]:
     """Around code that reads weights: `Refused`, and whatever else is raised, becomes a `UserError` with the file."""
     try:
         with reading(path, "weights"):

@@ -140,13 +140,13 @@ def _understand(content: Any) -> WeightsFile:
     return file._replace(kind="a backbone") if tensors and file.is_backbone else file
 
 
-def _of_mars(tensors: StateDict, content: Mapping[str, Any]) -> WeightsFile:
+def _of_mars(tensors: dict[str, Any], content: Mapping[str, Any]) -> WeightsFile:
     """A checkpoint of ours, and what it says of itself."""
     config = config_from_text(content["config"])
     phase, data = config.get("phase"), content.get("data")
     kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
     names = content["class_list"]
-    if not isinstance(names, list) or not (data is None or _is_of_texts(data)):
+    if not isinstance(names, (list, tuple)) or not (data is None or _is_of_texts(data)):
         raise Refused("has a class list or an identity of its data that is of another kind than Mars writes")
     return WeightsFile(tensors, _class_names(names), config, data, kind)
 
@@ -162,14 +162,14 @@ def _find_tensors(content: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in content.items() if isinstance(value, (Tensor, OtherTensor))}
 
 
-def _with_our_keys(state: StateDict) -> StateDict:
+def _with_our_keys(state: dict[str, Any]) -> dict[str, Any]:
     state = {our_key(key.removeprefix("module.")): value for key, value in state.items()}
     if state and all(re.match(r"l\d+\.", key) for key in state):
         return {f"backbone.{key}": value for key, value in state.items()}
     return state
 
 
-def _named(state: StateDict) -> StateDict:
+def _named(state: dict[str, Any]) -> dict[str, Any]:
     """The same tensors. Raises `Refused` where a name cannot be shown as it is: it stands in messages and tables."""
     if strange := next((key for key in state if len(key) > LONGEST_NAME or _UNPRINTABLE.search(key)), None):
         raise Refused(f"has a tensor named {shortened(strange)}")

@@ -63,8 +63,9 @@ def load_checkpoint(path: Path) -> Contents:
     if found == FIRST_FORMAT:
         return _checked(path, _from_first_format(Contents(path, content)))
     if found != FORMAT:
+        said = found if isinstance(found, str) else "no format"
         raise UserError(
-            f"{path}: is not a checkpoint of this version ({found if isinstance(found, str) else 'no format'}, wanted is {FORMAT}); "
+            f"{path}: is not a checkpoint of this version ({said}, wanted is {FORMAT}); "
             "go on with the version that wrote it, or use --name for a new run, or --nobuf"
         )
     if not is_whole:

@@ -1,4 +1,4 @@
-"""What a checkpoint and the bundle of a bad step hold, part by part: a sealed file may still have been made by anybody."""
+"""What a checkpoint and the bundle of a bad step hold, part by part: anybody can write a file with a right seal."""
 
 import json
 import math
@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from config.compare import config_from_text
-from config.errors import UserError, reading
+from config.errors import UserError
+from model.unpickle import refusing
 from ops.precision import NAMES
 from train.origin import checked_origin
 
@@ -30,10 +31,10 @@ class Contents(dict[str, Any]):
 
 def check_contents(contents: Contents, checks: Mapping[str, Check]) -> None:
     """Raise `UserError` for the first part that is there and is not of its kind."""
-    for part in contents.keys() & checks.keys():
+    for part in [part for part in checks if part in contents]:
         place = f"{contents.path}: its part '{part}'"
         try:
-            with reading(place, "what Mars writes there"):
+            with refusing(place):
                 is_right = checks[part](contents[part])
         except UserError as error:
             raise error if str(error).startswith(place) else UserError(f"{place}: {error}") from error
