@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._utils  # what checkpoints call to rebuild a tensor
 from torch import nn
 
 from config.mconfig import ModelConfig
@@ -124,7 +125,7 @@ def stride_zero(folder: Path) -> Path:
 
 def memo_index(folder: Path) -> Path:
     """400 bytes for which Python's reader makes a table of 2 GB."""
-    return archive(folder / "memo-index.pt", b"\x80\x02}r" + struct.pack("<I", 2**27) + b".")
+    return archive(folder / "memo-index.pt", b"\x80\x02ctorch.nn\nModule\n0}r" + struct.pack("<I", 2**27) + b".")
 
 
 def unpacks(folder: Path) -> Path:
@@ -237,7 +238,7 @@ def kinds_of_tensors() -> dict[str, Callable[[], Any]]:
         "uint16": lambda: torch.zeros(4, dtype=torch.uint16),
         "complex": lambda: torch.zeros(4, dtype=torch.complex64),
         "sparse": lambda: torch.zeros(4).to_sparse(),
-        "nested": lambda: torch._nested_tensor_from_tensor_list([torch.zeros(2), torch.zeros(3)]),
+        "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
         "meta": lambda: torch.zeros(4, device="meta"),
     }
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from benchmarks import attacks_weights
 from benchmarks.attacks_weights import KEY, OTHER_KINDS, WEIGHTS_ATTACKS, Storage, View, archive, pickled, saved, text
 from config.errors import UserError
-from model import unpickle
-from model.picklescan import MOST_INSTRUCTIONS, Refused, check_pickle
+from model import picklescan, unpickle
+from model.picklescan import Refused, check_pickle
 from model.unpickle import StandIn, module_tensors, read_with_stand_ins
 from model.weightsfile import read_weights
 from train.checkpoint import load_checkpoint
@@ -24,7 +24,9 @@ from train.origin import file_origin
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 400  # MB above what the imports take, for files of up to 3 MB
-SLOW_TO_MAKE = ("many_views", "copied_set")
+NOT_HERE = ("many_views", "copied_set", "yaml that never ends")  # slow: below with less of it; read as usual
+COSTLY = ("stride_zero", "memo_index", "unpacks", "modules_40_deep", "record_too_short", "beyond_storage", "resized")
+ENDLESS = ("deep_tuple", "shared_tuple", "long_bytes", "many_calls", "names that never end", "origin_in_itself")
 IN_A_PROCESS = """
 import resource, sys
 from pathlib import Path
@@ -50,18 +52,26 @@ def answer_to(path, read=read_weights):
     try:
         read(path)
     except UserError as error:
-        assert str(path) in str(error) and "\n" not in str(error)
-        return str(error)
-    return None
+        message = str(error)
+    else:
+        return None
+    assert str(path) in message and "\n" not in message
+    return message
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHTS_ATTACKS if name not in SLOW_TO_MAKE])
+@pytest.mark.parametrize("name", [name for name in WEIGHTS_ATTACKS if name not in NOT_HERE])
 def test_every_hostile_file_is_refused_with_its_name(tmp_path, monkeypatch, name):
     monkeypatch.setattr(attacks_weights, "UNPACKED_MEGABYTES", 3)
     path = WEIGHTS_ATTACKS[name](tmp_path)
     is_bundle, is_origin = name.startswith("bundle"), name.startswith("origin")
     read = (lambda path: replay(read_bundle(path))) if is_bundle else file_origin if is_origin else read_weights
-    assert answer_to(path, load_checkpoint if name.startswith("checkpoint") else read) is not None
+    if name.startswith("checkpoint"):
+        read = lambda path: load_checkpoint(path)["config"]  # noqa: E731
+    assert answer_to(path, read) is not None
+
+
+def test_what_the_network_says_of_its_yaml_is_left_out_when_it_is_no_text(tmp_path):
+    assert read_weights(WEIGHTS_ATTACKS["yaml that never ends"](tmp_path)).kind.endswith(" Sequential")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +123,7 @@ def test_files_of_other_kinds_are_named(tmp_path, name, words):
 def test_all_of_them_together_take_little_memory(tmp_path, monkeypatch):
     """In a process of its own, whose memory is counted and limited; one that dies in C fails the test, too."""
     monkeypatch.setattr(attacks_weights, "UNPACKED_MEGABYTES", 3)
-    monkeypatch.setattr(attacks_weights, "text", text)
-    paths = [make(tmp_path) for name, make in WEIGHTS_ATTACKS.items() if name not in SLOW_TO_MAKE]
+    paths = [WEIGHTS_ATTACKS[name](tmp_path) for name in COSTLY + ENDLESS]
     command = [sys.executable, "-c", IN_A_PROCESS, *map(str, paths)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -123,12 +132,10 @@ def test_all_of_them_together_take_little_memory(tmp_path, monkeypatch):
 
 def test_views_that_share_a_storage_have_a_limit(tmp_path):
     storage = Storage("0", 2**20)
-    for number, is_allowed in ((2 * unpickle.MOST_SHARED, True), (2 * unpickle.MOST_SHARED + 1, False)):
+    for number in (16, 20, 21, 40):
         content = {f"w{i}": View(storage, [2**20], [1]) for i in range(number)}
         path = archive(tmp_path / "w.pt", pickled(content), {"0": bytes(2**22)})
-        # The records have 4 MiB, and 1 Mi elements come on top of them.
-        allowed = number * 2**22 <= unpickle.MOST_SHARED * (2**22 + 2**20)
-        assert (answer_to(path) is None) is (is_allowed and allowed)
+        assert (answer_to(path) is None) is (number <= 20)  # 16 times the 4 MiB of records and 1 MiB
 
 
 def test_tied_weights_and_small_expanded_tensors_are_read(tmp_path):
@@ -177,13 +184,14 @@ def test_files_that_torch_wrote_without_checksums_are_read(tmp_path):
     assert torch.equal(read_weights(path).tensors[KEY], torch.ones(16, 3, 3, 3))
 
 
-def test_a_long_list_of_names_is_no_attack(tmp_path):
+def test_a_long_list_of_names_is_no_attack(tmp_path, monkeypatch):
     """A config with the names of a million images is one long text; only the number of instructions is limited."""
     path = saved(tmp_path / "w.pt", {KEY: torch.ones(16, 3, 3, 3), "note": "000000123456.jpg," * 400_000})
     assert answer_to(path) is None
-    check_pickle(b"\x80\x02" + b"N0" * 1000 + b"N.")
-    with pytest.raises(Refused, match="more than 1,000,000 instructions"):
-        check_pickle(b"\x80\x02" + b"N" * (MOST_INSTRUCTIONS + 1) + b".")
+    monkeypatch.setattr(picklescan, "MOST_INSTRUCTIONS", 2001)
+    check_pickle(b"\x80\x02" + b"N0" * 999 + b"N.")
+    with pytest.raises(Refused, match="more than 2,001 instructions"):
+        check_pickle(b"\x80\x02" + b"N0" * 1000 + b"N.")
 
 
 def test_sets_that_are_copied_again_and_again_are_refused(tmp_path):
@@ -255,7 +263,7 @@ def value_or_sentence(path):
         answer_to(path, read)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(CHANGES)
 def test_a_file_changed_anywhere_gives_a_value_or_a_sentence(tmp_path_factory, changes):
     path = tmp_path_factory.getbasetemp() / "changed.pt"
@@ -263,7 +271,7 @@ def test_a_file_changed_anywhere_gives_a_value_or_a_sentence(tmp_path_factory, c
     value_or_sentence(path)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(CHANGES)
 @example([("overwrite", 0.5, b"r\xff\xff\xff\xff")])
 def test_a_pickle_changed_anywhere_gives_a_value_or_a_sentence(tmp_path_factory, changes):
@@ -276,7 +284,7 @@ def test_each_byte_of_the_structure_in_turn(tmp_path):
     """Headers, the pickle, the central directory and the record at the end, a bit of each."""
     path, answers = tmp_path / "flipped.pt", []
     content = saved(tmp_path / "w.pt", {KEY: torch.ones(1, 3, 3, 3)}).read_bytes()
-    for place in range(0, len(content), 3):
+    for place in range(0, len(content), 5):
         path.write_bytes(changed(content, [("flip", place / len(content), b"\x10")]))
         answers.append(answer_to(path))
     assert sum(answer is not None for answer in answers) > 50
