@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,8 @@ def unpacks(folder: Path) -> Path:
         count = UNPACKED_MEGABYTES << 18
         content = {"format": BUNDLE_FORMAT, "w": View(Storage("0", count), [count], [1])}
         file.writestr("archive/data.pkl", pickled(content))
-        with file.open("archive/data/0", "w", force_zip64=True) as record:
+        file.writestr("archive/version", "3\n")
+        with file.open("archive/data/0", "w") as record:
             for _ in range(UNPACKED_MEGABYTES):
                 record.write(bytes(1 << 20))
     (folder / "unpacks.pth").write_bytes(sealed(target.getvalue()))
@@ -228,6 +230,12 @@ def self_containing(folder: Path) -> Path:
     return saved(folder / "self.pt", content)
 
 
+def _nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that they are a prototype
+        return torch._nested_tensor_from_tensor_list([torch.zeros(2), torch.zeros(3)])  # type: ignore[attr-defined]
+
+
 def kinds_of_tensors() -> dict[str, Callable[[], Any]]:
     """Name -> a tensor in which no network computes."""
     return {
@@ -238,7 +246,7 @@ def kinds_of_tensors() -> dict[str, Callable[[], Any]]:
         "uint16": lambda: torch.zeros(4, dtype=torch.uint16),
         "complex": lambda: torch.zeros(4, dtype=torch.complex64),
         "sparse": lambda: torch.zeros(4).to_sparse(),
-        "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        "nested": _nested,
         "meta": lambda: torch.zeros(4, device="meta"),
     }
 
