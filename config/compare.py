@@ -1,15 +1,27 @@
 """Two configs of one run compared: may the second go on where the first stopped?"""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from config.mconfig import ModelConfig, field_alters, field_names
+from config.errors import UserError
+from config.mconfig import ModelConfig, checked_value, field_alters, field_names
 
 Differences = dict[str, tuple[Any, Any]]
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config out of a checkpoint, with what an older version did where that is not a field's default today."""
+def config_from_text(text: str) -> dict[str, Any]:
+    """The config that a checkpoint keeps as JSON; fields that only another version knows are not checked.
+
+    A field that an older version did not write has the value of what that version did, where that is not the default
+    of today. Raises `UserError` for a field with a value that it cannot have, and whatever `json.loads` raises.
+    """
+    config = json.loads(text)
+    if not isinstance(config, dict):
+        raise UserError("the config is no dictionary")
+    for name in field_names():
+        if name in config:
+            checked_value(name, config[name])
     return {"pixelMax": 65535, **config}
 
 

@@ -6,19 +6,34 @@ stand-in is put that keeps what it is given and does nothing. Every other name i
 """
 
 import collections
+import io
+import math
 import pickle
 import re
-import types
-import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._utils  # what checkpoints call to rebuild a tensor
 from torch import Tensor
 
-from config.errors import UserError
+from config.errors import UserError, reading
+from model.archive import Archive, open_archive
+from model.picklescan import LARGEST_KEY, Refused, check_pickle
+from ops.text import shortened
+
+# Elements that a tensor may have beyond those in its storage: `expand` makes such tensors, as of one value a channel.
+MOST_EXPANDED = 2**20
+# How many tensors may share a stored byte: tied weights are saved once. Without a limit a file of 1 MB could name the
+# same megabyte ten thousand times, and each of these tensors is searched for NaN.
+MOST_SHARED = 16
+MOST_DIMENSIONS = 64  # of a tensor in torch
+MOST_CLASSES = 1000  # that stand-ins are made for; the checkpoints of Ultralytics name about 30
+MOST_MODULES = 20_000  # modules and tensors that a network may have; the largest detector of Ultralytics has 1,500
+DEEPEST_MODULE = 100  # the modules of Ultralytics lie 7 deep
+LONGEST_NAME = 500  # letters of a tensor's name; those of Ultralytics have up to 60
 
 
 class StandIn:
@@ -47,6 +62,10 @@ class StandIn:
         return self.state.get(name) if isinstance(self.state, dict) else None
 
 
+class OtherTensor(StandIn):
+    """Takes the place of a tensor that is not dense, or of a type in which no network computes, such as float8."""
+
+
 class _Call:
     """A function or class that may be called, and nothing else: a file cannot change what is not its own."""
 
@@ -59,22 +78,36 @@ class _Call:
         return self._function(*args)
 
     def __setstate__(self, _state: Any) -> None:
-        raise pickle.UnpicklingError(f"tries to change {self._function.__name__}")
+        raise Refused("tries to change a function")
 
 
-# Rebuild tensors, and plain containers. Under protocol 2, which torch writes, builtins are called __builtin__.
-_KNOWN: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
-    "torch.Size": torch.Size,
-    "torch.device": torch.device,
-    "collections.OrderedDict": collections.OrderedDict,
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
-    "builtins.dict": dict,
-    "builtins.list": list,
-    "builtins.tuple": tuple,
+@dataclass(frozen=True, eq=False)
+class _Record:
+    """A storage as the pickle names it: not an object of torch, so that nothing but a checked tensor is made of it."""
+
+    storage: torch.UntypedStorage
+    dtype: torch.dtype
+
+
+# Names of storages -> the type of their elements. `UntypedStorage` belongs to tensors that name their type themselves.
+_STORAGES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+    "torch.storage.UntypedStorage": torch.uint8,
 }
+# Tensors of other kinds and types: stood in for, so that an error can name the tensor.
+_OTHER_TENSORS = re.compile(
+    r"torch\.\w+Storage|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
+    r"|torch\.serialization\._get_layout|torch\.per_\w+"
+)
 # Networks and their blocks, of Ultralytics and of YOLOv5; numbers of numpy (whose bytes are written as text that is
 # encoded); settings, times and paths of a training.
 _STOOD_IN = re.compile(
@@ -84,68 +117,186 @@ _STOOD_IN = re.compile(
 
 
 class _Unpickler(pickle.Unpickler):
+    """Makes tensors out of checked records, plain containers, and stand-ins for everything else that is known."""
+
+    def __init__(self, archive: Archive, pickled: bytes, is_plain: bool):
+        super().__init__(io.BytesIO(pickled), encoding="utf-8")
+        self._archive, self._is_plain = archive, is_plain
+        self._promised = 0  # bytes of all tensors so far
+        self._copied = 0  # entries of sets and sizes so far
+        self._most_copied = len(pickled)  # each was written once, and takes a byte at least
+        self._classes: dict[str, Any] = {}
+        # Under protocol 2, which torch writes, builtins are called __builtin__.
+        self._known: dict[str, Callable[..., Any]] = {
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_tensor_v3": self._typed_tensor,
+            "torch._utils._rebuild_parameter": _first,
+            "torch._utils._rebuild_parameter_with_state": _first,
+            "torch.Size": self._size,
+            "torch.device": torch.device,
+            "collections.OrderedDict": _ordered_dict,
+            "builtins.set": self._set,
+            "builtins.frozenset": self._set,
+        }
+
     def find_class(self, module: str, name: str) -> Any:
         place = f"{module.replace('__builtin__', 'builtins')}.{name}"
-        if place in _KNOWN:
-            return _Call(_KNOWN[place])
+        if place in self._known:
+            return _Call(self._known[place])
+        if place in _STORAGES:
+            return _STORAGES[place]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if _STOOD_IN.fullmatch(place):
-            return type("StandIn", (StandIn,), {"place": place})
+        if _OTHER_TENSORS.fullmatch(place):
+            return self._stand_in(place, OtherTensor)
+        if not self._is_plain and _STOOD_IN.fullmatch(place):
+            return self._stand_in(place, StandIn)
         hint = " (a network that was fused for inference does)" if place == "builtins.getattr" else ""
-        raise pickle.UnpicklingError(f"wants {place}{hint}")
+        raise Refused(f"wants {shortened(place)}{hint}")
+
+    def persistent_load(self, saved: Any) -> Any:
+        kind, dtype, key, _device, count = saved
+        if not isinstance(dtype, torch.dtype):
+            return dtype()  # a stand-in for a storage of another type
+        if kind != "storage" or type(key) is not str or type(count) is not int:
+            raise ValueError("a storage is not named as torch.save names it")
+        return _Record(self._archive.storage(key, count * dtype.itemsize), dtype)
+
+    def _stand_in(self, place: str, base: type[StandIn]) -> Any:
+        if place not in self._classes:
+            if len(self._classes) >= MOST_CLASSES:
+                raise Refused(f"names more than {MOST_CLASSES:,} classes")
+            self._classes[place] = type(base.__name__, (base,), {"place": place})
+        return self._classes[place]
+
+    def _tensor(self, record: Any, offset: Any, size: Any, stride: Any, *_more: object) -> Any:
+        return self._typed_tensor(record, offset, size, stride, None, None, getattr(record, "dtype", None))
+
+    def _typed_tensor(self, record: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
+        """A tensor of any shape and type over a record, or a stand-in for one of a type that no network computes in.
+
+        Where it should need a gradient, and what is called on the way back, is left out.
+        """
+        dtype = more[2]
+        if not isinstance(record, _Record) or not isinstance(dtype, torch.dtype) or dtype not in _STORAGES.values():
+            return record if isinstance(record, StandIn) else self._stand_in(str(dtype), OtherTensor)()
+        self._check_shape(record.storage.nbytes() // dtype.itemsize, dtype.itemsize, offset, size, stride)
+        return torch.empty(0, dtype=dtype).set_(record.storage, offset, size, stride)
+
+    def _check_shape(self, stored: int, itemsize: int, offset: Any, size: Any, stride: Any) -> None:
+        """Raise where a tensor would reach beyond its storage of `stored` elements, or be much larger than that."""
+        if type(size) not in (tuple, torch.Size) or type(stride) is not tuple or len(size) > MOST_DIMENSIONS:
+            raise ValueError("the shape of a tensor is no short tuple")
+        if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
+            raise ValueError("the shape of a tensor is no list of numbers")
+        reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+        if all(size) and reach > stored:
+            raise Refused("has a tensor that reaches beyond its own storage")
+        elements = math.prod(size)
+        self._promised += elements * itemsize
+        if elements > max(stored, MOST_EXPANDED):
+            raise Refused(f"has a tensor of {elements:,} elements of which only {stored:,} are in the file")
+        if self._promised > MOST_SHARED * (self._archive.size + MOST_EXPANDED):
+            raise Refused(f"has tensors that together are more than {MOST_SHARED} times as large as the file")
+
+    def _size(self, numbers: Any) -> torch.Size:
+        self._count(numbers)
+        return torch.Size(numbers)
+
+    def _set(self, entries: Any = ()) -> set[Any]:
+        self._count(entries)
+        if not all(
+            isinstance(entry, (str, StandIn)) or (isinstance(entry, int) and abs(entry) < LARGEST_KEY)
+            for entry in entries
+        ):
+            raise Refused("has a set of other things than names and numbers")
+        return set(entries)
+
+    def _count(self, entries: Any) -> None:
+        self._copied += len(entries)
+        if self._copied > self._most_copied:
+            raise Refused("copies the same long list again and again")
 
 
-def _refuse_old_format(*_args: object, **_values: object) -> None:
-    raise pickle.UnpicklingError("is written in torch's format of before 1.6")
+def _first(tensor: Any, *_more: object) -> Any:
+    return tensor
 
 
-# What torch.load takes its reader from. Only its old format, which is not read here, asks for `load`.
-_READER = types.SimpleNamespace(Unpickler=_Unpickler, load=_refuse_old_format, __name__="model.unpickle")
+def _ordered_dict(*entries: object) -> "collections.OrderedDict[Any, Any]":
+    if entries:
+        raise Refused("fills a dictionary in a way that torch.save does not")
+    return collections.OrderedDict()
 
 
 def read_with_stand_ins(path: Path) -> Any:
     """The content of a file that `torch.save` wrote: tensors and containers as they are, `StandIn` for other objects.
 
-    Call `refuse_programs` first. Raises `UserError` naming what the file wanted to call when that is neither, and
-    `OSError`, `EOFError`, `RuntimeError`, `ValueError` or `zipfile.BadZipFile` when it is damaged.
+    Tensors lie on the CPU, those of one storage share it here, too, and need no gradient. Raises `UserError` naming the
+    file: for what it wants to call when that is neither, and when it is damaged or of another kind.
     """
+    return _read(path, is_plain=False)
+
+
+def read_plain(path: Path) -> Any:
+    """The same for files of ours, in which no other objects have a place."""
+    return _read(path, is_plain=True)
+
+
+def _read(path: Path, is_plain: bool) -> Any:
+    with refusing(path), open_archive(path) as archive:
+        pickled = archive.pickled()
+        check_pickle(pickled)
+        return _Unpickler(archive, pickled, is_plain).load()
+
+
+@contextmanager
+def refusing(path: Path | str) -> Iterator[None]:
+    """Around code that reads weights: `Refused`, and whatever else is raised, becomes a `UserError` with the file."""
     try:
-        return torch.load(path, map_location="cpu", pickle_module=_READER, weights_only=False)
-    except pickle.UnpicklingError as error:
+        with reading(path, "weights"):
+            yield
+    except UserError as error:
+        if not isinstance(error.__cause__, Refused):
+            raise
         raise UserError(
-            f"{path}: refused, nothing in it was run: the file {error}, which has no place in weights; wanted is an "
-            "Ultralytics .pt, a .pth of Mars or a state dict"
+            f"{path}: refused, nothing in it was run: the file {error.__cause__}, which has no place in weights; "
+            "wanted is an Ultralytics .pt, a .pth of Mars or a state dict"
         ) from error
-    except (TypeError, AttributeError, IndexError, KeyError) as error:
-        raise UserError(f"{path}: refused, it is put together as no weights file is ({error})") from error
 
 
-def refuse_programs(path: Path) -> None:
-    """Raise `UserError` for a TorchScript archive, which looks like weights but is a program, and for packed ones."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    names = [Path(member.filename).name for member in members]
-    if "constants.pkl" in names or "data.pkl" not in names:
-        raise UserError(f"{path}: holds a program (TorchScript) or no weights at all; wanted are weights")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # a small file may unfold to any size
-        raise UserError(f"{path}: is compressed, which torch.save never does; wanted are weights as they were saved")
+def module_tensors(module: StandIn) -> Iterator[tuple[str, Any]]:
+    """Name and `Tensor` or `OtherTensor` of everything in a stood-in network, named as in its `state_dict`.
+
+    A module that two others share has the names of both. Raises `Refused` for a network that is too large or too deep.
+    """
+    waiting = [("", module, frozenset[int]())]
+    seen = 0
+    while waiting:
+        prefix, module, above = waiting.pop()
+        found = list(_own_tensors(module, prefix))
+        children = [(f"{prefix}{name}.", child) for name, child in _entries(module, "_modules")]
+        seen += 1 + len(found)
+        longest = max((len(name) for name, _ in (*found, *children)), default=0)
+        if seen + len(waiting) + len(children) > MOST_MODULES or len(above) > DEEPEST_MODULE or longest > LONGEST_NAME:
+            raise Refused(
+                f"has a network of more than {MOST_MODULES:,} modules and tensors, or more than {DEEPEST_MODULE} one "
+                f"within another, or names of more than {LONGEST_NAME} letters"
+            )
+        yield from found
+        within = above | {id(module)}  # a network that holds itself would never end
+        waiting += [
+            (name, child, within)
+            for name, child in reversed(children)
+            if isinstance(child, StandIn) and id(child) not in within
+        ]
 
 
-def module_tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of everything in a stood-in network, named as its `state_dict` would name them."""
-    yield from _module_tensors(module, prefix, frozenset())
-
-
-def _module_tensors(module: StandIn, prefix: str, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+def _own_tensors(module: StandIn, prefix: str) -> Iterator[tuple[str, Any]]:
     fleeting = module.attribute("_non_persistent_buffers_set") or ()
     for kind in ("_parameters", "_buffers"):
         for name, value in _entries(module, kind):
-            if isinstance(value, Tensor) and name not in fleeting:
-                yield prefix + name, value.detach()
-    for name, child in _entries(module, "_modules"):
-        if isinstance(child, StandIn) and id(child) not in above:  # a network that holds itself would never end
-            yield from _module_tensors(child, f"{prefix}{name}.", above | {id(module)})
+            if isinstance(value, (Tensor, OtherTensor)) and name not in fleeting:
+                yield prefix + name, value
 
 
 def _entries(module: StandIn, kind: str) -> list[tuple[str, Any]]:

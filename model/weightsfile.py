@@ -2,34 +2,35 @@
 
 Understood: our own checkpoints (`best.pth`, `last.pth`), Ultralytics' `.pt`, plain state dicts, and backbone files
 whose keys are `backbone.l0.conv.weight` or `l0.conv.weight`; in half or full precision, with or without an average.
-Nothing in a file runs: `torch.load(weights_only=True)` reads what is plain, `model.unpickle` the rest.
+Nothing in a file runs: see `model.unpickle`.
 """
 
-import json
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from config.compare import completed
-from config.errors import UserError
+from config.compare import config_from_text
+from config.errors import UserError, reading
+from config.places import absolute
 from model.base.backbone import Backbone
 from model.base.head import class_branch_width
 from model.base.scales import SCALES
 from model.keys import our_key
-from model.unpickle import StandIn, module_tensors, read_with_stand_ins, refuse_programs
+from model.picklescan import Refused
+from model.unpickle import LONGEST_NAME, OtherTensor, StandIn, module_tensors, read_with_stand_ins, refusing
 from ops.seal import is_intact
+from ops.text import shortened
 
 StateDict = dict[str, Tensor]
 
 CLASS_BRANCH, CLASS_ROWS = "head.cls.0.0.conv.weight", "head.cls.0.2.weight"
 _FIRST, _BINS = "backbone.l0.conv.weight", "head.dfl.weight"
+# Control characters (category Cc) and Unicode's line separators.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FIRST_WIDTH = 64  # channels that the plan of all phases gives the first layer
 
 
@@ -96,22 +97,16 @@ def read_weights(path: str | Path) -> WeightsFile:
     A checkpoint of ours whose seal is broken is refused, and so are tensors that no network can take: not finite, not
     dense, without content.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(absolute(path))
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
-    try:
-        if is_intact(path) is False:
-            raise UserError(f"{path}: is damaged (its checksum is not that of its content)")
-        file = _understand(_read(path))
-    except UserError:
-        raise
-    except (
-        Exception,
-        MemoryError,
-    ) as error:  # torch raises many kinds for damaged files; all mean the same to the user
-        raise UserError(
-            f"{path}: cannot be read as weights, it is damaged, cut short or no weights file ({type(error).__name__})"
-        ) from error
+    with reading(path, "weights"):
+        is_damaged = is_intact(path) is False
+    if is_damaged:
+        raise UserError(f"{path}: is damaged (its checksum is not that of its content)")
+    content = read_with_stand_ins(path)
+    with refusing(path):
+        file = _understand(content)
     if not file.tensors:
         raise UserError(f"{path}: holds no tensors; wanted is a .pth of Mars, an Ultralytics .pt or a plain state dict")
     for key, value in file.tensors.items():
@@ -120,36 +115,12 @@ def read_weights(path: str | Path) -> WeightsFile:
     return file
 
 
-def _unusable(tensor: Tensor) -> str | None:
+def _unusable(tensor: Any) -> str | None:
     """Why no network can take this tensor, or None."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
-        return "is sparse, quantised, complex or without content"
+    if isinstance(tensor, OtherTensor):
+        kind = tensor.place.rpartition(".")[2].removeprefix("_rebuild_")
+        return f"is not dense, or not of a type in which networks compute ({kind})"
     return None if torch.isfinite(tensor).all() else "holds values that are not finite (NaN or Inf)"
-
-
-def _read(path: Path) -> Any:
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        refuse_programs(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on pickle protocols is no use to who reads the error
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        if not _holds_a_module(content):
-            return content
-    except pickle.UnpicklingError as error:
-        if not is_archive:
-            raise UserError(
-                f"{path}: refused: reading it could run code that is in it; wanted is a .pth of Mars, an Ultralytics "
-                ".pt or a state dict"
-            ) from error
-    return read_with_stand_ins(path)
-
-
-def _holds_a_module(content: Any) -> bool:
-    """So it does where this process has told torch that some classes of networks are safe: they are stood in for."""
-    values = content.values() if isinstance(content, Mapping) else [content]
-    return any(isinstance(value, nn.Module) for value in values)
 
 
 def _understand(content: Any) -> WeightsFile:
@@ -161,35 +132,65 @@ def _understand(content: Any) -> WeightsFile:
     for network in (content.get("ema"), content.get("model")):
         if isinstance(network, StandIn):
             tensors = {our_key(key): value for key, value in module_tensors(network)}
-            return WeightsFile(tensors, _names_of(network), _config_of(content), kind=_kind_of(network))
-    tensors = _with_our_keys(_find_tensors(content))
+            return WeightsFile(_named(tensors), _names_of(network), _config_of(content), kind=_kind_of(network))
+    tensors = _named(_with_our_keys(_find_tensors(content)))
     if "class_list" in content and "config" in content:
-        config = completed(json.loads(content["config"]))
-        kind = " ".join(["a Mars network", *([f"of phase {config['phase']}"] if "phase" in config else [])])
-        return WeightsFile(tensors, tuple(content["class_list"]), config, content.get("data"), kind)
+        return _of_mars(tensors, content)
     file = WeightsFile(tensors)
     return file._replace(kind="a backbone") if tensors and file.is_backbone else file
 
 
-def _find_tensors(content: Mapping[str, Any]) -> StateDict:
+def _of_mars(tensors: dict[str, Any], content: Mapping[str, Any]) -> WeightsFile:
+    """A checkpoint of ours, and what it says of itself."""
+    config = config_from_text(content["config"])
+    phase, data = config.get("phase"), content.get("data")
+    kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
+    names = content["class_list"]
+    if not isinstance(names, (list, tuple)) or not (data is None or _is_of_texts(data)):
+        raise Refused("has a class list or an identity of its data that is of another kind than Mars writes")
+    return WeightsFile(tensors, _class_names(names), config, data, kind)
+
+
+def _is_of_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+
+
+def _find_tensors(content: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("ema", "model", "state_dict"):
         if isinstance(content.get(name), Mapping):
             return _find_tensors(content[name])
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return {str(key): value for key, value in content.items() if isinstance(value, (Tensor, OtherTensor))}
 
 
-def _with_our_keys(state: StateDict) -> StateDict:
+def _with_our_keys(state: dict[str, Any]) -> dict[str, Any]:
     state = {our_key(key.removeprefix("module.")): value for key, value in state.items()}
     if state and all(re.match(r"l\d+\.", key) for key in state):
         return {f"backbone.{key}": value for key, value in state.items()}
     return state
 
 
+def _named(state: dict[str, Any]) -> dict[str, Any]:
+    """The same tensors. Raises `Refused` where a name cannot be shown as it is: it stands in messages and tables."""
+    if strange := next((key for key in state if len(key) > LONGEST_NAME or _UNPRINTABLE.search(key)), None):
+        raise Refused(f"has a tensor named {shortened(strange)}")
+    return state
+
+
+def _class_names(names: Sequence[Any]) -> tuple[str, ...]:
+    """The names of classes as text; numbers are names, too. Raises `Refused` for others."""
+    if not all(isinstance(name, (str, int)) for name in names):
+        raise Refused("has class names that are no text")
+    texts = tuple(map(str, names))
+    if strange := next((text for text in texts if _UNPRINTABLE.search(text)), None):
+        raise Refused(f"has a class name with control characters ({shortened(strange)})")
+    return texts
+
+
 def _names_of(network: StandIn) -> tuple[str, ...] | None:
     names = network.attribute("names")
     if isinstance(names, dict):
         names = [names[index] for index in range(len(names))] if set(names) == set(range(len(names))) else None
-    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+    return _class_names(names) if isinstance(names, (list, tuple)) else None
 
 
 def _config_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -202,6 +203,7 @@ def _config_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
 def _kind_of(network: StandIn) -> str:
     """`Ultralytics DetectionModel of yolov8n.yaml`."""
     recipe = network.attribute("yaml")
-    name = recipe.get("yaml_file") if isinstance(recipe, dict) else None
+    file = recipe.get("yaml_file") if isinstance(recipe, dict) else None
+    name = shortened(file).strip('"') if isinstance(file, str) else None
     owner, _, class_name = network.place.rpartition(".")
     return f"{'Ultralytics' if owner.startswith('ultralytics') else owner} {class_name}{f' of {name}' if name else ''}"

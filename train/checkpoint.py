@@ -13,15 +13,14 @@ import numpy as np
 import torch
 
 from config.errors import UserError
+from model.unpickle import read_plain
 from ops.files import writing_whole
 from ops.seal import is_intact, sealed
+from train.contents import ABOUT, STATE, Contents, check_contents, is_tensor, list_of
 from train.origin import origin_from_text
 
 FORMAT = "mars-checkpoint-2"
 FIRST_FORMAT = "mars-checkpoint-1"  # no seal, no scaler, nothing inside an epoch; read, and written no more
-
-# What every weights file says of itself.
-ABOUT = ("epoch", "fitness", "config", "class_list", "phase", "weights_origin", "data", "commit")
 
 
 class DamagedCheckpoint(UserError):
@@ -41,10 +40,11 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
         file.write(sealed(archive.getvalue()))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> Contents:
     """What `save_checkpoint` wrote, on the CPU; a file of the first format as if it had been written today.
 
-    Raises `DamagedCheckpoint` when any bit was changed or is missing, `UserError` for other files and versions.
+    Raises `DamagedCheckpoint` when any bit was changed or is missing, `UserError` for other files and versions, and for
+    parts that are not what Mars writes.
     """
     try:
         is_whole = is_intact(path)
@@ -53,22 +53,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if is_whole is False:
         raise DamagedCheckpoint(f"{path}: is damaged (its checksum is not that of its content)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files; each means the same to the user
+        content = read_plain(path)
+    except UserError as error:
         if is_whole:
-            raise UserError(f"{path}: is whole, but this version cannot read it ({type(error).__name__})") from error
-        raise DamagedCheckpoint(f"{path}: is damaged, cut short or no checkpoint ({type(error).__name__})") from error
+            raise
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DamagedCheckpoint(f"{path}: is damaged, cut short or no checkpoint ({reason})") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found == FIRST_FORMAT:
-        return _from_first_format(content)
+        return _checked(path, _from_first_format(Contents(path, content)))
     if found != FORMAT:
+        said = found if isinstance(found, str) else "no format"
         raise UserError(
-            f"{path}: is not a checkpoint of this version ({found or 'no format'}, wanted is {FORMAT}); "
+            f"{path}: is not a checkpoint of this version ({said}, wanted is {FORMAT}); "
             "go on with the version that wrote it, or use --name for a new run, or --nobuf"
         )
     if not is_whole:
         raise DamagedCheckpoint(f"{path}: is cut short (its checksum is missing)")
-    return content
+    return _checked(path, content)
+
+
+def _checked(path: Path, content: dict[str, Any]) -> Contents:
+    contents = Contents(path, content)
+    check_contents(contents, {**ABOUT, **STATE, "random": are_random_states})
+    return contents
 
 
 def first_not_finite(content: Any, name: str = "") -> str | None:
@@ -118,7 +126,24 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+    np.random.set_state(_numpy_state(states))
+    random.setstate(_python_state(states))
+
+
+def are_random_states(states: dict[str, Any]) -> bool:
+    """Would `restore_random_states` take these? Tried with generators of its own; raises what those raise."""
+    torch.Generator().set_state(states["torch"])
+    random.Random().setstate(_python_state(states))
+    _, keys, position, *_ = state = _numpy_state(states)
+    np.random.RandomState().set_state(state)
+    return 0 <= position <= len(keys) and list_of(is_tensor)(states["cuda"])
+
+
+def _numpy_state(states: dict[str, Any]) -> tuple[Any, ...]:
     keys, *rest = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    return ("MT19937", keys.numpy().astype(np.uint32), *rest)
+
+
+def _python_state(states: dict[str, Any]) -> tuple[Any, ...]:
     version, internal, gauss_next = json.loads(states["python"])
-    random.setstate((version, tuple(internal), gauss_next))
+    return (version, tuple(internal), gauss_next)

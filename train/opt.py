@@ -66,10 +66,23 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """What `optimizer.state_dict()` gave, maybe on another device: fused or not is this one's own affair."""
+    """What `optimizer.state_dict()` gave, maybe on another device: fused or not is this one's own affair.
+
+    Raises `ValueError`, `TypeError` and others for the state of another optimizer.
+    """
     own = [{"fused": group["fused"]} for group in optimizer.param_groups]
     groups = [{**saved, **mine} for saved, mine in zip(state["param_groups"], own, strict=True)]
+    kinds = [{name: _kind(value) for name, value in group.items()} for group in optimizer.param_groups]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    if kinds != [{name: _kind(value) for name, value in group.items()} for group in optimizer.param_groups]:
+        raise ValueError("the groups of the optimizer have other fields")
+    for parameter, kept in optimizer.state.items():
+        if any(value.dim() > 0 and value.shape != parameter.shape for value in kept.values() if value is not None):
+            raise ValueError("the optimizer keeps tensors of another shape than its parameter")
+
+
+def _kind(value: Any) -> type:
+    return float if type(value) is int else type(value)
 
 
 def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:

@@ -3,21 +3,22 @@
 It is kept through every fine-tuning.
 """
 
-import pickle
 import re
 import subprocess
-import zipfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from config.places import absolute
+from model.archive import open_archive
+from model.picklescan import Refused
+from model.unpickle import StandIn, read_with_stand_ins, refusing
 from ops.seal import file_digest
 
 Origin = dict[str, Any]  # path, sha256, licence, from: of the file before it, None where nothing is known
 
+MOST_STEPS = 200  # files on the way back: each fine-tuning adds one, and Python cannot pickle much deeper nesting
 AGPL = "AGPL-3.0 (Ultralytics)"
 # Classes of Ultralytics' own code, or its names of the tensors: ours begin with backbone, neck and head.
 _ULTRALYTICS = re.compile(rb"ultralytics|(?:^|[^\w.])(?:module\.)?(?:model\.)+\d+\.(?:conv|cv\d|m|bn|dfl)\b")
@@ -32,9 +33,9 @@ def file_origin(path: Path | str) -> Origin:
     """Of weights that were read from a file: its checksum, and what it says of its own origin and licence.
 
     A file that is Ultralytics' by its classes or tensor names is under their licence, and so is every file that was
-    trained from it. Nothing in the file is run. Raises `OSError` when it cannot be read.
+    trained from it. Nothing in the file is run. Raises `UserError` when it cannot be read.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(absolute(path))
     before = _origin_inside(path)
     own_licence = AGPL if before is None and _is_ultralytics(path) else None
     licence = before["licence"] if before else own_licence
@@ -44,6 +45,25 @@ def file_origin(path: Path | str) -> Origin:
 def origin_from_text(text: str) -> Origin:
     """Of what the first format of checkpoints kept: a path, or the word random."""
     return random_origin() if text == "random" else {**random_origin(), "path": text}
+
+
+def checked_origin(value: Any) -> Origin:
+    """An origin that was read from a file, when it is one. Raises `Refused`, or `KeyError` where a part is missing."""
+    steps: list[Origin] = []
+    while value is not None:
+        if len(steps) > MOST_STEPS:  # as one that contains itself
+            raise Refused(f"was fine-tuned more than {MOST_STEPS} times, or its weights_origin contains itself")
+        if not isinstance(value, dict):
+            raise Refused("has a weights_origin that is no dictionary")
+        step = {name: value[name] for name in ("path", "sha256", "licence")}
+        if not all(text is None or isinstance(text, str) for text in step.values()):
+            raise Refused("has a weights_origin with other things than texts")
+        steps.append(step)
+        value = value["from"]
+    origin = None
+    for step in reversed(steps):
+        origin = {**step, "from": origin}
+    return origin or random_origin()
 
 
 def origin_in_words(origin: Origin) -> str:
@@ -76,14 +96,14 @@ def _name_and_checksum(step: Origin) -> str:
 
 def _origin_inside(path: Path) -> Origin | None:
     """What a file of ours says of its origin; None for others."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # it holds more than plain values, so it is none of ours
+    content = read_with_stand_ins(path)
+    if not isinstance(content, dict) or any(isinstance(value, StandIn) for value in content.values()):
         return None
-    if not isinstance(content, dict):
-        return None
-    origin = content.get("weights_origin") or _metadata_of(content).get("weights_origin")
-    return origin_from_text(origin) if isinstance(origin, str) else origin
+    with refusing(path):
+        origin = content.get("weights_origin") or _metadata_of(content).get("weights_origin")
+        if origin is None:
+            return None
+        return origin_from_text(origin) if isinstance(origin, str) else checked_origin(origin)
 
 
 def _metadata_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -92,11 +112,9 @@ def _metadata_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_ultralytics(path: Path) -> bool:
-    """Looked up in the bytes of the pickle, which holds every name in plain letters."""
-    if not zipfile.is_zipfile(path):
-        return _ULTRALYTICS.search(path.read_bytes()) is not None
-    with zipfile.ZipFile(path) as archive:
-        return any(_ULTRALYTICS.search(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl"))
+    """Searched for in the bytes of the pickle, which holds every name in plain letters."""
+    with refusing(path), open_archive(path) as archive:
+        return _ULTRALYTICS.search(archive.pickled()) is not None
 
 
 @lru_cache(maxsize=1)

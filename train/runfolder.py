@@ -10,13 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from config.compare import Differences, completed, schedule_differences, training_differences
+from config.compare import Differences, config_from_text, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from ops.files import complaining, keep_under_second_name, remove_dead_drafts, write_whole
 from ops.seal import is_intact
 from ops.text import shortened
 from train.checkpoint import DamagedCheckpoint, first_not_finite, load_checkpoint, save_checkpoint, weights_of
+from train.contents import Contents
 from train.identity import data_differences, label_changes, name_digest
 from train.lock import LOCK_NAME
 
@@ -141,7 +142,7 @@ class RunFolder:
         for path in (self.last, self.previous):
             with suppress(DamagedCheckpoint):  # said when the run goes on
                 if path.exists():
-                    return completed(json.loads(load_checkpoint(path)["config"]))
+                    return config_from_text(load_checkpoint(path)["config"])
         return None
 
     def write_config(self, mcfg: ModelConfig) -> None:
@@ -170,7 +171,7 @@ class RunFolder:
         for draft in remove_dead_drafts(self.path):
             log.debug("removed %s, which a stopped process left half-written", draft)
 
-    def checkpoint_to_resume(self, mcfg: ModelConfig, data: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
+    def checkpoint_to_resume(self, mcfg: ModelConfig, data: Mapping[str, str]) -> tuple[Contents | None, str]:
         """The checkpoint to go on from, or None for a fresh run; and what changed in its schedule, in words.
 
         Raises `UserError` when the folder belongs to another data set, class list or training, or holds nothing whole.
@@ -196,7 +197,7 @@ class RunFolder:
             )  # fmt: skip
         return checkpoint, _in_words(schedule_differences(old, new))
 
-    def newest_whole(self) -> dict[str, Any] | None:
+    def newest_whole(self) -> Contents | None:
         """The last checkpoint, or the one before when the last is damaged or missing, which is said aloud."""
         faults = []
         for path in (self.last, self.previous):

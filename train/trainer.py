@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from config.errors import UserError
+from config.errors import UserError, reading
 from config.mconfig import ModelConfig
 from dl.cache import build_images
 from dl.check import CheckedData, check_data
@@ -31,6 +31,7 @@ from train.checkpoint import (
     restore_random_states,
     seed_random_states,
 )
+from train.contents import Contents
 from train.ema import ModelEMA, ramp_for
 from train.health.figures import finite_or_none, frozen_figure
 from train.health.guard import BadStep, Guard
@@ -237,7 +238,7 @@ class Trainer:
         """To the last checkpoint on which the bad batch stays finite; False when there is none, or no end to it."""
         for path in (self.folder.last, self.folder.previous) if self.watch.may_rewind else ():
             try:
-                self._restore(load_checkpoint(path))
+                self._go_on_from(load_checkpoint(path))
             except UserError as error:  # damaged or missing
                 log.warning("%s", error)
                 continue
@@ -358,7 +359,7 @@ class Trainer:
             self.folder.save(self._checkpoint())
             self.watch.begin()
             return
-        self._restore(checkpoint)
+        self._go_on_from(checkpoint)
         if not self.folder.mend_best(checkpoint):
             self.best = None
         self._write_history()  # again, for a run that was stopped between its weights and its curves
@@ -419,6 +420,11 @@ class Trainer:
             "gradients": [parameter.grad for parameter in self._trained()] if self.stepper.pending else None,
             "pending": self.stepper.pending,
         }
+
+    def _go_on_from(self, checkpoint: Contents) -> None:
+        """Put everything back as it was. Raises `UserError` for parts that do not fit network or optimizer."""
+        with reading(checkpoint.path, "a checkpoint of this run"):
+            self._restore(checkpoint)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.load_state_dict(checkpoint["model"])

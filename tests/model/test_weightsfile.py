@@ -34,8 +34,14 @@ def spoiled(what):
     [
         ("nan", "neck.l15.cv2.conv.weight holds values that are not finite"),
         ("inf", "neck.l15.cv2.conv.weight holds values that are not finite"),
-        ("complex", "neck.l15.cv2.conv.weight is sparse, quantised, complex"),
-        ("sparse", "neck.l15.cv2.conv.weight is sparse"),
+        (
+            "complex",
+            "conv.weight is not dense, or not of a type in which networks compute (ComplexFloatStorage)",
+        ),
+        (
+            "sparse",
+            "neck.l15.cv2.conv.weight is not dense, or not of a type",
+        ),
         ("no content", "w.pth"),
         ("whole numbers", "another shape or type"),
     ],

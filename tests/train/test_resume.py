@@ -13,6 +13,7 @@ from config.mconfig import ModelConfig
 from eval.predictor import Predictor
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.interrupt import Interrupted
+from train.origin import random_origin
 from train.runfolder import RunFolder
 from train.step import Stepper
 from train.trainer import Trainer
@@ -130,13 +131,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(squares_config, undist
 
 def test_what_is_damaged_never_becomes_the_one_before(tmp_path):
     folder = RunFolder(tmp_path)
-    about = dict.fromkeys(("fitness", "config", "class_list", "phase", "weights_origin", "data", "commit"))
+    about = {"fitness": None, "config": "{}", "class_list": ["a"], "phase": "nano", "data": {}, "commit": "unknown"}
+    about["weights_origin"] = random_origin()
     for epoch in (1, 2):
         folder.save({**about, "epoch": epoch})
     flip(folder.last)
     folder.save({**about, "epoch": 3})
     assert [load_checkpoint(path)["epoch"] for path in (folder.previous, folder.last)] == [1, 3]
-    folder.save({**about, "epoch": 4, "model": {"w": 1}, "ema": None}, is_best=True)
+    folder.save({**about, "epoch": 4, "model": {"w": torch.ones(1)}, "ema": None}, is_best=True)
     assert [load_checkpoint(path)["epoch"] for path in (folder.previous, folder.last, folder.best)] == [3, 4, 4]
 
 

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from model import YoloModel, build_model
+from model.unpickle import read_plain
 from ops.batch import Batch
 from ops.device import pick_device
 from ops.precision import NAMES, name_of
 from ops.seal import is_intact
-from train.checkpoint import write_sealed
+from train import contents
+from train.checkpoint import are_random_states, write_sealed
+from train.contents import Contents, check_contents
 from train.health.findings import Trace
 from train.health.tracer import trace
 from train.loss import DetectionLoss
@@ -46,6 +49,7 @@ class Bundle:
     strength: float  # of what a teacher adds
     taught_by: str | None  # the checksum of the teacher's file; None without one, and in bundles of older versions
     weights_file: str | None
+    path: Path  # of the file
 
 
 def write_bundle(  # noqa: PLR0913 (a step has so many parts)
@@ -98,17 +102,57 @@ def read_bundle(path: str | Path) -> Bundle:
     if is_whole is False:
         raise UserError(f"{path}: is damaged (its checksum is not that of its content); copy it again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; each means the same to the user
-        raise UserError(f"{path}: is no bundle of a bad step ({type(error).__name__})") from error
+        content = read_plain(path)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: is no bundle of a bad step ({reason})") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT or not is_whole:
-        what = "is cut short" if found == FORMAT else f"is no bundle of a bad step ({found or 'no format'})"
+        what = (
+            "is cut short"
+            if found == FORMAT
+            else f"is no bundle of a bad step ({found if isinstance(found, str) else 'no format'})"
+        )
         raise UserError(f"{path}: {what}; give the .pth of a run's health folder")
-    return _bundle_of(content)
+    check_contents(Contents(path, content), _PARTS)
+    return _bundle_of(Contents(path, content))
 
 
-def _bundle_of(content: dict[str, Any]) -> Bundle:
+def _is_batch(parts: Any) -> bool:
+    """Do the shapes belong together, and can the network take the images?"""
+    images, boxes = parts["images"], parts["boxes"]
+    count, channels, height, width = images.shape
+    rows = boxes.shape[1]
+    shapes = {"boxes": (count, rows, 4), "labels": (count, rows), "valid": (count, rows)}
+    types = {"boxes": torch.float32, "labels": torch.int64, "valid": torch.bool}
+    fits = all(parts[name].shape == shape and parts[name].dtype == types[name] for name, shape in shapes.items())
+    labelled = parts.get("labelled")
+    is_labelled = labelled is None or (labelled.dtype == torch.bool and labelled.shape[:-1] == (count,))
+    is_image = images.dtype == torch.uint8 or images.is_floating_point()
+    return (
+        fits and is_labelled and is_image and channels == 3 and height % 32 == width % 32 == 0 < count * height * width
+    )
+
+
+_PARTS = {
+    "batch": _is_batch,
+    "image_ids": contents.list_of(contents.is_text),
+    "weights": contents.dict_of(contents.is_tensor),
+    "learned": contents.list_of(contents.dict_of(contents.is_tensor)),
+    "random": are_random_states,
+    "config": contents.is_config,
+    "precision": contents.is_precision,
+    "scale": contents.is_number,
+    "message": contents.is_text,
+    "training": contents.list_of(contents.is_text),
+    "trained": contents.list_of(contents.is_text),
+    "strength": contents.is_number,
+    "weights_file": contents.or_none(contents.is_text),
+    "taught_by": contents.or_none(contents.is_text),
+}
+
+
+def _bundle_of(content: Contents) -> Bundle:
     parts = content["batch"]
     batch = Batch(
         parts["images"], parts["boxes"], parts["labels"], parts["valid"], tuple(content["image_ids"]),
@@ -118,7 +162,8 @@ def _bundle_of(content: dict[str, Any]) -> Bundle:
     return Bundle(
         batch=batch, config=json.loads(content["config"]), precision=NAMES[content["precision"]],
         training=tuple(content["training"]), trained=tuple(content["trained"]),
-        weights_file=content["weights_file"], taught_by=content.get("taught_by"), **kept,
+        weights_file=content["weights_file"], taught_by=content.get("taught_by"), path=content.path,
+        **kept,
     )  # fmt: skip
 
 
@@ -129,7 +174,10 @@ def replay(bundle: Bundle, device: torch.device | None = None) -> Trace:
     another device, a teacher whose file is gone or has changed. `is_reproduced` False: nothing bad came up this time.
     Raises `UserError` when the config or the weights do not fit this version.
     """
-    mcfg = ModelConfig.from_dict(bundle.config)
+    try:
+        mcfg = ModelConfig.from_dict(bundle.config)
+    except UserError as error:
+        raise UserError(f"{bundle.path}: its config is not of this version: {error}") from error
     notes: list[str] = []
     device = device or _device_of(mcfg, notes)
     model = _model_of(bundle, mcfg).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -156,7 +204,7 @@ def _model_of(bundle: Bundle, mcfg: ModelConfig) -> YoloModel:
         model.load_state_dict(bundle.weights)
     except RuntimeError as error:
         raise UserError(
-            "the bundle's weights do not fit its config in this version; use the one that wrote it"
+            f"{bundle.path}: its weights do not fit its config in this version; use the one that wrote it"
         ) from error
     for name, module in model.named_modules():
         module.training = name in bundle.training
@@ -184,7 +232,7 @@ def _load_learned(objective: Objective, bundle: Bundle, mcfg: ModelConfig) -> No
     try:
         for module, state in zip(objective.learned, bundle.learned, strict=True):
             module.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the second: another number of modules
         raise UserError(
             f"{mcfg.teacherModelFile}: its features have other widths than those of the teacher of the step"
         ) from error
