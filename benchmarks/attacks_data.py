@@ -223,14 +223,14 @@ DATA_ATTACKS: dict[str, Builder] = {
     "xml_billion_laughs": partial(_voc, xml=_entities(10, 10, 3)),
     "xml_quadratic_entity": partial(_voc, xml=_entities(1, 20_000, 200_000)),
     "xml_external_entity": _external_entity,
-    "xml_deep": partial(_voc, xml="<annotation>" + "<a>" * 1_000_000),
+    "xml_deep": partial(_voc, xml="<annotation>" + "<a>" * _DEPTH),
     "xml_deep_whole": partial(_voc, xml="<annotation>" + "<a>" * _DEPTH + "</a>" * _DEPTH + "</annotation>"),
     "xml_comments": _comments,
     "xml_huge_number": partial(_voc, xml=f"<annotation>{_OBJECT.replace('>5<', f'>{_HUGE}<')}</annotation>"),
     "xml_huge_size": partial(
         _voc, xml=f"<annotation><size><width>1e300</width><height>1e300</height></size>{_OBJECT}</annotation>"
     ),
-    "xml_many_objects": partial(_voc, xml=f"<annotation>{_OBJECT * 60_000}</annotation>"),
+    "xml_many_objects": partial(_voc, xml=f"<annotation>{'<object/>' * 60_000}</annotation>"),
     "xml_c1_control_name": partial(_voc, xml=f"<annotation>{_OBJECT.replace('cat', 'cat&#x9b;2K')}</annotation>"),
     "xml_line_break_name": partial(_voc, xml=f"<annotation>{_OBJECT.replace('cat', f'cat{chr(10)}ok')}</annotation>"),
     "xml_long_name": partial(_voc, xml=f"<annotation>{_OBJECT.replace('cat', 'c' * 100_000)}</annotation>"),
@@ -257,7 +257,7 @@ DATA_ATTACKS: dict[str, Builder] = {
     "classes_many": partial(_classes, content="cat\n" + "".join(f"c{i}\n" for i in range(200_000))),
     "classes_zero_byte": partial(_classes, content="cat\nd\0g\n"),
     "yaml_alias_bomb": _with_yaml(f"{_ALIAS_BOMB}{_SPLITS}names: [cat, *a9]\n"),
-    "yaml_alias_bomb_split": _with_yaml(f"{_ALIAS_BOMB}train: [images/train, *a9]\nval: images/val\nnames: [cat, dog]\n"),
+    "yaml_alias_bomb_split": _with_yaml(f"{_ALIAS_BOMB}train: [x, *a9]\nval: images/val\nnames: [cat, dog]\n"),
     "yaml_alias_bomb_count": _with_yaml(f"{_ALIAS_BOMB}{_SPLITS}nc: *a9\nnames: [cat, dog]\n"),
     "yaml_alias_bomb_path": _with_yaml(f"{_ALIAS_BOMB}path: *a9\n{_SPLITS}names: [cat, dog]\n"),
     "yaml_merge": _with_yaml(f"x: &x {{0: cat}}\n{_SPLITS}names: {{<<: *x, 1: dog}}\n"),
@@ -313,9 +313,8 @@ DATA_ATTACKS: dict[str, Builder] = {
 
 def _zeros(num_bytes: int) -> bytes:
     """So many zero bytes, compressed as PNG and TIFF do."""
-    compressor, parts = zlib.compressobj(9), []
-    for start in range(0, num_bytes, 2**20):
-        parts.append(compressor.compress(bytes(min(2**20, num_bytes - start))))
+    compressor = zlib.compressobj(9)
+    parts = [compressor.compress(bytes(min(2**20, num_bytes - start))) for start in range(0, num_bytes, 2**20)]
     return b"".join([*parts, compressor.flush()])
 
 
@@ -420,18 +419,18 @@ def postscript(folder: Path) -> Path:
 
 
 def _text_chunk(folder: Path) -> Path:
-    return _write_png(folder, 8, 8, 8, 2, _chunk(b"zTXt", b"Comment\0\0" + _zeros(2**28)))
+    return _write_png(folder, 8, 8, 8, 2, _chunk(b"zTXt", b"Comment\0\0" + _zeros(2**26)))
 
 
 def _profile_chunk(folder: Path) -> Path:
-    return _write_png(folder, 8, 8, 8, 2, _chunk(b"iCCP", b"p\0\0" + _zeros(2**28)))
+    return _write_png(folder, 8, 8, 8, 2, _chunk(b"iCCP", b"p\0\0" + _zeros(2**26)))
 
 
-def _short_png(folder: Path) -> Path:
+def _short_png(folder: Path, bits: int, colour: int) -> Path:
     """A header of 14,000 x 14,000 pixels over the data of 8 x 8."""
-    path = _write_png(folder, 8, 8, 8, 2)
+    path = _write_png(folder, 8, 8, bits, colour)
     raw = path.read_bytes()
-    header = struct.pack(">IIBBBBB", 14_000, 14_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 14_000, 14_000, bits, colour, 0, 0, 0)
     path.write_bytes(raw[:8] + _chunk(b"IHDR", header) + raw[33:])
     return path
 
@@ -456,8 +455,8 @@ IMAGE_ATTACKS: dict[str, Builder] = {
     "postscript": postscript,
     "png_text": _text_chunk,
     "png_profile": _profile_chunk,
-    "png_short": _short_png,
-    "png_16_bit_colour": partial(_write_png, width=14_000, height=14_000, bits=16, colour=6),
+    "png_short": partial(_short_png, bits=8, colour=2),
+    "png_16_bit_colour": partial(_short_png, bits=16, colour=6),
 }
 
 LARGE_IMAGES: dict[str, Builder] = {

@@ -182,7 +182,7 @@ def _faults_of(sides: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> l
 
 
 def _parse(path: Path) -> Any:
-    """The root element. DTDs that define entities are refused: a few of them unfold to gigabytes or read other files."""
+    """The root element. Entities are refused: a few of them unfold to gigabytes, others read other files."""
     try:
         raw = read_bytes(path, MOST_OF_ANNOTATION).lstrip(b" \t\r\n")
     except FileNotFoundError:

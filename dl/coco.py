@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from config.errors import UserError, reading
 from dl.annotations import LONGEST_SIDE, Written, WrittenObject, refuse_too_many
-from dl.faults import LONGEST_CLASS_NAME, LONGEST_PATH, DataFault, excerpt, name_fault
+from dl.faults import LONGEST_CLASS_NAME, LONGEST_PATH, DataFault, name_fault
 from dl.files import MOST_OF_JSON, read_text
 from ops.text import shortened
 
@@ -72,7 +72,7 @@ class CocoFile:
         if row in self._objects.faulty:
             raise DataFault(f"{self.path}: {self._objects.faulty[row]} (image {file_name})")
         start, end = np.searchsorted(self._objects.image, [row, row + 1])
-        refuse_too_many(end - start, f"{self.path}: image {file_name}")
+        refuse_too_many(int(end - start), f"{self.path}: image {file_name}")
         objects = []
         for i in range(start, end):
             x, y, width, height = self._objects.box[i].tolist()
@@ -201,8 +201,9 @@ def looks_like_coco(path: Path) -> bool:
     if not path.is_file():  # a pipe would keep us waiting
         return False
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = [content.find(f'"{key}"'.encode(), 0, MOST_OF_JSON) >= 0 for key in _KEYS]
+        length = min(path.stat().st_size, MOST_OF_JSON)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as content:
+            found = [content.find(f'"{key}"'.encode()) >= 0 for key in _KEYS]
             is_whole = content[-_TAIL:].rstrip().endswith(b"}")
     except (OSError, ValueError):  # ValueError: empty
         return False

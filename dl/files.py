@@ -175,8 +175,8 @@ def refuse_unfit_name(folder: Path | str, name: str) -> None:
     """Raise `UserError` for the name of a file that can be written into no list: not UTF-8, or control characters."""
     if any("\udc80" <= char <= "\udcff" for char in name):
         raise UserError(
-            f"{escaped(str(folder))}: the file name {os.fsencode(name)!r} is not UTF-8; rename it (names from a Chinese "
-            "Windows: convmv -f gbk -t utf8 -r --notest FOLDER)"
+            f"{escaped(str(folder))}: the file name {os.fsencode(name)!r} is not UTF-8; rename it (names from a "
+            "Chinese Windows: convmv -f gbk -t utf8 -r --notest FOLDER)"
         )
     if fault := name_fault(name, LONGEST_PATH):
         raise UserError(f"{escaped(str(folder))}: the file name {fault}")

@@ -182,8 +182,8 @@ def _numbers(words: list[str], where: str) -> list[float]:
     strange = [word for word, value in zip(words[1:], values[1:], strict=True) if not _is_share(value)]
     if strange:
         raise DataFault(
-            f"{where}: {excerpt(strange[0])} lies outside 0 to 1; coordinates are shares of the image's width and height, "
-            "so divide pixels by them"
+            f"{where}: {excerpt(strange[0])} lies outside 0 to 1; coordinates are shares of the image's width and "
+            "height, so divide pixels by them"
         )
     return values
 

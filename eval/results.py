@@ -191,11 +191,11 @@ def _values(row: Any) -> tuple[float, ...] | None:
     """x, y, width, height, score and label of a row; None when it is no detection."""
     if not isinstance(row, dict) or not isinstance(row.get("bbox"), list):
         return None
-    values = (*row["bbox"], row.get("score"), row.get("category_id"))
-    is_sound = len(values) == 6 and all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values)
-    if not is_sound or values[5] < 1 or values[5] % 1 or not isinstance(row.get("image_id"), (str, int)):
+    values: list[Any] = [*row["bbox"], row.get("score"), row.get("category_id")]
+    is_plain = len(values) == 6 and all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values)
+    if not is_plain or values[5] < 1 or values[5] % 1 or not isinstance(row.get("image_id"), (str, int)):
         return None
-    return (*map(float, values[:5]), float(values[5]) - 1)
+    return (*map(float, values[:5]), values[5] - 1.0)
 
 
 def _load_rows(path: Path) -> list[Any]:
