@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
             "matplotlib",
             "faster_coco_eval",
             "yaml",
+            "defusedxml",
         ):
             raise
         print(

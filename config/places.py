@@ -7,14 +7,16 @@ absolute.
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from config.errors import UserError
+from config.errors import UserError, reading
 from config.mconfig import ModelConfig
 
 PATH_FIELDS = ("dataDir", "imageDir", "annotationDir", "checkpointModelFile", "teacherModelFile")
 FILE_SCHEME = "file://"
+_MOST_OF_CLASS_LIST = 2**23  # bytes: 30,000 names of 200 letters have 6 MB
 
 
 def default_root(code_dir: Path) -> str:
@@ -65,9 +67,11 @@ def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
 def read_class_list(file: str) -> tuple[str, ...]:
     """The names in `file`, one a line, blank lines left out. Raises `UserError` when it cannot be read or is empty."""
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        with reading(file, "a text file"):
+            lines = _class_list_text(Path(file)).splitlines()
+    except UserError as error:
+        cause = error.__cause__
+        reason = "no such file" if isinstance(cause, FileNotFoundError) else f"cannot be read ({cause})"
         raise UserError(
             f"classList={file}: {reason}; give a text file with one class name a line, or the names"
         ) from None
@@ -75,6 +79,14 @@ def read_class_list(file: str) -> tuple[str, ...]:
     if not names:
         raise UserError(f"classList={file}: the file names no class; write one class name a line")
     return names
+
+
+def _class_list_text(path: Path) -> str:
+    """Raises `OSError` for a pipe or a device, which may have no end, and for a file that is too large."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_OF_CLASS_LIST:
+        raise OSError(f"no file of at most {_MOST_OF_CLASS_LIST} bytes")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _place(path: str, words: Mapping[str, str]) -> str:

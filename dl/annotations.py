@@ -5,23 +5,37 @@ missing (`difficult`, `pose`, `depth`, `folder`) or lie (`filename`, `path`): it
 Coordinates are taken as written, floats kept, nothing subtracted.
 """
 
+import codecs
 import math
 import re
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from defusedxml import DefusedXmlException, ElementTree
 from jaxtyping import Bool, Float32, Int64
 
-from dl.faults import DataFault
+from config.errors import UserError, reading
+from dl.faults import LONGEST_CLASS_NAME, DataFault, excerpt, name_fault
+from dl.files import MOST_OF_ANNOTATION, read_bytes
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 Box = tuple[float, float, float, float]  # xyxy
 
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
+
+MOST_OBJECTS = 50_000  # of an image: twice those of the fullest image of a public data set (JHU-Crowd++: 25,791)
+LONGEST_SIDE = 2**31 - 1  # pixels: no format of images has room for more
+LONGEST_NUMBER = 400  # characters: float64's smallest number needs 327 if it is written without an exponent
+# Encodings of text that people declare, by Python's names. Others that Python knows are no encodings of text (zlib), or
+# take time that grows with the square of the length (punycode, idna).
+_ENCODINGS = re.compile(
+    r"ascii|utf-(8|16|32)(-le|-be|-sig)?|iso(8859|2022_)[-_\w]+|cp\d+|gb\w+|hz|big5\w*|shift_jis\w*|euc_\w+|johab|koi8-\w"
+    r"|mac-\w+|tis-620"
+)
 
 
 class WrittenObject(NamedTuple):
@@ -82,14 +96,33 @@ def read_voc(path: Path) -> Written:
     """Read one Pascal VOC file. Raises `DataFault` that starts with the path."""
     root = _parse(path)
     if root.tag.lower() != "annotation":
-        raise DataFault(f"{path}: is not a Pascal VOC annotation (its root is <{root.tag}>)")
+        raise DataFault(f"{path}: is not a Pascal VOC annotation (its root is <{excerpt(root.tag)}>)")
+    nodes = root.findall("object")
+    refuse_too_many(len(nodes), path)
     objects = []
-    for number, node in enumerate(root.findall("object"), start=1):
+    for number, node in enumerate(nodes, start=1):
         try:
             objects.append(_read_object(node, number, path))
         except DataFault as fault:
-            raise DataFault(f"{fault} (the object begins in line {_line_of_object(path, number)})") from None
+            raise DataFault(f"{fault}{_line_of_object(path, number)}") from None
     return Written(_read_size(root, path), tuple(objects))
+
+
+def refuse_too_many(num_objects: int, where: object) -> None:
+    """Raise `DataFault` for more objects than one image may have."""
+    if num_objects > MOST_OBJECTS:
+        raise DataFault(
+            f"{where}: holds {num_objects} objects, and one image may have {MOST_OBJECTS}; cut the image into tiles"
+        )
+
+
+def to_number(text: str) -> float | None:
+    """The number that a text means; None for what is none, is not finite, or is longer than any number."""
+    try:
+        value = float(text) if len(text) <= LONGEST_NUMBER else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def number_hint(text: str) -> str:
@@ -148,52 +181,72 @@ def _faults_of(sides: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> l
     return np.select(conditions, (SWAPPED, EMPTY, OUTSIDE, IN_FIRST_PIXEL), "").tolist()
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def _parse(path: Path) -> Any:
+    """The root element. Entities are refused: a few of them unfold to gigabytes, others read other files."""
     try:
-        raw = path.read_bytes().lstrip(b" \t\r\n")
+        raw = read_bytes(path, MOST_OF_ANNOTATION).lstrip(b" \t\r\n")
     except FileNotFoundError:
         raise DataFault(f"{path}: no such annotation file") from None
     except OSError as error:
         raise DataFault(f"{path}: the annotation cannot be read ({error.strerror or error})") from None
-    try:
+    encoding = _declared_encoding(raw, path)
+    with suppress(UserError), reading(path, "an xml"):
         return ElementTree.fromstring(raw)
-    except (ElementTree.ParseError, ValueError, LookupError):
-        pass
     try:  # expat knows few encodings, and <path> is often written in the machine's own without saying so
-        return ElementTree.fromstring(_decode(raw))
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataFault(f"{path}: the xml does not parse ({error})") from None
+        with reading(path, "an xml"):
+            text = raw.decode(encoding, errors="replace")
+            return ElementTree.fromstring(re.sub(r"^<\?xml[^>]*\?>", "", text))
+    except UserError as error:
+        cause = error.__cause__
+        reason = "it defines entities" if isinstance(cause, DefusedXmlException) else excerpt(str(cause))
+        raise DataFault(f"{path}: the xml does not parse ({reason})") from None
 
 
-def _line_of_object(path: Path, number: int) -> int:
-    """In which line of the file an object begins; objects are counted from 1."""
+def _line_of_object(path: Path, number: int) -> str:
+    """In which line of the file an object begins; objects are counted from 1. "" where that cannot be told."""
     raw = path.read_bytes().replace(b"\0", b"")  # so that UTF-16 reads like all encodings that begin with ASCII
-    raw = re.sub(rb"<!--.*?-->", lambda comment: b"\n" * comment.group().count(b"\n"), raw, flags=re.DOTALL)
-    starts = [match.start() for match in re.finditer(rb"<object[\s/>]", raw)]
-    return raw.count(b"\n", 0, starts[number - 1]) + 1
+    head, end, rest = raw.rpartition(
+        b"-->"
+    )  # a comment that never ends, as within CDATA, would be sought again and again
+    head = re.sub(rb"<!--.*?-->", lambda comment: b"\n" * comment.group().count(b"\n"), head + end, flags=re.DOTALL)
+    starts = [match.start() for match in re.finditer(rb"<object[\s/>]", head + rest)]
+    if number > len(starts):
+        return ""
+    return f" (the object begins in line {(head + rest).count(bytes([10]), 0, starts[number - 1]) + 1})"
 
 
-def _decode(raw: bytes) -> str:
-    """The text by its declared encoding, else UTF-8; unreadable bytes become U+FFFD, the declaration goes."""
-    head = re.match(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"']", raw)
-    text = raw.decode(head.group(1).decode("ascii") if head else "utf-8", errors="replace")
-    return re.sub(r"^<\?xml[^>]*\?>", "", text)
+def _declared_encoding(raw: bytes, path: Path) -> str:
+    """What the first line says, else UTF-8. Raises `DataFault` for what is no encoding of text."""
+    head = re.match(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]{1,40})[\"']", raw)
+    name = head.group(1).decode("ascii") if head else "utf-8"
+    try:
+        known = codecs.lookup(name).name
+    except LookupError:
+        known = ""
+    if not _ENCODINGS.fullmatch(known):
+        raise DataFault(f"{path}: the xml declares the encoding '{name}', which is not read; save it as UTF-8")
+    return known
 
 
-def _read_size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
+def _read_size(root: Any, path: Path) -> tuple[int, int] | None:
     texts = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
     if not all(texts):
         return None
     width, height = (
         _number(text, f"<{side}> in <size>", path) for text, side in zip(texts, ("width", "height"), strict=True)
     )
+    for side in (width, height):
+        if side > LONGEST_SIDE:
+            raise DataFault(f"{path}: <size> says {side:g} pixels; no image is larger than {LONGEST_SIDE}")
     return (int(width), int(height)) if width and height else None
 
 
-def _read_object(node: ElementTree.Element, number: int, path: Path) -> WrittenObject:
+def _read_object(node: Any, number: int, path: Path) -> WrittenObject:
     name = (node.findtext("name") or "").strip()
     if not name:
         raise DataFault(f"{path}: object {number} has no <name>")
+    if fault := name_fault(name, LONGEST_CLASS_NAME):
+        raise DataFault(f"{path}: the class of object {number}: {fault}")
     where = f"object {number} ({name})"
     box = node.find("bndbox")
     if box is None:
@@ -210,17 +263,14 @@ def _read_object(node: ElementTree.Element, number: int, path: Path) -> WrittenO
 
 
 def _number(text: str, what: str, path: Path) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataFault(f"{path}: {what} is '{text}', not a number{number_hint(text)}")
+    value = to_number(text)
+    if value is None:
+        raise DataFault(f"{path}: {what} is '{excerpt(text)}', not a number{number_hint(text)}")
     return value
 
 
-def _is_difficult(node: ElementTree.Element, where: str, path: Path) -> bool:
+def _is_difficult(node: Any, where: str, path: Path) -> bool:
     text = (node.findtext("difficult") or "").strip().lower()
     if text not in _YES + _NO:
-        raise DataFault(f"{path}: <difficult> of {where} is '{text}', neither 0 nor 1")
+        raise DataFault(f"{path}: <difficult> of {where} is '{excerpt(text)}', neither 0 nor 1")
     return text in _YES

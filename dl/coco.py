@@ -4,9 +4,9 @@ What else COCO knows (masks, captions, keypoints, areas) is not looked at.
 """
 
 import json
-import math
 import mmap
 import re
+import sys
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from config.errors import UserError
-from dl.annotations import Written, WrittenObject
-from dl.faults import DataFault
-from dl.files import read_text
+from config.errors import UserError, reading
+from dl.annotations import LONGEST_SIDE, Written, WrittenObject, refuse_too_many
+from dl.faults import LONGEST_CLASS_NAME, LONGEST_PATH, DataFault, name_fault
+from dl.files import MOST_OF_JSON, read_text
 from ops.text import shortened
 
 _TAIL = 64  # bytes at the end of a json in which its last bracket must stand
@@ -72,6 +72,7 @@ class CocoFile:
         if row in self._objects.faulty:
             raise DataFault(f"{self.path}: {self._objects.faulty[row]} (image {file_name})")
         start, end = np.searchsorted(self._objects.image, [row, row + 1])
+        refuse_too_many(int(end - start), f"{self.path}: image {file_name}")
         objects = []
         for i in range(start, end):
             x, y, width, height = self._objects.box[i].tolist()
@@ -87,6 +88,8 @@ class CocoFile:
                 raise UserError(f"{self.path}: a category has no name: {shortened(entry)}")
             if not isinstance(number, int):
                 raise UserError(f"{self.path}: the id of a category is not a whole number: {shortened(entry)}")
+            if fault := name_fault(name.strip(), LONGEST_CLASS_NAME):
+                raise UserError(f"{self.path}: the name of a category: {fault}")
             if number in categories:
                 raise UserError(f"{self.path}: two categories have id {number}; the labels cannot be told apart")
             categories[number] = Category(name.strip(), str(entry.get("supercategory") or ""))
@@ -101,6 +104,9 @@ class CocoFile:
             number, name = (_id(entry.get("id")), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
             if number is None or not isinstance(name, str) or not name:
                 self.faults.append(f"{self.path}: an image has no id or no file_name: {shortened(entry)}")
+                continue
+            if fault := name_fault(name, LONGEST_PATH):
+                self.faults.append(f"{self.path}: a file_name of images: {fault}")
                 continue
             if number in row_of_id:
                 self.faults.append(f"{self.path}: two entries of images have id {number}; the second is {name}")
@@ -171,11 +177,15 @@ def read_coco(path: Path) -> CocoFile:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _size: int, _changed: int) -> CocoFile:
+    text = read_text(path, MOST_OF_JSON)
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        with reading(path, "a COCO json"):
+            content = json.loads(text)
+    except UserError as error:
+        if not isinstance(cause := error.__cause__, json.JSONDecodeError):
+            raise
         raise UserError(
-            f"{path}: the json does not parse at line {error.lineno}, column {error.colno} ({error.msg})"
+            f"{path}: the json does not parse at line {cause.lineno}, column {cause.colno} ({cause.msg})"
         ) from None
     missing = [key for key in _KEYS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
@@ -188,8 +198,11 @@ def looks_like_coco(path: Path) -> bool:
 
     Other programs write one of these keys, too: Label Studio's notes.json has categories.
     """
+    if not path.is_file():  # a pipe would keep us waiting
+        return False
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        length = min(path.stat().st_size, MOST_OF_JSON)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as content:
             found = [content.find(f'"{key}"'.encode()) >= 0 for key in _KEYS]
             is_whole = content[-_TAIL:].rstrip().endswith(b"}")
     except (OSError, ValueError):  # ValueError: empty
@@ -198,19 +211,24 @@ def looks_like_coco(path: Path) -> bool:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id as it is compared: some programs write the number 7 as "7" or 7.0. None for what is no id."""
+    """An id as it is compared: some programs write the number 7 as "7" or 7.0. None for what is no id.
+
+    A number of more than 64 bits is none: ids are kept in arrays.
+    """
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if isinstance(value, str):
         return int(value) if re.fullmatch(_PLAIN_NUMBER, value) else value
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that float64 can hold: json has integers of any length."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
     sides = (entry.get("width"), entry.get("height"))
     width, height = (int(side) if isinstance(side, (int, float)) and _is_number(side) else 0 for side in sides)
-    return (width, height) if width > 0 and height > 0 else None
+    return (width, height) if 0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE else None

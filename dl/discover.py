@@ -14,8 +14,17 @@ from typing import Any, NamedTuple
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from config.places import absolute
 from dl.coco_layout import holds_coco, lay_out_coco, named_images
-from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, file_suffixes, holds_file, linked_folders, subfolders
+from dl.files import (
+    IMAGE_SUFFIXES,
+    XML_SUFFIXES,
+    file_suffixes,
+    holds_file,
+    linked_folders,
+    refuse_unfit_name,
+    subfolders,
+)
 from dl.lists import Wanted
 from dl.pairing import paired_annotations
 from dl.source import FORMATS, DataSource, Search
@@ -71,9 +80,10 @@ def as_overrides(source: DataSource) -> dict[str, Any]:
 
 
 def _existing(text: str, field_name: str) -> Path:
-    path = Path(text).expanduser().absolute()
-    if not path.is_dir():
-        reason = "a file, not a folder" if path.exists() else "no such folder"
+    path = Path(absolute(text))
+    refuse_unfit_name(path.parent, path.name)
+    if not os.path.isdir(path):
+        reason = "a file, not a folder" if os.path.exists(path) else "no such folder"
         way_out = "--data DIR names the data set's folder" if field_name == "dataDir" else f"set {field_name} to it"
         raise UserError(f"{field_name}={text}: {path} is {reason}; {way_out}")
     return path

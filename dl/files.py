@@ -1,12 +1,17 @@
 """Names on disk: stems, natural order, lists in text files, the index of a folder."""
 
 import codecs
+import errno
 import os
 import re
+import stat
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from config.errors import UserError
+from dl.faults import LONGEST_PATH, name_fault
+from dl.memory import size_text
+from ops.text import escaped
 
 
 def _suffixes(endings: str) -> frozenset[str]:
@@ -23,6 +28,13 @@ IMAGE_SUFFIXES = UNREADABLE_SUFFIXES | _suffixes(
 # Folders of the system at the top of a disk, which often cannot be read.
 _SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 XML_SUFFIXES = frozenset({".xml"})
+
+# The most bytes of a file that are read: a sparse file takes no room on the disk, and all of the memory.
+MOST_OF_ANNOTATION = 2**24  # an xml of one image: 50,000 objects of 300 bytes; parsed it takes up to 30 times as much
+MOST_OF_YAML = 2**20  # the 21,841 classes of ImageNet take 700 KB
+MOST_OF_LIST = 2**29  # 9,000,000 names of 50 bytes: the largest public data set with boxes
+MOST_OF_JSON = 3 * 2**29  # COCO's own has 450 MB, LVIS's 1.1 GB; parsed they take ten times as much
+MOST_OF_IMAGE = 2**31  # 200 megapixels with four channels of 16 bits, not compressed, have 1.6 GB
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -43,10 +55,23 @@ def image_id(name: str, known: Container[str] = ()) -> str:
     return stem if suffix.lower() in IMAGE_SUFFIXES | XML_SUFFIXES else base
 
 
-def read_text(path: Path) -> str:
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a file. Raises `OSError`, also for one of more than `most` bytes, and for a pipe or a device.
+
+    A named pipe would keep its reader waiting, and /dev/zero has no end.
+    """
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {size_text(status.st_size)}, and at most {size_text(most)} are read")
+    return path.read_bytes()
+
+
+def read_text(path: Path, most: int = MOST_OF_LIST) -> str:
     """A text file in UTF-8 or UTF-16 (as PowerShell writes it), byte order mark removed. Raises `UserError`."""
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path, most)
     except OSError as error:
         raise UserError(f"{path.absolute()}: {error.strerror or error}") from None
     is_wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -57,8 +82,14 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """The lines of a text file, stripped, blank ones left out. Raises `UserError`."""
-    lines = (line.strip() for line in read_text(path).splitlines())
+    """The lines of a text file, stripped, blank ones left out.
+
+    Raises `UserError`, also for a line that can be no name: too long, or with control characters.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    for number, line in enumerate(lines, start=1):
+        if fault := name_fault(line, LONGEST_PATH):
+            raise UserError(f"{path}: line {number}: {fault}")
     return tuple(line for line in lines if line)
 
 
@@ -82,7 +113,10 @@ def walk_files(folder: Path, suffixes: Container[str]) -> list[str]:
     found: list[str] = []
     for place, names in _walk(folder):
         front = "" if place == str(folder) else os.path.relpath(place, folder).replace(os.sep, "/") + "/"
-        found += [front + name for name in _chosen(place, names, suffixes)]
+        chosen = list(_chosen(place, names, suffixes))
+        if chosen:
+            refuse_unfit_name(folder, front)
+        found += [front + name for name in chosen]
     return sorted(found)
 
 
@@ -127,18 +161,25 @@ def _walk(folder: Path, repeated: list[str] | None = None) -> Iterator[tuple[str
 def _chosen(folder: Path | str, names: Iterable[str], suffixes: Container[str]) -> Iterator[str]:
     """Names of one folder with one of the suffixes; IMG_1.HEIC is left out where its copy IMG_1.jpg lies beside it.
 
-    Raises `UserError` for a name that is not UTF-8, for such a name can be written into no list.
+    Raises `UserError` for a name that `refuse_unfit_name` refuses.
     """
     split = [(name, *os.path.splitext(name)) for name in names]
     chosen = [(name, stem, suffix.lower()) for name, stem, suffix in split if suffix.lower() in suffixes]
     for name, _, _ in chosen:
-        if not name.isascii() and any("\udc80" <= char <= "\udcff" for char in name):
-            raise UserError(
-                f"{folder}: the file name {os.fsencode(name)!r} is not UTF-8; rename it (names from a Chinese Windows: "
-                "convmv -f gbk -t utf8 -r --notest FOLDER)"
-            )
+        refuse_unfit_name(folder, name)
     readable = {stem for _, stem, suffix in chosen if suffix not in UNREADABLE_SUFFIXES}
     return (name for name, stem, suffix in chosen if suffix not in UNREADABLE_SUFFIXES or stem not in readable)
+
+
+def refuse_unfit_name(folder: Path | str, name: str) -> None:
+    """Raise `UserError` for the name of a file that can be written into no list: not UTF-8, or control characters."""
+    if any("\udc80" <= char <= "\udcff" for char in name):
+        raise UserError(
+            f"{escaped(str(folder))}: the file name {os.fsencode(name)!r} is not UTF-8; rename it (names from a "
+            "Chinese Windows: convmv -f gbk -t utf8 -r --notest FOLDER)"
+        )
+    if fault := name_fault(name, LONGEST_PATH):
+        raise UserError(f"{escaped(str(folder))}: the file name {fault}")
 
 
 def _entries(folder: Path) -> dict[str, bool]:

@@ -8,9 +8,10 @@ a half-grey image.
 import hashlib
 import io
 import re
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dl.faults import DataFault
+from dl.faults import DataFault, excerpt
+from dl.files import MOST_OF_IMAGE, read_bytes
 from dl.signatures import describe_unreadable, is_camera_raw
 
 try:  # HEIC, where the user has installed what reads it
@@ -29,8 +31,39 @@ except ImportError:
 else:
     register_heif_opener()
 
-# The user's own aerial picture of 100 megapixels is no decompression bomb.
-Image.MAX_IMAGE_PIXELS = None
+# Pixels beyond which an image is refused before it is decoded: a PNG of 110 KB can hold 900 million. A phone's picture
+# has up to 200 million, a Sentinel-2 scene 120 million. At this limit decoding takes 2.3 GB, with transparency 3.1 GB;
+# a channel of 16 bits takes twice the memory and counts twice.
+MOST_PIXELS = 200_000_000
+# Larger images than this one are decoded one at a time, whatever the number of threads: 400 MB each.
+_PIXELS_AT_ONCE = 2**25
+_LARGE_IMAGE = threading.Lock()
+_STRIP_ROWS = 256  # of a transparent image that are laid on white at once
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is 89 million, and of the header only
+
+# Pillow reads other formats, too: PostScript is a program, an icon holds images of any size behind its header. The
+# suffix of a file does not matter, so that a picture is read under a wrong one.
+Image.init()
+_FORMATS = tuple(
+    name
+    for name in (
+        "JPEG",
+        "MPO",
+        "PNG",
+        "BMP",
+        "DIB",
+        "TIFF",
+        "WEBP",
+        "GIF",
+        "PPM",
+        "JPEG2000",
+        "AVIF",
+        "TGA",
+        "HEIF",
+        "PSD",
+    )
+    if name in Image.OPEN
+)
 
 Size = tuple[int, int]  # width, height
 
@@ -132,7 +165,7 @@ def decode_image(
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, MOST_OF_IMAGE)
     except FileNotFoundError:
         raise DataFault(f"{path}: no such image file") from None
     except OSError as error:
@@ -147,24 +180,39 @@ def _decoded(path: Path, raw: bytes) -> Iterator[tuple[Image.Image, np.ndarray |
     if is_camera_raw(path):
         raise DataFault(f"{path}: the image cannot be read ({describe_unreadable(path, raw)})")
     try:
-        with Image.open(io.BytesIO(raw)) as image:
+        with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
             has_deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-            image.load()
-            values = _values(path, image, raw, has_deep_colour)
-            max_value = 0 if values is None else int(_without_alpha(values).max())
-            # After load(): a TIFF has turned itself by then and dropped its tag, a PNG may carry the tag at its end.
-            yield image, values, ImageFacts(image.width, image.height, _orientation(image), max_value)
+            num_pixels = _refuse_too_large(path, image, has_deep_colour)
+            with _LARGE_IMAGE if num_pixels > _PIXELS_AT_ONCE else nullcontext():
+                image.load()
+                values = _values(path, image, raw, has_deep_colour)
+                max_value = 0 if values is None else int(_without_alpha(values).max())
+                # After load(): a TIFF has turned itself and dropped its tag, a PNG may carry the tag at its end.
+                yield image, values, ImageFacts(image.width, image.height, _orientation(image), max_value)
     except DataFault:
         raise
     except Exception as error:  # at broken bytes Pillow's decoders raise nearly anything
         raise DataFault(f"{path}: the image cannot be read ({_reason(error, path, raw)})") from None
 
 
+def _refuse_too_large(path: Path, image: Image.Image, has_deep_colour: bool) -> int:
+    """How many pixels an image has that is not decoded yet. Raises `DataFault` for more than fit into memory."""
+    num_pixels = image.width * image.height
+    if num_pixels * (2 if has_deep_colour else 1) > MOST_PIXELS:
+        most = MOST_PIXELS // (2 if has_deep_colour else 1)
+        depth = " of 16 bits" if has_deep_colour else ""
+        raise DataFault(
+            f"{path}: the image has {image.width} x {image.height} pixels, and at most {most // 10**6} million{depth} "
+            "are decoded; cut it into tiles"
+        )
+    return num_pixels
+
+
 def _reason(error: Exception, path: Path, raw: bytes) -> str:
     if isinstance(error, Image.UnidentifiedImageError):  # Pillow's own words repeat the path
         kind = describe_unreadable(path, raw)
         return f"no known image format: {kind}" if kind else "no known image format"
-    return str(error) or type(error).__name__
+    return excerpt(str(error)) or type(error).__name__
 
 
 def _orientation(image: Image.Image) -> int:
@@ -187,9 +235,17 @@ def _to_rgb(image: Image.Image, values: np.ndarray | None, pixel_max: int | None
     if values is not None:
         image = _with_eight_bits(values, pixel_max)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A transparent image laid on white, a strip at a time: the copies that Pillow makes would not fit into memory."""
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP_ROWS):
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height))).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return rgb
 
 
 def _values(path: Path, image: Image.Image, raw: bytes, has_deep_colour: bool) -> np.ndarray | None:
@@ -209,8 +265,8 @@ def _deep_colour(image: Image.Image, raw: bytes) -> np.ndarray:
     upper = np.asarray(image)
     values = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is not None and values.dtype == np.uint16 and values.shape == upper.shape:
-        values = values.astype(np.uint16)[..., [2, 1, 0, 3][: values.shape[2]]]  # from BGR
-        if np.array_equal(values // 256, upper):
+        values = cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+        if all(np.array_equal(row // 256, kept) for row, kept in zip(values, upper, strict=True)):
             return values
     return upper.astype(np.uint16) * 257
 
@@ -229,6 +285,6 @@ def _with_eight_bits(values: np.ndarray, pixel_max: int | None) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, largest: int) -> np.ndarray:
-    """0 to `largest` -> 0 to 255, rounded; larger values become 255."""
-    wide = np.minimum(values, largest).astype(np.uint32)
-    return ((wide * 255 + largest // 2) // largest).astype(np.uint8)
+    """Values from 0 to 65535: 0 to `largest` -> 0 to 255, rounded; larger values become 255."""
+    wide = np.minimum(np.arange(2**16, dtype=np.uint32), largest)
+    return ((wide * 255 + largest // 2) // largest).astype(np.uint8)[values]

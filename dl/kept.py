@@ -7,6 +7,7 @@ the last process ends, however it ends.
 
 import json
 import mmap
+import operator
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from config.errors import UserError, reading
 from dl.annotations import Annotation
 from dl.faults import DataFault
 from dl.images import read_image
@@ -214,8 +216,10 @@ def _read_index(file: Path) -> list[list[Any]] | None:
             if tail[8:] != _MAGIC or length + 16 > size:
                 return None
             pixels.seek(size - 16 - length)
-            index = json.loads(pixels.read(length))
-    except (OSError, ValueError):
+            with reading(file, "an index of pixels"):
+                index = json.loads(pixels.read(length))
+                num_pixels = sum(operator.index(width) * operator.index(height) for _, width, height, *_ in index)
+    except (OSError, UserError):
         return None
-    is_complete = sum(width * height * 3 for _, width, height, *_ in index) + length + 16 == size
+    is_complete = all(len(entry) == 7 for entry in index) and num_pixels * 3 + length + 16 == size
     return index if is_complete else None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from config.places import absolute
 from dl.files import image_id, linked_folders, natural_key, read_lines, subfolders
 from dl.splits import (
     USUAL_NAMES,
@@ -219,8 +220,8 @@ def split_files(base: Path) -> list[Path]:
 
 
 def _list_file(name: str, text: str) -> Path:
-    path = Path(text).expanduser().absolute()
-    if not path.is_file():
+    path = Path(absolute(text))
+    if not os.path.isfile(path):
         raise UserError(f"subsetMap: no such file for split '{name}': {path}")
     return path
 

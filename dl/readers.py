@@ -155,7 +155,7 @@ class YoloTree(_Pairs):
         path = self._annotation(image_id)
         if path is None:
             beside = self.image(image_id).with_suffix(".txt")  # as labelImg and darknet save them
-            path = beside if beside.exists() else self._usual(image_id, ".txt")
+            path = beside if os.path.exists(beside) else self._usual(image_id, ".txt")
         return path, read_yolo(path, self.names, size or (1, 1), self.has_keypoints)
 
     def _unpaired(self) -> tuple[Iterable[str], Iterable[str]]:

@@ -1,5 +1,6 @@
 """A data set that was found: its folders, classes and splits, and who reads one image's annotation."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from config.errors import UserError
 from dl.annotations import Written
+from dl.faults import LONGEST_CLASS_NAME, name_fault
 from dl.lists import Wanted
+from ops.text import shown
 
 FORMATS = {"voc": "Pascal VOC xml", "coco": "COCO json", "yolo": "YOLO labels"}  # in the order in which they win
+MOST_CLASSES = 30_000  # the largest public list of classes, ImageNet's, has 21,841
 
 
 @runtime_checkable
@@ -65,11 +69,17 @@ class Search(NamedTuple):
 
 
 def checked_classes(names: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """The names, stripped. Raises `UserError` for none, an empty one, or one twice."""
+    """The names, stripped. Raises `UserError` for none, too many, an empty or unfit one, or one twice."""
     names = tuple(name.strip() for name in names)
     if not names or not all(names):
         raise UserError(f"{where}: {'an empty class name' if names else 'no class in it'}; give one name per class")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(names) > MOST_CLASSES:
+        raise UserError(
+            f"{where}: lists {len(names)} classes, and at most {MOST_CLASSES} are trained; is it the right file?"
+        )
+    if fault := next((fault for name in names if (fault := name_fault(name, LONGEST_CLASS_NAME))), ""):
+        raise UserError(f"{where}: the class {fault}")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise UserError(f"{where}: class {', '.join(twice)} is listed twice")
+        raise UserError(f"{where}: class {shown(twice)} is listed twice")
     return names

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from config.errors import UserError, reading
+from dl.files import read_text
 from dl.images import ImageFacts
 from ops.files import write_whole
 
@@ -47,11 +49,21 @@ def _stamp(path: Path) -> list[int]:
 def _load(file: Path) -> dict[str, list[Any]]:
     """Entries of an earlier run; a file that is missing, torn or of another version costs only the time to decode."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = read_text(file)
+        with reading(file, "a list of checked images"):
+            content = json.loads(text)
+    except UserError:
         return {}
     if not isinstance(content, Mapping) or content.get("version") != _VERSION:
         return {}
     entries = content.get("images")
-    length = 2 + len(ImageFacts._fields)
-    return {path: entry for path, entry in entries.items() if len(entry) == length} if isinstance(entries, dict) else {}
+    return {path: entry for path, entry in entries.items() if _is_entry(entry)} if isinstance(entries, dict) else {}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Size and time of a file, then the fields of `ImageFacts` in their types."""
+    if not isinstance(entry, list) or len(entry) != 2 + len(ImageFacts._fields):
+        return False
+    *numbers, has_more_frames, digest = entry
+    is_plain = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+    return is_plain and type(has_more_frames) is bool and isinstance(digest, str)

@@ -9,8 +9,8 @@ digits in any image up to 60,000 pixels, one decimal up to 66,000, two to 6,600,
 hundred times as much. No coordinate moves further than its own rounding has moved it.
 """
 
-import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from config.errors import UserError
-from dl.annotations import SHARE_TOLERANCE, Written, WrittenObject, number_hint
-from dl.faults import DataFault
-from dl.files import read_text
+from config.errors import UserError, reading
+from dl.annotations import SHARE_TOLERANCE, Written, WrittenObject, number_hint, refuse_too_many, to_number
+from dl.faults import LONGEST_CLASS_NAME, LONGEST_PATH, DataFault, excerpt, name_fault
+from dl.files import MOST_OF_ANNOTATION, MOST_OF_YAML, read_text
 
 LABEL_SUFFIXES = frozenset({".txt"})
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
@@ -42,22 +42,26 @@ class DataYaml:
 
 
 def read_data_yaml(path: Path) -> DataYaml:
-    """Read a `data.yaml`. Raises `UserError` with the path: no yaml, no names, names that disagree with `nc`."""
+    """Read a `data.yaml`. Raises `UserError` with the path: no yaml, no names, names that disagree with `nc`.
+
+    Every value that is used must be plain text: a list of aliases of lists, which takes a kilobyte on the disk, would
+    take gigabytes as text.
+    """
     content = _parse(path)
     if not isinstance(content, Mapping) or "names" not in content:
         raise UserError(f"{path}: names no classes; write e.g. names: [cat, dog]")
     names = _names(content["names"], path)
-    count = content.get("nc", "")
-    if count not in _NOTHING and str(count) != str(len(names)):
-        raise UserError(f"{path}: nc says {count}, but names lists {len(names)} classes; mend one of them")
+    count = _plain(content.get("nc", ""), "nc", path)
+    if count not in _NOTHING and count != str(len(names)):
+        raise UserError(f"{path}: nc says {excerpt(count)}, but names lists {len(names)} classes; mend one of them")
     splits = {}
     for key in ("train", "val", "validation", "valid", "test"):
         value = content.get(key, "")
-        entries = tuple(map(str, value if isinstance(value, list) else [value]))
+        entries = tuple(_plain(entry, key, path) for entry in (value if isinstance(value, list) else [value]))
         if any(entry not in _NOTHING for entry in entries):
             splits[key] = entries
-    root = content.get("path", "")
-    return DataYaml(path, names, "" if root in _NOTHING else str(root), splits, "kpt_shape" in content)
+    root = _plain(content.get("path", ""), "path", path)
+    return DataYaml(path, names, "" if root in _NOTHING else root, splits, "kpt_shape" in content)
 
 
 def find_data_yaml(folder: Path) -> Path | None:
@@ -74,11 +78,12 @@ def find_data_yaml(folder: Path) -> Path | None:
 def read_yolo(path: Path, names: Mapping[int, str], size: tuple[int, int], has_keypoints: bool = False) -> Written:
     """Read one label file of an image of (width, height) `size`. Raises `DataFault` with path and line."""
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path, MOST_OF_ANNOTATION).splitlines()
     except UserError as error:
-        if not path.exists():
+        if not os.path.exists(path):
             return Written(None, (), is_missing=True)
         raise DataFault(str(error)) from None
+    refuse_too_many(len(lines), path)
     objects: list[WrittenObject] = []
     outlines = 0
     for number, line in enumerate(lines, start=1):
@@ -96,36 +101,55 @@ def read_yolo(path: Path, names: Mapping[int, str], size: tuple[int, int], has_k
 def looks_like_labels(path: Path) -> bool:
     """Whether the first line of a text that is not empty reads as a label."""
     try:
-        lines = [line for line in read_text(path).splitlines() if line.strip()]
+        lines = [line for line in read_text(path, MOST_OF_ANNOTATION).splitlines() if line.strip()]
         return bool(lines) and bool(_numbers(lines[0].split(), ""))
     except UserError:
         return False
 
 
 def _parse(path: Path) -> Any:
-    try:  # BaseLoader: every value stays text, so that classes may be called no, on or 007
-        return yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    text = read_text(path, MOST_OF_YAML)
+    try:
+        with reading(path, "a yaml"):
+            return yaml.load(text, Loader=_PlainLoader)
+    except UserError as error:
+        if not isinstance(cause := error.__cause__, yaml.YAMLError):
+            raise
+        mark = getattr(cause, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(
-            f"{path}: the yaml does not parse{place} ({getattr(error, 'problem', None) or error})"
+            f"{path}: the yaml does not parse{place} ({excerpt(getattr(cause, 'problem', None) or str(cause))})"
         ) from None
+
+
+class _PlainLoader(yaml.BaseLoader):
+    """Every value stays text, so that classes may be called no, on, 007 or 2024-01-01; a key stands only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            twice = Counter(key.value for key, _ in node.value if isinstance(key.value, str)).most_common(1)
+            raise yaml.constructor.ConstructorError(
+                problem=f"the key {twice[0][0]} stands twice", problem_mark=node.start_mark
+            )
+        return mapping
 
 
 def _is_data_yaml(path: Path) -> bool:
     try:
-        content = _parse(path) if path.stat().st_size < 2**20 else None
+        content = _parse(path)
     except UserError:
         return False
     return isinstance(content, Mapping) and "names" in content and ("train" in content or "val" in content)
 
 
 def _names(value: Any, path: Path) -> dict[int, str]:
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else [])
     try:
-        pairs = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else [])
-        names = {int(number): str(name).strip() for number, name in pairs}
-    except ValueError:
+        names = {int(number): _plain(name, "names", path, LONGEST_CLASS_NAME).strip() for number, name in pairs}
+    except UserError:
+        raise
+    except ValueError:  # UserError is one, too
         raise UserError(f"{path}: names must be a list, or numbers with names (0: cat)") from None
     if not names or not all(names.values()) or min(names) < 0:
         raise UserError(
@@ -134,15 +158,21 @@ def _names(value: Any, path: Path) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
+def _plain(value: Any, key: str, path: Path, longest: int = LONGEST_PATH) -> str:
+    """The value, which is one text without line breaks. Raises `UserError` for a list, a mapping and other text."""
+    if not isinstance(value, str):
+        raise UserError(f"{path}: {key} holds a list or a mapping where one value belongs; write plain text there")
+    if fault := name_fault(value, longest):
+        raise UserError(f"{path}: {key}: {fault}")
+    return value
+
+
 def _numbers(words: list[str], where: str) -> list[float]:
     values = []
     for word in words:
-        try:
-            value = float(word)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise DataFault(f"{where}: '{word}' is not a number{number_hint(word)}")
+        value = to_number(word)
+        if value is None:
+            raise DataFault(f"{where}: '{excerpt(word)}' is not a number{number_hint(word)}")
         values.append(value)
     if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
         hint = "; is the sixth a score? labels have none" if len(values) == 6 else ""
@@ -152,8 +182,8 @@ def _numbers(words: list[str], where: str) -> list[float]:
     strange = [word for word, value in zip(words[1:], values[1:], strict=True) if not _is_share(value)]
     if strange:
         raise DataFault(
-            f"{where}: {strange[0]} lies outside 0 to 1; coordinates are shares of the image's width and height, "
-            "so divide pixels by them"
+            f"{where}: {excerpt(strange[0])} lies outside 0 to 1; coordinates are shares of the image's width and "
+            "height, so divide pixels by them"
         )
     return values
 

@@ -123,7 +123,7 @@ def _yaml_splits(data_yaml: DataYaml, base: Path, notes: list[str]) -> dict[str,
 
 def _images(place: Path, base: Path) -> list[str]:
     """Absolute paths of the images in a folder and those below it, or on the lines of a list."""
-    if place.is_dir():
+    if os.path.isdir(place):
         return [f"{place}/{path}" for path in walk_files(place, IMAGE_SUFFIXES)]
     tree, paths = ImageTree(base), []
     for line in read_lines(place):
@@ -133,7 +133,7 @@ def _images(place: Path, base: Path) -> list[str]:
 
 
 def _place(data_yaml: DataYaml, entry: str) -> Path | None:
-    return next((path for path in _candidates(data_yaml, entry) if path.exists()), None)
+    return next((path for path in _candidates(data_yaml, entry) if os.path.exists(path)), None)
 
 
 def _candidates(data_yaml: DataYaml, entry: str) -> list[Path]:
@@ -143,7 +143,7 @@ def _candidates(data_yaml: DataYaml, entry: str) -> list[Path]:
     """
     home = data_yaml.path.parent
     entry = entry.replace("\\", "/")
-    root = Path(os.path.normpath(home / Path(data_yaml.root).expanduser()))
+    root = Path(os.path.normpath(home / os.path.expanduser(data_yaml.root)))
     parts = [part for part in entry.split("/") if part not in ("", ".", "..")]
     tails = [home.joinpath(*parts[i:]) for i in range(len(parts))] if os.path.isabs(entry) else [home.joinpath(*parts)]
     plain = [Path(os.path.normpath(start / entry)) for start in (root, home)]

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
-from config.errors import UserError
+from config.errors import UserError, reading
 from dl.annotations import Annotation
 from dl.images import read_image
 from eval.chips import Colour, Label, Rect, draw_chips, draw_legend, drawable_names, place_chips, place_legend
@@ -35,6 +35,7 @@ _INK = {PURPLE: (255, 255, 255), GREEN: (0, 24, 8), YELLOW: (40, 28, 0)}  # text
 _EDGE = (16, 16, 20)  # beside a class's colour, for an image that is of this very colour
 _JPEG_QUALITY = 92
 _MARK = b"painted by Mars"
+_LONGEST_STEM = 200  # bytes: a file's name may have 255, and a number, a suffix and a draft's marks are added
 
 
 class Verdict(NamedTuple):
@@ -165,10 +166,12 @@ def write_jpeg(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:
 
 def is_painted(file: Path) -> bool:
     """Did `write_jpeg` write this file? False for what is no image, and for what cannot be read."""
+    if not os.path.isfile(file):  # a pipe would keep us waiting
+        return False
     try:
-        with Image.open(file) as image:
+        with reading(file, "a JPEG"), Image.open(file, formats=["JPEG"]) as image:
             return image.info.get("comment") == _MARK
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except UserError:
         return False
 
 
@@ -190,12 +193,15 @@ def file_names(image_ids: Iterable[str]) -> dict[str, str]:
     """image id -> the name of its JPEG: `id.jpg`, without path separators, and no two alike on any file system."""
     names: dict[str, str] = {}
     taken: set[str] = set()
+    used: Counter[str] = Counter()  # how often a stem was asked for: to count again from 1 takes quadratic time
     for image_id in image_ids:
         stem = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", image_id).lstrip(".")[:120] or "image"
-        name, number = stem, 1
+        stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
+        used[stem.casefold()] += 1
+        name = stem if used[stem.casefold()] == 1 else f"{stem}-{used[stem.casefold()]}"
         while name.casefold() in taken:
-            number += 1
-            name = f"{stem}-{number}"
+            used[stem.casefold()] += 1
+            name = f"{stem}-{used[stem.casefold()]}"
         taken.add(name.casefold())
         names[image_id] = f"{name}.jpg"
     return names

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from config.errors import UserError
+from config.places import absolute
 from dl.augment import letterbox
 from dl.faults import DataFault
-from dl.files import IMAGE_SUFFIXES, natural_key
+from dl.files import IMAGE_SUFFIXES, natural_key, refuse_unfit_name
 from dl.image_notes import image_notes
 from dl.images import ImageFacts, decode_image, read_image
 from dl.loader import collate
@@ -83,7 +84,7 @@ def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> l
     A folder stands for the images in it and below it (by suffix, in natural order; hidden ones and `leave_out` are
     passed over; so are links to folders, with a warning). A file is taken whatever its suffix. A pattern that the shell
     has not expanded stands for what it matches; `**` matches any folders. Raises `UserError` for a word that names
-    nothing, and for what is no image file: a video, a camera, an address, the standard input.
+    nothing, for what is no image file (a video, a camera, an address, the standard input), and for an unfit file name.
     """
     found: dict[Path, None] = {}
     for word in map(str, words):
@@ -99,6 +100,8 @@ def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> l
         if not files:
             endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
             raise UserError(f"{', '.join(map(str, matches[:3]))}: holds no image; images end in {endings}")
+        for file in files:
+            refuse_unfit_name(file.parent, file.name)
         found.update(dict.fromkeys(_outside(leave_out, files) if leave_out else files))
     if not found:
         raise UserError("no image but painted copies of an earlier call; name the images themselves")
@@ -195,7 +198,7 @@ def _names_nothing(word: str) -> str:
             f"(ffmpeg -i /dev/video{word} FOLDER/%06d.png) and name that folder"
         )
     complaint = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
-    return f"{Path(word).expanduser().absolute()}: {complaint}"
+    return f"{absolute(word)}: {complaint}"
 
 
 def _images_below(folder: Path) -> Iterator[Path]:

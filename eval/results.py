@@ -15,13 +15,18 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from config.errors import UserError
+from config.errors import UserError, reading
+from config.places import absolute
 from dl.annotations import Annotation
+from dl.faults import excerpt
+from dl.files import MOST_OF_JSON, read_bytes
 from eval.predictor import Detections
 from ops.files import writing_whole
 from ops.seal import file_digest
 
 _DESCRIPTION = "images and categories of the detections beside it; category_id is the label + 1"  # marks our files
+
+_LARGEST = 2**31  # of the numbers in a row: beyond any pixel and class, and float32 and int64 can hold it
 
 
 class ImageRecord(NamedTuple):
@@ -55,25 +60,24 @@ def read_results(path: Path | str, image_ids: Sequence[str]) -> list[Detections]
     image whose name is that number. Raises `UserError` naming the file, and the row where there is one, when it cannot
     be read, when a row is no detection, and when it is of an image that is not in `image_ids`.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(absolute(path))
     known, numbers = set(image_ids), _numbers(image_ids)
     tables: dict[str, list[tuple[float, ...]]] = {image_id: [] for image_id in image_ids}
     for number, row in enumerate(_load_rows(path), start=1):
-        try:
-            image_id = row["image_id"]
-            values = (*map(float, row["bbox"]), float(row["score"]), int(row["category_id"]) - 1)
-        except (KeyError, TypeError, ValueError):
-            values, image_id = (), None
-        if len(values) != 6 or values[5] < 0 or not np.isfinite(values).all():
+        values = _values(row)
+        if values is None:
             raise UserError(
                 f"{path}: row {number} is no COCO result; wanted are image_id, category_id from 1 on, "
                 "bbox [x, y, width, height] and score"
             )
+        image_id = row["image_id"]
         name = str(image_id)
         if name not in known and isinstance(image_id, int):
             name = numbers.get(image_id, name)
         if name not in known:
-            raise UserError(f"{path}: row {number} is of image {name}, which is not among the images asked for")
+            raise UserError(
+                f"{path}: row {number} is of image {excerpt(name)}, which is not among the images asked for"
+            )
         tables[name].append(values)
     return [_to_detections(image_id, tables.pop(image_id)) for image_id in image_ids]
 
@@ -128,10 +132,10 @@ def refuse_other_results(results: Path, companion: Path, way_out: str) -> None:
 def _read_companion(path: Path) -> tuple[bool, str | None]:
     """Was it written for predictions, to which nobody added objects? And the checksum of the results beside it."""
     try:
-        content = json.loads(path.read_bytes())
+        content = _load(path)
         info, annotations = content["info"], content["annotations"]
         return info["description"] == _DESCRIPTION and not annotations, info.get("results_sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return False, None
 
 
@@ -183,16 +187,35 @@ def _to_detections(image_id: str, rows: Sequence[tuple[float, ...]]) -> Detectio
     return Detections(image_id, boxes, torch.from_numpy(scores), torch.from_numpy(labels))
 
 
+def _values(row: Any) -> tuple[float, ...] | None:
+    """x, y, width, height, score and label of a row; None when it is no detection."""
+    if not isinstance(row, dict) or not isinstance(row.get("bbox"), list):
+        return None
+    values: list[Any] = [*row["bbox"], row.get("score"), row.get("category_id")]
+    is_plain = len(values) == 6 and all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values)
+    if not is_plain or values[5] < 1 or values[5] % 1 or not isinstance(row.get("image_id"), (str, int)):
+        return None
+    return (*map(float, values[:5]), values[5] - 1.0)
+
+
 def _load_rows(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error})") from None
+    rows = _load(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds no COCO results; wanted is a list of detections")
     return rows
+
+
+def _load(path: Path) -> Any:
+    """What a JSON file holds. Raises `UserError`."""
+    try:
+        raw = read_bytes(path, MOST_OF_JSON)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        with reading(path, "JSON"):
+            return json.loads(raw)
+    except UserError as error:
+        raise UserError(f"{path}: is not JSON ({excerpt(str(error.__cause__))})") from None
 
 
 def _numbers(image_ids: Sequence[str]) -> dict[int, str]:

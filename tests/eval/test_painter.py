@@ -1,6 +1,7 @@
 """Colours at pixels that are known, and pictures that survive every kind of image."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,18 @@ from PIL import Image
 
 import eval.painter
 from eval.chips import Label, Rect, drawable_names, place_chips, place_legend
-from eval.painter import GREEN, PURPLE, YELLOW, class_colour, file_names, judge, paint, paint_found, paint_split
+from eval.painter import (
+    GREEN,
+    PURPLE,
+    YELLOW,
+    class_colour,
+    file_names,
+    is_painted,
+    judge,
+    paint,
+    paint_found,
+    paint_split,
+)
 
 NAMES = ("ant", "bee")
 GREY = (90, 90, 90)
@@ -225,3 +237,15 @@ def test_class_colours_differ():
         max(abs(a - b) for a, b in zip(one, other, strict=True)) for one in colours for other in colours if one != other
     ]
     assert len(set(colours)) == 20 and min(gaps) > 15
+
+
+def test_file_names_fit_a_file_system_and_are_counted_on():
+    long = file_names(["鸟" * 120, "鸟" * 119 + "a"])
+    assert all(len(name.encode()) <= 210 for name in long.values())
+    many = file_names([f"{'x' * 120}{number}" for number in range(20_000)])  # to count from 1 would take minutes
+    assert len(set(many.values())) == 20_000
+
+
+def test_a_pipe_is_not_painted(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    assert not is_painted(tmp_path / "a.jpg")

@@ -253,3 +253,18 @@ def test_new_folders_are_never_old_ones(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out DIR"):
         new_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [b"a\x1b[2K.png", b"a\nok.png", b"caf\xe9.png"])
+def test_a_name_that_could_forge_output_is_refused(tmp_path, name):
+    with open(os.fsencode(tmp_path) + b"/" + name, "wb"):
+        pass
+    with pytest.raises(UserError, match=f"^{tmp_path}: the file name "):
+        find_images([tmp_path])
+
+
+def test_words_that_no_file_can_have():
+    with pytest.raises(UserError, match="there is no user 'nosuchuser'"):
+        find_images(["~nosuchuser/a.png"])
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_images(["x" * 5000])
