@@ -11,6 +11,7 @@ import torch
 from commands.setup import load
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from config.places import absolute
 from dl.check import CheckedData
 from model import YoloModel, build_model
 from model.pretrained import fill
@@ -27,7 +28,7 @@ ANY_DATA = "*"  # stands for the data folder's name in a run's name
 
 def weights_of(mcfg: ModelConfig, given: str | None) -> Path:
     """The weights that are evaluated: the file that was given, else the run's."""
-    path = Path(given).expanduser().absolute() if given else RunFolder.of(mcfg).evaluated_weights(mcfg)
+    path = Path(absolute(given)) if given else RunFolder.of(mcfg).evaluated_weights(mcfg)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; train first: python mars.py train {mcfg.cfgname}")
     return path
@@ -45,7 +46,7 @@ def run_of_weights(args: argparse.Namespace, settings: dict[str, Any]) -> ModelC
 def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
     """The run that is meant where its name ends in that of a data folder which was not given."""
     if weights:
-        name = (read_weights(Path(weights).expanduser()).config or {}).get("runName")
+        name = (read_weights(Path(absolute(weights))).config or {}).get("runName")
         if not name:
             raise UserError(f"{weights}: does not say which run it is of; --out PLACE says where the result belongs")
         return name

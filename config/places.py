@@ -10,11 +10,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from config.errors import UserError
+from config.checks import LONGEST_CLASS_NAME, LONGEST_NAME, LONGEST_PATH, MOST_CLASSES, class_names, printable
+from config.errors import UserError, reading
+from config.fields import shown_value
 from config.mconfig import ModelConfig
 
 PATH_FIELDS = ("dataDir", "imageDir", "annotationDir", "checkpointModelFile", "teacherModelFile")
 FILE_SCHEME = "file://"
+LARGEST_CLASS_LIST = MOST_CLASSES * LONGEST_CLASS_NAME * 4  # bytes; UTF-8 takes at most four for a letter
 
 
 def default_root(code_dir: Path) -> str:
@@ -25,16 +28,24 @@ def default_root(code_dir: Path) -> str:
 def absolute(path: str | os.PathLike[str]) -> str:
     """`~` expanded, relative paths taken from the working directory; a last `/` and `..` are resolved.
 
-    Raises `UserError` for `~name` of an unknown user, and for a path that no file can have.
+    Raises `UserError` for `~name` of an unknown user, and for a path that no file can have or no log can show: with
+    control characters, not UTF-8, or longer than file systems take.
     """
     text = os.fspath(path)
+    if complaint := printable(text):
+        raise UserError(f"{shown_value(text)}: {complaint}")
     expanded = os.path.expanduser(text)
     if re.match(r"~[^/\\]", expanded) and not os.path.exists(expanded):
         user = re.split(r"[/\\]", expanded[1:])[0]
         raise UserError(f"{text}: there is no user '{user}' here; write the folder in full, or ./{text} for that name")
-    if "\0" in text:
-        raise UserError(f"{text!r}: holds a zero byte, which no path can; write the path again")
-    return os.path.abspath(expanded)
+    place = os.path.abspath(expanded)
+    longest = max(len(part.encode()) for part in re.split(r"[/\\]", place))
+    if longest > LONGEST_NAME or len(place.encode()) > LONGEST_PATH:
+        raise UserError(
+            f"{shown_value(text)}: is longer than a path of {LONGEST_PATH:,} bytes with names of {LONGEST_NAME} bytes; "
+            "write a shorter one"
+        )
+    return place
 
 
 def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
@@ -64,16 +75,21 @@ def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
 
 def read_class_list(file: str) -> tuple[str, ...]:
     """The names in `file`, one a line, blank lines left out. Raises `UserError` when it cannot be read or is empty."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    if not os.path.exists(file):
+        raise UserError(f"classList={file}: no such file; give a text file with one class name a line, or the names")
+    with reading(file, "a class list (UTF-8 text with one class name a line)"):
+        size = os.path.getsize(file)
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines() if size <= LARGEST_CLASS_LIST else None
+    if lines is None:
         raise UserError(
-            f"classList={file}: {reason}; give a text file with one class name a line, or the names"
-        ) from None
+            f"classList={file}: has {size:,} bytes, and a class list has at most {LARGEST_CLASS_LIST:,}; "
+            "give a text file with one class name a line"
+        )
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise UserError(f"classList={file}: the file names no class; write one class name a line")
+    if complaint := class_names(names) or next(filter(None, map(printable, names)), None):
+        raise UserError(f"classList={file}: {complaint}")
     return names
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config.errors import UserError
+from config.places import absolute
 from dl.augment import letterbox
 from dl.faults import DataFault
 from dl.files import IMAGE_SUFFIXES, natural_key
@@ -87,7 +88,7 @@ def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> l
     """
     found: dict[Path, None] = {}
     for word in map(str, words):
-        matches = _matches(os.path.expanduser(word))
+        matches = _matches(absolute(word))
         if not matches:
             raise UserError(_names_nothing(word))
         if video := next((match for match in matches if _is_video(match)), None):
@@ -195,7 +196,7 @@ def _names_nothing(word: str) -> str:
             f"(ffmpeg -i /dev/video{word} FOLDER/%06d.png) and name that folder"
         )
     complaint = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
-    return f"{Path(word).expanduser().absolute()}: {complaint}"
+    return f"{absolute(word)}: {complaint}"
 
 
 def _images_below(folder: Path) -> Iterator[Path]:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from config.errors import UserError
+from config.places import absolute
 from dl.annotations import Annotation
 from eval.predictor import Detections
 from ops.files import writing_whole
@@ -55,14 +56,14 @@ def read_results(path: Path | str, image_ids: Sequence[str]) -> list[Detections]
     image whose name is that number. Raises `UserError` naming the file, and the row where there is one, when it cannot
     be read, when a row is no detection, and when it is of an image that is not in `image_ids`.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(absolute(path))
     known, numbers = set(image_ids), _numbers(image_ids)
     tables: dict[str, list[tuple[float, ...]]] = {image_id: [] for image_id in image_ids}
     for number, row in enumerate(_load_rows(path), start=1):
         try:
             image_id = row["image_id"]
             values = (*map(float, row["bbox"]), float(row["score"]), int(row["category_id"]) - 1)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             values, image_id = (), None
         if len(values) != 6 or values[5] < 0 or not np.isfinite(values).all():
             raise UserError(
@@ -188,8 +189,8 @@ def _load_rows(path: Path) -> list[Any]:
         rows = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); evaluate the split again") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds no COCO results; wanted is a list of detections")
     return rows

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from config.checks import printable
 from config.compare import Differences, completed, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
@@ -80,9 +81,9 @@ class RunFolder:
 
     def _split_in_eval(self) -> str | None:
         """The split whose results lie in `eval` itself; None where there are none that can be read."""
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             split = json.loads((self.eval / METRICS).read_bytes())["split"]
-            return split if isinstance(split, str) else None
+            return split if isinstance(split, str) and printable(split) is None else None
         return None
 
     def refuse_foreign(self) -> None:
@@ -264,7 +265,7 @@ def _place_of(path: Path, checkpoint: Mapping[str, Any]) -> str:
 
 def _is_config(path: Path) -> bool:
     """Is it a config that a run has written? False for other files of that name."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_bytes())
         return isinstance(content, dict) and {"cfgname", "runName"} <= content.keys()
     return False
