@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from config.fields import MOST_EPOCHS, at_most, both, not_negative, positive, shown_value, unless_none
+from config.fields import MOST_EPOCHS, at_most, both, cut, listed, not_negative, positive, shown_value, unless_none
 
 # A float32 image of this size takes 805 MB and the first map of nano 1.07 GB: larger images do not fit a training.
 LONGEST_SIDE = 8192
@@ -28,6 +28,15 @@ def printable(text: str) -> str | None:
         return None
     kind = "bytes that are not UTF-8" if "\ud800" <= found[0] <= "\udfff" else "a control character or a line break"
     return f"holds {kind}; choose a name without"
+
+
+def short(text: str) -> str | None:
+    if len(text) <= LONGEST_PATH:
+        return None
+    return f"has {len(text):,} letters, and the longest name or path has {LONGEST_PATH:,}; write a shorter one"
+
+
+name_or_path = both(printable, short)
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -62,7 +71,7 @@ def file_address(address: str) -> str | None:
         return None
     if "://" in address:
         return "only file:// addresses are read; download the file and give file:///path/to/it"
-    return f"must be an address; for a file on this machine write file://{address}"
+    return f"must be an address; for a file on this machine write file://{cut(address)}"
 
 
 def momentum(value: float) -> str | None:
@@ -88,7 +97,12 @@ def class_names(value: tuple[str, ...] | str) -> str | None:
         way_out = f"a name has 1 to {LONGEST_CLASS_NAME} letters; write it again"
         return f"names a class {shown_value(odd[0])}; {way_out}"
     twice = sorted(name for name, count in Counter(value).items() if count > 1)
-    return f"names {', '.join(twice[:5])} more than once" if twice else None
+    return f"names {listed(twice)} more than once" if twice else None
+
+
+def split_lists(value: dict[str, Any]) -> str | None:
+    is_named = all(name.strip() and names != "" for name, names in value.items())
+    return None if is_named else "holds a split without a name or without images; write NAME:FILE,NAME:FILE"
 
 
 def base_classes(value: tuple[str, ...] | int | None) -> str | None:
@@ -101,7 +115,7 @@ def feature_maps(names: tuple[str, ...]) -> str | None:
     known = ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
     unknown = [name for name in names if name not in known]
     if unknown:
-        return f"{unknown[0]} is no map of the network; there are {', '.join(known)}"
+        return f"{cut(unknown[0])} is no map of the network; there are {', '.join(known)}"
     return None if len(set(names)) == len(names) else "names a map more than once"
 
 

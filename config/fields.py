@@ -11,7 +11,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from config.errors import UserError
@@ -27,6 +27,7 @@ BOOL_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, 
 # published schedules of detectors have 1,000 epochs.
 MOST_EPOCHS = 100_000
 LONGEST_SHOWN = 120  # letters of a value in a message: enough to recognise it, and the message stays readable
+MOST_LISTED = 50  # names in a message; a data set usually has fewer classes
 TYPE_WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -103,7 +104,18 @@ def shown_value(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python writes no whole number of more than 4300 digits
         text = "a number of more than 4300 digits"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """A text for a message, cut when it is very long."""
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} letters)"
+
+
+def listed(names: Sequence[Any]) -> str:
+    """Names with commas between them; of very many the first, and how many more there are."""
+    more = len(names) - MOST_LISTED
+    return ", ".join(map(str, names[:MOST_LISTED])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:

@@ -86,7 +86,7 @@ class ModelConfig:
         None, "class names in label order, or a file with one per line", checks.classes, alters="data"
     )
     subsetMap: dict[str, tuple[str, ...] | str] = declare(
-        dict, "split name -> file with one image name per line, or the names", alters="data"
+        dict, "split name -> file with one image name per line, or the names", checks.split_lists, alters="data"
     )
     suffix: str = declare(".jpg", "suffix that wins when one name has several image files", alters="data")
     trainSplitName: str = declare("train", "split to train on", checks.not_empty)
@@ -457,7 +457,7 @@ def checked_value(name: str, value: Any) -> Any:
         value = PHASE_ALIASES.get(value, value)
     value = coerce(name, value, field_type(name))
     check = _FIELDS[name].metadata["check"]
-    complaint = next(filter(None, map(checks.printable, checks.texts_of(value))), None) or (check and check(value))
+    complaint = next(filter(None, map(checks.name_or_path, checks.texts_of(value))), None) or (check and check(value))
     if complaint:
         raise UserError(f"{name}={shown_value(value)}: {complaint}")
     return value

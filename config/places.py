@@ -75,7 +75,7 @@ def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
 
 def read_class_list(file: str) -> tuple[str, ...]:
     """The names in `file`, one a line, blank lines left out. Raises `UserError` when it cannot be read or is empty."""
-    if not os.path.exists(file):
+    if not os.path.isfile(file):  # a device may have no end
         raise UserError(f"classList={file}: no such file; give a text file with one class name a line, or the names")
     with reading(file, "a class list (UTF-8 text with one class name a line)"):
         size = os.path.getsize(file)

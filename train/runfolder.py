@@ -25,6 +25,7 @@ log = logging.getLogger("mars")
 
 METRICS, DETECTIONS, PICTURES = "metrics.json", "detections.json", "images"
 EVAL_FILES = (METRICS, DETECTIONS, "truth.json")
+_LONGEST_SPLIT = 240  # bytes of a folder's name, of which file systems take 255, digest included
 _OF_A_RUN = frozenset(
     {"weights", "plots", "eval", "predict", "export", "explain", "doctor", "health", "config.json", "metrics.jsonl"}
     | {"data-check.json", "mars.log"}
@@ -55,6 +56,7 @@ class RunFolder:
     def eval_of(self, split: str) -> Path:
         """The folder with figures, detections, truth and pictures of one split, which no other split replaces."""
         name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", split).strip(". ")[:80]
+        name = name.encode()[:_LONGEST_SPLIT].decode(errors="ignore")
         is_taken = name.lower() in (PICTURES, *EVAL_FILES)
         if name != split or not name or is_taken:
             name = f"{name}-{name_digest([split])}"
