@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from config.checks import objects, printable, seed
+from config.checks import objects, printable, seed, short
 from config.errors import UserError
 from config.fields import at_most, both, nearest, parse, positive, shown_value
 from config.help import help_text
@@ -65,7 +65,7 @@ def _refuse_unusable(arguments: Sequence[str]) -> None:
     weights.
     """
     for number, word in enumerate(arguments, 1):
-        if complaint := printable(word):
+        if complaint := printable(word) or ("" if "=" in word else short(word)):  # a setting may list many names
             raise UserError(f"word {number} of the command, {shown_value(word)}: {complaint}")
         if re.fullmatch(r"(--[a-z-]+=)?\s*", word):
             raise UserError(f"word {number} of the command, '{word}', is empty; give a value, or leave the option out")

@@ -53,7 +53,7 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def multiple_of_32(shape: tuple[int, int]) -> str | None:
-    if max(shape) > LONGEST_SIDE:
+    if max(map(abs, shape)) > LONGEST_SIDE:
         return f"both sides must be at most {LONGEST_SIDE}: larger inputs do not fit into memory; cut the images"
     if all(side > 0 and side % 32 == 0 for side in shape):
         return None
@@ -102,7 +102,7 @@ def class_names(value: tuple[str, ...] | str) -> str | None:
 
 def split_lists(value: dict[str, Any]) -> str | None:
     is_named = all(name.strip() and names != "" for name, names in value.items())
-    return None if is_named else "holds a split without a name or without images; write NAME:FILE,NAME:FILE"
+    return None if is_named else "holds a split without a name or without a file; write NAME:FILE,NAME:FILE"
 
 
 def base_classes(value: tuple[str, ...] | int | None) -> str | None:

@@ -26,6 +26,7 @@ BOOL_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, 
 # The history of all epochs is written again after each epoch, so a longer training would only write; the longest
 # published schedules of detectors have 1,000 epochs.
 MOST_EPOCHS = 100_000
+MOST_NAMES = 10_000_000  # in a list; no data set has more images
 LONGEST_SHOWN = 120  # letters of a value in a message: enough to recognise it, and the message stays readable
 MOST_LISTED = 50  # names in a message; a data set usually has fewer classes
 TYPE_WORDS = {
@@ -180,13 +181,13 @@ def _coerce_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         raise TypeError  # a set has no order, and the order of classes is their numbering
     if args == (int, int) and type(value) is int:
         value = (value, value)  # inputShape=320 is square
-    most = MOST_EPOCHS + 1 if args[0] is int else None  # range(10**12) is not read to its end
-    items = tuple(itertools.islice(value, most))
-    if most is not None and len(items) == most:
+    if args[-1] is not Ellipsis:
+        return tuple(_coerce(item, arg) for item, arg in zip(itertools.islice(value, 100), args, strict=True))
+    most = MOST_EPOCHS if args[0] is int else MOST_NAMES
+    items = tuple(_coerce(item, args[0]) for item in itertools.islice(value, most + 1))  # no more: it may have no end
+    if len(items) > most:
         raise ValueError
-    if args[-1] is Ellipsis:
-        return tuple(_coerce(item, args[0]) for item in items)
-    return tuple(_coerce(item, arg) for item, arg in zip(items, args, strict=True))
+    return items
 
 
 def _parse(text: str, annotation: Any) -> Any:

@@ -453,7 +453,7 @@ def checked_value(name: str, value: Any) -> Any:
     """`value` as field `name` keeps it. Raises `UserError` for an unknown field, a wrong type or a refused value."""
     if name == "subsetMap" and value is None:
         value = {}
-    if name == "phase":
+    if name == "phase" and isinstance(value, str):
         value = PHASE_ALIASES.get(value, value)
     value = coerce(name, value, field_type(name))
     check = _FIELDS[name].metadata["check"]
