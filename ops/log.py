@@ -37,7 +37,7 @@ class Console(io.RawIOBase):
     def isatty(self) -> bool:
         return self.raw.isatty()
 
-    def write(self, data: bytes | memoryview) -> int | None:  # type: ignore[override]
+    def write(self, data: bytes | memoryview) -> int | None:
         try:
             return self.raw.write(data)
         except OSError as error:
