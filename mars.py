@@ -6,7 +6,9 @@ Whatever needs torch is imported where it is used, so that the help and a mistak
 import argparse
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 from commands.setup import find_data, load
@@ -14,8 +16,9 @@ from config.arguments import read_arguments
 from config.errors import UserError
 from config.help import fields_text
 from config.load import parse_settings
-from ops.log import end_log, log, start_log
+from ops.log import end_log, guard_console, log, start_log
 from ops.shortage import shortage
+from ops.text import escaped
 
 # modes that find their configs themselves
 OF_THEIR_OWN = ("predict", "export", "backbone", "split", "incremental", "doctor", "explain")
@@ -30,6 +33,10 @@ def main(arguments: Sequence[str]) -> int:
         return run(read_arguments(arguments), arguments)
     except UserError as error:
         _say(str(error))
+        return 2
+    except NotImplementedError as error:  # a part that a user has begun to write, or an operation that torch lacks
+        log.debug("stopped by a part that is not implemented", exc_info=True)
+        _say(_unfinished(error))
         return 2
     except ModuleNotFoundError as error:
         if error.name not in (
@@ -46,15 +53,12 @@ def main(arguments: Sequence[str]) -> int:
             "defusedxml",
         ):
             raise
-        print(
-            f"mars: {error.name} is not installed in {sys.executable}; `make setup` makes .venv, which has all",
-            file=sys.stderr,
-        )
+        _say(f"{error.name} is not installed in {sys.executable}; `make setup` makes .venv, which has all")
         return 1
     except FloatingPointError as error:  # the numbers broke, not the program: the sentence says where
         _say(str(error))
         if page := _page_of(error):
-            print(f"\n{page}", file=sys.stderr, end="")
+            print(f"\n{escaped(page)}", file=sys.stderr, end="")
         return 1
     except KeyboardInterrupt as error:  # of a training, Ctrl-C or SIGTERM: it is saved, and the text says where
         _say(str(error) or "interrupted")
@@ -103,7 +107,39 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     log.error("%s", text)
-    print(f"mars: {text}", file=sys.stderr)
+    print(f"mars: {escaped(text)}", file=sys.stderr)
+
+
+def _unfinished(error: NotImplementedError) -> str:
+    """Where the program reached a part that is not implemented, by the last line that is no library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    text = str(error).partition("\n")[0]
+    return (
+        f"{own[-1].filename}, line {own[-1].lineno}: {own[-1].name} is not implemented{f' ({text})' if text else ''}; "
+        "write this part, or choose settings that do without it"
+    )
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback of a bug, without control characters: its message may hold a name out of the user's data."""
+    print(escaped("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
+def _command() -> int:
+    """Run the command of this process; its exit status, which is 1 where stdout could not take the results."""
+    sys.excepthook = _show_bug
+    out = guard_console()
+    try:
+        status = main(sys.argv[1:])
+    except SystemExit as done:  # of argparse, after the help
+        status = int(done.code or 0)
+    sys.stdout.flush()
+    # A closed pipe is the wish of whoever reads: `| head -1`.
+    if out.failure is None or isinstance(out.failure, BrokenPipeError):
+        return status
+    _say(f"stdout: cannot be written ({out.failure.strerror}); free some space, or send it elsewhere")
+    return status or 1
 
 
 def _page_of(error: FloatingPointError) -> str:
@@ -146,4 +182,4 @@ def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any], argument
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_command())

@@ -10,6 +10,7 @@ from typing import Any
 from commands.setup import check, find_data, load
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from config.places import absolute
 from dl.lessons import splits_to_train
 from ops.device import pick_device
 from ops.files import write_whole
@@ -36,7 +37,7 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     early, what was found before is in the report.
     """
     if args.replay:
-        return _replay(Path(args.replay).expanduser().absolute(), settings)
+        return _replay(Path(absolute(args.replay)), settings)
     # As if afresh: what an older run in the folder remembers of its data is neither read nor written.
     args = argparse.Namespace(**{**vars(args), "nobuf": True})
     mcfg = find_data(args, load(args, settings), settings)

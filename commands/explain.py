@@ -10,6 +10,7 @@ from commands.weights import as_trained, trained_model, weights_of
 from config.errors import UserError
 from config.fields import nearest
 from config.mconfig import ModelConfig
+from config.places import absolute
 from dl.annotations import Annotation
 from dl.dataset import DetectionDataset
 from dl.discover import locate
@@ -80,7 +81,7 @@ def _is_meant(word: str, source: DataSource, image_id: str) -> bool:
     """By its id, by its id with the file's suffix, or as a file; the disk is only asked where the names agree."""
     if word in (image_id, source.files.get(image_id), f"{image_id}{Path(word).suffix}"):
         return True
-    path = Path(word).expanduser()
+    path = Path(absolute(word))
     if Path(image_id).name not in (path.stem, path.name) or not path.is_file():
         return False
     try:

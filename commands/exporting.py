@@ -7,6 +7,7 @@ from typing import Any
 
 from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
 from config.errors import UserError
+from config.places import absolute
 from eval.export import export
 from eval.export_model import SUFFIXES
 from eval.onnx_selection import Nms
@@ -28,7 +29,7 @@ def export_weights(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     mcfg = with_classes_of(path, mcfg, settings)
     model = trained_model(mcfg, path).cpu()
     default = mcfg.run_dir / "export" / f"{mcfg.runName}{SUFFIXES[args.format]}"
-    target = Path(args.out).expanduser().absolute() if args.out else default
+    target = Path(absolute(args.out)) if args.out else default
     nms = Nms(mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections) if args.nms else None
     origin = origin_for_others(file_origin(path))
     report = export(model, args.format, target, tuple(mcfg.classList or ()), mcfg.inputShape, nms, origin)

@@ -154,7 +154,7 @@ class Study:
         """Raise `UserError` where the table would replace files that no earlier comparison has written."""
         try:
             is_ours = {"ways", "differences"} <= json.loads((self.folder / METRICS).read_bytes()).keys()
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             is_ours = False
         for name in (METRICS, TABLE, PLOT):
             if not is_ours and (self.folder / name).exists():

@@ -9,6 +9,7 @@ from typing import Any
 from commands.setup import image_folders, refuse_in_data, refuse_run_in_data
 from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
 from config.mconfig import ModelConfig
+from config.places import absolute
 from eval.predict import PAINTED, Job, find_images, new_folder, predict_files, refuse_other_files
 from eval.predictor import Predictor
 from model.weightsfile import read_weights
@@ -23,7 +24,7 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Detect on files, folders and patterns: COCO results and painted copies, in a folder of their own."""
     mcfg = run_of_weights(args, settings)
     path = weights_of(mcfg, args.weights)
-    out = Path(args.out).expanduser().absolute() if args.out else None
+    out = Path(absolute(args.out)) if args.out else None
     earlier = mcfg.run_dir / "predict"
     files = find_images(args.paths, out / PAINTED if out else earlier)
     _refuse_place(mcfg, path, args.data, out)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from config.errors import UserError
 from config.load import DEFAULT_CFGNAME, load_config
 from config.mconfig import ModelConfig
+from config.places import absolute
 from ops.log import ProgressBar
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def refuse_in_data(place: Path, folders: Iterable[str | None], what: str, advice
     `what` the user gave starts the message, `advice` ends it.
     """
     for folder in filter(None, folders):
-        if place.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+        if place.resolve().is_relative_to(Path(absolute(folder)).resolve()):
             raise UserError(
                 f"{what}: {place} lies in the data folder {folder}, so painted images there would be read as data; "
                 f"{advice}"

@@ -13,6 +13,7 @@ from config.errors import UserError
 from config.fields import nearest
 from config.load import load_config
 from config.mconfig import ModelConfig
+from config.places import absolute
 from dl.annotations import Annotation
 from dl.discover import as_overrides, locate
 from dl.shots import count_objects, draw_share, draw_shots
@@ -32,7 +33,7 @@ _HEARD = ("annotationFormat", "imageDir", "annotationDir", "classList", "subsetM
 
 def split(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Draw a part of a split, write it and the splits beside it as lists, and say what is in it and how to use it."""
-    name, asked, out = args.name or "small", getattr(args, "from") or "train", Path(args.out).expanduser().absolute()
+    name, asked, out = args.name or "small", getattr(args, "from") or "train", Path(absolute(args.out))
     _refuse_words(name, out, settings)
     mcfg = load_config(CFGNAME, data=args.paths[0], overrides={**settings, "trainSplitName": asked})
     source = locate(mcfg)

@@ -1,19 +1,23 @@
 """The words behind `python mars.py` -> a mode, a CFGNAME and options; whatever is not understood gets one sentence."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from config.checks import objects, printable, seed, short
 from config.errors import UserError
-from config.fields import nearest, not_negative, parse, positive
+from config.fields import at_most, both, nearest, parse, positive, shown_value
 from config.help import help_text
 from config.mconfig import field_names
+from config.places import absolute
 from config.recipes import recipe_names
 
 MODES = ("pipe", "train", "eval", "predict", "doctor", "explain", "export", "backbone", "split", "incremental")
 FORMATS = ("onnx", "torch", "ultralytics")
+MOST_DRAWS = 1_000
 
 _IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?|webp)$", re.IGNORECASE)
 
@@ -30,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """mode, cfgname and options. Raises `UserError` for anything that is not understood."""
+    _refuse_unusable(arguments)
     parser = Parser(prog="mars.py", allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     places = ("root", "data", "name", "split", "weights", "out", "format")
@@ -51,6 +56,19 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if not args.fields:
         _refuse_misplaced(args)
     return args
+
+
+def _refuse_unusable(arguments: Sequence[str]) -> None:
+    """Raise `UserError` for a word that could forge a line of the log, that no UTF-8 file can hold, or that is empty.
+
+    An empty word is a shell variable without a value; taken as "not given" it would choose another run or other
+    weights.
+    """
+    for number, word in enumerate(arguments, 1):
+        if complaint := printable(word) or ("" if "=" in word else short(word)):  # a setting may list many names
+            raise UserError(f"word {number} of the command, {shown_value(word)}: {complaint}")
+        if re.fullmatch(r"(--[a-z-]+=)?\s*", word):
+            raise UserError(f"word {number} of the command, '{word}', is empty; give a value, or leave the option out")
 
 
 def _one_set_each(arguments: Sequence[str]) -> list[str]:
@@ -113,8 +131,8 @@ def _cfgname_and_paths(words: list[str]) -> list[str]:
     """The words behind `predict`, when they are a CFGNAME and at least one path. Raises `UserError`."""
     if not words:
         raise UserError("predict: whose weights, and on which images? Write python mars.py predict CFGNAME PATH...")
-    first = Path(words[0])
-    looks_like_path = re.search(r"[/\\*?\[]", words[0]) or _IMAGE.search(words[0]) or first.exists()
+    first = words[0]
+    looks_like_path = re.search(r"[/\\*?\[]", first) or _IMAGE.search(first) or os.path.exists(first)
     if looks_like_path and words[0].partition(".")[0] not in recipe_names():
         raise UserError(f"{first}: a path, but first comes the CFGNAME: python mars.py predict CFGNAME {first}")
     if len(words) == 1:
@@ -147,7 +165,7 @@ def _refuse_place(args: argparse.Namespace) -> None:
     """Raise `UserError` when `--out` names what its mode cannot write to."""
     if not args.out:
         return
-    out = Path(args.out).expanduser().absolute()
+    out = Path(absolute(args.out))
     if args.mode in ("predict", "split"):
         if out.is_file():
             raise UserError(f"--out {out}: is a file; name a folder for the results")
@@ -196,8 +214,8 @@ def _refuse_misplaced(args: argparse.Namespace) -> None:
     ):
         raise UserError(f"--{unheard[0]}: backbone takes a file, and --out for the place of the new one; leave it out")
     _refuse_formats(args)
-    if args.weights and not Path(args.weights).expanduser().is_file():
-        raise UserError(f"{Path(args.weights).expanduser().absolute()}: no such weights file")
+    if args.weights and not os.path.isfile(absolute(args.weights)):
+        raise UserError(f"{absolute(args.weights)}: no such weights file")
     _refuse_place(args)
 
 
@@ -216,10 +234,8 @@ def _refuse_health(args: argparse.Namespace) -> None:
             f"--set {unheard[0]}: --replay takes the config from the bundle; only the device may be another "
             "(--set device=cpu)"
         )
-    if not Path(args.replay).expanduser().is_file():
-        raise UserError(
-            f"{Path(args.replay).expanduser().absolute()}: no such bundle; a bad step writes it into RUN/health"
-        )
+    if not os.path.isfile(absolute(args.replay)):
+        raise UserError(f"{absolute(args.replay)}: no such bundle; a bad step writes it into RUN/health")
 
 
 def _refuse_formats(args: argparse.Namespace) -> None:
@@ -243,7 +259,7 @@ def _understand_study(args: argparse.Namespace) -> None:
             raise UserError(f"--{option}: belongs to incremental; write python mars.py incremental CFGNAME")
         return
     draws = parse("--draws", args.draws or "1", int)
-    if complaint := positive(draws):
+    if complaint := both(positive, at_most(MOST_DRAWS, "each is a training for every way"))(draws):
         raise UserError(f"--draws {draws}: {complaint}")
     args.draws = draws
 
@@ -272,17 +288,15 @@ def _understand_draw(args: argparse.Namespace) -> None:
         raise UserError(
             "split: which data? Write python mars.py split DIR --out DIR --shots K, with one folder of data"
         )
-    if not Path(args.paths[0]).expanduser().is_dir():
-        raise UserError(
-            f"{Path(args.paths[0]).expanduser().absolute()}: no such folder; split takes a data set's folder"
-        )
+    if not os.path.isdir(absolute(args.paths[0])):
+        raise UserError(f"{absolute(args.paths[0])}: no such folder; split takes a data set's folder")
     if not args.out:
         raise UserError("split: where to? Add --out DIR, a folder for the lists")
     if (args.shots is None) == (args.share is None):
         raise UserError(
             "split: how many? Add one of --shots K (objects of each class) and --share PERCENT (of the images)"
         )
-    for name, kind, check in (("shots", int, positive), ("share", float, _percentage), ("seed", int, not_negative)):
+    for name, kind, check in (("shots", int, objects), ("share", float, _percentage), ("seed", int, seed)):
         if (text := getattr(args, name)) is not None:
             value = parse(f"--{name}", text, kind)
             if complaint := check(value):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from config.errors import UserError
-from config.fields import nearest
+from config.fields import listed, nearest
 from config.mconfig import OFFICIAL_WEIGHTS, ModelConfig, checked_value, field_default
 
 
@@ -84,7 +84,7 @@ def _classes(mcfg: ModelConfig) -> Iterator[str]:
     for field in ("trainSelectedClasses", "testSelectedClasses", "distilSelectedClasses"):
         for name in getattr(mcfg, field) or ():
             if name not in mcfg.classList:
-                known = ", ".join(mcfg.classList)
+                known = listed(mcfg.classList)
                 yield f"{field}={name}: not in classList{nearest(name, mcfg.classList)}; the classes are {known}"
 
 
@@ -94,7 +94,7 @@ def _groups(mcfg: ModelConfig) -> Iterator[str]:
         yield f"replayImages={mcfg.replayImages}: shows base classes again; say which they are: --set baseClasses=NAMES"
     if base is None or known is None or isinstance(known, str):
         return
-    names = ", ".join(known)
+    names = listed(known)
     for name in () if isinstance(base, int) else base:
         if name not in known:
             yield f"baseClasses={name}: not in classList{nearest(name, known)}; the classes are {names}"
@@ -116,7 +116,7 @@ def _teacher(mcfg: ModelConfig) -> Iterator[str]:
     if mcfg.teacherClassIndexes is None or mcfg.classList is None:
         return
     if len(set(mcfg.teacherClassIndexes)) < len(mcfg.teacherClassIndexes):
-        yield f"teacherClassIndexes={','.join(map(str, mcfg.teacherClassIndexes))}: names a class more than once"
+        yield f"teacherClassIndexes={listed(mcfg.teacherClassIndexes)}: names a class more than once"
     last = len(mcfg.classList) - 1
     for index in mcfg.teacherClassIndexes:
         if index > last:
@@ -134,7 +134,7 @@ def _taught(mcfg: ModelConfig) -> Iterator[str]:
         yield "distilLossWeights: nothing is left of the teacher; give it a weight, or train with modelName=base"
     if mcfg.distilEpochs and not any(mcfg.startEpoch <= epoch < mcfg.maxEpoch for epoch in mcfg.distilEpochs):
         yield (
-            f"distilEpochs={','.join(map(str, mcfg.distilEpochs))}: none of them is trained, for epochs run from "
+            f"distilEpochs={listed(mcfg.distilEpochs)}: none of them is trained, for epochs run from "
             f"{mcfg.startEpoch} to {mcfg.maxEpoch - 1}"
         )
     is_all_labelled = mcfg.distilSelectedClasses is None and mcfg.trainSelectedClasses is None

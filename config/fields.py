@@ -6,11 +6,12 @@ values (recipes, overrides), `parse` takes text (`--set FIELD=VALUE`, value tags
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from config.errors import UserError
@@ -22,6 +23,12 @@ Check = Callable[[Any], "str | None"]  # a value -> what is wrong with it, or No
 Alters = Literal["training", "schedule", "data", "nothing"]
 
 BOOL_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+# The history of all epochs is written again after each epoch, so a longer training would only write; the longest
+# published schedules of detectors have 1,000 epochs.
+MOST_EPOCHS = 100_000
+MOST_NAMES = 10_000_000  # in a list; no data set has more images
+LONGEST_SHOWN = 120  # letters of a value in a message: enough to recognise it, and the message stays readable
+MOST_LISTED = 50  # names in a message; a data set usually has fewer classes
 TYPE_WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -52,6 +59,16 @@ def fraction(value: int | float) -> str | None:
     return None if 0 <= value <= 1 else "must lie between 0 and 1"
 
 
+def at_most(limit: int | float, reason: str) -> Check:
+    """Accept numbers up to `limit`; `reason` says why a larger one cannot work."""
+    return lambda value: None if value <= limit else f"must be at most {limit:,}, for {reason}"
+
+
+def both(first: Check, second: Check) -> Check:
+    """Two checks, of which the first complaint counts."""
+    return lambda value: first(value) or second(value)
+
+
 def one_of(*words: str) -> Check:
     """Accept these words only; the complaint names them and the nearest."""
 
@@ -65,7 +82,7 @@ def each(check: Check) -> Check:
     """The same check for every entry of a list."""
 
     def check_all(values: Iterable[Any]) -> str | None:
-        return next((f"{value!r} {complaint}" for value in values if (complaint := check(value))), None)
+        return next((f"{shown_value(value)} {complaint}" for value in values if (complaint := check(value))), None)
 
     return check_all
 
@@ -82,6 +99,26 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
 
 
+def shown_value(value: Any) -> str:
+    """A value for a message: as Python writes it, without control characters, and cut when it is very long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        text = "a number of more than 4300 digits"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """A text for a message, cut when it is very long."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} letters)"
+
+
+def listed(names: Sequence[Any]) -> str:
+    """Names with commas between them; of very many the first, and how many more there are."""
+    more = len(names) - MOST_LISTED
+    return ", ".join(map(str, names[:MOST_LISTED])) + (f" and {more:,} more" if more > 0 else "")
+
+
 def coerce(name: str, value: Any, annotation: Any) -> Any:
     """`value` as the annotation wants it: lists become tuples, ints become floats, devices and paths become words.
 
@@ -89,16 +126,18 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
     """
     try:
         return _coerce(value, annotation)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}={value!r}: wants {describe(annotation)}, not {type(value).__name__}") from None
+    except (TypeError, ValueError, OverflowError):
+        kind = type(value).__name__
+        raise UserError(f"{name}={shown_value(value)}: wants {describe(annotation)}, not {kind}") from None
 
 
 def parse(name: str, text: str, annotation: Any) -> Any:
     """A value from text: `320`, `384,640`, `0-4,9`, `none`, `yes`, `a,b,c`. Raises `UserError` as `coerce` does."""
     try:
         return _coerce(_parse(text.strip(), annotation), annotation)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}={text}: wants {describe(annotation)}") from None
+    except (TypeError, ValueError, OverflowError):
+        shown = text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown_value(text)
+        raise UserError(f"{name}={shown}: wants {describe(annotation)}") from None
 
 
 def describe(annotation: Any) -> str:
@@ -107,7 +146,8 @@ def describe(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin is tuple and args[-1] is Ellipsis:
-        return {int: "a list of whole numbers", str: "a list of names"}[args[0]]
+        numbers = f"a list of at most {MOST_EPOCHS:,} whole numbers, e.g. 0-4,9"
+        return {int: numbers, str: "a list of names"}[args[0]]
     if origin is tuple:
         return f"{len(args)} values ({', '.join(describe(arg) for arg in args)})"
     return TYPE_WORDS[origin or annotation]
@@ -139,10 +179,15 @@ def _coerce(value: Any, annotation: Any) -> Any:
 def _coerce_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, (str, bytes, dict, set, frozenset)):
         raise TypeError  # a set has no order, and the order of classes is their numbering
-    items = (value, value) if args == (int, int) and type(value) is int else tuple(value)  # inputShape=320 is square
-    if args[-1] is Ellipsis:
-        return tuple(_coerce(item, args[0]) for item in items)
-    return tuple(_coerce(item, arg) for item, arg in zip(items, args, strict=True))
+    if args == (int, int) and type(value) is int:
+        value = (value, value)  # inputShape=320 is square
+    if args[-1] is not Ellipsis:
+        return tuple(_coerce(item, arg) for item, arg in zip(itertools.islice(value, 100), args, strict=True))
+    most = MOST_EPOCHS if args[0] is int else MOST_NAMES
+    items = tuple(_coerce(item, args[0]) for item in itertools.islice(value, most + 1))  # no more: it may have no end
+    if len(items) > most:
+        raise ValueError
+    return items
 
 
 def _parse(text: str, annotation: Any) -> Any:
@@ -171,7 +216,8 @@ def _parse_union(text: str, args: tuple[Any, ...]) -> Any:
 def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if args == (int, ...):
-        return () if text.lower() == "none" else tuple(number for part in parts for number in _parse_range(part))
+        numbers = itertools.chain.from_iterable(map(_parse_range, () if text.lower() == "none" else parts))
+        return tuple(itertools.islice(numbers, MOST_EPOCHS + 1))  # one too many is refused afterwards
     if args == (int, int) and len(parts) == 1:
         parts = parts * 2
     wanted = [args[0]] * len(parts) if args[-1] is Ellipsis else list(args)
@@ -179,9 +225,12 @@ def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _parse_range(text: str) -> range:
-    """`7` is 7 alone, `0-4` is 0, 1, 2, 3, 4."""
+    """`7` is 7 alone, `0-4` is 0, 1, 2, 3, 4. Raises `ValueError` for `9-0`, which would silently name nothing."""
     first, dash, last = text.partition("-")
-    return range(int(first), int(last if dash else first) + 1)
+    numbers = range(int(first), int(last if dash else first) + 1)
+    if not numbers:
+        raise ValueError
+    return numbers
 
 
 def _first_that_fits(value: Any, options: Iterable[Any], convert: Callable[[Any, Any], Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from config.contradictions import refuse_contradictions
 from config.errors import UserError
-from config.fields import parse
+from config.fields import parse, shown_value
 from config.mconfig import ModelConfig, checked_value, field_type, loading
 from config.places import absolute, default_root, read_class_list, settle
 from config.recipes import CODE_DIR, RECIPE_DIR, run_recipe
@@ -65,7 +65,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 def _checked(given: Mapping[str, Any], keep_none: Mapping[str, Any]) -> dict[str, Any]:
     """The values that were given, checked; none means "not given" unless an override says it in so many words."""
     if "cfgname" in given:
-        raise UserError(f"cfgname={given['cfgname']!r}: is the name on the command line and cannot be set")
+        raise UserError(f"cfgname={shown_value(given['cfgname'])}: is the name on the command line and cannot be set")
     values = {
         name: checked_value(name, value) for name, value in given.items() if value is not None or name in keep_none
     }

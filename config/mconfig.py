@@ -14,22 +14,18 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from config.checks import (
-    base_classes,
-    below_one,
-    classes,
-    device_word,
-    feature_maps,
-    file_address,
-    folder_name,
-    momentum,
-    multiple_of_32,
-    not_empty,
-    path,
-    sixteen_bits,
-)
+from config import checks
 from config.errors import UnknownField, UserError
-from config.fields import coerce, declare, each, fraction, nearest, not_negative, one_of, positive, unless_none
+from config.fields import (
+    coerce,
+    declare,
+    each,
+    fraction,
+    nearest,
+    one_of,
+    shown_value,
+    unless_none,
+)
 from config.frozen import FrozenDict
 from config.training import WORDS
 
@@ -49,32 +45,37 @@ class ModelConfig:
     runName: str = declare(
         "",
         "folder of the run below root; cfgname without machine tags unless --name is given",
-        folder_name,
+        checks.folder_name,
         alters="nothing",
     )
     root: str = declare(
         "", "folder that holds every run, absolute; --root, else $MARS_ROOT, else ../mars-running", alters="nothing"
     )
     nobuf: bool = declare(False, "start afresh: an older run's folder is renamed, not resumed", alters="nothing")
-    seed: int = declare(859, "seed of weights, data order and augmentation", not_negative)
-    device: str = declare("auto", "auto, cpu, cuda or cuda:N", device_word, alters="nothing")
+    seed: int = declare(859, "seed of weights, data order and augmentation", checks.seed)
+    device: str = declare("auto", "auto, cpu, cuda or cuda:N", checks.device_word, alters="nothing")
     cuda: bool = declare(True, "False keeps device=auto on the CPU, as the assignment's field does", alters="nothing")
     dcore: int | None = declare(
-        None, "loader processes; none: one per spare core, at most 8", unless_none(not_negative), alters="nothing"
+        None, "loader processes; none: one per spare core, at most 8", unless_none(checks.processes), alters="nothing"
     )
 
     # Data
     dataDir: str | None = declare(
-        None, "data set folder whose layout is found out; imageDir and annotationDir win over it", path, alters="data"
+        None,
+        "data set folder whose layout is found out; imageDir and annotationDir win over it",
+        checks.path,
+        alters="data",
     )
     drawnScenes: int = declare(
         0,
         "scenes of aircraft to draw into dataDir first, unless they are there; 0: draw none",
-        not_negative,
+        checks.scenes,
         alters="data",
     )
-    imageDir: str | None = declare(None, "folder with the images", path, alters="data")
-    annotationDir: str | None = declare(None, "folder with the annotations: xml, json or txt", path, alters="data")
+    imageDir: str | None = declare(None, "folder with the images", checks.path, alters="data")
+    annotationDir: str | None = declare(
+        None, "folder with the annotations: xml, json or txt", checks.path, alters="data"
+    )
     annotationFormat: str = declare(
         "auto",
         "voc (Pascal VOC xml), coco (json), yolo (txt), or auto: the first of these that is there",
@@ -82,37 +83,37 @@ class ModelConfig:
         alters="data",
     )
     classList: tuple[str, ...] | str | None = declare(
-        None, "class names in label order, or a file with one per line", classes, alters="data"
+        None, "class names in label order, or a file with one per line", checks.classes, alters="data"
     )
     subsetMap: dict[str, tuple[str, ...] | str] = declare(
-        dict, "split name -> file with one image name per line, or the names", alters="data"
+        dict, "split name -> file with one image name per line, or the names", checks.split_lists, alters="data"
     )
     suffix: str = declare(".jpg", "suffix that wins when one name has several image files", alters="data")
-    trainSplitName: str = declare("train", "split to train on", not_empty)
-    validationSplitName: str = declare("validation", "split to validate on after an epoch", not_empty)
-    testSplitName: str = declare("test", "split to evaluate at the end", not_empty, alters="nothing")
+    trainSplitName: str = declare("train", "split to train on", checks.not_empty)
+    validationSplitName: str = declare("validation", "split to validate on after an epoch", checks.not_empty)
+    testSplitName: str = declare("test", "split to evaluate at the end", checks.not_empty, alters="nothing")
     splitSeed: int = declare(
-        859, "seed of splits that are drawn because the data set has none", not_negative, alters="data"
+        859, "seed of splits that are drawn because the data set has none", checks.seed, alters="data"
     )
     smallShots: int | None = declare(
         None,
         "objects of each class in the split 'small', which is drawn from 'train'; none: as the data set lists it, or "
         "10 where it has no such list",
-        unless_none(positive),
+        unless_none(checks.objects),
         alters="data",
     )
-    smallSeed: int = declare(0, "seed of the split 'small' when it is drawn", not_negative, alters="data")
+    smallSeed: int = declare(0, "seed of the split 'small' when it is drawn", checks.seed, alters="data")
     trainSelectedClasses: tuple[str, ...] | None = declare(
-        None, "train on the labels of these classes only; none: all", classes
+        None, "train on the labels of these classes only; none: all", checks.classes
     )
     testSelectedClasses: tuple[str, ...] | None = declare(
-        None, "report on these classes only; none: all", classes, alters="nothing"
+        None, "report on these classes only; none: all", checks.classes, alters="nothing"
     )
     baseClasses: int | tuple[str, ...] | None = declare(
         None,
         "classes that are known before the others, which are novel: their names, or how many of classList's first; "
         "none: classes are in no groups",
-        base_classes,
+        checks.base_classes,
     )
     unselectedImages: str = declare(
         "keep",
@@ -129,17 +130,17 @@ class ModelConfig:
         None,
         "value of 16-bit images that becomes white, 1 to 65535 (of a 12-bit camera 4095); none: from the largest value "
         "of the images, or as the weights were trained",
-        unless_none(sixteen_bits),
+        unless_none(checks.sixteen_bits),
         alters="data",
     )
 
     # Network
     modelName: str = declare("base", "base, or distillation (a student with a teacher)", one_of("base", "distillation"))
     phase: str = declare("nano", "scale of the network", one_of(*PHASES))
-    inputShape: tuple[int, int] = declare((640, 640), "height and width of the network input in pixels", multiple_of_32)
-    regMax: int = declare(
-        16, "bins per side of the box distribution", lambda bins: None if bins >= 2 else "must be 2 or more"
+    inputShape: tuple[int, int] = declare(
+        (640, 640), "height and width of the network input in pixels", checks.multiple_of_32
     )
+    regMax: int = declare(16, "bins per side of the box distribution", checks.bins)
     keepHeadWidth: bool | None = declare(
         None,
         "True: the class branch is as wide as in the official weights of 80 classes (nano: 80 instead of 64 channels), "
@@ -151,10 +152,10 @@ class ModelConfig:
         unless_none(one_of(*OFFICIAL_WEIGHTS.values())),
     )
     pretrainedBackboneUrl: str | None = declare(
-        None, "file:// address of backbone weights to start from", unless_none(file_address)
+        None, "file:// address of backbone weights to start from", unless_none(checks.file_address)
     )
     checkpointModelFile: str | None = declare(
-        None, "weights of a whole model to start from, with epochs counted from startEpoch", path
+        None, "weights of a whole model to start from, with epochs counted from startEpoch", checks.path
     )
 
     # Training
@@ -171,9 +172,9 @@ class ModelConfig:
     )
     mosaic: float = declare(1.0, "modern: probability that four images are joined into one", fraction)
     closeMosaic: int = declare(
-        10, "modern: last epochs without mosaic, at most a third of all epochs", not_negative, alters="schedule"
+        10, "modern: last epochs without mosaic, at most a third of all epochs", checks.epoch, alters="schedule"
     )
-    scaleRange: float = declare(0.5, "modern: size times 1 - x to 1 + x", below_one)
+    scaleRange: float = declare(0.5, "modern: size times 1 - x to 1 + x", checks.below_one)
     translate: float = declare(0.1, "modern: shift by up to this fraction of the input", fraction)
     flip: float = declare(0.5, "modern: probability of a mirrored image; 0 where left and right differ", fraction)
     hsv: tuple[float, float, float] = declare(
@@ -182,56 +183,59 @@ class ModelConfig:
         each(fraction),
     )
     startEpoch: int = declare(
-        0, "first epoch, e.g. to go on with another schedule from checkpointModelFile", not_negative
+        0, "first epoch, e.g. to go on with another schedule from checkpointModelFile", checks.epoch
     )
-    maxEpoch: int = declare(200, "epochs, counted from 0", positive, alters="schedule")
+    maxEpoch: int = declare(200, "epochs, counted from 0", checks.epochs, alters="schedule")
     trainMinutes: float | None = declare(
         None,
         "lowers maxEpoch to what this machine is likely to do in this time, judged as the training starts, but not "
         "below trainMinEpochs; none: it takes what it takes",
-        unless_none(positive),
+        unless_none(checks.minutes),
         alters="schedule",
     )
     trainMinEpochs: int = declare(
-        10, "epochs that trainMinutes leaves at least; the training may then take longer", positive, alters="nothing"
+        10,
+        "epochs that trainMinutes leaves at least; the training may then take longer",
+        checks.epochs,
+        alters="nothing",
     )
-    batchSize: int = declare(16, "images a forward pass", positive)
+    batchSize: int = declare(16, "images a forward pass", checks.batch)
     nominalBatch: int | None = declare(
         None,
         "images a step of the optimizer: gradients of several batches are summed up to it, and weight decay is scaled "
         "by what they hold of it; none: every batch is a step",
-        unless_none(positive),
+        unless_none(checks.images_a_step),
     )
     backboneFreezeEpochs: tuple[int, ...] = declare(
-        (), "epochs in which the backbone's weights and statistics hold still", each(not_negative)
+        (), "epochs in which the backbone's weights and statistics hold still", each(checks.epoch)
     )
     lossWeights: tuple[float, float, float] = declare(
-        (7.5, 0.5, 1.5), "gains of box, class and distribution loss", each(not_negative)
+        (7.5, 0.5, 1.5), "gains of box, class and distribution loss", each(checks.gain)
     )
     lossReduction: str = declare(
         "mean", "mean: loss an image, as the assignment; sum: times the batch, as Ultralytics", one_of("mean", "sum")
     )
-    talTopk: int = declare(10, "points a ground truth may choose", positive)
+    talTopk: int = declare(10, "points a ground truth may choose", checks.choices)
     talMinSide: float = declare(
-        0.0, "sides below this many pixels count as this long when points inside a box are sought", not_negative
+        0.0, "sides below this many pixels count as this long when points inside a box are sought", checks.pixels
     )
     optimizerType: str = declare("SGD", "SGD (Nesterov) or AdamW", one_of("SGD", "AdamW"))
-    optimizerMomentum: float = declare(0.937, "momentum, or beta1 of AdamW", momentum)
-    optimizerWeightDecay: float = declare(5e-4, "on convolution weights only", not_negative)
+    optimizerMomentum: float = declare(0.937, "momentum, or beta1 of AdamW", checks.momentum)
+    optimizerWeightDecay: float = declare(5e-4, "on convolution weights only", checks.decay)
     schedulerType: str = declare(
         "COS",
         "COS (the assignment's: quadratic warm-up, half a cosine, a flat end), plateau (the same warm-up, then a tenth "
         "whenever validation gets no better), linear or cosine (warm-up by steps, down to minLearningRate)",
         one_of("COS", "plateau", "linear", "cosine"),
     )
-    baseLearningRate: float = declare(1e-2, "highest learning rate", positive, alters="schedule")
-    minLearningRate: float = declare(1e-4, "learning rate of the last epochs", not_negative, alters="schedule")
-    warmupEpochs: float = declare(3.0, "linear and cosine: epochs of warm-up, at least 100 batches", not_negative)
-    warmupMomentum: float = declare(0.8, "linear and cosine: momentum that warm-up starts from", momentum)
+    baseLearningRate: float = declare(1e-2, "highest learning rate", checks.highest_rate, alters="schedule")
+    minLearningRate: float = declare(1e-4, "learning rate of the last epochs", checks.rate, alters="schedule")
+    warmupEpochs: float = declare(3.0, "linear and cosine: epochs of warm-up, at least 100 batches", checks.warmup)
+    warmupMomentum: float = declare(0.8, "linear and cosine: momentum that warm-up starts from", checks.momentum)
     warmupBiasRate: float = declare(
-        0.1, "linear and cosine: learning rate of biases that warm-up starts from", not_negative
+        0.1, "linear and cosine: learning rate of biases that warm-up starts from", checks.rate
     )
-    gradientClip: float = declare(10.0, "largest norm of the gradient", positive)
+    gradientClip: float = declare(10.0, "largest norm of the gradient", checks.norm)
     useEMA: bool = declare(
         False, "keep an exponential moving average of the weights; it is what is evaluated and saved as best"
     )
@@ -239,7 +243,7 @@ class ModelConfig:
         None,
         "steps over which the average grows slow, as .9999 (1 - e^(-step / x)); 2000 is Ultralytics'; none: less where "
         "the run is short, so that it averages over a tenth of its steps in the end",
-        unless_none(positive),
+        unless_none(checks.steps),
     )
     precision: str = declare(
         "auto",
@@ -253,12 +257,12 @@ class ModelConfig:
         one_of("stop", "skip", "rewind"),
         alters="nothing",
     )
-    badStepsInARow: int = declare(10, "onBadStep=skip: stop after so many in a row", positive, alters="nothing")
+    badStepsInARow: int = declare(10, "onBadStep=skip: stop after so many in a row", checks.steps, alters="nothing")
     healthInterval: int = declare(
         100,
         "optimizer steps between two looks at whether weights and average are finite; they are looked at before every "
         "checkpoint, too",
-        positive,
+        checks.steps,
         alters="nothing",
     )
     cacheImages: str = declare(
@@ -272,12 +276,12 @@ class ModelConfig:
     epochValidation: bool = declare(
         True, "validate after epochs and keep the best weights; else the last are evaluated", alters="nothing"
     )
-    validationInterval: int = declare(1, "epochs from one validation to the next", positive, alters="nothing")
+    validationInterval: int = declare(1, "epochs from one validation to the next", checks.epochs, alters="nothing")
     scoreThreshold: float = declare(0.001, "detections below this score are dropped", fraction, alters="nothing")
     nmsIou: float = declare(
         0.7, "overlap above which the lower of two detections of one class is dropped", fraction, alters="nothing"
     )
-    maxDetections: int = declare(300, "detections kept an image", positive, alters="nothing")
+    maxDetections: int = declare(300, "detections kept an image", checks.choices, alters="nothing")
     apStyle: str = declare(
         "coco",
         "definition of AP in the table: coco, voc07, ultralytics or assignment",
@@ -292,12 +296,12 @@ class ModelConfig:
 
     # Distillation, and learning new classes without forgetting the old
     teacherModelFile: str | None = declare(
-        None, "weights of the teacher, or the folder of the run that trained it", path
+        None, "weights of the teacher, or the folder of the run that trained it", checks.path
     )
     teacherClassIndexes: tuple[int, ...] | None = declare(
         None,
         "the teacher's classes as indexes into classList; none: those that its file says it was trained on",
-        unless_none(each(not_negative)),
+        unless_none(each(checks.label)),
     )
     distilling: str = declare(
         "assignment",
@@ -306,15 +310,15 @@ class ModelConfig:
         alters="nothing",  # the fields that it sets do
     )
     distilLossWeights: tuple[float, float, float] = declare(
-        (1.0, 0.2, 0.01), "weights of detection, CWD and response loss", each(not_negative)
+        (1.0, 0.2, 0.01), "weights of detection, CWD and response loss", each(checks.gain)
     )
     boxResponseWeight: float = declare(
-        0.0, "weight of the loss on the teacher's box distributions, behind the response's", not_negative
+        0.0, "weight of the loss on the teacher's box distributions, behind the response's", checks.gain
     )
     distilFeatures: tuple[str, ...] = declare(
         ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z"),
         "maps that CWD compares: feat0 to feat3 of the backbone, C, X, Y, Z of the neck",
-        feature_maps,
+        checks.feature_maps,
     )
     responseMode: str = declare(
         "seed",
@@ -322,7 +326,7 @@ class ModelConfig:
         one_of("binary", "seed"),
     )
     distilEpochs: tuple[int, ...] = declare(
-        (), "epochs in which the student is distilled; empty: all", each(not_negative)
+        (), "epochs in which the student is distilled; empty: all", each(checks.epoch)
     )
     distilSchedule: str = declare(
         "constant",
@@ -330,7 +334,7 @@ class ModelConfig:
         one_of("constant", "cosine"),
     )
     distilSelectedClasses: tuple[str, ...] | None = declare(
-        None, "classes whose labels the student sees; none: all", classes
+        None, "classes whose labels the student sees; none: all", checks.classes
     )
     unlabelledClasses: str = declare(
         "background",
@@ -343,9 +347,9 @@ class ModelConfig:
         0,
         "images of the split 'train' that are shown again, with labels of baseClasses, as balanced as can be; a smaller"
         " training split then comes several times an epoch, so that it is about half of it",
-        not_negative,
+        checks.images,
     )
-    temperature: float = declare(2.0, "softens teacher and student in the divergences", positive)
+    temperature: float = declare(2.0, "softens teacher and student in the divergences", checks.softness)
 
     def __post_init__(self) -> None:
         for name, value in _loading.get()[0].items():
@@ -357,7 +361,7 @@ class ModelConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if self.is_frozen:
             raise UserError(
-                f"{name}={value!r}: this config is checked and frozen; pass overrides to load_config instead"
+                f"{name}={shown_value(value)}: this config is checked and frozen; pass overrides to load_config instead"
             )
         checked, pins = checked_value(name, value), _loading.get()[1]
         if name in pins:
@@ -449,13 +453,13 @@ def checked_value(name: str, value: Any) -> Any:
     """`value` as field `name` keeps it. Raises `UserError` for an unknown field, a wrong type or a refused value."""
     if name == "subsetMap" and value is None:
         value = {}
-    if name == "phase":
+    if name == "phase" and isinstance(value, str):
         value = PHASE_ALIASES.get(value, value)
     value = coerce(name, value, field_type(name))
     check = _FIELDS[name].metadata["check"]
-    complaint = check(value) if check else None
+    complaint = next(filter(None, map(checks.name_or_path, checks.texts_of(value))), None) or (check and check(value))
     if complaint:
-        raise UserError(f"{name}={value!r}: {complaint}")
+        raise UserError(f"{name}={shown_value(value)}: {complaint}")
     return value
 
 

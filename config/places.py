@@ -7,16 +7,17 @@ absolute.
 
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from config.checks import LONGEST_CLASS_NAME, LONGEST_NAME, LONGEST_PATH, MOST_CLASSES, class_names, printable
 from config.errors import UserError, reading
+from config.fields import shown_value
 from config.mconfig import ModelConfig
 
 PATH_FIELDS = ("dataDir", "imageDir", "annotationDir", "checkpointModelFile", "teacherModelFile")
 FILE_SCHEME = "file://"
-_MOST_OF_CLASS_LIST = 2**23  # bytes: 30,000 names of 200 letters have 6 MB
+LARGEST_CLASS_LIST = MOST_CLASSES * LONGEST_CLASS_NAME * 4  # bytes; UTF-8 takes at most four for a letter
 
 
 def default_root(code_dir: Path) -> str:
@@ -27,16 +28,24 @@ def default_root(code_dir: Path) -> str:
 def absolute(path: str | os.PathLike[str]) -> str:
     """`~` expanded, relative paths taken from the working directory; a last `/` and `..` are resolved.
 
-    Raises `UserError` for `~name` of an unknown user, and for a path that no file can have.
+    Raises `UserError` for `~name` of an unknown user, and for a path that no file can have or no log can show: with
+    control characters, not UTF-8, or longer than file systems take.
     """
     text = os.fspath(path)
+    if complaint := printable(text):
+        raise UserError(f"{shown_value(text)}: {complaint}")
     expanded = os.path.expanduser(text)
     if re.match(r"~[^/\\]", expanded) and not os.path.exists(expanded):
         user = re.split(r"[/\\]", expanded[1:])[0]
         raise UserError(f"{text}: there is no user '{user}' here; write the folder in full, or ./{text} for that name")
-    if "\0" in text:
-        raise UserError(f"{text!r}: holds a zero byte, which no path can; write the path again")
-    return os.path.abspath(expanded)
+    place = os.path.abspath(expanded)
+    longest = max(len(part.encode()) for part in re.split(r"[/\\]", place))
+    if longest > LONGEST_NAME or len(place.encode()) > LONGEST_PATH:
+        raise UserError(
+            f"{shown_value(text)}: is longer than a path of {LONGEST_PATH:,} bytes with names of {LONGEST_NAME} bytes; "
+            "write a shorter one"
+        )
+    return place
 
 
 def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
@@ -66,27 +75,22 @@ def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
 
 def read_class_list(file: str) -> tuple[str, ...]:
     """The names in `file`, one a line, blank lines left out. Raises `UserError` when it cannot be read or is empty."""
-    try:
-        with reading(file, "a text file"):
-            lines = _class_list_text(Path(file)).splitlines()
-    except UserError as error:
-        cause = error.__cause__
-        reason = "no such file" if isinstance(cause, FileNotFoundError) else f"cannot be read ({cause})"
+    if not os.path.isfile(file):  # a device may have no end
+        raise UserError(f"classList={file}: no such file; give a text file with one class name a line, or the names")
+    with reading(file, "a class list (UTF-8 text with one class name a line)"):
+        size = os.path.getsize(file)
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines() if size <= LARGEST_CLASS_LIST else None
+    if lines is None:
         raise UserError(
-            f"classList={file}: {reason}; give a text file with one class name a line, or the names"
-        ) from None
+            f"classList={file}: has {size:,} bytes, and a class list has at most {LARGEST_CLASS_LIST:,}; "
+            "give a text file with one class name a line"
+        )
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise UserError(f"classList={file}: the file names no class; write one class name a line")
+    if complaint := class_names(names) or next(filter(None, map(printable, names)), None):
+        raise UserError(f"classList={file}: {complaint}")
     return names
-
-
-def _class_list_text(path: Path) -> str:
-    """Raises `OSError` for a pipe or a device, which may have no end, and for a file that is too large."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_OF_CLASS_LIST:
-        raise OSError(f"no file of at most {_MOST_OF_CLASS_LIST} bytes")
-    return path.read_text(encoding="utf-8-sig")
 
 
 def _place(path: str, words: Mapping[str, str]) -> str:

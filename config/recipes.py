@@ -4,13 +4,13 @@ import ast
 import contextlib
 import importlib.util
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 from config.errors import UserError
-from config.fields import nearest
+from config.fields import LONGEST_SHOWN, nearest
 from config.mconfig import PHASES, ModelConfig
 from config.tags import Tag, value_tags_in_words
 
@@ -38,12 +38,12 @@ def describe_recipes(folder: Path = RECIPE_DIR) -> list[RecipeInfo]:
 
 def _describe(file: Path) -> RecipeInfo:
     doc, tags = "", {}
-    with contextlib.suppress(SyntaxError, ValueError):  # the help must not fail because one recipe is being edited
+    with contextlib.suppress(Exception):  # the help must not fail because one recipe is being edited
         tree = ast.parse(file.read_text(encoding="utf-8"))
         doc = ast.get_docstring(tree) or ""
         for node in tree.body:
             if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["TAGS"]:
-                tags = dict(ast.literal_eval(node.value))
+                tags = {str(tag): str(what) for tag, what in dict(ast.literal_eval(node.value)).items()}
     return RecipeInfo(file.stem, doc, tags)
 
 
@@ -51,22 +51,40 @@ def run_recipe(name: str, tags: Sequence[str], own: Sequence[str], folder: Path 
     """The config that recipe `name` makes of `tags`; `own` are those that only the recipe can know.
 
     Raises `UserError` when there is no such recipe, when it makes no config, when it sets an unknown field or a wrong
-    value (with file and line), and when it never asked about one of `own`. Any other error in it surfaces as itself.
+    value, when it fails in any other way (with file and line), and when it never asked about one of `own`.
     """
     file = folder / f"{name}.py"
     if name not in recipe_names(folder):
         known = recipe_names(folder)
         raise UserError(f"{name}: no such recipe{nearest(name, known)}; {folder} holds {', '.join(known) or 'none'}")
-    recipe = _import(file)
     asked: set[str] = set()
-    try:
+    with _naming_the_line(file):
+        recipe = _import(file)
         mcfg = recipe.mcfg([Tag(tag, asked) for tag in tags])
+        if not isinstance(mcfg, ModelConfig):
+            raise UserError(
+                f"{file}: mcfg(tags) must return the ModelConfig it made, not {'None' if mcfg is None else type(mcfg)}"
+            )
+        _refuse_unasked(recipe, own, asked)
+    return mcfg
+
+
+@contextlib.contextmanager
+def _naming_the_line(file: Path) -> Iterator[None]:
+    """Around a recipe that runs: whatever it raises becomes a `UserError` with file and line; `sys.exit` does, too."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{error}{_where(file, error)}") from error
-    if not isinstance(mcfg, ModelConfig):
-        raise UserError(f"{file}: mcfg(tags) must return the ModelConfig it made, not {mcfg!r}")
-    _refuse_unasked(recipe, own, asked)
-    return mcfg
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SyntaxError) and error.filename == str(file):
+            line, text = error.lineno, error.msg
+        else:
+            frames = traceback.extract_tb(error.__traceback__)
+            line, text = next((one.lineno for one in reversed(frames) if one.filename == str(file)), None), str(error)
+        where = f"{file}, line {line}" if line else str(file)
+        text = " ".join(text.split())[:LONGEST_SHOWN]
+        raise UserError(f"{where}: {type(error).__name__}{f': {text}' if text else ''}; mend the recipe") from error
 
 
 def _import(file: Path) -> ModuleType:
@@ -106,6 +124,6 @@ def _refuse_unasked(recipe: ModuleType, own: Sequence[str], asked: set[str]) -> 
 def _questions(recipe: ModuleType, tag: str) -> set[str]:
     """The words the recipe asks about when it is given `tag` alone."""
     asked: set[str] = set()
-    with contextlib.suppress(Exception):  # it ran well with all its tags; here only its questions matter
+    with contextlib.suppress(Exception, SystemExit):  # it ran well with all its tags; here only its questions matter
         recipe.mcfg([Tag(tag, asked)])
     return asked

@@ -7,8 +7,9 @@ Phase tags and value tags mean the same for every recipe and are understood here
 import re
 from typing import Any, NamedTuple
 
+from config.checks import LONGEST_RUN_NAME, printable
 from config.errors import UserError
-from config.fields import nearest, parse
+from config.fields import nearest, parse, shown_value
 from config.mconfig import PHASE_ALIASES, PHASES, checked_value, field_type
 
 VALUE_TAGS = {
@@ -61,8 +62,11 @@ class Tag(str):
 
 def read_cfgname(cfgname: str) -> CfgName:
     """Take a CFGNAME apart. Raises `UserError` on an empty part, two phases, or a bad or repeated value tag."""
-    if re.search(r"[/\\\0\s]", cfgname):
-        raise UserError(f"{cfgname!r}: a CFGNAME is a recipe and its tags with dots between, e.g. voc.nano.full")
+    if len(cfgname) > LONGEST_RUN_NAME or printable(cfgname) or re.search(r"[/\\\s]", cfgname):
+        raise UserError(
+            f"{shown_value(cfgname)}: a CFGNAME is a recipe and its tags with dots between, at most "
+            f"{LONGEST_RUN_NAME} letters, e.g. voc.nano.full"
+        )
     recipe, *tags = cfgname.split(".")
     if not all([recipe, *tags]):
         raise UserError(f"{cfgname!r}: nothing between two dots; a CFGNAME looks like c1.nano.full")
@@ -92,9 +96,9 @@ def _read_tag(tag: str) -> tuple[str, Any] | None:
     if word not in VALUE_TAGS:
         raise UserError(f"tag '{tag}': no such value tag{nearest(word, VALUE_TAGS)}; there are {value_tags_in_words()}")
     field = VALUE_TAGS[word]
-    if not re.fullmatch(r"\d+x\d+" if "x" in text and word == "size" else r"\d+", text):
+    if not re.fullmatch(r"\d{1,19}x\d{1,19}" if "x" in text and word == "size" else r"\d{1,19}", text):
         example = "size@640 or size@384x640" if word == "size" else f"{word}@{2 if word != 'cuda' else 0}"
-        raise UserError(f"tag '{tag}': wants a whole number behind the @, e.g. {example}")
+        raise UserError(f"tag '{tag}': wants a whole number of at most 19 digits behind the @, e.g. {example}")
     try:
         value = f"cuda:{int(text)}" if word == "cuda" else parse(field, text.replace("x", ","), field_type(field))
         return field, checked_value(field, value)

@@ -18,8 +18,9 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 from jaxtyping import Bool, Float32, Int64
 
+from config.checks import LONGEST_CLASS_NAME
 from config.errors import UserError, reading
-from dl.faults import LONGEST_CLASS_NAME, DataFault, excerpt, name_fault
+from dl.faults import DataFault, excerpt, name_fault
 from dl.files import MOST_OF_ANNOTATION, read_bytes
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from config.checks import LONGEST_CLASS_NAME, LONGEST_PATH
 from config.errors import UserError, reading
 from dl.annotations import LONGEST_SIDE, Written, WrittenObject, refuse_too_many
-from dl.faults import LONGEST_CLASS_NAME, LONGEST_PATH, DataFault, name_fault
+from dl.faults import DataFault, name_fault
 from dl.files import MOST_OF_JSON, read_text
 from ops.text import shortened
 

@@ -8,8 +8,9 @@ import stat
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
+from config.checks import LONGEST_PATH
 from config.errors import UserError
-from dl.faults import LONGEST_PATH, name_fault
+from dl.faults import name_fault
 from dl.memory import size_text
 from ops.text import escaped
 

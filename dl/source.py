@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from config.checks import LONGEST_CLASS_NAME, MOST_CLASSES
 from config.errors import UserError
 from dl.annotations import Written
-from dl.faults import LONGEST_CLASS_NAME, name_fault
+from dl.faults import name_fault
 from dl.lists import Wanted
 from ops.text import shown
 
 FORMATS = {"voc": "Pascal VOC xml", "coco": "COCO json", "yolo": "YOLO labels"}  # in the order in which they win
-MOST_CLASSES = 30_000  # the largest public list of classes, ImageNet's, has 21,841
 
 
 @runtime_checkable

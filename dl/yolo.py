@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from config.checks import LONGEST_CLASS_NAME, LONGEST_PATH
 from config.errors import UserError, reading
 from dl.annotations import SHARE_TOLERANCE, Written, WrittenObject, number_hint, refuse_too_many, to_number
-from dl.faults import LONGEST_CLASS_NAME, LONGEST_PATH, DataFault, excerpt, name_fault
+from dl.faults import DataFault, excerpt, name_fault
 from dl.files import MOST_OF_ANNOTATION, MOST_OF_YAML, read_text
 
 LABEL_SUFFIXES = frozenset({".txt"})

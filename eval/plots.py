@@ -85,7 +85,9 @@ def _draw_methods(axes: Axes, methods: Mapping[str, np.ndarray]) -> None:
     handles = [_draw_method(axes, number, name, pairs) for number, (name, pairs) in enumerate(methods.items())]
     handles.append(Line2D([], [], color=_FAINT, linewidth=1, linestyle=":", label="equal harmonic mean"))
     # beside the axes, where no point can be
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.07, 1), borderaxespad=0, **_LEGEND_STYLE)
+    legend = axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.07, 1), borderaxespad=0, **_LEGEND_STYLE)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with two dollar signs is no formula
 
 
 def _draw_method(axes: Axes, number: int, name: str, pairs: np.ndarray) -> Line2D:

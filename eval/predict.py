@@ -88,7 +88,7 @@ def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> l
     """
     found: dict[Path, None] = {}
     for word in map(str, words):
-        matches = _matches(os.path.expanduser(word))
+        matches = _matches(absolute(word))
         if not matches:
             raise UserError(_names_nothing(word))
         if video := next((match for match in matches if _is_video(match)), None):

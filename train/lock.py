@@ -147,7 +147,9 @@ def _write_holder(file: int) -> None:
 
 
 def _holder(file: int) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet: then nobody is named
+    # Not written yet, or damaged: then nobody is named.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         holder = json.loads(os.pread(file, 1000, 0))
-        return f" (process {holder['process']} on {holder['host']} since {holder['since']})"
+        process, host, since = (" ".join(str(holder[name]).split()) for name in ("process", "host", "since"))
+        return f" (process {process} on {host} since {since})"
     return ""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from config.checks import printable
 from config.compare import Differences, config_from_text, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
@@ -25,6 +26,7 @@ log = logging.getLogger("mars")
 
 METRICS, DETECTIONS, PICTURES = "metrics.json", "detections.json", "images"
 EVAL_FILES = (METRICS, DETECTIONS, "truth.json")
+_LONGEST_SPLIT = 240  # bytes of a folder's name, of which file systems take 255, digest included
 _OF_A_RUN = frozenset(
     {"weights", "plots", "eval", "predict", "export", "explain", "doctor", "health", "config.json", "metrics.jsonl"}
     | {"data-check.json", "mars.log"}
@@ -55,6 +57,7 @@ class RunFolder:
     def eval_of(self, split: str) -> Path:
         """The folder with figures, detections, truth and pictures of one split, which no other split replaces."""
         name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", split).strip(". ")[:80]
+        name = name.encode()[:_LONGEST_SPLIT].decode(errors="ignore")
         is_taken = name.lower() in (PICTURES, *EVAL_FILES)
         if name != split or not name or is_taken:
             name = f"{name}-{name_digest([split])}"
@@ -81,9 +84,9 @@ class RunFolder:
 
     def _split_in_eval(self) -> str | None:
         """The split whose results lie in `eval` itself; None where there are none that can be read."""
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             split = json.loads((self.eval / METRICS).read_bytes())["split"]
-            return split if isinstance(split, str) else None
+            return split if isinstance(split, str) and printable(split) is None else None
         return None
 
     def refuse_foreign(self) -> None:
@@ -265,7 +268,7 @@ def _place_of(path: Path, checkpoint: Mapping[str, Any]) -> str:
 
 def _is_config(path: Path) -> bool:
     """Is it a config that a run has written? False for other files of that name."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_bytes())
         return isinstance(content, dict) and {"cfgname", "runName"} <= content.keys()
     return False

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from config.errors import UserError
+from config.help import help_text
 from config.load import load_config
 from config.mconfig import ModelConfig
 from config.recipes import CODE_DIR
@@ -164,6 +165,26 @@ def test_paths_are_filled_in_and_absolute(recipe, tmp_path, monkeypatch):
     assert mcfg.teacherModelFile == "/home/someone/t.pth"
     assert mcfg.subsetMap == {"train": str(tmp_path / "a/train.txt"), "test": ("one", "two")}
     assert mcfg.pretrainedBackboneUrl == "file:///runs/b_small.pth"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe", "cannot be read as a class list"),
+        (b"cat\0", "holds a control character"),
+        (b"a\x1b[2Jb", "holds a control character"),
+        (b"a\na\n", "names a more than once"),
+        (b"x" * 201, "1 to 200 letters"),
+        (b"a\n" * 20_001, "20,001 classes"),
+        (b"a\n" * 8_000_001, "has 16,000,002 bytes, and a class list has at most 16,000,000"),
+    ],
+)
+def test_class_lists_that_cannot_be_meant(tmp_path, content, words):
+    file = tmp_path / "classes.txt"
+    file.write_bytes(content)
+    message = refused("c1", overrides={"classList": str(file)})
+    assert message.startswith((f"classList={file}: ", f"{file}: "))
+    assert words in message and message.isprintable()
 
 
 def test_class_list_from_a_file(tmp_path):
@@ -389,11 +410,37 @@ def test_what_a_recipe_raises_itself_is_its_own_sentence(recipe):
     assert refused("r", recipe_dir=folder) == "bring data"
 
 
-def test_errors_of_the_recipes_own_surface_as_themselves(recipe):
-    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        load_config("r", recipe_dir=recipe("", head="import no_such_module"))
-    with pytest.raises(ZeroDivisionError):
-        load_config("r", recipe_dir=recipe("mcfg.seed = 1 // 0"))
+@pytest.mark.parametrize(
+    ("head", "body", "line", "words"),
+    [
+        ("import no_such_module", "", 2, "ModuleNotFoundError: No module named 'no_such_module'; mend the recipe"),
+        ("", "mcfg.seed = 1 // 0", 6, "ZeroDivisionError: integer division or modulo by zero"),
+        ("", "raise NotImplementedError", 6, "NotImplementedError; mend the recipe"),
+        ("", "raise SystemExit(0)", 6, "SystemExit: 0"),
+        ("import sys; sys.exit('bye')", "", 2, "SystemExit: bye"),
+        ("def deep(): deep()", "deep()", 2, "RecursionError: maximum recursion depth exceeded"),
+        ("", "raise ValueError('two' + chr(10) + 'lines')", 6, "ValueError: two lines;"),
+        ("", "raise ValueError('x' * 10**6)", 6, "ValueError: xxx"),
+        ("", "mcfg.seed = (", 6, "SyntaxError: '(' was never closed"),
+        ("", "import json; json.loads('{')", 6, "JSONDecodeError: Expecting property name"),
+        ("import cfgops.r", "", 2, "ModuleNotFoundError"),
+    ],
+)
+def test_errors_of_the_recipe_are_told_with_file_and_line(recipe, head, body, line, words):
+    folder = recipe(body, head)
+    message = refused("r", recipe_dir=folder)
+    assert message.startswith(f"{folder / 'r.py'}, line {line}: ") and words in message and "\n" not in message
+    assert len(message) < 500
+
+
+def test_recipes_that_cannot_even_be_read(tmp_path):
+    for name, content in {"latin": b"# caf\xe9\n", "zero": b"a = 1\0\n", "deep": b"(" * 10_000}.items():
+        (tmp_path / f"{name}.py").write_bytes(content)
+        assert str(tmp_path / f"{name}.py") in refused(name, recipe_dir=tmp_path)
+    (tmp_path / "folder.py").mkdir()
+    assert "folder.py: IsADirectoryError" in refused("folder", recipe_dir=tmp_path)
+    (tmp_path / "odd.py").write_text("TAGS = 5\ndef mcfg(tags): ...\n")
+    help_text(["train"], tmp_path)  # raises nothing, for one recipe that is being edited must not hide the others
 
 
 def test_files_that_are_no_recipes(tmp_path):

@@ -141,3 +141,10 @@ def test_dotted_curves_have_one_harmonic_mean_each(tmp_path, figures):
         assert mean == pytest.approx(mean[0])
     labels = [float(text.get_text()) for text in figures[0].axes[0].texts]
     assert labels == pytest.approx([mean[0] for mean in means])
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path):
+    """matplotlib reads $...$ as mathematics, and raises where it is none."""
+    path = plot_base_novel({r"a$\\b{$c": [(0.5, 0.5)], "%s {x} $x$": [(0.4, 0.6)]}, tmp_path / "plot.png")
+    with Image.open(path) as image:
+        assert image.width > 100

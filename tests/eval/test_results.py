@@ -163,6 +163,10 @@ def test_a_number_that_two_names_share_is_the_one_written_alike(tmp_path):
     ("content", "complaint"),
     [
         ("[1, 2", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        (f"[{'9' * 5_000}]", "is not JSON"),
+        (json.dumps([row("a", score=10**400)]), "row 1 is no COCO result"),
+        ('[{"image_id": "a", "category_id": Infinity, "bbox": [1, 2, 3, 4], "score": 1}]', "row 1 is no COCO result"),
         ('{"annotations": []}', "holds no COCO results; wanted is a list"),
         (json.dumps([row("a"), row("elsewhere")]), "row 2 is of image elsewhere"),
         (json.dumps([row("a", category_id=0)]), "row 1 is no COCO result; wanted are image_id, category_id from 1 on"),

@@ -275,3 +275,25 @@ def test_of_two_starts_with_nobuf_one_is_refused_and_neither_moves_the_fresh_run
         assert case["said"][1 - winner].startswith(f"{refusal}{case['processes'][winner]} on ")
     assert [case["kept"] for case in (fresh, before, after)] == [BEFORE, BEFORE, "at no place"]
     assert [case["aside"] for case in (fresh, before, after)] == [[], ["older"], ["older"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 1000, ""),
+        (b"\xff", ""),
+        (b'{"process": 1}', ""),
+        (
+            b'{"process": 1, "host": "a\\nok data: all read", "since": []}',
+            "on a ok data: all read",
+        ),
+    ],
+)
+def test_a_damaged_lock_file_names_nobody_and_forges_no_line(tmp_path, content, told):
+    (tmp_path / ".lock").write_bytes(content)
+    file = os.open(tmp_path / ".lock", os.O_RDONLY)
+    try:
+        holder = lock_module._holder(file)
+    finally:
+        os.close(file)
+    assert told in holder and bool(holder) == bool(told) and "\n" not in holder

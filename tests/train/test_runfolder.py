@@ -82,3 +82,34 @@ def test_the_folder_of_somebody_else(tmp_path, files):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=r"is not the folder of a run, it holds .*--name"):
         RunFolder(tmp_path).refuse_foreign()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b'{"split": ["test"]}',
+        b'{"split": "a\\nb"}',
+        b'{"split": "\\ud800"}',
+        b"9" * 5_000,
+        b"",
+    ],
+)
+def test_files_that_were_damaged_are_nobodys(tmp_path, content):
+    """Deep nesting, other types, bytes that are no text: no figures of a split, and no folder of a run."""
+    folder = RunFolder(tmp_path / "run")
+    folder.eval.mkdir(parents=True)
+    (folder.eval / "metrics.json").write_bytes(content)
+    assert folder.results_of("test") == folder.eval_of("test")
+    folder.keep_results_of_another("test")
+    folder.config.write_bytes(content)
+    with pytest.raises(UserError, match=r"is not the folder of a run, it holds config\.json"):
+        folder.refuse_foreign()
+
+
+def test_the_longest_names_of_splits_fit_into_a_file_system(tmp_path):
+    names = ["\N{AIRPLANE}\N{VARIATION SELECTOR-16}" * 200, "\N{PILE OF POO}" * 80, "a" * 5_000]
+    for name in names:
+        RunFolder(tmp_path).eval_of(name).mkdir(parents=True)
+    assert len(list((tmp_path / "eval").iterdir())) == len(names)
