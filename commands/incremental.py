@@ -294,7 +294,7 @@ class Study:
         is_base = [name in base for name in self.class_list]
         compared = comparison(ways, self.ours, [name for name in runs if name not in (self.ours, "joint")], is_base)
         text = increment_table(teacher, ways, compared, self.ours)
-        content = json.dumps(increments_dict(teacher, ways, compared), indent=2)
+        content = json.dumps(increments_dict(teacher, ways, compared, self.ours), indent=2)
         write_whole(self.folder / METRICS, content + "\n")  # first: by it the others are known as ours
         write_whole(self.folder / TABLE, text + "\n")
         plot_base_novel(points_of([teacher, *ways]), self.folder / PLOT)
