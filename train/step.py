@@ -75,7 +75,7 @@ class Stepper:
                 "the optimizer is not fused: a flag on the device cannot hold it back; build it fused=True"
             )
         self.pending = 0  # batches whose gradients wait for the step
-        self._images = self._first_images = 0  # of these batches, and of the first one
+        self.pending_images = (0, 0)  # in all of these batches, and in the first of them
         self.steps = self.bad_steps = self.bad_in_a_row = 0
         self.judged: Kept | None = None  # the batch that `add` told of last
         self._last: Kept | None = None
@@ -147,17 +147,17 @@ class Stepper:
         For a mean, the first batch of a step has the weight 1 and `_average` divides by the sum of the weights: an epoch
         may end before `accumulate` batches are in, and its last batch may be smaller.
         """
-        if self.pending == 0:
-            self._images, self._first_images = 0, images
+        waiting, first = self.pending_images if self.pending else (0, images)
+        self.pending_images = (waiting + images, first)
         self.pending += 1
-        self._images += images
-        return float(images) if self.sum_over_batch else images / self._first_images
+        return float(images) if self.sum_over_batch else images / first
 
     def _average(self) -> None:
         if self.sum_over_batch or self.pending == 1:
             return
+        images, first = self.pending_images
         gradients = [one.grad for one in self.parameters if one.grad is not None]
-        torch._foreach_div_(gradients, self._images / self._first_images)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_div_(gradients, images / first)  # pyright: ignore[reportPrivateImportUsage]
 
     def _backward(self, step: Step, loss: Tensor) -> None:
         guard = self.guard
