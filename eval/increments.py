@@ -70,9 +70,7 @@ def comparison(ways: Sequence[Way], ours: str, others: Sequence[str], is_base: S
     }
 
 
-def _compared(
-    runs_a: Sequence[Measured], runs_b: Sequence[Measured], is_base: Sequence[bool], group: str
-) -> Interval:
+def _compared(runs_a: Sequence[Measured], runs_b: Sequence[Measured], is_base: Sequence[bool], group: str) -> Interval:
     if len(runs_a) == 1:
         return image_bootstrap(runs_a[0].curves, runs_b[0].curves, is_base, statistic=group)
     pairs = [

@@ -214,7 +214,10 @@ def test_the_differences_of_one_split_have_an_interval_over_images_and_say_so(ru
 
 
 def test_a_split_without_a_figure_is_in_no_difference():
-    runs = (made(0.5, 0.2, 0.3), made(None, None), made(0.7, 0.4, 0.5)), (made(0.4, 0.2), made(0.1, 0.1), made(0.5, None))
+    runs = (
+        (made(0.5, 0.2, 0.3), made(None, None), made(0.7, 0.4, 0.5)),
+        (made(0.4, 0.2), made(0.1, 0.1), made(0.5, None)),
+    )
     compared = comparison([Way("a", "", runs[0]), Way("b", "", runs[1])], "a", ["b"], IS_BASE)["b"]
     half = T_OF_2_RUNS * statistics.stdev([0.1, 0.2]) / math.sqrt(2)
     assert compared["base"] == (pytest.approx(0.15), pytest.approx(0.15 - half), pytest.approx(0.15 + half))

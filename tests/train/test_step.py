@@ -63,7 +63,9 @@ class MeanOverImages:
 
 def joined(batches):
     """One batch with the images of all."""
-    fields = {name: torch.cat([getattr(one, name) for one in batches]) for name in ("images", "boxes", "labels", "valid")}
+    fields = {
+        name: torch.cat([getattr(one, name) for one in batches]) for name in ("images", "boxes", "labels", "valid")
+    }
     return replace(batches[0], **fields, image_ids=tuple(name for one in batches for name in one.image_ids))
 
 
