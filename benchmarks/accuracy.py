@@ -5,8 +5,8 @@
 
 `--also NAME:FIELD=VALUE FIELD=VALUE` trains Mars with other settings, too, as one more system of the table. A run whose
 detections lie in DIR already is not trained again, so that a table can be made of runs made one by one: take another
-DIR for other epochs, sizes, batches or precisions. Both systems compute in float32; `--precision` changes that of Mars. The table is printed and kept in DIR/DATA.md. `--cfgname demo.nano.full` trains
-on the drawn scenes in DATA.
+DIR for other epochs, sizes, batches or precisions. Both systems compute in float32; `--precision` changes that of Mars.
+The table is printed and kept in DIR/DATA.md. `--cfgname demo.nano.full` trains on the drawn scenes in DATA.
 """
 
 import argparse
@@ -129,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if system != SQUARE and not detections_file(args, system, seed).exists():
                 train(args, system, seed)
     start = f"from {Path(args.weights).name}" if args.weights else "from random weights"
-    title = f"{Path(args.data).name}: test split, {start}, {args.epochs} epochs at {args.size} px, batch {args.batch}, {args.precision}"
-    text = f"{title}; COCO's AP\n{table(args, scores(args))}\n"
+    title = f"{Path(args.data).name}: test split, {start}, {args.epochs} epochs at {args.size} px, batch {args.batch}"
+    text = f"{title}, {args.precision}; COCO's AP\n{table(args, scores(args))}\n"
     print(text, end="")
     (args.out / f"{Path(args.data).name}.md").write_text(f"```\n{text}```\n", encoding="utf-8")
 

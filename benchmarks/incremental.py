@@ -7,7 +7,8 @@
 Every way is first trained with each `--try` on a draw that is not used again (--search-seed), and the settings with the
 best harmonic mean of base and novel AP50 on the validation split are taken. Then all draws are trained with them, and
 the test split is measured. `--ablate` adds the recipe's student with one of the teacher's terms off, in its settings.
-Finished runs in DIR are not trained again. All compute in the type that `--precision` names. The table is printed and kept in DIR/DATA.md.
+Finished runs in DIR are not trained again. All compute in the type that `--precision` names. The table is printed and
+kept in DIR/DATA.md.
 """
 
 import argparse

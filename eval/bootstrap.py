@@ -94,10 +94,10 @@ def image_bootstrap(
     """How much better run a is than run b on such images, with the 95 % percentile interval.
 
     A resample draws the test images with replacement, the same for both runs. It says nothing about other training
-    splits: for those, take `mean_interval` of the differences of several splits. `statistic`: the mean AP50 over "base",
-    "novel" or "all" classes with ground truth, or the harmonic mean of base and novel. `mean` is the difference observed
-    on every image once. Resamples without truth in a group that is asked about are left out; None when the images
-    themselves have none. Raises `ValueError` for runs on other images, classes or ground truth.
+    splits: for those, take `mean_interval` of the differences of several splits. `statistic`: the mean AP50 over
+    "base", "novel" or "all" classes with ground truth, or the harmonic mean of base and novel. `mean` is the difference
+    observed on every image once. Resamples without truth in a group that is asked about are left out; None when the
+    images themselves have none. Raises `ValueError` for runs on other images, classes or ground truth.
     """
     _stop_unless_paired(run_a, run_b, is_base)
     if statistic not in STATISTICS:

@@ -1,4 +1,4 @@
-"""Every benchmark in its smallest form: its main parts run, on drawn squares with a narrow network, and its table is read."""
+"""Every benchmark in its smallest form: its main parts run on drawn squares with a narrow network."""
 
 import argparse
 import ast

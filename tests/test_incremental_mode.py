@@ -387,6 +387,17 @@ def test_ways_differ_from_the_recipes_student_in_what_they_say(study):
     assert (joint.trainSelectedClasses, joint.trainSplitName, joint.modelName) == (None, "train", "base")
 
 
+def test_a_student_with_the_assignments_losses_is_trained_once(study, caplog):
+    same = ("distilling=assignment", "backboneFreezeEpochs=0-4")
+    with caplog.at_level("INFO", logger="mars"):
+        assert study(settings=same).wanted == ["finetune", "replay", "distillation", "both", "joint"]
+    assert "assignment: the recipe's student has these losses, so it is trained once, as 'distillation'" in caplog.text
+    assert study("--ways", "assignment,distillation", settings=same).wanted == ["assignment", "distillation"], (
+        "as asked"
+    )
+    assert "assignment" in study(settings=(*same, "temperature=3")).wanted
+
+
 def test_where_only_new_classes_are_labelled_there_are_more_ways(study):
     one = study("--novel-only")
     assert one.wanted == ["finetune", "assignment", "replay", "distillation", "both", "joint", "masked", "pseudo"]

@@ -144,8 +144,8 @@ class Stepper:
     def _weight_of(self, images: int) -> float:
         """What the loss of a batch is multiplied by, and count the batch.
 
-        For a mean, the first batch of a step has the weight 1 and `_average` divides by the sum of the weights: an epoch
-        may end before `accumulate` batches are in, and its last batch may be smaller.
+        For a mean, the first batch of a step has the weight 1 and `_average` divides by the sum of the weights: an
+        epoch may end before `accumulate` batches are in, and its last batch may be smaller.
         """
         waiting, first = self.pending_images if self.pending else (0, images)
         self.pending_images = (waiting + images, first)

@@ -51,7 +51,7 @@ def test_gradients_of_several_batches_make_one_step(sum_over_batch):
 
 
 class MeanOverImages:
-    """The loss is a mean over images, so that one large batch is an exact twin. Bright images count more than others."""
+    """The loss is a mean over images, so that one large batch is an exact twin. Bright images count more."""
 
     parts, learned, taught_by = ("mean",), (), None
 
