@@ -11,13 +11,14 @@ READY := $(VENV)/.ready
 # they set up, and one that is done takes half of what another has left.
 TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
-.PHONY: help setup demo test test-slow parity chaos faults check lint format clean
+.PHONY: help setup demo test test-slow mutations parity chaos faults check lint format clean
 
 help:
 	@echo "make demo       draw a data set, train on it, evaluate, paint (two cores: six minutes with bfloat16, twice as long without)"
 	@echo "make test       the fast tests            make lint    formatting, rules, types"
 	@echo "make parity     a table: network, loss, training, AP against Ultralytics and pycocotools (three minutes)"
 	@echo "make test-slow  all tests                 make check   lint, then the fast tests"
+	@echo "make mutations  put a few mistakes in: do the tests notice? (a minute; MUTATIONS=all tries all)"
 	@echo "make chaos      thirty kills, damaged files, full disks: is anything lost? (about ten minutes)"
 	@echo "make faults     twenty-five bad values put in from outside: caught, and named rightly? (three minutes)"
 	@echo "make setup      .venv with all that is needed"
@@ -34,6 +35,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(TESTS) --slow
+
+# A few mistakes, which follow from MUTATIONS: by default the commit, else the day of the year. MUTATIONS=all: all.
+MUTATIONS ?= $(shell git rev-parse --short HEAD 2>/dev/null || date +%j)
+mutations: $(READY)
+	$(TESTS) tests/test_mutations.py --mutations=$(MUTATIONS) -v
 
 # What equals the reference, and how nearly: the largest difference of each part.
 parity: $(READY)

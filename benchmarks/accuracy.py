@@ -5,8 +5,8 @@
 
 `--also NAME:FIELD=VALUE FIELD=VALUE` trains Mars with other settings, too, as one more system of the table. A run whose
 detections lie in DIR already is not trained again, so that a table can be made of runs made one by one: take another
-DIR for other epochs, sizes or batches. The table is printed and kept in DIR/DATA.md. `--cfgname demo.nano.full` trains
-on the drawn scenes in DATA.
+DIR for other epochs, sizes, batches or precisions. Both systems compute in float32; `--precision` changes that of Mars.
+The table is printed and kept in DIR/DATA.md. `--cfgname demo.nano.full` trains on the drawn scenes in DATA.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from statistics import mean, stdev
 from benchmarks.peer import checked
 from eval.metrics import ApResult, coco_ap
 from eval.results import read_results
+from ops.precision import NAMES
 from ops.text import align_columns
 from train.runfolder import DETECTIONS, RunFolder
 
@@ -48,6 +49,7 @@ def train(args: argparse.Namespace, system: str, seed: int) -> None:
         settings += ["trainMinutes=none"]  # the peer has no limit either
         start = [f"checkpointModelFile={args.weights}"] if args.weights else []
         words += ["--quiet", "--set", *settings, *start, "paintImages=no", *args.set, *args.also.get(system, ())]
+        words += [f"precision={args.precision}"]  # auto measures times: one seed would not be one result
     else:
         words = ["-m", "benchmarks.peer", args.data, str(args.out / name), "--epochs", str(args.epochs)]
         words += ["--size", str(args.size), "--batch", str(args.batch), "--seed", str(seed)]
@@ -114,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--also", action="append", nargs="+", default=[], metavar="NAME:FIELD=VALUE")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", choices=NAMES, default="float32", help="in which Mars computes")
     parser.add_argument("--weights", help="a checkpoint that both start from; without it random weights")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of Mars")
     args = parser.parse_args(arguments)
@@ -127,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 train(args, system, seed)
     start = f"from {Path(args.weights).name}" if args.weights else "from random weights"
     title = f"{Path(args.data).name}: test split, {start}, {args.epochs} epochs at {args.size} px, batch {args.batch}"
-    text = f"{title}; COCO's AP\n{table(args, scores(args))}\n"
+    text = f"{title}, {args.precision}; COCO's AP\n{table(args, scores(args))}\n"
     print(text, end="")
     (args.out / f"{Path(args.data).name}.md").write_text(f"```\n{text}```\n", encoding="utf-8")
 

@@ -7,7 +7,8 @@
 Every way is first trained with each `--try` on a draw that is not used again (--search-seed), and the settings with the
 best harmonic mean of base and novel AP50 on the validation split are taken. Then all draws are trained with them, and
 the test split is measured. `--ablate` adds the recipe's student with one of the teacher's terms off, in its settings.
-Finished runs in DIR are not trained again. The table is printed and kept in DIR/DATA.md.
+Finished runs in DIR are not trained again. All compute in the type that `--precision` names. The table is printed and
+kept in DIR/DATA.md.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 from commands.incremental import Plan, Study
 from config.load import parse_settings
 from ops.log import end_log, start_log
+from ops.precision import NAMES
 from ops.text import align_columns
 
 SEARCH_SEED = 100
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--novel-only", action="store_true")
     parser.add_argument("--ablate", action="store_true")
     parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--precision", choices=NAMES, default="float32")
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--try", dest="tries", action="append", nargs="+", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of every run")
@@ -78,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tries = [parse_settings(tried) for tried in args.tries] or [{}]
     start_log(quiet=True)
     try:
-        study = study_of(args, parse_settings([*words, *args.set]))
+        # auto measures times: one seed would not be one result
+        study = study_of(args, parse_settings([*words, *args.set, f"precision={args.precision}"]))
         study.train_teacher()
         rows, measured, found = [["way", *(" ".join(tried) for tried in args.tries)]], {}, {}
         for way in study.wanted:

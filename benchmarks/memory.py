@@ -20,7 +20,9 @@ from ops.text import align_columns
 
 CODE = Path(__file__).resolve().parent.parent
 SCENES, SCENE_SIZE = 200, 320
-SETTINGS = {"inputShape": (96, 96), "scoreThreshold": 0.0, "trainSplitName": "none", "device": "cpu"}
+SETTINGS = {
+    "inputShape": (96, 96), "scoreThreshold": 0.0, "trainSplitName": "none", "device": "cpu", "precision": "float32",
+}  # fmt: skip
 
 
 def linked_data_set(work: Path, count: int) -> Path:

@@ -53,7 +53,7 @@ def train_and_detect(yaml: Path, out: Path, args: argparse.Namespace) -> None:
     model = YOLO(args.weights or "yolov8n.yaml")
     model.train(
         data=str(yaml), epochs=args.epochs, imgsz=args.size, batch=args.batch, seed=args.seed, workers=args.workers,
-        pretrained=bool(args.weights), optimizer="SGD", lr0=0.01, device="cpu", cache="ram", plots=False,
+        pretrained=bool(args.weights), optimizer="SGD", lr0=0.01, device="cpu", cache="ram", plots=False, amp=False,
         project=str(out), name="train", exist_ok=True,
     )  # fmt: skip
     seconds = time.perf_counter() - started

@@ -128,6 +128,7 @@ class Study:
         self.student = student = load(self.student_stage, values)
         replayed = student.replayImages or REPLAYED_OF_EACH * len(self.base)
         self.plans = plans(replayed, novel if args.novel_only else ())
+        self._leave_out_what_is_the_same()
         replays = student.replayImages and REPLAYING_STUDENT in self.wanted
         self.ours = REPLAYING_STUDENT if replays else STUDENT  # what the recipe's student does
         self._refuse_equal_draws(student)
@@ -138,6 +139,13 @@ class Study:
 
     def _stage(self, cfgname: str, name: str | None = None) -> argparse.Namespace:
         return argparse.Namespace(**{**vars(self.args), "cfgname": cfgname, "name": name, "nobuf": False})
+
+    def _leave_out_what_is_the_same(self) -> None:
+        """Where the recipe's student has the assignment's losses, as in c1, they are one way and not two."""
+        one, other = (self.student.with_values(**self.plans[name].settings) for name in ("assignment", STUDENT))
+        if not self.args.ways and one.to_dict() == other.to_dict():
+            self.wanted.remove("assignment")
+            log.info("assignment: the recipe's student has these losses, so it is trained once, as '%s'", STUDENT)
 
     def _refuse_equal_draws(self, student: ModelConfig) -> None:
         """Several draws are asked for, but every one would be the same split."""
@@ -294,7 +302,7 @@ class Study:
         is_base = [name in base for name in self.class_list]
         compared = comparison(ways, self.ours, [name for name in runs if name not in (self.ours, "joint")], is_base)
         text = increment_table(teacher, ways, compared, self.ours)
-        content = json.dumps(increments_dict(teacher, ways, compared), indent=2)
+        content = json.dumps(increments_dict(teacher, ways, compared, self.ours), indent=2)
         write_whole(self.folder / METRICS, content + "\n")  # first: by it the others are known as ours
         write_whole(self.folder / TABLE, text + "\n")
         plot_base_novel(points_of([teacher, *ways]), self.folder / PLOT)

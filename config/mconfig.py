@@ -247,7 +247,8 @@ class ModelConfig:
     )
     precision: str = declare(
         "auto",
-        "auto (what the device has and is faster), bfloat16, float16 (CUDA) or float32; losses are always float32",
+        "auto (what the device has and is faster), bfloat16, float16 (CUDA) or float32; losses are always float32; "
+        "auto measures times, so two runs with one seed can differ: set a type where runs are compared",
         one_of("auto", "bfloat16", "float16", "float32"),
     )
     onBadStep: str = declare(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dl.annotations import Annotation
-from eval.bootstrap import Curves, Interval, class_curves, harmonic_bootstrap, mean_interval
+from eval.bootstrap import Curves, Interval, class_curves, image_bootstrap, mean_interval
 from eval.confusion import GroupConfusion, group_confusion
 from eval.groups import Forgetting, Groups, forgetting, group_ap
 from eval.metrics import coco_ap
@@ -53,20 +53,38 @@ def measure(
 
 
 def comparison(ways: Sequence[Way], ours: str, others: Sequence[str], is_base: Sequence[bool]) -> dict[str, Any]:
-    """How much higher `ours` is than each of the others with as many runs, AP50, with its 95 % interval."""
+    """How much higher `ours` is than each of the others with as many runs, AP50, with its 95 % interval.
+
+    Several splits: Student's t over the differences, split by split. One split: a bootstrap over the test images.
+    """
     by_name = {way.name: way for way in ways}
     if ours not in by_name:
         return {}
     pairs = [by_name[name] for name in others if name in by_name]
-    curves = [run.curves for run in by_name[ours].runs]
     return {
         way.name: {
-            group: harmonic_bootstrap(curves, [run.curves for run in way.runs], is_base, statistic=group)
-            for group in ("harmonic", "base", "novel")
+            group: _compared(by_name[ours].runs, way.runs, is_base, group) for group in ("harmonic", "base", "novel")
         }
         for way in pairs
-        if len(way.runs) == len(curves)
+        if len(way.runs) == len(by_name[ours].runs)
     }
+
+
+def _compared(runs_a: Sequence[Measured], runs_b: Sequence[Measured], is_base: Sequence[bool], group: str) -> Interval:
+    if len(runs_a) == 1:
+        return image_bootstrap(runs_a[0].curves, runs_b[0].curves, is_base, statistic=group)
+    pairs = [
+        (getattr(a.groups, group).ap50, getattr(b.groups, group).ap50) for a, b in zip(runs_a, runs_b, strict=True)
+    ]
+    return mean_interval([a - b for a, b in pairs if a is not None and b is not None])
+
+
+def interval_kind(ways: Sequence[Way], ours: str) -> str:
+    """What the intervals of `comparison` are about."""
+    splits = next(len(way.runs) for way in ways if way.name == ours)
+    if splits == 1:
+        return "bootstrap over the test images of one small split; other splits may differ by more: give --draws 5"
+    return f"Student's t over {splits} small splits"
 
 
 def increment_table(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any], ours: str) -> str:
@@ -77,11 +95,12 @@ def increment_table(teacher: Way, ways: Sequence[Way], compared: Mapping[str, An
     for name, groups in compared.items():
         figures = ", ".join(f"{group} {_difference(interval)}" for group, interval in groups.items())
         lines.append(f"{ours} - {name}: {figures}")
+    lines += [f"95 % intervals of differences: {interval_kind(ways, ours)}"] if compared else []
     lines += [f"{way.name}: {way.what}" for way in (teacher, *ways)]
     return "\n".join(lines)
 
 
-def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any]) -> dict[str, Any]:
+def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any], ours: str) -> dict[str, Any]:
     """The same as plain values, run by run; means and 95 % intervals are of AP50."""
     return {
         "ways": {
@@ -102,6 +121,7 @@ def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, An
         "differences": {
             name: {group: interval._asdict() for group, interval in groups.items()} for name, groups in compared.items()
         },
+        "intervals": interval_kind(ways, ours) if compared else None,
     }
 
 

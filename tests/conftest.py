@@ -37,6 +37,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--bfloat16", choices=("present", "absent"), help="what the processor says of bfloat16 (default: as it is)"
     )
+    parser.addoption(
+        "--mutations",
+        metavar="KEY",
+        help="try a few of the mistakes in tests/mutations.py without --slow: those that follow from KEY, or 'all'",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    key = config.getoption("--mutations")
+    return key and f"mutations: the same ones again with make mutations MUTATIONS={key}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

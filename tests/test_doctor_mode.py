@@ -70,7 +70,7 @@ def states(folder: Path) -> dict[str, str]:
 def said(out: str) -> dict[str, str]:
     """Subject -> level of every line that is not indented."""
     lines = [line for line in out.splitlines() if not line.startswith("       ")]
-    assert {line.split()[0] for line in lines} <= {"ok", "look", "wrong"}, lines
+    assert lines and {line.split()[0] for line in lines} <= {"ok", "look", "wrong"}, lines
     return {line[7:].partition(":")[0]: line.split()[0] for line in lines}
 
 

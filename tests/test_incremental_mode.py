@@ -135,7 +135,8 @@ def test_the_files_hold_the_figures_of_every_run(done):
     assert [line.split()[0] for line in lines[1:4]] == ["teacher", *WAYS]
     assert [line.count("+-") for line in lines[1:4]] == [0, 5, 5]
     assert lines[4].startswith("distillation - finetune: harmonic ")
-    assert lines[5] == f"teacher: {TEACHER}, trained on the base classes"
+    assert lines[5] == "95 % intervals of differences: Student's t over 2 small splits"
+    assert lines[6] == f"teacher: {TEACHER}, trained on the base classes"
 
 
 def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
@@ -384,6 +385,17 @@ def test_ways_differ_from_the_recipes_student_in_what_they_say(study):
     assert study("--ways", "finetune,distillation").ours == "distillation"
     joint = one._joint()
     assert (joint.trainSelectedClasses, joint.trainSplitName, joint.modelName) == (None, "train", "base")
+
+
+def test_a_student_with_the_assignments_losses_is_trained_once(study, caplog):
+    same = ("distilling=assignment", "backboneFreezeEpochs=0-4")
+    with caplog.at_level("INFO", logger="mars"):
+        assert study(settings=same).wanted == ["finetune", "replay", "distillation", "both", "joint"]
+    assert "assignment: the recipe's student has these losses, so it is trained once, as 'distillation'" in caplog.text
+    assert study("--ways", "assignment,distillation", settings=same).wanted == ["assignment", "distillation"], (
+        "as asked"
+    )
+    assert "assignment" in study(settings=(*same, "temperature=3")).wanted
 
 
 def test_where_only_new_classes_are_labelled_there_are_more_ways(study):

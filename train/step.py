@@ -45,8 +45,9 @@ class Means:
 class Stepper:
     """Sums the gradients of batches and steps when they are enough; a bad step leaves no trace.
 
-    The network computes in `precision`; loss, gradients and weights are float32. `sum_over_batch`: the loss an image
-    times the batch, so that gradients of batches add up; else their mean counts, over `accumulate` batches.
+    The network computes in `precision`; loss, gradients and weights are float32. `sum_over_batch`: the loss of a batch
+    counts times its number of images, and gradients of batches add up; else a step takes their mean over all images of
+    the step, however many batches that are.
     """
 
     def __init__(  # noqa: PLR0913 (what a step is made of)
@@ -74,6 +75,7 @@ class Stepper:
                 "the optimizer is not fused: a flag on the device cannot hold it back; build it fused=True"
             )
         self.pending = 0  # batches whose gradients wait for the step
+        self.pending_images = (0, 0)  # in all of these batches, and in the first of them
         self.steps = self.bad_steps = self.bad_in_a_row = 0
         self.judged: Kept | None = None  # the batch that `add` told of last
         self._last: Kept | None = None
@@ -89,8 +91,7 @@ class Stepper:
         kept = self._last = self.guard.take(batch)
         step, loss = self._forward(kept)
         if self.guard.is_late or not step.is_bad:
-            self._backward(step, loss * (float(len(batch)) if self.sum_over_batch else 1 / accumulate))
-            self.pending += 1
+            self._backward(step, loss * self._weight_of(len(batch)))
             if self.pending >= accumulate:
                 self._move(step)
             elif not self.scaler.is_enabled():
@@ -140,6 +141,24 @@ class Stepper:
             kept, values, watched, is_bad, torch.zeros_like(is_bad), self.guard.one, tuple(out.parts)
         ), out.total
 
+    def _weight_of(self, images: int) -> float:
+        """What the loss of a batch is multiplied by, and count the batch.
+
+        For a mean, the first batch of a step has the weight 1 and `_average` divides by the sum of the weights: an
+        epoch may end before `accumulate` batches are in, and its last batch may be smaller.
+        """
+        waiting, first = self.pending_images if self.pending else (0, images)
+        self.pending_images = (waiting + images, first)
+        self.pending += 1
+        return float(images) if self.sum_over_batch else images / first
+
+    def _average(self) -> None:
+        if self.sum_over_batch or self.pending == 1:
+            return
+        images, first = self.pending_images
+        gradients = [one.grad for one in self.parameters if one.grad is not None]
+        torch._foreach_div_(gradients, images / first)  # pyright: ignore[reportPrivateImportUsage]
+
     def _backward(self, step: Step, loss: Tensor) -> None:
         guard = self.guard
         if guard.is_late:  # the host does not know yet: where the step must not count, its gradients become NaN
@@ -156,6 +175,7 @@ class Stepper:
 
     def _move(self, step: Step) -> None:
         """The optimizer, unless a gradient is not finite."""
+        self._average()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         step.moves, step.is_held = True, agreed(flag_of([norm]))

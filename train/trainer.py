@@ -419,6 +419,7 @@ class Trainer:
             "progress": self.progress.state_dict() if self.progress else None,
             "gradients": [parameter.grad for parameter in self._trained()] if self.stepper.pending else None,
             "pending": self.stepper.pending,
+            "pending_images": self.stepper.pending_images,
         }
 
     def _go_on_from(self, checkpoint: Contents) -> None:
@@ -446,7 +447,9 @@ class Trainer:
         self.stepper.load_state_dict(checkpoint["scaler"])
         if checkpoint["precision"] != name_of(self.precision.dtype):
             checkpoint = {**checkpoint, "pending": 0, "gradients": None}  # they were scaled for the other type
-        self.stepper.pending = checkpoint["pending"]
+        self.stepper.pending = pending = checkpoint["pending"]
+        whole = (pending * self.mcfg.batchSize, self.mcfg.batchSize)  # earlier versions did not keep these numbers
+        self.stepper.pending_images = tuple(checkpoint.get("pending_images", whole))
         for parameter, gradient in zip(self._trained(), checkpoint["gradients"] or (), strict=False):
             parameter.grad = None if gradient is None else gradient.to(self.device)
         self.schedule.load_state_dict(checkpoint["schedule"])

@@ -9,18 +9,19 @@ from config.errors import UserError
 from config.load import load_config
 from config.mconfig import PHASES, base_names
 from config.recipes import RECIPE_DIR, _import, _questions, describe_recipes
+from config.training import MODERN_DISTILLING
 from train.start import weights_at
 from train.teacher import teacher_file
 
 ALL_STAGES = ["", ".full", ".teacher", ".distillation"]
 STAGES = {"c1": ALL_STAGES, "demo": ALL_STAGES, "voc": ALL_STAGES}
-VARIANTS = {"c1": ["ema", "backbone", "assignment"], "demo": ["assignment"], "voc": ["assignment", "pretrained"]}
+VARIANTS = {"c1": ["ema", "backbone", "modern"], "demo": ["assignment"], "voc": ["assignment", "pretrained"]}
 CFGNAMES = [
     f"{recipe}.{phase}{stage}{variant}"
     for recipe, stages in STAGES.items()
     for phase, stage, variant in itertools.product(PHASES, stages, ["", *(f".{tag}" for tag in VARIANTS[recipe])])
     if stage != ".distillation" or variant not in (".backbone", ".pretrained")  # refused: it starts from its teacher
-    if recipe != "c1" or stage == ".distillation" or variant != ".assignment"  # of c1, only distillation differs
+    if recipe != "c1" or stage == ".distillation" or variant != ".modern"  # of c1, only distillation differs
 ]
 # voc knows no classes: its user says which of them are base
 GROUPS = {"overrides": {"classList": ["ant", "bee", "cat"], "baseClasses": 2}}
@@ -104,14 +105,24 @@ def test_stages_are_runs_of_their_own(tmp_path, recipe):
             load_config(f"{recipe}.nano.{stages}", data=tmp_path, **GROUPS)
 
 
-def test_the_assignments_way_of_c1_is_a_way_to_distil(tmp_path):
-    student = load_config("c1.nano.distillation.assignment", root=tmp_path)
+def test_the_student_of_c1_has_the_assignments_losses_learning_rate_and_batch(tmp_path):
+    """They belong together: today's losses were chosen at a rate of .002 and batches of 4 images."""
+    student = load_config("c1.nano.distillation", root=tmp_path)
+    assert (student.baseLearningRate, student.batchSize, student.unlabelledClasses) == (0.01, 16, "background")
     assert (student.responseMode, student.temperature, student.distilLossWeights) == ("seed", 2.0, (1.0, 0.2, 0.01))
     assert student.distilFeatures == ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
     assert (student.boxResponseWeight, student.backboneFreezeEpochs) == (0.0, (0, 1, 2, 3, 4))
+
+
+def test_todays_losses_of_c1_are_a_way_to_distil(tmp_path):
+    by_tag = load_config("c1.nano.distillation.modern", root=tmp_path)
+    by_word = load_config("c1.nano.distillation", root=tmp_path, overrides={"distilling": "modern"})
+    for student in (by_tag, by_word):
+        assert {name: getattr(student, name) for name in MODERN_DISTILLING} == MODERN_DISTILLING
+    assert (by_tag.backboneFreezeEpochs, by_word.backboneFreezeEpochs) == ((), (0, 1, 2, 3, 4))
     for stage in ("full", "teacher"):
-        with pytest.raises(UserError, match="c1: assignment is a way to distil"):
-            load_config(f"c1.nano.{stage}.assignment", root=tmp_path)
+        with pytest.raises(UserError, match="c1: modern is a way to distil"):
+            load_config(f"c1.nano.{stage}.modern", root=tmp_path)
 
 
 def test_c1_looks_for_mar20_below_root_unless_told_otherwise(tmp_path):

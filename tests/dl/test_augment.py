@@ -59,6 +59,7 @@ def test_boxes_follow_pixels(image_shape, input_shape):
 
 
 def test_boxes_follow_pixels_whatever_the_colours():
+    seen = 0
     for seed in range(40):
         image, boxes, labels = scene(120, 160, seed)
         plan = draw_plan(np.random.default_rng(seed), (120, 160), (96, 96), AugmentRanges())
@@ -73,6 +74,8 @@ def test_boxes_follow_pixels_whatever_the_colours():
         for box, label in zip(moved, kept, strict=True):
             x, y = (box[:2] + box[2:]).astype(int) // 2
             assert canvas[y, x].argmax() == label
+            seen += 1
+    assert seen > 40
 
 
 PLAN = AugmentPlan((40, 60), 30, 20, 7, 11, False, 1.0, 1.0, 1.0)

@@ -315,7 +315,8 @@ def test_labels_and_marks_reach_the_batch(folder, config, workers, classes):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_on_which_everything_is_labelled_says_nothing(folder, config, workers):
     for fields in (SELECTED, {**SELECTED, "trainSelectedClasses": None, "unlabelledClasses": "mask"}):
-        assert all(batch.labelled is None for batch in batches(config(folder, **fields, dcore=workers)))
+        found = batches(config(folder, **fields, dcore=workers))
+        assert found and all(batch.labelled is None for batch in found)
 
 
 def test_where_only_replayed_images_are_marked_the_others_are_labelled_whole(folder, config):

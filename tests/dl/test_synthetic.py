@@ -151,14 +151,17 @@ def test_a_plane_that_is_mostly_hidden_is_in_neither_picture_nor_labels(monkeypa
 
 
 def test_planes_do_not_overlap():
+    pairs = 0
     for index in range(25):
         taken = np.zeros((256, 256), np.uint8)
         for plane in plan_scene(2, index, 256, AIRCRAFT).planes:
+            pairs += bool(taken.any())
             mask = np.zeros_like(taken)
             for part in plane.parts:
                 cv2.fillPoly(mask, [np.rint(plane.to_pixels(part.outline)).astype(np.int32)], (1,))
             assert not (mask & taken).any()
             taken |= mask
+    assert pairs > 25
 
 
 # The twenty types

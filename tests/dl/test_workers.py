@@ -275,7 +275,7 @@ def test_a_killed_trainer_leaves_nothing_behind(make_folder):
         process.kill()
     loaders = [child for child in children if alive(child)]
     assert loaders
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while any(alive(child) for child in loaders) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(alive(child) for child in loaders), "they notice within seconds that nobody waits for them"

@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from eval.bootstrap import image_bootstrap
 from eval.confusion import Fates, GroupConfusion
 from eval.groups import GroupAp, Groups, HarmonicAp
 from eval.increments import Measured, Way, comparison, increment_table, increments_dict, measure, points_of
@@ -92,7 +93,7 @@ def test_no_image_at_all():
     way = Way("student", "nothing", (nothing,))
     assert cells(increment_table(way, [way], {}, "student"))["student"] == ["student", *["-"] * 9]
     assert points_of([way]) == {"student": []}
-    json.dumps(increments_dict(way, [way], {}), allow_nan=False)
+    json.dumps(increments_dict(way, [way], {}, "student"), allow_nan=False)
 
 
 # The table
@@ -186,8 +187,8 @@ def test_differences_are_those_of_the_means(run):
     for group, interval in compared["finetune"].items():
         pairs = zip(students, others, strict=True)
         gains = [getattr(a.groups, group).ap50 - getattr(b.groups, group).ap50 for a, b in pairs]
-        assert interval.mean == pytest.approx(statistics.fmean(gains))
-        assert interval.low <= interval.mean <= interval.high
+        mean, half = statistics.fmean(gains), T_OF_2_RUNS * statistics.stdev(gains) / math.sqrt(2)
+        assert interval == (pytest.approx(mean), pytest.approx(mean - half), pytest.approx(mean + half))
     assert list(compared["finetune"]) == ["harmonic", "base", "novel"]
     teacher = Way("teacher", "t", (run(4, 4, 0, 0),))
     (line,) = [line for line in increment_table(teacher, ways, compared, "student").splitlines() if " - " in line]
@@ -197,6 +198,31 @@ def test_differences_are_those_of_the_means(run):
     ]
     assert line == f"student - finetune: {', '.join(told)}"
     assert compared["finetune"]["base"].mean > 0 and "base +" in line
+    assert "95 % intervals of differences: Student's t over 2 small splits" in increment_table(
+        teacher, ways, compared, "student"
+    )
+
+
+def test_the_differences_of_one_split_have_an_interval_over_images_and_say_so(run):
+    student, other = run(4, 2, 2, 1), run(2, 2, 2, 1)
+    ways = [Way("student", "s", (student,)), Way("finetune", "f", (other,))]
+    compared = comparison(ways, "student", ["finetune"], IS_BASE)
+    assert compared["finetune"]["base"] == image_bootstrap(student.curves, other.curves, IS_BASE, statistic="base")
+    kind = "bootstrap over the test images of one small split; other splits may differ by more: give --draws 5"
+    assert f"95 % intervals of differences: {kind}" in increment_table(ways[0], ways, compared, "student")
+    assert increments_dict(ways[0], ways, compared, "student")["intervals"] == kind
+
+
+def test_a_split_without_a_figure_is_in_no_difference():
+    runs = (
+        (made(0.5, 0.2, 0.3), made(None, None), made(0.7, 0.4, 0.5)),
+        (made(0.4, 0.2), made(0.1, 0.1), made(0.5, None)),
+    )
+    compared = comparison([Way("a", "", runs[0]), Way("b", "", runs[1])], "a", ["b"], IS_BASE)["b"]
+    half = T_OF_2_RUNS * statistics.stdev([0.1, 0.2]) / math.sqrt(2)
+    assert compared["base"] == (pytest.approx(0.15), pytest.approx(0.15 - half), pytest.approx(0.15 + half))
+    assert compared["novel"] == (0.0, None, None), "one pair is left: no interval"
+    assert compared["harmonic"] == (None, None, None)
 
 
 def test_a_way_that_is_the_same_differs_by_nothing(run):
@@ -222,7 +248,7 @@ def test_a_group_without_truth_has_no_difference(make_truth, make_found):
     text = increment_table(Way("teacher", "t", way), ways, compared, "student")
     assert "student - finetune: harmonic -, base +0.0 [+0.0, +0.0], novel -" in text
     assert cells(text)["student"][1:5] == ["100.0", "-", "100.0", "-"]
-    json.dumps(increments_dict(ways[0], ways, compared), allow_nan=False)
+    json.dumps(increments_dict(ways[0], ways, compared, "student"), allow_nan=False)
 
 
 # What is kept in a file
@@ -232,7 +258,7 @@ def test_the_file_holds_every_run(run):
     teacher = Way("teacher", "knows ants and bees", (run(4, 2, 0, 0),))
     ways = [Way("student", "s", (run(4, 2, 2, 1), run(3, 2, 3, 1))), Way("replay", "r", (run(4, 4, 1, 1),) * 2)]
     compared = comparison(ways, "student", ["replay"], IS_BASE)
-    content = json.loads(json.dumps(increments_dict(teacher, ways, compared), allow_nan=False))
+    content = json.loads(json.dumps(increments_dict(teacher, ways, compared, "student"), allow_nan=False))
     assert list(content["ways"]) == ["teacher", "student", "replay"]
     assert [len(way["runs"]) for way in content["ways"].values()] == [1, 2, 2]
     assert content["ways"]["teacher"]["what"] == "knows ants and bees"

@@ -70,7 +70,7 @@ def test_a_crash_while_writing_leaves_the_older_file(make_found, tmp_path):
         yield make_found("b", [[0, 0, 1, 1, 0, 0.5]])
         raise RuntimeError("the network broke")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="the network broke"):
         write_results(path, crashing())
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["d.json"]

@@ -96,18 +96,28 @@ def test_the_seed_mode_is_the_assignments_sum(temperature):
     assert ResponseLoss("seed", temperature)(student, teacher).item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_binary_mode_is_the_textbook_sum():
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize(("level", "is_floor"), [(0.0, False), (-6.0, True)])  # -6: all scores of the teacher are low
+def test_the_binary_mode_is_the_textbook_sum(temperature, level, is_floor):
+    """The divergence is of softened scores, times T squared; its weight and the normaliser are of the plain ones."""
     generator = torch.Generator().manual_seed(7)
-    student, teacher = (torch.randn((2, 6, 3), generator=generator) * 2 for _ in range(2))
+    student, teacher = (torch.randn((2, 6, 3), generator=generator) * 2 + level for _ in range(2))
     total = scores = 0.0
     for n in range(2):
         for a in range(6):
-            t_row, s_row = ([1 / (1 + math.exp(-x)) for x in one[n, a].tolist()] for one in (teacher, student))
-            scores += max(t_row)
-            for t, s in zip(t_row, s_row, strict=True):
+            rows = [one[n, a].tolist() for one in (teacher, student)]
+            scores += max(map(sigmoid, rows[0]))
+            for t_logit, s_logit in zip(*rows, strict=True):
+                t, s = sigmoid(t_logit / temperature), sigmoid(s_logit / temperature)
                 kl = t * math.log(t / s) + (1 - t) * math.log((1 - t) / (1 - s))
-                total += abs(t - s) * kl
-    assert ResponseLoss("binary")(student, teacher).item() == pytest.approx(total / max(scores, 1), rel=1e-4)
+                total += abs(sigmoid(t_logit) - sigmoid(s_logit)) * kl * temperature**2
+    assert (scores < 1) == is_floor
+    expected = total / max(scores, 1)
+    assert ResponseLoss("binary", temperature)(student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["seed", "binary"])

@@ -144,7 +144,7 @@ def test_the_refusal_comes_at_once(tmp_path, holder, monkeypatch):
     """The system is asked once, and told not to wait."""
     asked, lockf = [], fcntl.lockf
     monkeypatch.setattr(fcntl, "lockf", lambda file, how: asked.append(how) or lockf(file, how))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="another run is at work"):
         RunLock(tmp_path / "run").hold()
     assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB]
 
@@ -266,7 +266,7 @@ def test_of_two_starts_with_nobuf_one_is_refused_and_neither_moves_the_fresh_run
     """The first process halts before or after it moves an older run aside, and a second process starts meanwhile."""
     cases = json.dumps([(BEFORE, False), (BEFORE, True), (AFTER, True)])
     command = [sys.executable, "-c", NOBUF, str(tmp_path), cases]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     fresh, before, after = json.loads(done.stdout)
     for number, (case, winner) in enumerate(((fresh, 0), (before, 0), (after, 1))):

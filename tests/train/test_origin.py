@@ -1,6 +1,7 @@
 """Whose weights a training began with is known after any number of fine-tunings."""
 
 import hashlib
+import subprocess
 
 import pytest
 import torch
@@ -72,5 +73,10 @@ def test_the_first_format_kept_a_path(tmp_path):
     assert file_origin(path)["from"]["path"] == "/a/b.pth"
 
 
-def test_the_commit_is_told_or_unknown():
-    assert code_commit() == "unknown" or len(code_commit()) >= 7
+@pytest.mark.parametrize(
+    ("command", "told"), [("echo 0123abc", "0123abc"), ("false", "unknown"), ("/no/such/program", "unknown")]
+)
+def test_the_commit_is_told_or_unknown(monkeypatch, command, told):
+    run = subprocess.run
+    monkeypatch.setattr("train.origin.subprocess.run", lambda _, **more: run(command.split(), **more))
+    assert code_commit.__wrapped__() == told, "the function itself, without its cache"

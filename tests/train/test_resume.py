@@ -95,6 +95,19 @@ def test_asked_to_leave_it_saves_where_it_is(
     assert len(steps) == 8 - done  # nothing was trained twice
 
 
+def test_a_mean_over_batches_of_which_some_wait_is_the_same(squares_config, monkeypatch):
+    """Eight images in batches of 3, 3 and 2 make one step: the images that wait are kept beside their gradients."""
+    fields = {**FIELDS, "batchSize": 3, "nominalBatch": 9, "lossReduction": "mean", "maxEpoch": 1}
+    whole = Trainer(squares_config("mean", **fields)).run()
+    with monkeypatch.context() as patch:
+        signalled(patch, Stepper, "add", 2)
+        with pytest.raises(Interrupted, match="after 2 of 3 batches"):
+            Trainer(squares_config("stopped", **fields)).run()
+    folder = RunFolder.of(squares_config("stopped", **fields))
+    assert load_checkpoint(folder.last)["pending_images"] == (6, 3)
+    assert_same_end(Trainer(squares_config("stopped", **fields)).run(), whole)
+
+
 def stopped_in_epoch(trainer, epoch):
     """End as a killed process does, when an epoch begins."""
 

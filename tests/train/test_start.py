@@ -76,9 +76,7 @@ def test_a_backbone_file_is_a_state_dict_that_knows_where_it_is_from(tmp_path):
     state = torch.load(tmp_path / "sub" / "b.pth", weights_only=True)
     model = YoloModel("nano", 3)
     assert count == len(state) == len(model.backbone.state_dict())
-    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64} or {
-        value.dtype for value in state.values()
-    } == {torch.float32}
+    assert all(value.dtype == torch.float32 for name, value in state.items() if "num_batches" not in name)
     model.backbone.load_state_dict(
         {key.removeprefix("backbone."): value for key, value in state.items()}
     )  # plain to all

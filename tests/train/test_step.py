@@ -1,6 +1,7 @@
 """Accumulated gradients, precision and the scaler, against a plain loop."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from model import YoloModel
 from train.ema import ModelEMA
 from train.health.guard import BadStep
-from train.loss import DetectionLoss
+from train.loss import DetectionLoss, LossResult
 from train.objective import Detecting
 from train.step import Means, Stepper
 
@@ -47,6 +48,52 @@ def test_gradients_of_several_batches_make_one_step(sum_over_batch):
     torch.nn.utils.clip_grad_norm_(twin.model.parameters(), 10.0)
     twin.optimizer.step()
     torch.testing.assert_close(weights(stepper), weights(twin), rtol=0, atol=1e-7)
+
+
+class MeanOverImages:
+    """The loss is a mean over images, so that one large batch is an exact twin. Bright images count more."""
+
+    parts, learned, taught_by = ("mean",), (), None
+
+    def __call__(self, model, images, batch):
+        outputs = torch.stack([raw.square().mean(dim=(1, 2, 3)) for raw in model(images)]).sum(dim=0)
+        total = 1000 * (outputs * images.mean(dim=(1, 2, 3))).mean()
+        return LossResult(total, {"mean": total.detach()})
+
+
+def joined(batches):
+    """One batch with the images of all."""
+    fields = {
+        name: torch.cat([getattr(one, name) for one in batches]) for name in ("images", "boxes", "labels", "valid")
+    }
+    return replace(batches[0], **fields, image_ids=tuple(name for one in batches for name in one.image_ids))
+
+
+@pytest.mark.parametrize("sum_over_batch", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "accumulate"),
+    [((2,), (1,)), ((2, 2), (2, 2)), ((2, 2), (4, 4)), ((3, 3, 1), (3, 3, 3)), ((2, 1), (5, 5)), ((2, 2, 2), (1, 2, 2)),
+     ((2, 2, 2), (4, 4, 3))],
+)  # fmt: skip
+def test_accumulated_batches_equal_one_batch_of_all_their_images(sizes, accumulate, sum_over_batch):
+    """A full step, an epoch's end before it is full, a smaller last batch, a number of batches that changes."""
+    stepper, twin = make(sum_over_batch=sum_over_batch), make(sum_over_batch=sum_over_batch)
+    for one in (stepper, twin):
+        one.objective, one.gradient_clip = MeanOverImages(), float("inf")
+    batches = [batch_of(size, seed) for seed, size in enumerate(sizes)]
+    batches = [replace(one, images=one.images // (1 + 4 * place)) for place, one in enumerate(batches)]  # unlike others
+    steps = []  # the batches of each step of the optimizer
+    for batch, limit in zip(batches, accumulate, strict=True):
+        steps = [*steps, []] if stepper.pending == 0 else steps
+        steps[-1].append(batch)
+        stepper.add(batch, limit)
+    stepper.flush()
+    for group in steps:
+        twin.add(joined(group))
+    assert stepper.steps == twin.steps == len(steps)
+    moved = (weights(twin) - weights(make())).norm()
+    assert moved > 1
+    assert (weights(stepper) - weights(twin)).norm() < 1e-3 * moved
 
 
 def test_flush_steps_with_what_waits_and_only_then():

@@ -205,9 +205,8 @@ def test_another_version_of_the_network_is_refused(written):
         replay(bundle, CPU)
 
 
-def test_a_device_that_is_not_there_is_said(written):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
+def test_a_device_that_is_not_there_is_said(written, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found, path = written(no_boxes)
     bundle = read_bundle(path)
     bundle.config["device"] = "cuda:0"
