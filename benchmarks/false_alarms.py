@@ -159,8 +159,8 @@ def train(run: Run, folder: Path) -> Outcome:
         return judge(self, changes, trains_matrices)
 
     values = {
-        "inputShape": SIZE, "batchSize": BATCH, "maxEpoch": BAD_EPOCHS, "dcore": 0, "paintImages": False,
-        "device": "cpu", "precision": "float32", "trainMinutes": None, **run.settings,
+        "classList": list(COLOURS), "inputShape": SIZE, "batchSize": BATCH, "maxEpoch": BAD_EPOCHS, "dcore": 0,
+        "paintImages": False, "device": "cpu", "precision": "float32", "trainMinutes": None, **run.settings,
     }  # fmt: skip
     for name in ("teacherModelFile", "checkpointModelFile"):
         if name in values:

@@ -105,7 +105,7 @@ def seed_random_states(seed: int) -> None:
 class TakenStates(NamedTuple):
     """The state of every global random generator as the libraries give it: copies, taken in a few microseconds."""
 
-    torch: torch.Tensor
+    cpu: torch.Tensor
     cuda: list[torch.Tensor]
     numpy: Mapping[str, Any]
     python: tuple[Any, ...]
@@ -123,7 +123,7 @@ def random_states(taken: TakenStates | None = None) -> dict[str, Any]:
     numpy_state = taken.numpy
     keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     return {
-        "torch": taken.torch,
+        "torch": taken.cpu,
         "cuda": taken.cuda,
         "numpy": [keys, numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
         "python": json.dumps(taken.python),

@@ -20,7 +20,8 @@ SAMPLED = 128  # elements of each parameter, spread evenly: 20,000 of nano's thr
 RESOLUTION = torch.finfo(torch.float32).eps  # relative: a smaller change of one number cannot be stored
 SHRUNK = 0.5  # of the length of the convolution weights is left after an epoch; a decay of .0005 leaves .95 or more
 LOWEST_SCORE = 1e-9  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/experiments.md has the measured margins
-SLOW = 1e-3  # change of the weights in an epoch, relative to their length; healthy first epochs change 20 times as much
+SLOW = 5e-4  # change of the weights in an epoch, relative to their length; good runs begin with five times as much
+MOVED = 1e-3  # the EMA follows such a change by a ten thousandth of it at least, which float32 can store
 UNSURE = 0.05  # a network with a higher class score has learned something: there a loss may stay where it is
 FEWEST_STEPS = 20  # of an epoch, before its mean loss can be compared with another
 DEVIATIONS = 2.0  # of the difference of two means, within which they count as equal
@@ -116,13 +117,14 @@ class Effect:
         # Decayed weights change their direction by rounding, too: by the resolution a step at most.
         is_only_decayed = matrices.turned <= RESOLUTION * now.steps and vectors.turned <= RESOLUTION
         is_still = is_only_decayed or (trains_matrices and matrices.turned <= RESOLUTION)
-        is_slow = now.change < SLOW and now.top_score < UNSURE and now.steps >= FEWEST_STEPS
+        is_known = now.top_logit > -math.inf  # a user's own loss need not report it
+        is_slow = now.change < SLOW and is_known and now.top_score < UNSURE and now.steps >= FEWEST_STEPS
         found = {
             STILL: is_still,
             SHRINKING: matrices.ratio < SHRUNK,
-            VANISHED: -math.inf < now.top_logit and now.top_score < LOWEST_SCORE,
+            VANISHED: is_known and now.top_score < LOWEST_SCORE,
             FLAT: is_slow and not is_still,
-            AVERAGE_STILL: "EMA" in changes and changes["EMA"].turned <= RESOLUTION and now.change >= SLOW,
+            AVERAGE_STILL: "EMA" in changes and changes["EMA"].turned == 0 and now.change >= MOVED,
         }
         return [name for name, is_found in found.items() if is_found]
 
