@@ -1,39 +1,58 @@
-"""What the checks of every step cost: they are timed themselves, inside the steps that they stand in.
+"""What the checks of every step cost, by size: steps with and without them in turn, and the checks timed themselves.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.guard_cost [--steps 200] [--late]
+    OMP_NUM_THREADS=1 python -m benchmarks.guard_cost [--steps 100] [--late]
 
-nano at 320 px, batch 8, float32, SGD with the average. The process's own time, so that a busy machine changes little.
-`--late`: judged a step late, as on CUDA, with the fused optimizer.
+nano, float32, SGD with the EMA, healthInterval=100. The process's own time, so that a busy machine changes little, and
+medians. The difference of the two kinds of steps is less exact than the checks timed themselves: caches and a shared
+processor change a step by several hundredths. `--late`: judged a step late, as on CUDA, with the fused optimizer.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-import train.loss
+import train.health.watch
+import train.opt
 import train.step
 from benchmarks.noise import noise_batch
 from model import YoloModel
+from ops.batch import Batch
+from ops.precision import autocast
 from train.ema import ModelEMA
+from train.health.effect import Effect
 from train.health.guard import Guard, Step
 from train.health.spikes import Spikes
-from train.loss import DetectionLoss
+from train.health.watch import Watch
+from train.loss import DetectionLoss, LossResult
 from train.objective import Detecting
-from train.step import Stepper
+from train.opt import set_pace
+from train.progress import EpochProgress
+from train.sched import Pace
+from train.step import Stepper, network_input
 
 CHECKS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Guard, ("take", "watch_inputs", "watch_statistics", "blame", "hold_back")),
     (Step, ("send", "read")),
     (train.step, ("flag_of", "agreed")),
-    (train.loss, ("total_of",)),
+    (DetectionLoss, ("_watched",)),
     (Stepper, ("_judge_one", "_state_total")),
     (Spikes, ("add",)),
+    (Effect, ("add",)),
+    (train.health.watch, ("odd_inputs",)),
+    (train.opt, ("_is_finite",)),
 )
+SIZES = ((96, 2), (160, 8), (320, 8))  # pixels, images
+CLASSES, BOXES = 20, 6  # boxes an image
 WARM_UP = 5
+PACE = Pace(rate=1e-3, bias_rate=1e-3, momentum=0.9, accumulate=1)
 
 
 class Clock:
@@ -57,32 +76,84 @@ class Clock:
         return timed
 
 
+class Bench:
+    """One network, trained with and without the checks in turn."""
+
+    def __init__(self, size: int, count: int, is_late: bool, folder: str):
+        model = YoloModel("nano", CLASSES).train().to(memory_format=torch.channels_last)
+        groups = [{"params": model.parameters(), "name": "weights"}]
+        optimizer = torch.optim.SGD(
+            groups, lr=PACE.rate, momentum=PACE.momentum, nesterov=True, fused=True if is_late else None
+        )
+        guard = Guard(model, is_late=is_late, interval=100)
+        objective = Detecting(DetectionLoss(CLASSES))
+        self.stepper = Stepper(model, objective, optimizer, ModelEMA(model), torch.float32, 10.0, False, guard)
+        self.loss, self.watch, self.progress = objective.loss, Watch(Path(folder), ()), EpochProgress()
+        self.batches = [noise_batch(count, size, CLASSES, BOXES, seed) for seed in range(4)]
+
+    def guarded(self, batch: Batch) -> None:
+        """As the trainer does it."""
+        self.watch.look_at_inputs(batch, self.progress)
+        set_pace(self.stepper.optimizer, PACE)
+        values = self.stepper.add(batch)
+        self.progress.add(values, len(batch))
+        self.watch.take(self.stepper, values, self.progress)
+
+    def bare(self, batch: Batch) -> None:
+        """The same step without anything that is only there to check it."""
+        stepper = self.stepper
+        assert stepper.ema is not None
+        with autocast(stepper.device, stepper.precision):
+            found = self.loss(stepper.model(network_input(batch.images)), batch)
+        found.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(stepper.parameters, stepper.gradient_clip)
+        stepper.optimizer.step()
+        stepper.optimizer.zero_grad(set_to_none=True)
+        stepper.ema.update(stepper.model)
+        self.progress.add({"loss": found.total.detach(), **found.parts, "grad_norm": norm}, len(batch))
+
+
+def unwatched(self: DetectionLoss, found: LossResult, *_: Any) -> LossResult:
+    return found
+
+
+def seconds_of(step: Callable[[Batch], None], batch: Batch) -> float:
+    start = time.process_time()
+    step(batch)
+    return time.process_time() - start
+
+
+def measure(size: int, count: int, steps: int, is_late: bool, clock: Clock) -> str:
+    """A row of the table."""
+    with TemporaryDirectory() as folder:
+        bench = Bench(size, count, is_late, folder)
+    times = {"without": [], "with": [], "checks": []}
+    for number in range(WARM_UP + steps):
+        batch = bench.batches[number % len(bench.batches)]
+        with patch.object(DetectionLoss, "_watched", unwatched):
+            times["without"].append(seconds_of(bench.bare, batch))
+        clock.seconds = 0.0
+        times["with"].append(seconds_of(bench.guarded, batch))
+        times["checks"].append(clock.seconds)
+    without, with_checks, checks = (1e3 * median(times[name][WARM_UP:]) for name in ("without", "with", "checks"))
+    share = 100 * checks / with_checks
+    return f"| {size} px, {count} | {without:.1f} | {with_checks:.1f} | {checks:.2f} | {share:.2f} % |"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100, help="of each kind and size")
     parser.add_argument("--late", action="store_true")
     args = parser.parse_args(arguments)
     clock = Clock()
     for owner, names in CHECKS:
         for name in names:
             setattr(owner, name, clock.around(getattr(owner, name)))
-    model = YoloModel("nano", 20).train().to(memory_format=torch.channels_last)
-    fused = True if args.late else None
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, fused=fused)
-    guard = Guard(model, is_late=args.late, interval=100)
-    stepper = Stepper(
-        model, Detecting(DetectionLoss(20)), optimizer, ModelEMA(model), torch.float32, 10.0, False, guard
+    print(
+        "| size, batch | step without, ms | step with, ms | the checks themselves, ms | share |\n|---|---|---|---|---|"
     )
-    spikes, batches, whole = Spikes(), [noise_batch(8, 320, 20, 6, seed) for seed in range(4)], 0.0
-    for number in range(WARM_UP + args.steps):
-        if number == WARM_UP:
-            clock.seconds = whole = 0.0
-        start = time.process_time()
-        values = stepper.add(batches[number % len(batches)])
-        spikes.add({name: value.item() for name, value in values.items()}, number)
-        whole += time.process_time() - start
-    step, checks = 1e3 * whole / args.steps, 1e3 * clock.seconds / args.steps
-    print(f"{args.steps} steps of {step:.1f} ms, checks {checks:.2f} ms: {100 * checks / step:.2f} %")
+    for size, count in SIZES:
+        print(measure(size, count, args.steps, args.late, clock), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def total_of(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     One pass and one number a tensor, the cheapest question there is. Elements beyond 1e30 may add up to Inf, too.
     """
     totals = [one.detach().sum(dtype=torch.promote_types(one.dtype, torch.float32)) for one in tensors]
+    if len(totals) == 1:
+        return totals[0]
     return torch.stack(totals).sum() if totals else torch.zeros(())
 
 

@@ -6,6 +6,7 @@ negative, finite for any finite input. Nothing here sends a gradient to the teac
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -176,12 +177,12 @@ class DistillationLoss(nn.Module):
             total = found.total * self.weights.detection
             parts = {name: value * self.weights.detection for name, value in found.parts.items()}
             if teacher is None:
-                return LossResult(total, parts, found.watched)
+                return replace(found, total=total, parts=parts)
             watched = {**found.watched, "targets": total_of(self._targets(teacher))}
             for name, value in self._taught(student, teacher, batch).items():
                 part = probe(f"distil.{name}", value * strength)
                 total, parts[name] = total + part, part.detach()
-            return LossResult(total, parts, watched)
+            return replace(found, total=total, parts=parts, watched=watched)
 
     def _targets(self, teacher: Told) -> list[Tensor]:
         """What of the teacher is learned from: NaN and Inf there need not show in the loss."""

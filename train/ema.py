@@ -26,6 +26,8 @@ class ModelEMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = LONGEST_RAMP):
+        if not ramp > 0:  # NaN neither
+            raise ValueError(f"emaRamp={ramp}: has to be above 0, in optimizer steps")
         if not 0 <= decay <= 1:
             raise ValueError(f"decay={decay}: outside of 0 .. 1 the average runs away")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -30,12 +30,14 @@ LAST_BIN_MARGIN = 0.01  # a distance ends just before the last bin, so that it h
 class LossResult:
     """`total` is the sum of `parts`; parts are detached, weighted by their gains, and keep their names in every log.
 
-    `watched`: what else has to be finite, name -> a number that is so only when all of it is.
+    `watched`: what else has to be finite, name -> a number that is so only when all of it is. `top_logit`: the largest
+    class logit, for `train.health.effect`; None where a loss does not report it.
     """
 
     total: Float[Tensor, ""]
     parts: dict[str, Tensor] = field(default_factory=dict)
     watched: dict[str, Tensor] = field(default_factory=dict)
+    top_logit: Float[Tensor, ""] | None = None
 
 
 class DetectionLoss:
@@ -66,10 +68,7 @@ class DetectionLoss:
         with gradients.
         """
         with float32_island(raw_maps[0].device):
-            found = self._compute(raw_maps, batch)
-        strangers = batch.valid & ((batch.labels < 0) | (batch.labels >= self.num_classes))
-        labels = torch.zeros_like(found.total.detach()).masked_fill(strangers.any(), math.nan)
-        return replace(found, watched={"raw maps": total_of(raw_maps), "labels": labels})
+            return self._compute(raw_maps, batch)
 
     def _compute(self, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         points, strides = anchors_of(raw_maps, self.strides)
@@ -96,7 +95,14 @@ class DetectionLoss:
         overlap = probe("loss.ciou", ciou(pred_boxes, target_boxes))
         box_loss = ((1 - overlap) * weight).sum() / normaliser
         dfl_loss = (self._distribution_loss(distributions, cells, target_boxes) * weight).sum() / normaliser
-        return self._sum_up(box=box_loss * self.box_gain, cls=cls_loss * self.cls_gain, dfl=dfl_loss * self.dfl_gain)
+        summed = self._sum_up(box=box_loss * self.box_gain, cls=cls_loss * self.cls_gain, dfl=dfl_loss * self.dfl_gain)
+        return self._watched(summed, raw_maps, logits.detach(), batch)
+
+    def _watched(self, found: LossResult, raw_maps: Sequence[Tensor], logits: Tensor, batch: Batch) -> LossResult:
+        """`found` with what the guard and `train.health.effect` ask for."""
+        strangers = (batch.labels.clamp(0, self.num_classes - 1) != batch.labels) & batch.valid
+        labels = torch.where(strangers.any(), math.nan, 0.0)
+        return replace(found, watched={"raw maps": total_of(raw_maps), "labels": labels}, top_logit=logits.amax())
 
     @staticmethod
     def _class_loss(logits: Tensor, target_scores: Tensor, labelled: Tensor | None) -> Tensor:

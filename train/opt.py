@@ -1,6 +1,7 @@
 """Optimizers, with the three parameter groups that detectors are trained with."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -88,8 +89,8 @@ def _kind(value: Any) -> type:
 def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
     """Learning rates by group, and the momentum where the optimizer has one (AdamW's betas stay).
 
-    Raises `FloatingPointError` on NaN and Inf in these and in every other number of a group, as its weight decay: they
-    would be all that is left of the weights.
+    Raises `FloatingPointError` on NaN and Inf in these and in every other number of a group, such as its weight decay
+    and AdamW's betas: they would be all that is left of the weights.
     """
     if not all(math.isfinite(value) for value in (pace.rate, pace.bias_rate, pace.momentum)):
         raise FloatingPointError(
@@ -101,7 +102,16 @@ def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
         if "momentum" in group:
             group["momentum"] = pace.momentum
         for name, value in group.items():
-            if isinstance(value, float) and not math.isfinite(value):
+            if name != "params" and not _is_finite(value):
                 raise FloatingPointError(
                     f"the optimizer's {name} of the {group['name']} is {value}; nothing has moved since the step before"
                 )
+
+
+def _is_finite(value: Any) -> bool:
+    """Is every number in it finite? What is no number, such as a flag or None, counts as finite."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    if isinstance(value, torch.Tensor):
+        return bool(value.isfinite().all())
+    return not isinstance(value, Real) or math.isfinite(value)

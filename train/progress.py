@@ -17,11 +17,12 @@ class EpochProgress:
         self.means = Means()
         self.batches, self.images, self._seconds_before = 0, 0, 0.0
         self._started = time.perf_counter()
-        self.bad_steps = 0  # that were left out
+        self.bad_steps = self.odd_batches = 0  # left out; with boxes or images that cannot be right
         if state is not None:
             self.batches, self.images, self._seconds_before = state["batches"], state["images"], state["seconds"]
             self.means.sums, self.means.counts = dict(state["sums"]), dict(state["counts"])
             self.bad_steps = state.get("bad_steps", 0)  # earlier versions had none
+            self.odd_batches = state.get("odd_batches", 0)
 
     @property
     def seconds(self) -> float:
@@ -46,6 +47,7 @@ class EpochProgress:
             "sums": self.means.sums,
             "counts": self.means.counts,
             "bad_steps": self.bad_steps,
+            "odd_batches": self.odd_batches,
         }
 
 

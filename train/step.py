@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from config.errors import UserError
 from ops.batch import Batch
 from ops.precision import autocast
 from ops.safe import total_of
-from train.checkpoint import first_not_finite, restore_random_states
+from train.checkpoint import first_not_finite, random_states, restore_random_states
 from train.ema import ModelEMA
 from train.health.guard import BadStep, Guard, Kept, Reading, Step, agreed, complaint_about, flag_of
 from train.objective import Objective
@@ -20,6 +21,7 @@ from train.opt import start_momentum
 
 log = logging.getLogger("mars")
 
+NO_LOGIT = torch.tensor(-math.inf)
 _SMALLEST_SCALE = 1.0  # of gradients in float16, below which it is not the scale that makes them infinite
 
 
@@ -78,18 +80,27 @@ class Stepper:
         self.pending_images = (0, 0)  # in all of these batches, and in the first of them
         self.steps = self.bad_steps = self.bad_in_a_row = 0
         self.judged: Kept | None = None  # the batch that `add` told of last
+        self.top_logit = NO_LOGIT  # the largest class logit since the caller last put it back to this
         self._last: Kept | None = None
         self._waiting: deque[Step] = deque()  # for the host to judge them: late one, else none
 
     def add(self, batch: Batch, accumulate: int = 1) -> dict[str, Tensor]:
-        """Take one batch, on the device, and step when `accumulate` batches are in.
+        """Take one batch, on the device, and step when `accumulate` batches are in. A clip that is not above 0 raises
+        `FloatingPointError`, a network without anything to train `UserError`, both before anything moves.
 
         Returns the loss, its parts and, when it stepped, the gradient's norm, on the host, of the batch that was judged
         last: this one, or the one before when judged late; nothing of a bad one, and nothing before the first. Raises
         `BadStep` when the guard's patience is at its end. A bad batch takes those with it that wait for the same step.
         """
+        if not self.gradient_clip > 0:  # NaN neither
+            told = f"gradientClip is {self.gradient_clip}, which would spoil every gradient; give a number above 0"
+            raise FloatingPointError(f"{told}; nothing has moved since the step before")
         kept = self._last = self.guard.take(batch)
         step, loss = self._forward(kept)
+        if not loss.requires_grad:
+            raise UserError(
+                "nothing can be trained: no parameter of the network requires a gradient; unfreeze some of them"
+            )
         if self.guard.is_late or not step.is_bad:
             self._backward(step, loss * self._weight_of(len(batch)))
             if self.pending >= accumulate:
@@ -122,7 +133,7 @@ class Stepper:
         with torch.no_grad():
             step, _ = self._forward(kept)
         self.guard.statistics.put_back(kept.statistics)
-        restore_random_states(kept.random)
+        restore_random_states(random_states(kept.random))
         return not step.is_bad
 
     def check_state(self) -> None:
@@ -137,9 +148,8 @@ class Stepper:
         values = {"loss": out.total.detach(), **out.parts}
         watched = {**self.guard.watch_inputs(kept.batch), **out.watched, **self.guard.watch_statistics()}
         is_bad = agreed(flag_of([*values.values(), *watched.values()], out.parts.values()))
-        return Step(
-            kept, values, watched, is_bad, torch.zeros_like(is_bad), self.guard.one, tuple(out.parts)
-        ), out.total
+        none, parts = torch.zeros_like(is_bad), tuple(out.parts)
+        return Step(kept, values, watched, is_bad, none, self.guard.one, parts, out.top_logit), out.total
 
     def _weight_of(self, images: int) -> float:
         """What the loss of a batch is multiplied by, and count the batch.
@@ -232,6 +242,8 @@ class Stepper:
             self._refuse(step, reading)
             return {}
         self.bad_in_a_row = 0
+        if step.top_logit is not None:
+            self.top_logit = torch.maximum(self.top_logit, reading.numbers["top_logit"])
         if step.state is not None and not reading.numbers["state"].isfinite():
             self._blame_state(step.kept)
         return {name: reading.numbers[name] for name in step.values}

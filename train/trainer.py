@@ -169,7 +169,7 @@ class Trainer:
         inside, self._inside = self._inside, None
         self.progress = EpochProgress(inside)
         if inside is None:
-            self.watch.spikes.start_epoch()
+            self.watch.start_epoch(self.stepper)
         self.stepper.guard.stand_at(epoch, self.progress.batches)
         self.batch_index = self._batches_before(epoch) + self.progress.batches
         self.loader.set_epoch(epoch, self.progress.batches)
@@ -184,6 +184,7 @@ class Trainer:
             bar.update(progress.batches)
             for batch in self.loader:
                 self.stepper.guard.stand_at(epoch, self.loader.next_batch - 1)
+                self.watch.look_at_inputs(batch, progress)
                 is_left_out = self.watch.is_left_out(epoch, batch)
                 values = {} if is_left_out else self.train_step(batch.to(self.device))
                 self._take(progress, values, len(batch))
@@ -202,8 +203,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "frozen": self.model.is_backbone_frozen,
             **{name: round(value, 6) for name, value in progress.means.values().items()},
-            "bad_steps": progress.bad_steps,
-            **self.watch.spikes.row(),
+            **self.watch.end_epoch(self.stepper, progress),
             "images_per_s": round(progress.images_per_s, 2),
             "seconds": round(progress.seconds, 3),
         }
@@ -414,7 +414,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "best": self.best,
             "history": json.dumps(self.history),
-            "spikes": self.watch.spikes.state_dict(),
+            **self.watch.state_dict(),
             "random": random_states(),
             "progress": self.progress.state_dict() if self.progress else None,
             "gradients": [parameter.grad for parameter in self._trained()] if self.stepper.pending else None,
@@ -455,8 +455,7 @@ class Trainer:
         self.schedule.load_state_dict(checkpoint["schedule"])
         self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
         self.history = json.loads(checkpoint["history"])
-        if "spikes" in checkpoint:  # earlier versions had none
-            self.watch.spikes.load_state_dict(checkpoint["spikes"])
+        self.watch.load_state_dict(checkpoint)
         self.weights_origin = checkpoint["weights_origin"]
         self._inside = checkpoint["progress"]
         restore_random_states(checkpoint["random"])

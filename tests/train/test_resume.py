@@ -35,7 +35,7 @@ def timeless(history: str) -> list[dict]:
 
 def assert_same_end(folder: RunFolder, whole: RunFolder) -> None:
     checkpoint, expected = load_checkpoint(folder.last), load_checkpoint(whole.last)
-    for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best", "progress", "pending"):
+    for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best", "progress", "pending", "effect"):
         assert same(checkpoint[key], expected[key]), key
     assert timeless(checkpoint["history"]) == timeless(expected["history"])
     lines = folder.metrics.read_text().splitlines()

@@ -153,6 +153,34 @@ def test_no_number_of_the_optimizer_may_be_nan(kind):
         set_pace(optimizer, Pace(0.1, 0.2, 0.8, 1))
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "told"),
+    [
+        ("AdamW", "betas", (0.9, math.nan), r"\(0.9, nan\)"),
+        ("AdamW", "betas", [math.inf, 0.999], r"\[inf, 0.999\]"),
+        ("AdamW", "eps", math.inf, "inf"),
+        ("SGD", "dampening", torch.tensor([0.0, math.nan]), r"tensor\(\[0., nan\]\)"),
+        ("SGD", "own", [(1.0, (2, math.nan))], "nan"),
+        ("SGD", "own", np.float32(math.nan), "nan"),
+    ],
+)
+def test_nor_may_any_in_a_tuple_list_or_tensor(kind, name, value, told):
+    mcfg = ModelConfig()
+    mcfg.optimizerType = kind
+    optimizer = build_optimizer(mcfg, nn.Linear(2, 2))
+    pace = Pace(0.1, 0.2, 0.8, 1)
+    set_pace(optimizer, pace)  # flags, None and whole numbers beside them are finite
+    optimizer.param_groups[1][name] = value
+    with pytest.raises(FloatingPointError, match=f"the optimizer's {name} of the norms is .*{told}"):
+        set_pace(optimizer, pace)
+
+
+@pytest.mark.parametrize("ramp", [0.0, -1.0, math.nan])
+def test_an_average_without_a_ramp_is_refused(ramp):
+    with pytest.raises(ValueError, match=r"emaRamp=.* has to be above 0"):
+        ModelEMA(nn.Linear(2, 2), ramp=ramp)
+
+
 @pytest.mark.parametrize("decay", [99.99, -0.1, math.nan])
 def test_an_average_that_would_run_away_is_refused(decay):
     with pytest.raises(ValueError, match=r"outside of 0 \.\. 1"):

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from ops.batch import Batch
 from ops.safe import total_of
-from train.checkpoint import random_states
+from train.checkpoint import TakenStates, random_states, take_random_states
 
 BELOW_ZERO = -1e-6  # of a part of the loss: more than rounding
 
@@ -49,7 +49,7 @@ class Kept(NamedTuple):
 
     batch: Batch
     statistics: tuple[Tensor, ...]
-    random: dict[str, Any]
+    random: TakenStates
     epoch: int
     step: int
 
@@ -65,6 +65,7 @@ class Step:
     is_held: Tensor  # 1: the optimizer did not move where it was to
     scale: Tensor
     parts: tuple[str, ...] = ()  # of the loss
+    top_logit: Tensor | None = None  # the largest class logit; None where the loss does not report it
     moves: bool = False  # was the optimizer to move?
     state: Tensor | None = None  # the sum of all weights and averages, where they were looked at
     on_host: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -72,8 +73,7 @@ class Step:
 
     def send(self) -> None:
         """Start the way to the host, behind what the device still has to do."""
-        numbers = [self.is_bad, self.is_held, self.scale, *self.values.values(), *self.watched.values()]
-        numbers = numbers if self.state is None else [*numbers, self.state]
+        numbers = [self.is_bad, self.is_held, self.scale, *self._named().values()]
         together = torch.stack([number.to(self.is_bad.dtype) for number in numbers])
         self.on_host = together.to("cpu", non_blocking=True)
         if together.is_cuda:
@@ -85,8 +85,11 @@ class Step:
         if self.copied is not None:
             self.copied.synchronize()
         is_bad, is_held, scale = self.on_host[:3].tolist()
-        names = [*self.values, *self.watched, *(() if self.state is None else ("state",))]
-        return Reading(bool(is_bad), bool(is_held), scale, dict(zip(names, self.on_host[3:], strict=True)))
+        return Reading(bool(is_bad), bool(is_held), scale, dict(zip(self._named(), self.on_host[3:], strict=True)))
+
+    def _named(self) -> dict[str, Tensor]:
+        more = {"state": self.state, "top_logit": self.top_logit}
+        return {**self.values, **self.watched, **{name: one for name, one in more.items() if one is not None}}
 
 
 class Reading(NamedTuple):
@@ -104,12 +107,13 @@ class Statistics:
     def __init__(self, model: nn.Module):
         kind = nn.modules.batchnorm._BatchNorm
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+        self._tables = [layer._buffers for layer in self._layers.values()]
 
     def _groups(self) -> list[list[Tensor]]:
         """The buffers by type: floating ones, and counters. Asked anew each time, for one may be replaced."""
         groups: dict[torch.dtype, list[Tensor]] = {}
-        for layer in self._layers.values():
-            for buffer in layer._buffers.values():
+        for table in self._tables:
+            for buffer in table.values():
                 if buffer is not None:
                     groups.setdefault(buffer.dtype, []).append(buffer)
         return list(groups.values())
@@ -174,11 +178,11 @@ class Guard:
     def take(self, batch: Batch) -> Kept:
         """Before the forward pass: all that it changes, and all that it depends on beside the weights."""
         self.step += 1
-        return Kept(batch, self.statistics.take(), random_states(), self.epoch, self.step)
+        return Kept(batch, self.statistics.take(), take_random_states(), self.epoch, self.step)
 
     def snapshot(self, kept: Kept, scale: float) -> Snapshot:
         buffers = self.statistics.named(kept.statistics)
-        return Snapshot(kept.batch, buffers, kept.random, kept.epoch, scale, kept.step)
+        return Snapshot(kept.batch, buffers, random_states(kept.random), kept.epoch, scale, kept.step)
 
     def watch_inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Sums of what comes in; whole numbers are always finite."""
@@ -192,10 +196,10 @@ class Guard:
 
     def blame(self, step: Step, flag: Tensor) -> None:
         """The step is bad where the flag says so, unless an earlier one has spoilt what it is about."""
-        flag = flag * (1 - self.is_spoilt)
-        step.is_bad = torch.maximum(step.is_bad, flag)
-        if self.is_late:
+        if self.is_late:  # only then can the gradients that wait be spoilt already
+            flag = flag * (1 - self.is_spoilt)
             self.is_spoilt = torch.maximum(self.is_spoilt, flag)
+        step.is_bad = torch.maximum(step.is_bad, flag)
 
     def hold_back(self, step: Step) -> None:
         """Put the statistics back where the step is bad or nothing moves any more, and count. Only when late."""
@@ -208,8 +212,10 @@ class Guard:
 
 def flag_of(numbers: Iterable[Tensor], never_negative: Iterable[Tensor] = ()) -> Tensor:
     """1 where one of these single numbers is not finite, or one of the others is below zero, else 0; float32."""
-    is_right = [number.isfinite() for number in numbers] + [number >= BELOW_ZERO for number in never_negative]
-    return 1 - torch.stack(is_right).all().float()
+    is_right = torch.stack(list(numbers)).isfinite().all()
+    if parts := list(never_negative):
+        is_right &= (torch.stack(parts) >= BELOW_ZERO).all()
+    return 1 - is_right.float()
 
 
 def complaint_about(numbers: Mapping[str, float], parts: Iterable[str]) -> str:
@@ -234,7 +240,11 @@ def agreed(flag: Tensor) -> Tensor:
 
 
 def _flat(group: list[Tensor]) -> Tensor:
-    return torch.cat([buffer.view(-1) for buffer in group])
+    """One vector of all: batch norm's buffers are vectors or single numbers, and a view of each would cost more."""
+    dimensions = {buffer.dim() for buffer in group}
+    if dimensions == {0}:
+        return torch.stack(group)
+    return torch.cat(group if dimensions == {1} else [buffer.view(-1) for buffer in group])
 
 
 def _pieces(flat: Tensor, group: list[Tensor]) -> list[Tensor]:

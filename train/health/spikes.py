@@ -7,6 +7,7 @@ usually next to nothing, as the box loss of a fresh network whose boxes overlap 
 """
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
@@ -48,12 +49,13 @@ class Spikes:
         self.window, self.warm_up = window, warm_up
         self.mad_floor, self.relative_floor = mad_floor, relative_floor
         self._logs: dict[str, deque[float]] = {}
+        self._sorted: dict[str, list[float]] = {}  # the same, so that a median is looked up and not computed
         self.count = 0
         self.worst: Spike | None = None
 
     def add(self, values: Mapping[str, float], batch: int) -> list[Spike]:
         """Take the values of one step; its spikes, the largest factor first. They count as one."""
-        usual_loss = median(self._logs["loss"]) if self._logs.get("loss") else -math.inf
+        usual_loss = _middle(self._sorted["loss"]) if self._sorted.get("loss") else -math.inf
         least = {name: usual_loss + math.log(NEXT_TO_NOTHING) for name in values if name not in WHOLES}
         found = [
             spike
@@ -70,10 +72,14 @@ class Spikes:
         if not (math.isfinite(value) and value > 0):
             return None
         log, logs = math.log(value), self._logs.setdefault(name, deque(maxlen=self.window))
-        middle = median(logs) if logs else log
+        in_order = self._sorted.setdefault(name, [])
+        middle = _middle(in_order) if logs else log
         above = log - max(middle, least)
         is_spike = self._is_far(above, middle, logs)
+        if len(logs) == self.window:
+            del in_order[bisect_left(in_order, logs[0])]
         logs.append(log)  # a spike, too: where the level has changed for good, it is no spike for long
+        insort(in_order, log)
         return Spike(name, value, math.exp(min(above, 700.0)), batch) if is_spike else None
 
     def _is_far(self, above: float, middle: float, logs: deque[float]) -> bool:
@@ -104,5 +110,12 @@ class Spikes:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._logs = {name: deque(logs, maxlen=self.window) for name, logs in state["logs"].items()}
+        self._sorted = {name: sorted(logs) for name, logs in self._logs.items()}
         self.count = state["count"]
         self.worst = None if state["worst"] is None else Spike(*state["worst"])
+
+
+def _middle(in_order: list[float]) -> float:
+    """The median of sorted values."""
+    half = len(in_order) // 2
+    return in_order[half] if len(in_order) % 2 else (in_order[half - 1] + in_order[half]) / 2

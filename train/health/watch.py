@@ -5,15 +5,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ops.batch import Batch
+from train.health.effect import Effect
 from train.health.first_batches import FirstBatches
 from train.health.guard import BadStep
+from train.health.inputs import odd_inputs
 from train.health.spikes import Spikes
 from train.progress import EpochProgress
-from train.step import Stepper
+from train.step import NO_LOGIT, Stepper
 
 log = logging.getLogger("mars")
 
@@ -27,17 +30,52 @@ class Watch:
 
     def __init__(self, folder: Path, class_names: Sequence[str]):
         self.folder, self.class_names = folder, tuple(class_names)
-        self.spikes = Spikes()
+        self.spikes, self.effect = Spikes(), Effect()
         self.rewinds = 0
         self.last_spike = ""  # in words, of an earlier epoch, too
         self._told_in: Counter[int] = Counter()  # epoch -> spikes
         self._dead_epoch = -1  # that was told of
+        self._told_inputs: set[str] = set()
         self._first_batches: FirstBatches | None = None
         self._left_out: set[tuple[int, tuple[str, ...]]] = set()  # epoch and images
 
     def begin(self) -> None:
         """A run starts: its first batches will be told."""
         self._first_batches = FirstBatches(self.class_names)
+
+    def start_epoch(self, stepper: Stepper) -> None:
+        """Before the first batch of an epoch, with the weights that it starts from."""
+        self.spikes.start_epoch()
+        self.effect.start_epoch(stepper.model, _average_of(stepper))
+
+    def end_epoch(self, stepper: Stepper, progress: EpochProgress) -> dict[str, Any]:
+        """What `metrics.jsonl` says of the epoch beside its figures; what has no effect is said on the screen, too."""
+        average, clip = _average_of(stepper), stepper.gradient_clip
+        row, sentences = self.effect.judge(stepper.model, average, stepper.optimizer, clip)
+        for sentence in sentences:
+            log.warning("epoch %d: %s", stepper.guard.epoch + 1, sentence)
+        counts = {"bad_steps": progress.bad_steps, "odd_batches": progress.odd_batches}
+        return {**counts, **self.spikes.row(), **row}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Entries of a checkpoint."""
+        told = sorted(self._told_inputs)
+        return {"spikes": self.spikes.state_dict(), "effect": self.effect.state_dict(), "told_inputs": told}
+
+    def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take back what the checkpoint has; those of earlier versions have less."""
+        for name, part in (("spikes", self.spikes), ("effect", self.effect)):
+            if name in checkpoint:
+                part.load_state_dict(checkpoint[name])
+        self._told_inputs = set(checkpoint.get("told_inputs", ()))
+
+    def look_at_inputs(self, batch: Batch, progress: EpochProgress) -> None:
+        """Count a batch, still on the CPU, with boxes or images that cannot be right; each kind is said once."""
+        found = odd_inputs(batch)
+        progress.odd_batches += bool(found)
+        for kind in found.keys() - self._told_inputs:
+            self._told_inputs.add(kind)
+            log.warning("%s; look at the data set and its augmentation", found[kind])
 
     @contextmanager
     def looking_at(self, batch: Batch) -> Iterator[None]:
@@ -65,6 +103,8 @@ class Watch:
         epoch, step = stepper.judged.epoch, stepper.judged.step
         numbers = {name: value.item() for name, value in values.items()}
         self.take_numbers(numbers, epoch, step)
+        self.effect.add(numbers, stepper.top_logit.item())
+        stepper.top_logit = NO_LOGIT
         if numbers.get("loss") == 0 and self._dead_epoch != epoch:
             self._dead_epoch = epoch
             log.warning(
@@ -94,3 +134,7 @@ class Watch:
 
     def is_left_out(self, epoch: int, batch: Batch) -> bool:
         return (epoch, batch.image_ids) in self._left_out
+
+
+def _average_of(stepper: Stepper) -> nn.Module | None:
+    return None if stepper.ema is None else stepper.ema.model
