@@ -32,7 +32,7 @@ else:
     register_heif_opener()
 
 # Pixels beyond which an image is refused before it is decoded: a PNG of 110 KB can hold 900 million. A phone's picture
-# has up to 200 million, a Sentinel-2 scene 120 million. At this limit decoding takes 2.3 GB, with transparency 3.1 GB;
+# has up to 200 million, a Sentinel-2 scene 120 million. At this limit decoding takes 2.1 GB, with transparency 2.7 GB;
 # a channel of 16 bits takes twice the memory and counts twice.
 MOST_PIXELS = 200_000_000
 # Larger images than this one are decoded one at a time, whatever the number of threads: 400 MB each.
