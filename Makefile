@@ -21,6 +21,7 @@ help:
 	@echo "make mutations  put a few mistakes in: do the tests notice? (a minute; MUTATIONS=all tries all)"
 	@echo "make chaos      thirty kills, damaged files, full disks: is anything lost? (about ten minutes)"
 	@echo "make faults     twenty-five bad values put in from outside: caught, and named rightly? (three minutes)"
+	@echo "make attacks    hostile files, options and consoles: one clear message, little memory and time? (fifteen minutes)"
 	@echo "make setup      .venv with all that is needed"
 	@echo "make format     rewrite the formatting    make clean   remove .venv and caches"
 
@@ -50,6 +51,9 @@ chaos: $(READY)
 
 faults: $(READY)
 	$(RUN) -m benchmarks.bad_values
+
+attacks: $(READY)
+	$(RUN) -m benchmarks.attacks
 
 check: lint test
 
