@@ -8,7 +8,7 @@ TAGS = {
     "teacher": "the labels of A1 to A10 only",
     "distillation": "a student that starts from the teacher and learns A11 to A20 on the small split",
     "backbone": "start from official backbone weights, frozen for five epochs; `mars.py backbone FILE.pt` makes them",
-    "modern": "distillation with today's losses instead of the assignment's, without frozen epochs; not tried on MAR20",
+    "modern": "distillation with today's losses and no frozen epochs (not tried on MAR20)",
     "ema": "evaluate and save the moving average of the weights",
 }
 

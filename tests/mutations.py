@@ -271,12 +271,12 @@ MUTATIONS = {
         (
             "gradients that wait are lost on resuming", "train/trainer.py",
             "parameter.grad = None if gradient is None else gradient.to(self.device)", "parameter.grad = None",
-            f"{RESUME}[add-1-0-in epoch 1/2 after 1 of 4 batches]",
+            f"{RESUME}[Stepper-add-1-0-in epoch 1/2 after 1 of 4 batches]",
         ),
         (
             "momentum is lost on resuming", "train/trainer.py",
             'load_optimizer(self.optimizer, checkpoint["optimizer"])', "pass",
-            f"{RESUME}[add-1-0-in epoch 1/2 after 1 of 4 batches]",
+            f"{RESUME}[RunFolder-write_history-1-0-after epoch 1/2]",
         ),
         (
             "T squared forgotten for class scores", "train/distilloss.py",

@@ -19,7 +19,7 @@ from mutations import MUTATIONS, Mutation
 ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = (".*", "__pycache__", "docs", "*.pt", "*.pth", "*.log")
 JURIES = ("own", "parity")
-OF_EACH_PART = 3  # mistakes tried with each commit: about a minute of one core
+OF_EACH_PART = 2  # mistakes tried with each commit: about a minute of one core
 
 
 def chosen(key: str | None) -> set[str]:
