@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", help="names of runs, with those that they start from")
     args = parser.parse_args(arguments)
     print(
-        f"thresholds: change {effect.RESOLUTION:.1e} (still), {effect.SLOW:g} (slow); length {effect.SHRUNK:g}; "
+        f"thresholds: change {effect.RESOLUTION:.1e} (still), {effect.SLOW:g} (slow); length {effect.SHRUNK:g} (shrinking); "
         f"top score {effect.LOWEST_SCORE:g}\n\n"
         "| run | least change of the weights | least length | lowest top score | least change of the EMA | loss | "
         "best mAP50 | reported (epoch) |\n|---|---|---|---|---|---|---|---|"

@@ -61,7 +61,7 @@ class Epoch:
 class Change(NamedTuple):
     """How a part of the weights changed in an epoch."""
 
-    turned: float  # relative length of what is left of the change when a common factor, as of weight decay, is removed
+    turned: float  # relative length of the change; of matrices of what is left when each one's shrinking is removed
     ratio: float  # of the lengths after and before
 
 
@@ -70,7 +70,7 @@ class Effect:
 
     def __init__(self) -> None:
         self.epoch, self.last = Epoch(), Epoch()
-        self._before: dict[str, Tensor] = {}  # weights at the start of the epoch, by part; empty: not known
+        self._before: dict[str, list[Tensor]] = {}  # weights at the start of the epoch, by part; empty: not known
         self._told: list[str] = []
 
     def start_epoch(self, model: nn.Module, average: nn.Module | None) -> None:
@@ -93,7 +93,8 @@ class Effect:
     ) -> tuple[dict[str, Any], list[str]]:
         """At the end of an epoch: what `metrics.jsonl` says of it, and sentences about what is new. May be repeated."""
         now = self.epoch
-        changes = {name: _change(before, after) for name, before, after in self._parts(model, average)}
+        after = _sample(model, average) if self._before else {}
+        changes = {name: _change(self._before[name], part, name == "matrices") for name, part in after.items()}
         own = {name: change for name, change in changes.items() if name != "EMA"}
         now.change = max((change.turned for change in own.values()), default=0.0)
         trains_matrices = any(one.requires_grad and one.dim() > 1 for one in model.parameters())
@@ -106,10 +107,6 @@ class Effect:
         top_score = None if now.top_logit == -math.inf else float(f"{now.top_score:.3g}")
         row = {"weight_change": float(f"{now.change:.3g}"), "top_score": top_score, "no_effect": lasting}
         return row, [self._sentence(one, changes, model, optimizer, clip) for one in new]
-
-    def _parts(self, model: nn.Module, average: nn.Module | None) -> list[tuple[str, Tensor, Tensor]]:
-        after = _sample(model, average) if self._before else {}
-        return [(name, before, after[name]) for name, before in self._before.items() if name in after]
 
     def _symptoms(self, changes: Mapping[str, Change], trains_matrices: bool) -> list[str]:
         now = self.epoch
@@ -193,7 +190,7 @@ class Effect:
         self._before, self._told = dict(state["before"]), list(state["told"])
 
 
-def _sample(model: nn.Module, average: nn.Module | None) -> dict[str, Tensor]:
+def _sample(model: nn.Module, average: nn.Module | None) -> dict[str, list[Tensor]]:
     """Elements of the parameters on the CPU: of matrices, which decay, of vectors, which do not, and of the EMA."""
     parameters = list(model.parameters())
     parts = {
@@ -201,16 +198,25 @@ def _sample(model: nn.Module, average: nn.Module | None) -> dict[str, Tensor]:
         "vectors": [one for one in parameters if one.dim() <= 1],
         "EMA": [] if average is None else list(average.parameters()),
     }
-    return {name: torch.cat([_spread(one) for one in part]).cpu() for name, part in parts.items() if part}
+    return {name: _together_to_cpu([_spread(one) for one in part]) for name, part in parts.items() if part}
 
 
 def _spread(parameter: Tensor) -> Tensor:
     return parameter.detach().reshape(-1)[:: -(-parameter.numel() // SAMPLED) or 1]
 
 
-def _change(before: Tensor, after: Tensor) -> Change:
-    before, after = before.double(), after.double()
-    squared, length = float(before @ before), float(after.norm())
-    factor = float(before @ after) / squared if squared else 0.0
-    turned = float((after - factor * before).norm()) / length if length else 0.0
-    return Change(turned, length / math.sqrt(squared) if squared else math.inf)
+def _together_to_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    """In one transfer; each a tensor of its own."""
+    sizes = [one.numel() for one in tensors]
+    return [one.clone() for one in torch.cat(tensors).cpu().split(sizes)]
+
+
+def _change(before: list[Tensor], after: list[Tensor], is_decayed: bool) -> Change:
+    changed = left = began = 0.0  # squared lengths
+    for one, other in zip(before, after, strict=True):
+        one, other = one.double(), other.double()
+        squared = float(one @ one)
+        factor = float(one @ other) / squared if is_decayed and squared else 1.0
+        changed += float((other - factor * one).square().sum())
+        left, began = left + float(other @ other), began + squared
+    return Change(math.sqrt(changed / left) if left else 0.0, math.sqrt(left / began) if began else math.inf)

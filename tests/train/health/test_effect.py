@@ -190,7 +190,7 @@ def test_steps_that_were_left_out_are_not_counted(watch):
     assert reports(watch, stepper, prepare=spoil) == [[], [], []]
 
 
-def test_it_goes_on_where_it_was_saved(watch, tmp_path):
+def test_it_goes_on_where_it_was_saved(watch, tmp_path, caplog):
     """In the middle of an epoch and after its end, which may be judged again."""
     stepper, whole = make(clip=1e-30), []
     whole = [epoch(stepper, watch) for _ in range(2)]
@@ -208,6 +208,7 @@ def test_it_goes_on_where_it_was_saved(watch, tmp_path):
     third = Watch(tmp_path, [])
     third.load_state_dict(second.state_dict())
     assert third.end_epoch(stepper, progress) == whole[1] and whole[1]["no_effect"] == [STILL]
+    assert caplog.text.count("no effect") == 2  # by the whole run and by the second start, not again by the third
 
 
 def test_a_checkpoint_of_an_earlier_version_starts_anew(watch):
@@ -222,11 +223,14 @@ def test_a_checkpoint_of_an_earlier_version_starts_anew(watch):
 def test_a_change_of_direction_by_hand():
     angle = 0.01
     before, after = torch.tensor([3.0, 0.0]), 2 * 3 * torch.tensor([math.cos(angle), math.sin(angle)])
-    change = _change(before, after)
+    change = _change([before], [after], True)
     assert change.turned == pytest.approx(math.sin(angle), rel=1e-4) and change.ratio == pytest.approx(2, rel=1e-6)
-    assert _change(before, before * 0.5) == (0.0, 0.5)
-    assert _change(torch.zeros(2), torch.zeros(2)).turned == 0.0
-    assert _change(torch.zeros(2), torch.ones(2)).turned == pytest.approx(1.0)
+    assert _change([before], [before * 0.5], True) == (0.0, 0.5)
+    assert _change([before], [before * 0.5], False) == (1.0, 0.5)
+    assert _change([torch.zeros(2)], [torch.zeros(2)], True).turned == 0.0
+    assert _change([torch.zeros(2)], [torch.ones(2)], True).turned == pytest.approx(1.0)
+    still, decayed = torch.tensor([0.0, 15.0]), torch.tensor([4.0, 3.0])  # one constant, the other with decay
+    assert _change([still, decayed], [still, decayed * 0.9], True).turned == pytest.approx(0, abs=1e-7)
 
 
 def test_decay_alone_is_no_change():
