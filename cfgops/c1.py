@@ -8,6 +8,7 @@ TAGS = {
     "teacher": "the labels of A1 to A10 only",
     "distillation": "a student that starts from the teacher and learns A11 to A20 on the small split",
     "backbone": "start from official backbone weights, frozen for five epochs; `mars.py backbone FILE.pt` makes them",
+    "assignment": "the same as distillation alone: the earlier name of what is now the default",
     "modern": "distillation with today's losses and no frozen epochs (not tried on MAR20)",
     "ema": "evaluate and save the moving average of the weights",
 }
@@ -45,9 +46,10 @@ def mcfg(tags):
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
 
-    if "modern" in tags:
-        if "distillation" not in tags:
-            raise UserError("c1: modern is a way to distil; add the tag distillation, or leave it out")
+    ways = [tag for tag in ("modern", "assignment") if tag in tags]
+    if ways and ("distillation" not in tags or len(ways) > 1):
+        raise UserError("c1: modern and assignment are two ways to distil: take one of them, with the tag distillation")
+    if "modern" in ways:
         mcfg.distilling = "modern"
         mcfg.backboneFreezeEpochs = ()
 

@@ -15,13 +15,19 @@ from train.teacher import teacher_file
 
 ALL_STAGES = ["", ".full", ".teacher", ".distillation"]
 STAGES = {"c1": ALL_STAGES, "demo": ALL_STAGES, "voc": ALL_STAGES}
-VARIANTS = {"c1": ["ema", "backbone", "modern"], "demo": ["assignment"], "voc": ["assignment", "pretrained"]}
+VARIANTS = {
+    "c1": ["ema", "backbone", "modern", "assignment"],
+    "demo": ["assignment"],
+    "voc": ["assignment", "pretrained"],
+}
 CFGNAMES = [
     f"{recipe}.{phase}{stage}{variant}"
     for recipe, stages in STAGES.items()
     for phase, stage, variant in itertools.product(PHASES, stages, ["", *(f".{tag}" for tag in VARIANTS[recipe])])
     if stage != ".distillation" or variant not in (".backbone", ".pretrained")  # refused: it starts from its teacher
-    if recipe != "c1" or stage == ".distillation" or variant != ".modern"  # of c1, only distillation differs
+    if recipe != "c1"
+    or stage == ".distillation"
+    or variant not in (".modern", ".assignment")  # refused: two ways to distil
 ]
 # voc knows no classes: its user says which of them are base
 GROUPS = {"overrides": {"classList": ["ant", "bee", "cat"], "baseClasses": 2}}
@@ -29,7 +35,7 @@ GROUPS = {"overrides": {"classList": ["ant", "bee", "cat"], "baseClasses": 2}}
 
 def test_there_are_as_many_as_we_think():
     assert [recipe.name for recipe in describe_recipes()] == sorted(STAGES)
-    assert len(CFGNAMES) == len(set(CFGNAMES)) == 155
+    assert len(CFGNAMES) == len(set(CFGNAMES)) == 160
 
 
 @pytest.mark.parametrize("cfgname", CFGNAMES)
@@ -121,7 +127,7 @@ def test_todays_losses_of_c1_are_a_way_to_distil(tmp_path):
         assert {name: getattr(student, name) for name in MODERN_DISTILLING} == MODERN_DISTILLING
     assert (by_tag.backboneFreezeEpochs, by_word.backboneFreezeEpochs) == ((), (0, 1, 2, 3, 4))
     for stage in ("full", "teacher"):
-        with pytest.raises(UserError, match="c1: modern is a way to distil"):
+        with pytest.raises(UserError, match="take one of them, with the tag distillation"):
             load_config(f"c1.nano.{stage}.modern", root=tmp_path)
 
 
