@@ -30,10 +30,10 @@ MOST_EXPANDED = 2**20
 # same megabyte ten thousand times, and each of these tensors is searched for NaN.
 MOST_SHARED = 16
 MOST_DIMENSIONS = 64  # of a tensor in torch
-MOST_CLASSES = 1000  # that stand-ins are made for; the checkpoints of Ultralytics name about 30
-MOST_MODULES = 20_000  # modules and tensors that a network may have; the largest detector of Ultralytics has 1,500
-DEEPEST_MODULE = 100  # the modules of Ultralytics lie 7 deep
-LONGEST_NAME = 500  # letters of a tensor's name; those of Ultralytics have up to 60
+MOST_CLASSES = 1000  # that stand-ins are made for; the checkpoints of Ultralytics name up to 28 (YOLO11x)
+MOST_MODULES = 20_000  # modules and tensors of a network; YOLOv9e, the largest of Ultralytics, has 3,036
+DEEPEST_MODULE = 100  # the modules of Ultralytics lie up to 9 deep (YOLOv9e)
+LONGEST_NAME = 500  # letters of a tensor's name; those of Ultralytics have up to 51 (YOLOv9e)
 
 
 class StandIn:

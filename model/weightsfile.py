@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from config.checks import printable
 from config.compare import config_from_text
 from config.errors import UserError, reading
 from config.places import absolute
@@ -29,8 +30,6 @@ StateDict = dict[str, Tensor]
 
 CLASS_BRANCH, CLASS_ROWS = "head.cls.0.0.conv.weight", "head.cls.0.2.weight"
 _FIRST, _BINS = "backbone.l0.conv.weight", "head.dfl.weight"
-# Control characters (category Cc) and Unicode's line separators.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FIRST_WIDTH = 64  # channels that the plan of all phases gives the first layer
 
 
@@ -171,7 +170,7 @@ def _with_our_keys(state: dict[str, Any]) -> dict[str, Any]:
 
 def _named(state: dict[str, Any]) -> dict[str, Any]:
     """The same tensors. Raises `Refused` where a name cannot be shown as it is: it stands in messages and tables."""
-    if strange := next((key for key in state if len(key) > LONGEST_NAME or _UNPRINTABLE.search(key)), None):
+    if strange := next((key for key in state if len(key) > LONGEST_NAME or printable(key)), None):
         raise Refused(f"has a tensor named {shortened(strange)}")
     return state
 
@@ -181,7 +180,7 @@ def _class_names(names: Sequence[Any]) -> tuple[str, ...]:
     if not all(isinstance(name, (str, int)) for name in names):
         raise Refused("has class names that are no text")
     texts = tuple(map(str, names))
-    if strange := next((text for text in texts if _UNPRINTABLE.search(text)), None):
+    if strange := next((text for text in texts if printable(text)), None):
         raise Refused(f"has a class name with control characters ({shortened(strange)})")
     return texts
 
