@@ -20,7 +20,7 @@ SAMPLED = 128  # elements of each parameter, spread evenly: 20,000 of nano's thr
 RESOLUTION = torch.finfo(torch.float32).eps  # relative: a smaller change of one number cannot be stored
 SHRUNK = 0.5  # of the length of the convolution weights is left after an epoch; a decay of .0005 leaves .95 or more
 LOWEST_SCORE = 1e-9  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/experiments.md has the measured margins
-SLOW = 5e-4  # change of the weights in an epoch, relative to their length; good runs begin with five times as much
+SLOW = 1e-4  # change of the weights in an epoch, relative to their length; good runs begin with ten times as much
 MOVED = 1e-3  # the EMA follows such a change by a ten thousandth of it at least, which float32 can store
 UNSURE = 0.05  # a network with a higher class score has learned something: there a loss may stay where it is
 FEWEST_STEPS = 20  # of an epoch, before its mean loss can be compared with another
@@ -137,7 +137,11 @@ class Effect:
         decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
         changed = f"the weights changed by {now.change:.1e} of their length in an epoch"
         if symptom == STILL:
-            told = f"{changed}, which is no more than rounding; {self._why_still(model, rate, clip)}"
+            turned = changes["matrices"].turned if "matrices" in changes else now.change
+            told = (
+                f"the convolution weights changed by {turned:.1e} of their length in an epoch, which is no more than "
+                f"rounding; {self._why_still(model, rate, clip)}"
+            )
         elif symptom == SHRINKING:
             told = (
                 f"the length of the convolution weights is {changes['matrices'].ratio:.1e} of that an epoch before; "
