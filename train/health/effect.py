@@ -94,7 +94,11 @@ class Effect:
         """At the end of an epoch: what `metrics.jsonl` says of it, and sentences about what is new. May be repeated."""
         now = self.epoch
         after = _sample(model, average) if self._before else {}
-        changes = {name: _change(self._before[name], part, name == "matrices") for name, part in after.items()}
+        changes = {
+            name: _change(self._before[name], part, name == "matrices")
+            for name, part in after.items()
+            if name in self._before
+        }
         own = {name: change for name, change in changes.items() if name != "EMA"}
         now.change = max((change.turned for change in own.values()), default=0.0)
         trains_matrices = any(one.requires_grad and one.dim() > 1 for one in model.parameters())
@@ -133,7 +137,7 @@ class Effect:
         optimizer: torch.optim.Optimizer,
         clip: float,
     ) -> str:
-        now, rate = self.epoch, max(group["lr"] for group in optimizer.param_groups)
+        now, rate = self.epoch, optimizer.param_groups[0]["lr"]  # not of the biases, which is higher in a warm-up
         decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
         changed = f"the weights changed by {now.change:.1e} of their length in an epoch"
         if symptom == STILL:
