@@ -7,6 +7,7 @@ within two epochs. Exit status 1 when one run does otherwise. The table is the o
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ SCENES, FEW_SCENES = 120, 12  # two thirds are trained on: twenty steps of four 
 SIZE, BATCH, SMALL = 96, 4, 8
 COLOURS = {**TWO_COLOURS, "green": (40, 200, 60), "white": (245, 245, 245)}
 REFUSED = "refused: nothing can be trained"
-IN_TIME = 2  # epochs within which a run without effect is to be reported
+IN_TIME = 2  # epochs from the first symptom on, within which a run without effect is to be reported
 
 
 def _freeze_all(trainer: Trainer) -> None:
@@ -56,6 +57,7 @@ class Run:
     recipe: str = "voc.nano.full"
     change: Callable[[Trainer], None] | None = None  # what a user's own code does
     scenes: int = SCENES
+    begins: int = 1  # the epoch of the first symptom
 
 
 TAUGHT = {"teacherModelFile": "teacher", "checkpointModelFile": "teacher", "baseClasses": 2}
@@ -118,7 +120,13 @@ BAD = (
         {"baseLearningRate": 1e-6, "minLearningRate": 1e-6, "warmupBiasRate": 0.0, "warmupEpochs": 0.0},
         FLAT,
     ),
-    Run("high-rate", "learning rate 100", {"baseLearningRate": 100.0, "warmupEpochs": 0.0}, VANISHED),
+    Run(
+        "high-rate",
+        "learning rate 10; the scores vanish in epoch 2",
+        {"baseLearningRate": 10.0, "warmupEpochs": 0.0},
+        VANISHED,
+        begins=2,
+    ),
     Run("decay", "weight decay 50", {"optimizerWeightDecay": 50.0, "warmupEpochs": 0.0}, SHRINKING),
     Run("ema", "an EMA with a decay of 1", {}, AVERAGE_STILL, change=_hold_ema),
 )
@@ -197,7 +205,7 @@ def line_of(run: Run, outcome: Outcome) -> str:
 def is_right(run: Run, outcome: Outcome) -> bool:
     if run.expected is None:
         return not outcome.reports
-    return outcome.reports.get(run.expected, IN_TIME + 1) <= IN_TIME
+    return outcome.reports.get(run.expected, math.inf) < run.begins + IN_TIME
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ row on.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ FLAT, AVERAGE_STILL = "loss does not move", "EMA stands still"
 SAMPLED = 128  # elements of each parameter, spread evenly: 20,000 of nano's three millions show the same change
 RESOLUTION = torch.finfo(torch.float32).eps  # relative: a smaller change of one number cannot be stored
 SHRUNK = 0.5  # of the length of the convolution weights is left after an epoch; a decay of .0005 leaves .95 or more
-LOWEST_SCORE = 1e-9  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/experiments.md has the measured margins
+LOWEST_SCORE = 1e-7  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/experiments.md has the measured margins
 SLOW = 1e-4  # change of the weights in an epoch, relative to their length; good runs begin with ten times as much
 MOVED = 1e-3  # the EMA follows such a change by a ten thousandth of it at least, which float32 can store
 UNSURE = 0.05  # a network with a higher class score has learned something: there a loss may stay where it is
@@ -62,7 +63,7 @@ class Change(NamedTuple):
     """How a part of the weights changed in an epoch."""
 
     turned: float  # relative length of the change; of matrices of what is left when each one's shrinking is removed
-    ratio: float  # of the lengths after and before
+    ratio: float  # of the lengths after and before, the median of all parameters: some of them may be constants
 
 
 class Effect:
@@ -220,11 +221,14 @@ def _together_to_cpu(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _change(before: list[Tensor], after: list[Tensor], is_decayed: bool) -> Change:
-    changed = left = began = 0.0  # squared lengths
+    changed = left = 0.0  # squared lengths
+    ratios = []
     for one, other in zip(before, after, strict=True):
         one, other = one.double(), other.double()
         squared = float(one @ one)
         factor = float(one @ other) / squared if is_decayed and squared else 1.0
         changed += float((other - factor * one).square().sum())
-        left, began = left + float(other @ other), began + squared
-    return Change(math.sqrt(changed / left) if left else 0.0, math.sqrt(left / began) if began else math.inf)
+        now = float(other @ other)
+        left += now
+        ratios.append(math.sqrt(now / squared) if squared else 1.0)
+    return Change(math.sqrt(changed / left) if left else 0.0, median(ratios))

@@ -241,6 +241,7 @@ def test_a_change_of_direction_by_hand():
     assert _change([torch.zeros(2)], [torch.ones(2)], True).turned == pytest.approx(1.0)
     still, decayed = torch.tensor([0.0, 15.0]), torch.tensor([4.0, 3.0])  # one constant, the other with decay
     assert _change([still, decayed], [still, decayed * 0.9], True).turned == pytest.approx(0, abs=1e-7)
+    assert _change([still, decayed, decayed], [still, decayed * 0.1, decayed * 0.1], True).ratio == pytest.approx(0.1)
 
 
 def test_decay_alone_is_no_change():
