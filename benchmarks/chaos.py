@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+
+from benchmarks.squares import draw_squares
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -173,26 +173,6 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def draw_squares(folder: Path, count: int = 24) -> None:
-    """Red and blue squares on noise, with Pascal VOC annotations: 16 to train on, 4 to validate, the rest to test."""
-    generator = np.random.default_rng(0)
-    for name in ("images", "annotations", "splits"):
-        (folder / name).mkdir(parents=True)
-    for number in range(count):
-        pixels = generator.integers(90, 150, (80, 80, 3)).astype(np.uint8)
-        objects = ""
-        for name, colour in (("red", (220, 40, 40)), ("blue", (40, 60, 220))):
-            x, y = (int(value) for value in generator.integers(0, 50, 2))
-            pixels[y : y + 30, x : x + 30] = colour
-            box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + 30}</xmax><ymax>{y + 30}</ymax>"
-            objects += f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
-        Image.fromarray(pixels).save(folder / "images" / f"{number:02}.png")
-        size = "<size><width>80</width><height>80</height><depth>3</depth></size>"
-        (folder / "annotations" / f"{number:02}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
-    for split, ids in (("train", range(16)), ("validation", range(16, 20)), ("test", range(20, count))):
-        (folder / "splits" / f"{split}.txt").write_text("".join(f"{number:02}\n" for number in ids))
-
-
 def kill(chaos: Chaos, number: int) -> None:
     """One SIGKILL: every third by a watcher after a random time, the others at a point of the program."""
     workers = 2 * (number % 2)
@@ -237,7 +217,7 @@ def main() -> int:
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="mars-chaos-"))
     chaos = Chaos(folder, random.Random(args.seed))
-    draw_squares(folder / "data")
+    draw_squares(folder / "data", 24, 80)
     chaos.undisturbed()
     for number in range(args.kills):
         kill(chaos, number)

@@ -198,7 +198,7 @@ MUTATIONS = {
         ),
         (
             "values above the range of 16-bit images wrap around", "dl/images.py",
-            "wide = np.minimum(values, largest).astype(np.uint32)", "wide = values.astype(np.uint32)",
+            "wide = np.minimum(np.arange(2**16, dtype=np.uint32), largest)", "wide = np.arange(2**16, dtype=np.uint32)",
             "tests/dl/test_images.py::test_16_bits_are_scaled_by_the_range_in_use_or_by_the_one_given",
         ),
         # From weights to detections and figures

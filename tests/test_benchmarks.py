@@ -7,17 +7,19 @@ import json
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import mars
-from benchmarks import accuracy, distil_step, guard_cost, incremental, memory, peer, sabotage
-from benchmarks.chaos import KILLED_AT, Chaos, draw_squares
+from benchmarks import accuracy, distil_step, false_alarms, guard_cost, incremental, memory, peer, sabotage
+from benchmarks.chaos import KILLED_AT, Chaos
 from benchmarks.faults import FAULTS
 from benchmarks.injections import INJECTIONS
 from benchmarks.noise import noise_batch
+from benchmarks.squares import draw_squares
 from config.errors import UserError
 from config.load import parse_settings
 from dl.check import check_data
@@ -197,7 +199,24 @@ def test_guard_cost(monkeypatch, capsys):
     monkeypatch.setattr(guard_cost, "WARM_UP", 1)
     monkeypatch.setattr(guard_cost, "noise_batch", lambda *_: noise_batch(2, 64, 20, 2))
     guard_cost.main(["--steps", "2"])
-    assert "2 steps of " in capsys.readouterr().out
+    sizes = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sizes == ["| 96 px, 2", "| 160 px, 8", "| 320 px, 8"]
+
+
+def test_a_run_without_effect_beside_one_with_and_a_wrong_expectation(monkeypatch, capsys):
+    def few(runs, *names):
+        return tuple(replace(run, scenes=12) for run in runs if run.name in names)
+
+    monkeypatch.setattr(false_alarms, "SIZE", 64)
+    monkeypatch.setattr(false_alarms, "GOOD", few(false_alarms.GOOD, "random-float32"))
+    monkeypatch.setattr(false_alarms, "BAD", few(false_alarms.BAD, "clip"))
+    assert false_alarms.main([]) == 0
+    assert "| weights stand still (2) |" in capsys.readouterr().out
+    as_good = tuple(replace(run, expected=None) for run in false_alarms.BAD)
+    monkeypatch.setattr(false_alarms, "GOOD", ())
+    monkeypatch.setattr(false_alarms, "BAD", as_good)
+    assert false_alarms.main([]) == 1
+    assert "WRONG\nclip: " in capsys.readouterr().out
 
 
 def test_memory_after_each_stage(tmp_path, monkeypatch, capsys):

@@ -268,7 +268,7 @@ def test_a_tag_that_only_a_short_circuit_left_unasked_is_known():
 
 def test_an_unknown_tag_is_found_beside_known_ones():
     assert "tag 'emma': unknown (did you mean 'ema'?)" in refused("c1.nano.full.emma")
-    assert "c1 knows full, teacher, distillation, backbone, modern, ema;" in refused("c1.nano.full.emma")
+    assert "c1 knows full, teacher, distillation, backbone, assignment, modern, ema;" in refused("c1.nano.full.emma")
     assert "did you mean 'nano'" in refused("c1.Nano")
 
 

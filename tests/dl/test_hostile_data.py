@@ -24,8 +24,8 @@ LIMITS = {
     "image_bomb": "30000 x 30000 pixels, and at most 200 million are decoded",
     "image_device": "a pipe or a device, not a file",
     "file_name_control": r"holds a control character",
-    "list_long_line": "line 3: .* has 100000 characters, and at most 4096 are allowed",
-    "classes_many": "lists 200001 classes, and at most 30000 are trained",
+    "list_long_line": "line 3: .* has 100000 characters, and at most 3000 are allowed",
+    "classes_many": "lists 200001 classes, and at most 20000 are trained",
     "yaml_alias_bomb": "names holds a list or a mapping where one value belongs",
     "yaml_alias_bomb_count": "nc holds a list or a mapping",
     "yaml_alias_bomb_split": "train holds a list or a mapping",
@@ -39,7 +39,7 @@ LIMITS = {
     "coco_overflow": "in its bbox, not a number",
     "coco_int64": "the id of a category is not a whole number",
     "coco_control_name": "the name of a category: .* holds a control character",
-    "coco_long_file_name": "has 100000 characters, and at most 4096 are allowed",
+    "coco_long_file_name": "has 100000 characters, and at most 3000 are allowed",
     "coco_sparse": "and at most 1.5 GiB are read",
 }
 

@@ -8,6 +8,7 @@ row on.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ FLAT, AVERAGE_STILL = "loss does not move", "EMA stands still"
 SAMPLED = 128  # elements of each parameter, spread evenly: 20,000 of nano's three millions show the same change
 RESOLUTION = torch.finfo(torch.float32).eps  # relative: a smaller change of one number cannot be stored
 SHRUNK = 0.5  # of the length of the convolution weights is left after an epoch; a decay of .0005 leaves .95 or more
-LOWEST_SCORE = 1e-9  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/experiments.md has the measured margins
-SLOW = 5e-4  # change of the weights in an epoch, relative to their length; good runs begin with five times as much
+LOWEST_SCORE = 1e-7  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/experiments.md has the measured margins
+SLOW = 1e-4  # change of the weights in an epoch, relative to their length; good runs begin with ten times as much
 MOVED = 1e-3  # the EMA follows such a change by a ten thousandth of it at least, which float32 can store
 UNSURE = 0.05  # a network with a higher class score has learned something: there a loss may stay where it is
 FEWEST_STEPS = 20  # of an epoch, before its mean loss can be compared with another
@@ -62,7 +63,7 @@ class Change(NamedTuple):
     """How a part of the weights changed in an epoch."""
 
     turned: float  # relative length of the change; of matrices of what is left when each one's shrinking is removed
-    ratio: float  # of the lengths after and before
+    ratio: float  # of the lengths after and before, the median of all parameters: some of them may be constants
 
 
 class Effect:
@@ -94,7 +95,11 @@ class Effect:
         """At the end of an epoch: what `metrics.jsonl` says of it, and sentences about what is new. May be repeated."""
         now = self.epoch
         after = _sample(model, average) if self._before else {}
-        changes = {name: _change(self._before[name], part, name == "matrices") for name, part in after.items()}
+        changes = {
+            name: _change(self._before[name], part, name == "matrices")
+            for name, part in after.items()
+            if name in self._before
+        }
         own = {name: change for name, change in changes.items() if name != "EMA"}
         now.change = max((change.turned for change in own.values()), default=0.0)
         trains_matrices = any(one.requires_grad and one.dim() > 1 for one in model.parameters())
@@ -133,11 +138,15 @@ class Effect:
         optimizer: torch.optim.Optimizer,
         clip: float,
     ) -> str:
-        now, rate = self.epoch, max(group["lr"] for group in optimizer.param_groups)
+        now, rate = self.epoch, optimizer.param_groups[0]["lr"]  # not of the biases, which is higher in a warm-up
         decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
         changed = f"the weights changed by {now.change:.1e} of their length in an epoch"
         if symptom == STILL:
-            told = f"{changed}, which is no more than rounding; {self._why_still(model, rate, clip)}"
+            turned = changes["matrices"].turned if "matrices" in changes else now.change
+            told = (
+                f"the convolution weights changed by {turned:.1e} of their length in an epoch, which is no more than "
+                f"rounding; {self._why_still(model, rate, clip)}"
+            )
         elif symptom == SHRINKING:
             told = (
                 f"the length of the convolution weights is {changes['matrices'].ratio:.1e} of that an epoch before; "
@@ -212,11 +221,14 @@ def _together_to_cpu(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _change(before: list[Tensor], after: list[Tensor], is_decayed: bool) -> Change:
-    changed = left = began = 0.0  # squared lengths
+    changed = left = 0.0  # squared lengths
+    ratios = []
     for one, other in zip(before, after, strict=True):
         one, other = one.double(), other.double()
         squared = float(one @ one)
         factor = float(one @ other) / squared if is_decayed and squared else 1.0
         changed += float((other - factor * one).square().sum())
-        left, began = left + float(other @ other), began + squared
-    return Change(math.sqrt(changed / left) if left else 0.0, math.sqrt(left / began) if began else math.inf)
+        now = float(other @ other)
+        left += now
+        ratios.append(math.sqrt(now / squared) if squared else 1.0)
+    return Change(math.sqrt(changed / left) if left else 0.0, median(ratios))

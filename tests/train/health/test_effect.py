@@ -86,11 +86,21 @@ def held_ema(stepper):
     return stepper
 
 
+def with_bias_rate(stepper, rate):
+    stepper.optimizer.param_groups[2]["lr"] = rate
+    return stepper
+
+
 BAD = {
     "clip": (lambda: make(clip=1e-30), STILL, "gradientClip=1e-30 makes a gradient of norm "),
     "clip, AdamW": (lambda: make(clip=1e-30, adam=True), STILL, "gradientClip=1e-30"),
     "clip and no decay": (lambda: make(clip=1e-30, decay=0.0), STILL, "gradientClip=1e-30"),
     "learning rate": (lambda: make(rate=1e-30), STILL, "the learning rate 1e-30 is too low"),
+    "learning rate with a warm-up of the biases": (
+        lambda: with_bias_rate(make(rate=1e-30), 0.1),
+        STILL,
+        "the learning rate 1e-30 is too low",
+    ),
     "both": (lambda: make(rate=1e-30, clip=1e-30), STILL, "(the default is 10), and the learning rate 1e-30"),
     "frozen": (lambda: without_gradients(make()), STILL, "no parameter of the network requires a gradient"),
     "no gradient": (lambda: with_loss(make(), lambda total: total * 0), STILL, "every gradient is 0"),
@@ -231,6 +241,7 @@ def test_a_change_of_direction_by_hand():
     assert _change([torch.zeros(2)], [torch.ones(2)], True).turned == pytest.approx(1.0)
     still, decayed = torch.tensor([0.0, 15.0]), torch.tensor([4.0, 3.0])  # one constant, the other with decay
     assert _change([still, decayed], [still, decayed * 0.9], True).turned == pytest.approx(0, abs=1e-7)
+    assert _change([still, decayed, decayed], [still, decayed * 0.1, decayed * 0.1], True).ratio == pytest.approx(0.1)
 
 
 def test_decay_alone_is_no_change():

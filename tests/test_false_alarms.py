@@ -1,0 +1,35 @@
+"""The benchmark of false alarms: what counts as right, and its table."""
+
+import pytest
+
+from benchmarks.false_alarms import BAD, GOOD, REFUSED, Outcome, Run, is_right, line_of
+from train.health.effect import STILL
+
+
+def outcome(*no_effect):
+    figures = {"weight_change": 0.02, "top_score": 0.5, "loss": 3.0, "map50": None}
+    rows = [{"epoch": number, "no_effect": list(kinds), **figures} for number, kinds in enumerate(no_effect)]
+    return Outcome(rows, ratios=[1.0], averages=[])
+
+
+@pytest.mark.parametrize(
+    ("expected", "begins", "found", "right"),
+    [
+        (None, 1, outcome((), ()), True),
+        (None, 1, outcome((), (STILL,)), False),
+        (STILL, 1, outcome((), (STILL,)), True),
+        (STILL, 1, outcome((), (), (STILL,)), False),
+        (STILL, 2, outcome((), (), (STILL,)), True),
+        (STILL, 1, outcome((), ("another",)), False),
+        (REFUSED, 1, Outcome(said=["nothing can be trained: ..."]), True),
+        (STILL, 1, Outcome(said=["another error"]), False),
+    ],
+)
+def test_a_report_has_to_be_the_right_one_in_time(expected, begins, found, right):
+    run = Run("name", "words", {}, expected, begins=begins)
+    assert is_right(run, found) == right
+    assert line_of(run, found).count("|") == 9
+
+
+def test_how_many_runs_there_are():
+    assert len(GOOD) >= 6 and sum("random weights" in run.words for run in GOOD) >= 2 and len(BAD) >= 6
