@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("narrow_nano")
 def squares(tmp_path_factory) -> Path:
     """Two images each to train, validate and test on."""
     folder = tmp_path_factory.mktemp("data") / "squares"
-    draw_squares(folder, 22)
+    draw_squares(folder, 12)
     for split in ("train", "validation"):
         names = (folder / f"splits/{split}.txt").read_text().split()
         (folder / f"splits/{split}.txt").write_text("\n".join(names[:2]) + "\n")
