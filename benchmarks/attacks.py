@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Limits of one command. The program itself takes half a GiB and a few seconds of computing time, most of it to import
 # torch; the hostile files of issue reports took 2 to 7 GiB, or never ended.
 PEAK_MIB = 2048
+LARGE_PEAK_MIB = 3584  # of images at the limits of dl/images.py: a decoded one takes up to 1.9 GB
 CPU_SECONDS = 60
 WALL_SECONDS = 300  # computing time is what counts; this ends a command that waits for ever, however busy the machine
 ADDRESS_SPACE = 16 << 30  # protects this machine from an attack that succeeds
@@ -61,6 +62,7 @@ class Attack(NamedTuple):
     name: str
     prepare: Callable[[Path], Sequence[str]]
     statuses: tuple[int, ...] = (0, 2)  # that are right: 0 where the input can be used all the same
+    peak_mib: int = PEAK_MIB
     redirection: str = ""  # in the shell's language, behind the command
     environment: Mapping[str, str] = MappingProxyType({})
 
@@ -86,7 +88,7 @@ class Outcome:
             return f"ended with status {self.status} and no message"
         if found := UNSAFE.search(self.text):
             return f"printed the control character {found[0]!r}"
-        if self.peak_mib > PEAK_MIB:
+        if self.peak_mib > attack.peak_mib:
             return f"took {self.peak_mib:.0f} MiB"
         return f"took {self.cpu_seconds:.0f} s" if self.cpu_seconds > CPU_SECONDS else ""
 
@@ -102,11 +104,14 @@ def attacks() -> Iterator[Attack]:
     for name, build in IMAGE_ATTACKS.items():
         yield Attack("images", name, _predicted(build))
     for name, build in LARGE_IMAGES.items():
-        yield Attack("large images that are right", name, _predicted(build), statuses=(0,))
+        yield Attack("large images that are right", name, _predicted(build), (0,), LARGE_PEAK_MIB)
     for name, command in COMMAND_ATTACKS.items():
-        yield Attack(
-            "commands", name, _words(command.words), (command.status,), command.redirection, command.environment
-        )
+        attack = Attack("commands", name, _words(command.words), (command.status,))
+        yield attack._replace(redirection=command.redirection, environment=command.environment)
+    consoles = Attack("consoles of a training", "its reader goes away", _trained_on(_chinese), (0,))
+    yield consoles._replace(redirection="| head -1")
+    yield consoles._replace(name="closed", redirection=">&- 2>&-")
+    yield consoles._replace(name="ASCII", environment={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
 
 
 def _with_weights(build: Callable[[Path], Path], group: str) -> Callable[[Path], list[str]]:
@@ -126,6 +131,10 @@ def _with_weights(build: Callable[[Path], Path], group: str) -> Callable[[Path],
         return _predict(folder / "image.png", file)
 
     return prepare
+
+
+def _chinese(folder: Path) -> Path:
+    return draw_squares(folder, colours={"\u98de\u673a": (220, 40, 40), "\u8f66": (40, 60, 220)})
 
 
 def _trained_on(build: Callable[[Path], Path]) -> Callable[[Path], list[str]]:

@@ -63,5 +63,6 @@ def test_every_kind_of_input_is_attacked():
     groups = [attack.group for attack in attacks.attacks()]
     assert set(groups) == {
         "weights", "checkpoints", "bundles", "data sets", "images", "large images that are right", "commands",
+        "consoles of a training",
     }  # fmt: skip
     assert len(groups) > 300
