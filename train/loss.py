@@ -68,7 +68,8 @@ class DetectionLoss:
         with gradients.
         """
         with float32_island(raw_maps[0].device):
-            return self._compute(raw_maps, batch)
+            found = self._compute(raw_maps, batch)
+            return self._watched(found, raw_maps, batch)
 
     def _compute(self, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         points, strides = anchors_of(raw_maps, self.strides)
@@ -96,13 +97,13 @@ class DetectionLoss:
         box_loss = ((1 - overlap) * weight).sum() / normaliser
         dfl_loss = (self._distribution_loss(distributions, cells, target_boxes) * weight).sum() / normaliser
         summed = self._sum_up(box=box_loss * self.box_gain, cls=cls_loss * self.cls_gain, dfl=dfl_loss * self.dfl_gain)
-        return self._watched(summed, raw_maps, logits.detach(), batch)
+        return replace(summed, top_logit=logits.detach().amax())
 
-    def _watched(self, found: LossResult, raw_maps: Sequence[Tensor], logits: Tensor, batch: Batch) -> LossResult:
-        """`found` with what the guard and `train.health.effect` ask for."""
+    def _watched(self, found: LossResult, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
+        """`found` with what the guard asks for, of whatever `_compute` a subclass has."""
         strangers = (batch.labels.clamp(0, self.num_classes - 1) != batch.labels) & batch.valid
         labels = torch.where(strangers.any(), math.nan, 0.0)
-        return replace(found, watched={"raw maps": total_of(raw_maps), "labels": labels}, top_logit=logits.amax())
+        return replace(found, watched={**found.watched, "raw maps": total_of(raw_maps), "labels": labels})
 
     @staticmethod
     def _class_loss(logits: Tensor, target_scores: Tensor, labelled: Tensor | None) -> Tensor:

@@ -149,7 +149,8 @@ class Stepper:
         watched = {**self.guard.watch_inputs(kept.batch), **out.watched, **self.guard.watch_statistics()}
         is_bad = agreed(flag_of([*values.values(), *watched.values()], out.parts.values()))
         none, parts = torch.zeros_like(is_bad), tuple(out.parts)
-        return Step(kept, values, watched, is_bad, none, self.guard.one, parts, out.top_logit), out.total
+        top_logit = getattr(out, "top_logit", None)  # a user's own objective need not report it
+        return Step(kept, values, watched, is_bad, none, self.guard.one, parts, top_logit), out.total
 
     def _weight_of(self, images: int) -> float:
         """What the loss of a batch is multiplied by, and count the batch.

@@ -448,8 +448,7 @@ class Trainer:
         if checkpoint["precision"] != name_of(self.precision.dtype):
             checkpoint = {**checkpoint, "pending": 0, "gradients": None}  # they were scaled for the other type
         self.stepper.pending = pending = checkpoint["pending"]
-        whole = (pending * self.mcfg.batchSize, self.mcfg.batchSize)  # earlier versions did not keep these numbers
-        self.stepper.pending_images = tuple(checkpoint.get("pending_images", whole))
+        self.stepper.pending_images = self._waiting_images(checkpoint, pending)
         for parameter, gradient in zip(self._trained(), checkpoint["gradients"] or (), strict=False):
             parameter.grad = None if gradient is None else gradient.to(self.device)
         self.schedule.load_state_dict(checkpoint["schedule"])
@@ -459,6 +458,17 @@ class Trainer:
         self.weights_origin = checkpoint["weights_origin"]
         self._inside = checkpoint["progress"]
         restore_random_states(checkpoint["random"])
+
+    def _waiting_images(self, checkpoint: dict[str, Any], pending: int) -> tuple[int, int]:
+        """The images whose gradients wait, and the weight 1 of their mean in images (`Stepper.pending_images`).
+
+        Earlier versions did not keep them, and had divided each gradient by the number of batches of a step already.
+        """
+        if not pending or "pending_images" in checkpoint:
+            return tuple(checkpoint.get("pending_images", (0, 0)))
+        last = self._batches_before(checkpoint["epoch"]) + checkpoint["progress"]["batches"] - 1
+        batches_a_step = self.warm_up.pace(last, self.rate).accumulate
+        return pending * self.mcfg.batchSize, batches_a_step * self.mcfg.batchSize
 
     def _trained(self) -> Iterator[torch.nn.Parameter]:
         """The student's parameters, and behind them those that are learned beside it."""

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model import YoloModel
 from ops.batch import Batch
 from ops.probe import listening
-from train.loss import DetectionLoss
+from train.loss import DetectionLoss, LossResult
 
 
 def empty_batch(b=2, m=0, side=64) -> Batch:
@@ -276,3 +276,20 @@ def test_what_is_watched_beside_the_parts():
     raw_maps = [one.detach() for one in maps()]
     raw_maps[2][1, 5, 0, 0] = -math.inf
     assert not DetectionLoss(3)(raw_maps, empty_batch()).watched["raw maps"].isfinite()
+
+
+class OwnLoss(DetectionLoss):
+    """A user's own formula in place of ours."""
+
+    def _compute(self, raw_maps, batch) -> LossResult:
+        total = raw_maps[0].sum() * 0
+        return LossResult(total, {"own": total.detach()}, {"mine": total.detach() + 1})
+
+
+def test_a_formula_of_the_users_own_is_watched_too():
+    batch = empty_batch(m=1)
+    batch = replace(batch, labels=torch.full_like(batch.labels, 7), valid=torch.ones_like(batch.valid))
+    broken = [torch.full_like(maps()[0], math.inf), *maps()[1:]]
+    found = OwnLoss(3)(maps(), batch)
+    assert found.watched["labels"].isnan() and found.watched["mine"] == 1 and found.top_logit is None
+    assert not OwnLoss(3)(broken, empty_batch()).watched["raw maps"].isfinite()

@@ -108,6 +108,25 @@ def test_a_mean_over_batches_of_which_some_wait_is_the_same(squares_config, monk
     assert_same_end(Trainer(squares_config("stopped", **fields)).run(), whole)
 
 
+def test_gradients_that_wait_in_a_checkpoint_of_an_earlier_version_keep_their_weight(squares_config, monkeypatch):
+    """It had divided them by the batches of a step, and did not keep the number of images."""
+    fields = {**FIELDS, "batchSize": 2, "nominalBatch": 6, "lossReduction": "mean", "maxEpoch": 1, "warmupEpochs": 0}
+    whole = Trainer(squares_config("mean", **fields)).run()
+    with monkeypatch.context() as patch:
+        signalled(patch, Stepper, "add", 2)
+        with pytest.raises(Interrupted, match="after 2 of 4 batches"):
+            Trainer(squares_config("stopped", **fields)).run()
+    folder = RunFolder.of(squares_config("stopped", **fields))
+    checkpoint = dict(load_checkpoint(folder.last))
+    assert checkpoint.pop("pending_images") == (4, 2)
+    checkpoint["gradients"] = [None if one is None else one / 3 for one in checkpoint["gradients"]]
+    save_checkpoint(folder.last, checkpoint)
+    went_on = Trainer(squares_config("stopped", **fields)).run()
+    weights = [load_checkpoint(run.last)["model"] for run in (whole, went_on)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def stopped_in_epoch(trainer, epoch):
     """End as a killed process does, when an epoch begins."""
 

@@ -24,6 +24,7 @@ LOWEST_SCORE = 1e-7  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/ex
 SLOW = 1e-4  # change of the weights in an epoch, relative to their length; good runs begin with ten times as much
 MOVED = 1e-3  # the EMA follows such a change by a ten thousandth of it at least, which float32 can store
 UNSURE = 0.05  # a network with a higher class score has learned something: there a loss may stay where it is
+ENDED = 1e-4  # of its highest value: a schedule that has lowered the learning rate so far is meant to change nothing
 FEWEST_STEPS = 20  # of an epoch, before its mean loss can be compared with another
 DEVIATIONS = 2.0  # of the difference of two means, within which they count as equal
 
@@ -73,6 +74,7 @@ class Effect:
         self.epoch, self.last = Epoch(), Epoch()
         self._before: dict[str, list[Tensor]] = {}  # weights at the start of the epoch, by part; empty: not known
         self._told: list[str] = []
+        self._highest_rate = 0.0  # learning rate, at the end of an epoch
 
     def start_epoch(self, model: nn.Module, average: nn.Module | None) -> None:
         self.epoch, self.last = Epoch(), self.epoch
@@ -104,13 +106,18 @@ class Effect:
         now.change = max((change.turned for change in own.values()), default=0.0)
         trains_matrices = any(one.requires_grad and one.dim() > 1 for one in model.parameters())
         now.symptoms = self._symptoms(changes, trains_matrices) if changes and now.steps else []
+        rate = optimizer.param_groups[0]["lr"]
+        self._highest_rate = max(self._highest_rate, float(rate))
+        if rate < ENDED * self._highest_rate:
+            now.symptoms = [one for one in now.symptoms if one not in (STILL, FLAT)]
         lasting = [one for one in now.symptoms if one in self.last.symptoms]
         if FLAT in lasting and not now.has_loss_of(self.last):
             lasting.remove(FLAT)
         new = [one for one in lasting if one not in self._told]
         self._told += new
         top_score = None if now.top_logit == -math.inf else float(f"{now.top_score:.3g}")
-        row = {"weight_change": float(f"{now.change:.3g}"), "top_score": top_score, "no_effect": lasting}
+        weight_change = float(f"{now.change:.3g}") if changes else None
+        row = {"weight_change": weight_change, "top_score": top_score, "no_effect": lasting}
         return row, [self._sentence(one, changes, model, optimizer, clip) for one in new]
 
     def _symptoms(self, changes: Mapping[str, Change], trains_matrices: bool) -> list[str]:
@@ -192,11 +199,13 @@ class Effect:
             "last": asdict(self.last),
             "before": dict(self._before),
             "told": list(self._told),
+            "highest_rate": self._highest_rate,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.last = Epoch(**state["epoch"]), Epoch(**state["last"])
         self._before, self._told = dict(state["before"]), list(state["told"])
+        self._highest_rate = state["highest_rate"]
 
 
 def _sample(model: nn.Module, average: nn.Module | None) -> dict[str, list[Tensor]]:

@@ -175,6 +175,18 @@ def test_what_trains_is_not_reported(watch, build, named):
     assert reports(watch, build(), **named) == [[], [], []]
 
 
+@pytest.mark.parametrize(("last_rate", "is_reported"), [(0.0, False), (1e-30, False), (1e-2, True)])
+def test_a_schedule_that_has_come_to_its_end_is_not_reported(watch, last_rate, is_reported):
+    """Weights that move, then stand still: reported only when the learning rate has not fallen."""
+    stepper = make(momentum=0.0, decay=0.0)
+    assert not epoch(stepper, watch)["no_effect"]
+    for group in stepper.optimizer.param_groups:
+        group["lr"] = last_rate
+    if is_reported:
+        stepper.gradient_clip = 1e-30
+    assert any(STILL in found for found in reports(watch, stepper)) is is_reported
+
+
 def test_one_epoch_of_a_symptom_is_none(watch):
     """As a warm-up with AdamW and one batch, whose first step has a learning rate of 0."""
     stepper = make(rate=0.0)
