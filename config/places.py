@@ -39,6 +39,8 @@ def absolute(path: str | os.PathLike[str]) -> str:
         user = re.split(r"[/\\]", expanded[1:])[0]
         raise UserError(f"{text}: there is no user '{user}' here; write the folder in full, or ./{text} for that name")
     place = os.path.abspath(expanded)
+    if complaint := printable(place):
+        raise UserError(f"{shown_value(place)}: the name of the working directory {complaint}")
     longest = max(len(part.encode()) for part in re.split(r"[/\\]", place))
     if longest > LONGEST_NAME or len(place.encode()) > LONGEST_PATH:
         raise UserError(

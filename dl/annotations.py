@@ -31,12 +31,9 @@ _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
 MOST_OBJECTS = 50_000  # of an image: twice those of the fullest image of a public data set (JHU-Crowd++: 25,791)
 LONGEST_SIDE = 2**31 - 1  # pixels: no format of images has room for more
 LONGEST_NUMBER = 400  # characters: float64's smallest number needs 327 if it is written without an exponent
-# Encodings of text that people declare, by Python's names. Others that Python knows are no encodings of text (zlib), or
-# take time that grows with the square of the length (punycode, idna).
-_ENCODINGS = re.compile(
-    r"ascii|utf-(8|16|32)(-le|-be|-sig)?|iso(8859|2022_)[-_\w]+|cp\d+|gb\w+|hz|big5\w*|shift_jis\w*|euc_\w+|johab|koi8-\w"
-    r"|mac-\w+|tis-620"
-)
+# Python's names of encodings that no annotation is written in: decoding punycode takes time that grows with the square
+# of the length, idna and undefined raise errors of their own, and the others turn plain text into other characters.
+_NOT_READ = ("punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7")
 
 
 class WrittenObject(NamedTuple):
@@ -199,7 +196,9 @@ def _parse(path: Path) -> Any:
             return ElementTree.fromstring(re.sub(r"^<\?xml[^>]*\?>", "", text))
     except UserError as error:
         cause = error.__cause__
-        reason = "it defines entities" if isinstance(cause, DefusedXmlException) else excerpt(str(cause))
+        reason = excerpt(str(cause))
+        if isinstance(cause, DefusedXmlException):
+            reason = "it defines entities: write their text in their place, and remove the DOCTYPE"
         raise DataFault(f"{path}: the xml does not parse ({reason})") from None
 
 
@@ -222,11 +221,12 @@ def _declared_encoding(raw: bytes, path: Path) -> str:
     name = head.group(1).decode("ascii") if head else "utf-8"
     try:
         known = codecs.lookup(name).name
+        if known not in _NOT_READ:
+            b" ".decode(known, errors="replace")  # LookupError for what is no encoding of text, such as zlib
+            return known
     except LookupError:
-        known = ""
-    if not _ENCODINGS.fullmatch(known):
-        raise DataFault(f"{path}: the xml declares the encoding '{name}', which is not read; save it as UTF-8")
-    return known
+        pass
+    raise DataFault(f"{path}: the xml declares the encoding '{name}', which is not read; save it as UTF-8")
 
 
 def _read_size(root: Any, path: Path) -> tuple[int, int] | None:

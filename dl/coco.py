@@ -23,7 +23,8 @@ from dl.files import MOST_OF_JSON, read_text
 from ops.text import shortened
 
 _TAIL = 64  # bytes at the end of a json in which its last bracket must stand
-_PLAIN_NUMBER = r"0|[1-9][0-9]{0,17}"  # 007 is a name, and so is what does not fit into 64 bits
+_PLAIN_NUMBER = r"0|[1-9][0-9]{0,38}"  # 007 is a name; 128 bits, as uuid4().int has, are up to 39 digits
+_LARGEST_CATEGORY = 2**63 - 1  # category ids are kept in arrays of 64 bits; ids of images are not
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -89,6 +90,10 @@ class CocoFile:
                 raise UserError(f"{self.path}: a category has no name: {shortened(entry)}")
             if not isinstance(number, int):
                 raise UserError(f"{self.path}: the id of a category is not a whole number: {shortened(entry)}")
+            if abs(number) > _LARGEST_CATEGORY:
+                raise UserError(
+                    f"{self.path}: the id of a category is larger than 64 bits: {shortened(entry)}; number them from 1"
+                )
             if fault := name_fault(name.strip(), LONGEST_CLASS_NAME):
                 raise UserError(f"{self.path}: the name of a category: {fault}")
             if number in categories:
@@ -212,15 +217,12 @@ def looks_like_coco(path: Path) -> bool:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id as it is compared: some programs write the number 7 as "7" or 7.0. None for what is no id.
-
-    A number of more than 64 bits is none: ids are kept in arrays.
-    """
+    """An id as it is compared: some programs write the number 7 as "7" or 7.0. None for what is no id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str):
         return int(value) if re.fullmatch(_PLAIN_NUMBER, value) else value
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_number(value: Any) -> bool:

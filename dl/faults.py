@@ -2,6 +2,7 @@
 
 from config.checks import printable
 from config.errors import UserError
+from config.fields import shown_value
 from ops.text import escaped
 
 
@@ -14,11 +15,11 @@ def name_fault(name: str, longest: int) -> str:
     if len(name) > longest:
         return f"'{excerpt(name)}' has {len(name)} characters, and at most {longest} are allowed; write a shorter name"
     if complaint := printable(name):
-        return f"'{excerpt(name)}' {complaint}"
+        return f"{shown_value(name)} {complaint}"
     return ""
 
 
 def excerpt(text: str) -> str:
-    """Text of a file for one line of a message: control characters escaped, cut after 60 letters."""
+    """Text of a file on one line of a message: line breaks as blanks, control characters escaped; cut at 60 letters."""
     line = " ".join(text.split())
     return escaped(line if len(line) <= 60 else f"{line[:57]}...")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from config.checks import LONGEST_PATH
 from config.errors import UserError
-from dl.faults import name_fault
+from dl.faults import excerpt, name_fault
 from dl.memory import size_text
 from ops.text import escaped
 
@@ -32,7 +32,7 @@ XML_SUFFIXES = frozenset({".xml"})
 
 # The most bytes of a file that are read: a sparse file takes no room on the disk, and all of the memory.
 MOST_OF_ANNOTATION = 2**24  # an xml of one image: 50,000 objects of 300 bytes; parsed it takes up to 30 times as much
-MOST_OF_YAML = 2**20  # the 21,841 classes of ImageNet take 700 KB
+MOST_OF_YAML = 2**20  # 20,000 classes, the most that a network is made for, take 700 KB with names of 25 letters
 MOST_OF_LIST = 2**29  # 9,000,000 names of 50 bytes: the largest public data set with boxes
 MOST_OF_JSON = 3 * 2**29  # COCO's own has 450 MB, LVIS's 1.1 GB; parsed they take ten times as much
 MOST_OF_IMAGE = 2**31  # 200 megapixels with four channels of 16 bits, not compressed, have 1.6 GB
@@ -89,6 +89,10 @@ def read_lines(path: Path) -> tuple[str, ...]:
     """
     lines = [line.strip() for line in read_text(path).splitlines()]
     for number, line in enumerate(lines, start=1):
+        if "\t" in line:
+            raise UserError(
+                f"{path}: line {number}: '{excerpt(line)}' holds a tab; write one name a line, without columns"
+            )
         if fault := name_fault(line, LONGEST_PATH):
             raise UserError(f"{path}: line {number}: {fault}")
     return tuple(line for line in lines if line)

@@ -10,7 +10,6 @@ hundred times as much. No coordinate moves further than its own rounding has mov
 """
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,16 +123,32 @@ def _parse(path: Path) -> Any:
 
 
 class _PlainLoader(yaml.BaseLoader):
-    """Every value stays text, so that classes may be called no, on, 007 or 2024-01-01; a key stands only once."""
+    """Every value stays text, so that classes may be called no, on, 007 or 2024-01-01.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            twice = Counter(key.value for key, _ in node.value if isinstance(key.value, str)).most_common(1)
+    A key stands only once at the top and in `names`; other sections are not used.
+    """
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            sections = [node, *(value for key, value in node.value if key.value == "names")]
+            for section in sections:
+                _refuse_twice(section)
+        return node
+
+
+def _refuse_twice(node: yaml.Node) -> None:
+    """Raise `yaml.YAMLError` for a key that stands twice in a mapping; `<<` (merge) may."""
+    keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    seen = set()
+    for key in keys:
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+            continue
+        if key.value in seen:
             raise yaml.constructor.ConstructorError(
-                problem=f"the key {twice[0][0]} stands twice", problem_mark=node.start_mark
+                problem=f"the key {key.value} stands twice", problem_mark=key.start_mark
             )
-        return mapping
+        seen.add(key.value)
 
 
 def _is_data_yaml(path: Path) -> bool:
@@ -147,12 +162,12 @@ def _is_data_yaml(path: Path) -> bool:
 def _names(value: Any, path: Path) -> dict[int, str]:
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else [])
     try:
-        names = {int(number): _plain(name, "names", path, LONGEST_CLASS_NAME).strip() for number, name in pairs}
+        names = {int(number): _plain(name, "names", path, LONGEST_CLASS_NAME) for number, name in pairs}
     except UserError:
         raise
     except ValueError:  # UserError is one, too
         raise UserError(f"{path}: names must be a list, or numbers with names (0: cat)") from None
-    if not names or not all(names.values()) or min(names) < 0:
+    if not names or not all(names.values()) or min(names) < 0 or len(names) < len(value):  # {0: a, 00: b}
         raise UserError(
             f"{path}: names has {'an empty or misnumbered' if names else 'no'} class; write names: [cat, dog]"
         )
@@ -160,9 +175,10 @@ def _names(value: Any, path: Path) -> dict[int, str]:
 
 
 def _plain(value: Any, key: str, path: Path, longest: int = LONGEST_PATH) -> str:
-    """The value, which is one text without line breaks. Raises `UserError` for a list, a mapping and other text."""
+    """The value, stripped: one text without line breaks in it. Raises `UserError` for a list, a mapping, other text."""
     if not isinstance(value, str):
         raise UserError(f"{path}: {key} holds a list or a mapping where one value belongs; write plain text there")
+    value = value.strip()  # a block scalar (path: >) ends with a line break
     if fault := name_fault(value, longest):
         raise UserError(f"{path}: {key}: {fault}")
     return value

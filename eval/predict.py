@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from config.checks import printable
 from config.errors import UserError
 from config.places import absolute
 from dl.augment import letterbox
@@ -84,11 +85,13 @@ def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> l
     A folder stands for the images in it and below it (by suffix, in natural order; hidden ones and `leave_out` are
     passed over; so are links to folders, with a warning). A file is taken whatever its suffix. A pattern that the shell
     has not expanded stands for what it matches; `**` matches any folders. Raises `UserError` for a word that names
-    nothing, for what is no image file (a video, a camera, an address, the standard input), and for an unfit file name.
+    nothing, for what is no image file (a video, a camera, an address, the standard input), and for an unfit name of a
+    file; in a folder, files with unfit names are left out with a warning, unless there are no others.
     """
     found: dict[Path, None] = {}
     for word in map(str, words):
-        matches = _matches(absolute(word))
+        absolute(word)  # refuses what is no path; its result is no pattern: the working directory may hold [ ] * ?
+        matches = _matches(os.path.expanduser(word))
         if not matches:
             raise UserError(_names_nothing(word))
         if video := next((match for match in matches if _is_video(match)), None):
@@ -96,12 +99,10 @@ def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> l
                 f"{video}: is a video, and predict reads images: save its frames first "
                 f"(ffmpeg -i {video} FOLDER/%06d.png) and name that folder"
             )
-        files = [file for match in matches for file in (_images_below(match) if match.is_dir() else [match])]
+        files = [file for match in matches for file in _files_of(match)]
         if not files:
             endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
             raise UserError(f"{', '.join(map(str, matches[:3]))}: holds no image; images end in {endings}")
-        for file in files:
-            refuse_unfit_name(file.parent, file.name)
         found.update(dict.fromkeys(_outside(leave_out, files) if leave_out else files))
     if not found:
         raise UserError("no image but painted copies of an earlier call; name the images themselves")
@@ -171,6 +172,35 @@ def _matches(word: str) -> list[Path]:
     """The file or folder of this name, else what the pattern matches, in natural order."""
     names = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True), key=natural_key)
     return [Path(os.path.abspath(name)) for name in names]
+
+
+def _files_of(match: Path) -> list[Path]:
+    """The file itself, or the images below a folder but for those with unfit names, which are named in a warning.
+
+    Raises `UserError` for the unfit name of a file, and for a folder where all images have unfit names.
+    """
+    if not match.is_dir():
+        _refuse_unfit(match)
+        return [match]
+    files, faults = [], []
+    for file in _images_below(match):
+        try:
+            _refuse_unfit(file)
+            files.append(file)
+        except UserError as fault:
+            faults.append(str(fault))
+    if faults and not files:
+        raise UserError(faults[0])
+    for fault in dict.fromkeys(faults):  # one for all files of a folder with an unfit name
+        log.warning("left out: %s", fault)
+    return files
+
+
+def _refuse_unfit(file: Path) -> None:
+    """Raise `UserError` when the name of the file or of a folder above it can be written into no file."""
+    if printable(str(file)):
+        for part in (*reversed(file.parents), file):
+            refuse_unfit_name(part.parent, part.name)
 
 
 def _outside(folder: Path, files: Sequence[Path]) -> list[Path]:

@@ -68,7 +68,7 @@ def read_results(path: Path | str, image_ids: Sequence[str]) -> list[Detections]
         if values is None:
             raise UserError(
                 f"{path}: row {number} is no COCO result; wanted are image_id, category_id from 1 on, "
-                "bbox [x, y, width, height] and score"
+                "bbox [x, y, width, height] and score, the last three as numbers without quotes"
             )
         image_id = row["image_id"]
         name = str(image_id)

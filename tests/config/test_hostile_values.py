@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -191,6 +192,16 @@ def test_what_is_accepted_can_be_built(field):
 def test_paths_that_no_file_can_have_or_no_log_can_show(path, reason):
     with pytest.raises(UserError, match=reason) as caught:
         absolute(path)
+    assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reason"), [(b"a\xff", "bytes that are not UTF-8"), (b"a\nb", "a line break")])
+def test_a_working_directory_that_no_log_can_show(tmp_path, monkeypatch, name, reason):
+    folder = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(folder)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=f"the name of the working directory holds .*{reason}") as caught:
+        absolute("x")
     assert_one_sentence(caught.value)
 
 

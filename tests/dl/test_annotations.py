@@ -90,6 +90,7 @@ def test_missing_or_zero_size(voc, size):
         (f"<name>cat</name>{BOX}".replace("3.5", "nan"), "<xmax> .* is 'nan', not a number"),
         (f"<name>cat</name>{BOX}".replace("3.5", "-inf"), "<xmax> .* is '-inf', not a number"),
         (f"<name>cat</name>{BOX}".replace("3.5", "3,5"), "<xmax> .* is '3,5', not a number"),
+        (f"<name>a\tb\nc</name>{BOX}", r"the class of object 1: 'a\\tb\\nc' holds a control character"),
         (f"<name>cat</name><difficult>maybe</difficult>{BOX}", "<difficult> .* 'maybe', neither 0 nor 1"),
     ],
 )
@@ -104,6 +105,10 @@ def test_every_fault_names_its_file(voc, tmp_path, inner, message):
         ("", "does not parse"),
         ("<annotation><object></annotation>", "does not parse"),
         ("<annotation>", "does not parse"),
+        (
+            '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>',
+            "entities: write their text in their place, and remove the DOCT",
+        ),
         ("<html/>", "is not a Pascal VOC annotation .its root is <html>"),
         ("<annotation><size><width>wide</width><height>1</height></size></annotation>", "<width> in <size> is 'wide'"),
     ],
@@ -124,6 +129,38 @@ def test_encodings(voc, encoding):
     declared = {"utf-8-sig": "utf-8"}.get(encoding, encoding)
     text = f'<?xml version="1.0" encoding="{declared}"?>' + with_object(f"<name>{name}</name>{BOX}")
     assert voc(text.encode(encoding)).objects[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("hp-roman8", "größe"), ("kz1048", "ұшақ"), ("ptcp154", "ұшақ"), ("macintosh", "größe"), ("cp866", "самолёт")],
+)
+def test_encodings_of_single_bytes(voc, encoding, name):
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + with_object(f"<name>{name}</name>{BOX}")
+    assert voc(text.encode(encoding)).objects[0].name == name
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "punycode",
+        "idna",
+        "undefined",
+        "unicode_escape",
+        "raw_unicode_escape",
+        "utf-7",
+        "U7",
+        "zlib",
+        "rot13",
+        "utf8mb4",
+    ],
+)
+def test_encodings_that_are_not_read(voc, encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + with_object(f"<name>cat</name>{BOX}")
+    with pytest.raises(
+        DataFault, match=f"the xml declares the encoding '{encoding}', which is not read; save it as UTF"
+    ):
+        voc(text)
 
 
 def test_an_undeclared_encoding_in_a_path_does_no_harm(voc):

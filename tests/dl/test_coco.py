@@ -119,6 +119,10 @@ def test_what_belongs_to_no_image(coco, tmp_path):
         ([{"name": "a"}], "the id of a category is not a whole number"),
         ([{"id": "seven", "name": "a"}], "the id of a category is not a whole number"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "two categories have id 1"),
+        ([{"id": 2**63, "name": "a"}], "the id of a category is larger than 64 bits: .*; number them from 1"),
+        ([{"id": str(2**64), "name": "a"}], "the id of a category is larger than 64 bits"),
+        ([{"id": -(2**63), "name": "a"}], "the id of a category is larger than 64 bits"),
+        ([{"id": 1, "name": "a\tb\u2028c"}], r"the name of a category: 'a\\tb\\u2028c' holds a control character"),
     ],
 )
 def test_categories_that_cannot_be_used(coco, categories, message):
@@ -167,6 +171,22 @@ def test_ids_as_other_programs_write_them(coco, as_category, as_image):
     file = coco([picture], [{**thing(1, 7), "category_id": as_category(1)}])
     assert [entry.name for entry in file.written("a.jpg").objects] == ["cat"]
     assert not file.faults
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64 + 1, 2**128 - 1, -(2**63)])
+@pytest.mark.parametrize("as_image", [int, str])
+def test_ids_of_images_may_be_uuids(coco, number, as_image):
+    file = coco([{**image(1), "id": number}, image(2, "b.jpg")], [{**thing(1, 1), "image_id": number}])
+    assert [len(file.written(name).objects) for name in ("a.jpg", "b.jpg")] == [1, 0]
+    assert not file.faults
+    if number > 0:
+        file = coco([{**image(1), "id": number}], [{**thing(1, 1), "image_id": as_image(number)}])
+        assert len(file.written("a.jpg").objects) == 1
+
+
+def test_the_largest_id_of_a_category(coco):
+    file = coco([image(1)], [thing(1, 1, category=2**63 - 1)], [{"id": 2**63 - 1, "name": "cat"}])
+    assert [entry.name for entry in file.written("a.jpg").objects] == ["cat"]
 
 
 def test_names_that_look_like_numbers_stay_apart(coco):

@@ -59,6 +59,11 @@ def test_read_lines_says_what_is_wrong(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"gr\xf6\xdfe")
     with pytest.raises(UserError, match=r"latin\.txt: is not UTF-8"):
         read_lines(tmp_path / "latin.txt")
+    (tmp_path / "table.txt").write_text("a 1\nb\t-1\n")
+    with pytest.raises(
+        UserError, match=r"table\.txt: line 2: 'b -1' holds a tab; write one name a line, without columns"
+    ):
+        read_lines(tmp_path / "table.txt")
 
 
 def test_index_by_stem_takes_any_case_and_leaves_hidden_files(tmp_path):

@@ -37,7 +37,7 @@ LIMITS = {
     "coco_deep": "cannot be read as a COCO json .RecursionError",
     "coco_huge_number": "cannot be read as a COCO json .ValueError",
     "coco_overflow": "in its bbox, not a number",
-    "coco_int64": "the id of a category is not a whole number",
+    "coco_int64": "the id of a category is larger than 64 bits",
     "coco_control_name": "the name of a category: .* holds a control character",
     "coco_long_file_name": "has 100000 characters, and at most 3000 are allowed",
     "coco_sparse": "and at most 1.5 GiB are read",

@@ -139,11 +139,29 @@ def test_data_yaml_as_tools_write_it(data_yaml):
         ("names: [a, '']\n", "names has an empty or misnumbered class"),
         ("names: {x: a}\n", "names must be a list, or numbers with names"),
         ("names: [a\nval: b: c\n", "the yaml does not parse at line 2, column"),
+        (
+            "train: a\nnames: [a]\ntrain: b\n",
+            r"the yaml does not parse at line 3, column 1 \(the key train stands twice",
+        ),
+        ("names: {0: a, 1: b, 0: c}\n", r"the yaml does not parse at line 1, column 21 \(the key 0 stands twice"),
+        ("names: {0: a, 00: b}\n", "names has an empty or misnumbered class"),
+        ("names:\n  0: |\n    a\n    b\n", r"names: 'a\\nb' holds a control character or a line break"),
+        ('names: ["a\\tb"]\n', r"names: 'a\\tb' holds a control character"),
     ],
 )
 def test_faults_of_a_data_yaml(data_yaml, tmp_path, text, message):
     with pytest.raises(UserError, match=rf"^{tmp_path}/data\.yaml: {message}"):
         data_yaml(text)
+
+
+def test_what_is_not_used_may_stand_twice(data_yaml):
+    merged = "x: &x {a: 1}\ny: &y {b: 2}\nz:\n  <<: *x\n  <<: *y\n<<: *x\n<<: *y\n"
+    assert data_yaml("names: [a, b]\nroboflow:\n  version: 1\n  version: 2\n" + merged).names == {0: "a", 1: "b"}
+
+
+def test_block_scalars(data_yaml):
+    found = data_yaml("path: >\n  /a/b\ntrain: |\n  c\nnc: >\n  2\nnames:\n  0: |\n    a\n  1: >\n    long\n    name\n")
+    assert (found.names, found.root, found.splits) == ({0: "a", 1: "long name"}, "/a/b", {"train": ("c",)})
 
 
 def test_a_data_yaml_of_another_name(tmp_path):

@@ -80,11 +80,19 @@ class TestFindImages:
             (["[x]"], ["[x]/d.jpg"]),  # a folder of that name, no pattern
             (["notes.txt"], ["notes.txt"]),  # whoever names a file wants to hear about it
             (["s*"], ["sub/deep/b.tiff"]),
+            (["s*/"], ["sub/deep/b.tiff"]),
+            (["*/"], ["[x]/d.jpg", "sub/deep/b.tiff"]),  # a pattern that ends with / stands for folders only
         ],
     )
     def test_words(self, tmp_path, words, found):
         assert names(find_images(words), tmp_path) == found
-        assert names(find_images([tmp_path / words[0], *words[1:]]), tmp_path) == found
+        assert names(find_images([os.path.join(tmp_path, words[0]), *words[1:]]), tmp_path) == found
+
+    @pytest.mark.parametrize("word", ["*.jpg", "../*x]/d.jpg", "./?.jpg", "**/*.jpg"])
+    def test_a_working_directory_whose_name_looks_like_a_pattern(self, tmp_path, monkeypatch, word):
+        monkeypatch.chdir(tmp_path / "[x]")
+        (tmp_path / "empty").rmdir()
+        assert names(find_images([word]), tmp_path) == ["[x]/d.jpg"]
 
     @pytest.mark.parametrize(
         ("word", "complaint"),
@@ -261,6 +269,36 @@ def test_a_name_that_could_forge_output_is_refused(tmp_path, name):
         pass
     with pytest.raises(UserError, match=f"^{tmp_path}: the file name "):
         find_images([tmp_path])
+
+
+UNFIT_FOLDERS = [(b"\xff\xfe", r"b'\xff\xfe' is not UTF-8"), (b"a\nb", r"'a\nb' holds a control character")]
+
+
+@pytest.mark.parametrize(("name", "shown"), UNFIT_FOLDERS)
+@pytest.mark.parametrize("word", ["d", "d/*", "d/*/*.png", "."])
+def test_a_folder_of_an_unfit_name_is_refused(tmp_path, monkeypatch, name, shown, word):
+    os.makedirs(os.fsencode(tmp_path) + b"/d/" + name + b"/deep")
+    for folder in (b"/", b"/deep/"):
+        with open(os.fsencode(tmp_path) + b"/d/" + name + folder + b"a.png", "wb"):
+            pass
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_images([word])
+    assert str(caught.value).startswith(f"{tmp_path}/d: the file name {shown}")
+
+
+@pytest.mark.parametrize(("name", "shown"), UNFIT_FOLDERS)
+def test_unfit_names_in_a_folder_are_left_out_beside_others(tmp_path, write, caplog, name, shown):
+    folder = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(folder)
+    for unfit in (folder + b"/1.png", folder + b"/2.png", os.fsencode(tmp_path) + b"/a\tb.png"):
+        with open(unfit, "wb"):
+            pass
+    good = write("good.png")
+    assert find_images([tmp_path]) == [good]
+    of_file, of_folder = [record.message for record in caplog.records]  # a folder's files before its subfolders
+    assert of_file.startswith(f"left out: {tmp_path}: the file name 'a\\tb.png' holds a control character")
+    assert of_folder.startswith(f"left out: {tmp_path}: the file name {shown}")
 
 
 def test_words_that_no_file_can_have():

@@ -172,6 +172,12 @@ def test_a_number_that_two_names_share_is_the_one_written_alike(tmp_path):
         (json.dumps([row("a", category_id=0)]), "row 1 is no COCO result; wanted are image_id, category_id from 1 on"),
         (json.dumps([row("a", bbox=[1, 2, 3])]), "row 1 is no COCO result"),
         (json.dumps([row("a", score=None)]), "row 1 is no COCO result"),
+        (
+            json.dumps([row("a", score="1")]),
+            "bbox [x, y, width, height] and score, the last three as numbers without quotes",
+        ),
+        (json.dumps([row("a", category_id="1")]), "as numbers without quotes"),
+        (json.dumps([row("a", bbox=["1", 2, 3, 4])]), "as numbers without quotes"),
         (json.dumps([row("a"), {"image_id": "a"}]), "row 2 is no COCO result"),
         ('[{"image_id": "a", "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "row 1 is no COCO result"),
         ("[3]", "row 1 is no COCO result"),
