@@ -58,7 +58,7 @@ class _Kind(enum.Enum):
 
 
 def check_pickle(pickled: bytes) -> None:
-    """Raise `Refused` for a pickle that asks for what weights never need, `Damaged` and others for one that is damaged."""
+    """Raise `Refused` for a pickle that asks for what weights never need, `Damaged` and others for a broken one."""
     scan = _Scan()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         if count >= MOST_INSTRUCTIONS:
@@ -151,6 +151,6 @@ def _kind_made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Kind 
         return _Kind.REBUILD if place.startswith(_REBUILD) else _Kind.SIZE if place == "torch.Size" else _Kind.OTHER
     if name in ("REDUCE", "NEWOBJ"):
         return {_Kind.REBUILD: _Kind.TENSOR, _Kind.SIZE: _Kind.COSTLY}.get(taken[0], _Kind.OTHER)
-    if name == "FROZENSET" or isinstance(argument, int) and not -LARGEST_KEY < argument < LARGEST_KEY:
+    if name == "FROZENSET" or (isinstance(argument, int) and not -LARGEST_KEY < argument < LARGEST_KEY):
         return _Kind.COSTLY
     return argument if isinstance(argument, str) and len(argument) < 100 else _Kind.OTHER

@@ -105,9 +105,9 @@ _STORAGES = {
 _OTHER_TENSORS = re.compile(
     r"torch\.\w+Storage|torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout|torch\.per_\w+"
 )
-# Networks and their blocks, of Ultralytics and of YOLOv5; the class of a tensor with attributes; numbers of numpy (whose
-# bytes are written as text that is encoded); settings, times and paths of a training; containers in which no weights
-# are, and what they are filled with (`MultiStepLR` has a Counter).
+# Networks and their blocks, of Ultralytics and of YOLOv5; the class of a tensor with attributes; numbers of numpy
+# (whose bytes are written as text that is encoded); settings, times and paths of a training; containers in which no
+# weights are, and what they are filled with (`MultiStepLR` has a Counter).
 _STOOD_IN = re.compile(
     r"(ultralytics|models|torch\.nn|torch\._C\._nn)\..+|torch\.Tensor|numpy\.(_core|core)\.(multiarray|numeric)\.\w+"
     r"|numpy\.\w+|collections\.(Counter|defaultdict|deque)|builtins\.(frozenset|list|dict|int|float|str|bool|complex)"
@@ -201,7 +201,8 @@ class _Unpickler(pickle.Unpickler):
         self._promised += elements * itemsize
         if elements > max(stored, MOST_EXPANDED):
             raise Refused(
-                f"has a tensor of {elements:,} elements of which only {stored:,} are in the file (save it with .clone())"
+                f"has a tensor of {elements:,} elements of which only {stored:,} are in the file "
+                "(save it with .clone())"
             )
         if self._promised > MOST_SHARED * (self._archive.size + MOST_EXPANDED):
             raise Refused(f"has tensors that together are more than {MOST_SHARED} times as large as the file")
