@@ -197,6 +197,48 @@ def deep_tuple(folder: Path) -> Path:
     return archive(folder / "deep-tuple.pt", b"\x80\x02})" + b"\x85" * 150_000 + b"Ns.")
 
 
+def _called(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def hidden_tuple(folder: Path) -> Path:
+    """The same key, given through a function that makes a parameter of a tensor."""
+    key = _called("torch._utils", "_rebuild_parameter") + b")" + b"\x85" * 100 + b"\x85R"
+    return archive(folder / "hidden-tuple.pt", b"\x80\x02}" + key + b"Ns.")
+
+
+def long_call(folder: Path) -> Path:
+    """20,000 calls with the same 40,000 arguments, which each of them copies."""
+    arguments = b"\x80\x02(" + b"N" * 40_000 + b"tq\x000" + _called("torch.nn", "Module")
+    return archive(folder / "long-call.pt", arguments + b"q\x010](" + b"h\x01h\x00R" * 20_000 + b"e.")
+
+
+def size_as_key(folder: Path) -> Path:
+    """A size of 40,000 numbers is the key of 20,000 entries: its hash is computed for each."""
+    size = b"\x80\x02" + _called("torch", "Size") + b"(" + b"K\x01" * 40_000 + b"t\x85Rq\x000"
+    return archive(folder / "size-key.pt", size + b"}(" + b"h\x00N" * 20_000 + b"u.")
+
+
+def other_spelling(folder: Path) -> Path:
+    """The state of a tensor again, whose function is named with its dots in another place."""
+    storage = Storage("0", 4)
+    content = pickled({KEY: View(storage, [4], [1], state=(storage, 0, (2**30,), (1,)))})
+    respelled = content.replace(b"ctorch._utils\n_rebuild", b"ctorch\n_utils._rebuild")
+    return archive(folder / "respelled.pt", respelled, {"0": bytes(16)})
+
+
+def huge_shape(folder: Path) -> Path:
+    """The product of 63 numbers of 20,000 digits each, for a tensor without content."""
+    content = {KEY: View(Storage("0", 4), [10**20_000] * 63 + [0], [1] * 64)}
+    return archive(folder / "huge-shape.pt", pickled(content), {"0": bytes(16)})
+
+
+def laughing_type(folder: Path) -> Path:
+    """In place of the type of a tensor, what would be written out with 2 ** 40 letters."""
+    made = _called("torch._utils", "_rebuild_tensor_v3") + b"(NNNNNN" + pickled(laughs())[2:-1] + b"tR"
+    return archive(folder / "type.pt", b"\x80\x02" + made + b".")
+
+
 def shared_tuple(folder: Path) -> Path:
     """A key whose hash takes 2 ** 40 steps: each tuple holds the one before twice."""
     return archive(folder / "shared-tuple.pt", b"\x80\x02})" + b"2\x86" * 40 + b"Ns.")
@@ -321,7 +363,8 @@ OTHER_KINDS: dict[str, Attack] = {
 WEIGHTS_ATTACKS: dict[str, Attack] = {
     **{function.__name__: function for function in (
         stride_zero, memo_index, unpacks, modules_40_deep, origin_in_itself, origin_1000_deep, record_too_short,
-        beyond_storage, resized, many_views, deep_tuple, shared_tuple, colliding_keys, copied_set, long_bytes,
+        beyond_storage, resized, many_views, deep_tuple, hidden_tuple, long_call,
+        size_as_key, other_spelling, huge_shape, laughing_type, shared_tuple, colliding_keys, copied_set, long_bytes,
         many_calls, self_containing, flipped_structure, overwritten,
     )},
     **{f"tensor {name}": _of_kind(name, make) for name, make in kinds_of_tensors().items()},

@@ -14,7 +14,7 @@ import torch
 
 from config.errors import UserError
 from model.foreign import describe
-from model.picklescan import Refused
+from model.picklescan import Damaged
 
 _PICKLE = "data.pkl"
 _WANTED = "wanted is a .pth of Mars, an Ultralytics .pt or a state dict that torch.save wrote"
@@ -33,17 +33,18 @@ class Archive:
         """The pickle."""
         return self._archive.read(self._members[self._folder + _PICKLE])
 
-    def storage(self, key: str, length: int) -> torch.UntypedStorage:
-        """The record of a storage, which must be `length` bytes long; the same object for the same key.
+    def storage(self, key: str, count: int, itemsize: int) -> torch.UntypedStorage:
+        """The record of a storage, which must have `count` elements; the same object for the same key.
 
-        Raises `Refused` for another length, `KeyError` without such a record, `zipfile.BadZipFile` when its content
+        Bytes at the end that are less than an element belong to it: a view of bytes as other numbers leaves them over.
+        Raises `Damaged` for another length, `KeyError` without such a record, `zipfile.BadZipFile` when its content
         does not match its checksum.
         """
         member = self._members[f"{self._folder}data/{key}"]
-        if member.file_size != length:
-            raise Refused(f"has a tensor whose record has {member.file_size:,} bytes instead of {length:,}")
+        if member.file_size // itemsize != count:
+            raise Damaged(f"the record of a tensor has {member.file_size:,} bytes instead of {count * itemsize:,}")
         if key not in self._storages:
-            content = torch.empty(length, dtype=torch.uint8)
+            content = torch.empty(member.file_size, dtype=torch.uint8)
             with self._archive.open(member) as record:
                 record.readinto(memoryview(content.numpy()))  # type: ignore[attr-defined]
             self._storages[key] = content.untyped_storage()
@@ -54,7 +55,7 @@ class Archive:
 def open_archive(path: Path) -> Iterator[Archive]:
     """Open a file of `torch.save` and check its structure before anything in it is read.
 
-    Raises `UserError` for files of other kinds, programs and compressed archives; `zipfile.BadZipFile`, `ValueError`
+    Raises `UserError` for files of other kinds, programs and compressed archives; `zipfile.BadZipFile`, `Damaged`
     and others when it is damaged.
     """
     with open(path, "rb") as file:
@@ -82,11 +83,11 @@ def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # a small file may unpack to any size
         raise UserError(f"{path}: is compressed, which torch.save never does; unpack it, or save the weights again")
     if len({member.filename for member in members}) < len(members) or names.count(_PICKLE) > 1:
-        raise ValueError("two records have the same name")
+        raise Damaged("two records have the same name")
     if any(member.compress_size != member.file_size for member in members):
-        raise ValueError("a record is longer than its place in the file")
+        raise Damaged("a record is longer than its place in the file")
     if sum(member.file_size for member in members) > path.stat().st_size:
-        raise ValueError("the records together are longer than the file")
+        raise Damaged("the records together are longer than the file")
     if all(member.CRC == 0 for member in members):  # torch.serialization.set_crc32_options(False) writes no checksums
         for member in members:
             member.CRC = None  # type: ignore[assignment]  # zipfile compares nothing then

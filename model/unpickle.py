@@ -12,16 +12,15 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from config.errors import UserError, reading
 from model.archive import Archive, open_archive
-from model.picklescan import LARGEST_KEY, Refused, check_pickle
+from model.picklescan import LARGEST_KEY, MOST_ARGUMENTS, Damaged, Refused, check_pickle
 from ops.text import shortened
 
 # Elements that a tensor may have beyond those in its storage: `expand` makes such tensors, as of one value a channel.
@@ -69,20 +68,19 @@ class OtherTensor(StandIn):
 class _Call:
     """A function or class that may be called, and nothing else: a file cannot change what is not its own."""
 
-    __slots__ = ("_function",)
+    __slots__ = ("function",)
 
     def __init__(self, function: Callable[..., Any]):
-        self._function = function
+        self.function = function
 
     def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
+        return self.function(*args)
 
     def __setstate__(self, _state: Any) -> None:
         raise Refused("tries to change a function")
 
 
-@dataclass(frozen=True, eq=False)
-class _Record:
+class _Record(NamedTuple):
     """A storage as the pickle names it: not an object of torch, so that nothing but a checked tensor is made of it."""
 
     storage: torch.UntypedStorage
@@ -105,13 +103,14 @@ _STORAGES = {
 }
 # Tensors of other kinds and types: stood in for, so that an error can name the tensor.
 _OTHER_TENSORS = re.compile(
-    r"torch\.\w+Storage|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
-    r"|torch\.serialization\._get_layout|torch\.per_\w+"
+    r"torch\.\w+Storage|torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout|torch\.per_\w+"
 )
-# Networks and their blocks, of Ultralytics and of YOLOv5; numbers of numpy (whose bytes are written as text that is
-# encoded); settings, times and paths of a training.
+# Networks and their blocks, of Ultralytics and of YOLOv5; the class of a tensor with attributes; numbers of numpy
+# (whose bytes are written as text that is encoded); settings, times and paths of a training; containers in which no
+# weights are, and what they are filled with (`MultiStepLR` has a Counter).
 _STOOD_IN = re.compile(
-    r"(ultralytics|models|torch\.nn|torch\._C\._nn)\..+|numpy\.(_core|core)\.multiarray\.\w+|numpy\.\w+"
+    r"(ultralytics|models|torch\.nn|torch\._C\._nn)\..+|torch\.Tensor|numpy\.(_core|core)\.(multiarray|numeric)\.\w+"
+    r"|numpy\.\w+|collections\.(Counter|defaultdict|deque)|builtins\.(frozenset|list|dict|int|float|str|bool|complex)"
     r"|_codecs\.encode|types\.SimpleNamespace|argparse\.Namespace|datetime\.(datetime|timedelta|timezone|date)|pathlib\.\w*Path"
 )
 
@@ -130,13 +129,13 @@ class _Unpickler(pickle.Unpickler):
         self._known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_tensor_v3": self._typed_tensor,
-            "torch._utils._rebuild_parameter": _first,
-            "torch._utils._rebuild_parameter_with_state": _first,
+            "torch._utils._rebuild_parameter": _parameter,
+            "torch._utils._rebuild_parameter_with_state": _parameter,
+            "torch._tensor._rebuild_from_type_v2": self._tensor_with_attributes,
             "torch.Size": self._size,
             "torch.device": torch.device,
             "collections.OrderedDict": _ordered_dict,
             "builtins.set": self._set,
-            "builtins.frozenset": self._set,
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -159,8 +158,8 @@ class _Unpickler(pickle.Unpickler):
         if not isinstance(dtype, torch.dtype):
             return dtype()  # a stand-in for a storage of another type
         if kind != "storage" or type(key) is not str or type(count) is not int:
-            raise ValueError("a storage is not named as torch.save names it")
-        return _Record(self._archive.storage(key, count * dtype.itemsize), dtype)
+            raise Damaged("a storage is not named as torch.save names it")
+        return _Record(self._archive.storage(key, count, dtype.itemsize), dtype)
 
     def _stand_in(self, place: str, base: type[StandIn]) -> Any:
         if place not in self._classes:
@@ -169,48 +168,61 @@ class _Unpickler(pickle.Unpickler):
             self._classes[place] = type(base.__name__, (base,), {"place": place})
         return self._classes[place]
 
-    def _tensor(self, record: Any, offset: Any, size: Any, stride: Any, *_more: object) -> Any:
-        return self._typed_tensor(record, offset, size, stride, None, None, getattr(record, "dtype", None))
+    def _tensor(self, record: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
+        dtype = record.dtype if isinstance(record, _Record) else None
+        return self._typed_tensor(record, offset, size, stride, None, None, dtype, *more[2:])
 
     def _typed_tensor(self, record: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
         """A tensor of any shape and type over a record, or a stand-in for one of a type that no network computes in.
 
-        Where it should need a gradient, and what is called on the way back, is left out.
+        Where it should need a gradient, and what is called on the way back, is left out. Behind the type stands whether
+        the numbers mean their negative, as those of `z.conj().imag` do: stood in for, too.
         """
-        dtype = more[2]
-        if not isinstance(record, _Record) or not isinstance(dtype, torch.dtype) or dtype not in _STORAGES.values():
-            return record if isinstance(record, StandIn) else self._stand_in(str(dtype), OtherTensor)()
+        if isinstance(record, StandIn):
+            return record
+        dtype, *metadata = more[2:]
+        if not isinstance(record, _Record) or not isinstance(dtype, torch.dtype):
+            raise Damaged("a tensor is not made as torch.save makes it")
+        if any(metadata) or dtype not in _STORAGES.values():
+            return self._stand_in("a negated view" if any(metadata) else str(dtype), OtherTensor)()
         self._check_shape(record.storage.nbytes() // dtype.itemsize, dtype.itemsize, offset, size, stride)
         return torch.empty(0, dtype=dtype).set_(record.storage, offset, size, stride)
 
     def _check_shape(self, stored: int, itemsize: int, offset: Any, size: Any, stride: Any) -> None:
         """Raise where a tensor would reach beyond its storage of `stored` elements, or be much larger than that."""
         if type(size) not in (tuple, torch.Size) or type(stride) is not tuple or len(size) > MOST_DIMENSIONS:
-            raise ValueError("the shape of a tensor is no short tuple")
-        if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
-            raise ValueError("the shape of a tensor is no list of numbers")
+            raise Damaged("the shape of a tensor is no short tuple")
+        if any(type(number) is not int or not 0 <= number < LARGEST_KEY for number in (offset, *size, *stride)):
+            raise Damaged("the shape of a tensor is no list of numbers")
         reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
         if all(size) and reach > stored:
-            raise Refused("has a tensor that reaches beyond its own storage")
+            raise Damaged("a tensor reaches beyond its own storage")
         elements = math.prod(size)
         self._promised += elements * itemsize
         if elements > max(stored, MOST_EXPANDED):
-            raise Refused(f"has a tensor of {elements:,} elements of which only {stored:,} are in the file")
+            raise Refused(
+                f"has a tensor of {elements:,} elements of which only {stored:,} are in the file "
+                "(save it with .clone())"
+            )
         if self._promised > MOST_SHARED * (self._archive.size + MOST_EXPANDED):
             raise Refused(f"has tensors that together are more than {MOST_SHARED} times as large as the file")
+
+    def _tensor_with_attributes(self, make: Any, _type: object, arguments: Any, _attributes: object) -> Any:
+        """A tensor, or a stand-in for one of another type; what Python keeps with it is left out."""
+        is_ours = isinstance(make, _Call) and make.function in (self._tensor, self._typed_tensor)
+        is_known = is_ours or (isinstance(make, type) and issubclass(make, OtherTensor))
+        if not is_known or type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
+            raise Damaged("a tensor is not made as torch.save makes it")
+        return make(*arguments)
 
     def _size(self, numbers: Any) -> torch.Size:
         self._count(numbers)
         return torch.Size(numbers)
 
-    def _set(self, entries: Any = ()) -> set[Any]:
+    def _set(self, entries: Any = ()) -> Any:
+        """A set of names, or a stand-in for one of other things: to hash those may take long."""
         self._count(entries)
-        if not all(
-            isinstance(entry, (str, StandIn)) or (isinstance(entry, int) and abs(entry) < LARGEST_KEY)
-            for entry in entries
-        ):
-            raise Refused("has a set of other things than names and numbers")
-        return set(entries)
+        return set(entries) if all(type(entry) is str for entry in entries) else self._stand_in("set", StandIn)()
 
     def _count(self, entries: Any) -> None:
         self._copied += len(entries)
@@ -218,7 +230,9 @@ class _Unpickler(pickle.Unpickler):
             raise Refused("copies the same long list again and again")
 
 
-def _first(tensor: Any, *_more: object) -> Any:
+def _parameter(tensor: Any, *_more: object) -> Any:
+    if not isinstance(tensor, (Tensor, StandIn)):
+        raise Damaged("a parameter is no tensor")
     return tensor
 
 
@@ -250,12 +264,14 @@ def _read(path: Path, is_plain: bool) -> Any:
 
 
 @contextmanager
-def refusing(path: Path | str) -> Iterator[None]:
+def refusing(path: Path | str, wanted: str = "weights") -> Iterator[None]:
     """Around code that reads weights: `Refused`, and whatever else is raised, becomes a `UserError` with the file."""
     try:
-        with reading(path, "weights"):
+        with reading(path, wanted):
             yield
     except UserError as error:
+        if isinstance(error.__cause__, Damaged):
+            raise UserError(f"{path}: is damaged: {error.__cause__}; take a whole copy of it") from error
         if not isinstance(error.__cause__, Refused):
             raise
         raise UserError(

@@ -16,6 +16,7 @@ from train.origin import checked_origin
 
 LARGEST_COUNT = 10**9  # of epochs, steps and images: more than any training has, and far below what overflows
 Check = Callable[[Any], bool]
+_JSON = ("config", "history")  # the parts that are JSON
 
 
 class Contents(dict[str, Any]):
@@ -34,7 +35,7 @@ def check_contents(contents: Contents, checks: Mapping[str, Check]) -> None:
     for part in [part for part in checks if part in contents]:
         place = f"{contents.path}: its part '{part}'"
         try:
-            with refusing(place):
+            with refusing(place, "JSON" if part in _JSON else "what Mars writes there"):
                 is_right = checks[part](contents[part])
         except UserError as error:
             raise error if str(error).startswith(place) else UserError(f"{place}: {error}") from error

@@ -1,5 +1,6 @@
 """Files that are not what they seem: one sentence, and the model as it was (hostile files: test_unpickle)."""
 
+import collections
 import zipfile
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.attacks_weights import checkpoint
 from config.errors import UserError
 from model import YoloModel
 from model.pretrained import load_weights
 from model.weightsfile import read_weights
-from train.checkpoint import ABOUT, save_checkpoint
+from train.checkpoint import ABOUT, load_checkpoint, save_checkpoint
 
 
 def spoiled(what):
@@ -152,3 +154,79 @@ def test_classes_that_the_process_calls_safe_are_stood_in_for_all_the_same(tmp_p
     assert file.kind == "torch.nn.modules.container Sequential"
     assert file.tensors.keys() == network.state_dict().keys()
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in file.tensors.items())
+
+
+def with_attribute(tensor):
+    tensor.note = "x"
+    return tensor
+
+
+def schedule():
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.1)
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5]).state_dict()
+
+
+BESIDE = {
+    "counter": lambda: collections.Counter("abc"),
+    "MultiStepLR": schedule,
+    "defaultdict": lambda: collections.defaultdict(list, a=[1]),
+    "deque": lambda: collections.deque([1.5], maxlen=3),
+    "keys that are tuples": lambda: {(0, 1): 3},
+    "sets": lambda: [{(1, 2)}, {1.5}, {None}, {1}, frozenset([2.5])],
+    "array": lambda: np.arange(5),
+    "negated": lambda: torch.tensor([1 + 2j]).conj().imag,
+    "float8 with an attribute": lambda: with_attribute(torch.ones(3).to(torch.float8_e4m3fn)),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_the_weights_does_no_harm(tmp_path, name, protocol):
+    content = {"model": {"a.weight": torch.ones(2)}, "beside": BESIDE[name]()}
+    torch.save(content, tmp_path / "w.pt", pickle_protocol=protocol)
+    assert torch.equal(read_weights(tmp_path / "w.pt").tensors["a.weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: with_attribute(torch.arange(6.0).reshape(2, 3).t()),
+        lambda: with_attribute(nn.Parameter(torch.arange(3.0))),
+        lambda: nn.Buffer(torch.arange(3.0)),
+        lambda: torch.zeros(11, dtype=torch.uint8)[:8].view(torch.float32),
+    ],
+    ids=["tensor", "parameter", "buffer", "bytes left over"],
+)
+def test_tensors_with_attributes_and_odd_storages_are_read(tmp_path, make):
+    torch.save({"a.weight": make()}, tmp_path / "w.pt")
+    (tensor,) = read_weights(tmp_path / "w.pt").tensors.values()
+    assert torch.equal(tensor, make())
+
+
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_negated_numbers_are_not_taken_as_they_are_stored(tmp_path, version):
+    """The file of `z.conj().imag` has the numbers of `z.imag` and a mark."""
+    negated = torch.tensor([1 + 2j]).conj().imag
+    function, arguments = negated.__reduce_ex__(2)
+    assert function is torch._utils._rebuild_tensor_v2 and arguments[6] == {"neg": True}
+
+    class Saved:
+        def __reduce__(self):
+            if version == "2":
+                return function, arguments
+            return torch._utils._rebuild_tensor_v3, (*arguments[:6], torch.float32, arguments[6])
+
+    torch.save({"a.weight": Saved()}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"its tensor a\.weight is not dense.*\(a negated view\)"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_an_expanded_tensor_beyond_the_limit_has_a_way_out(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(2**20 + 1)}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"1,048,577 elements of which only 1 .*save it with \.clone\(\)"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_a_config_that_is_no_json_is_said_to_be_none(tmp_path):
+    with pytest.raises(UserError, match=r"b\.pth: its part 'config': cannot be read as JSON \(RecursionError\)"):
+        load_checkpoint(checkpoint(tmp_path / "b.pth", config="[" * 100_000))
