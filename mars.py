@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from commands.setup import find_data, load
-from config.arguments import read_arguments
+from config.arguments import read_arguments, without_line_breaks
 from config.errors import UserError
 from config.help import fields_text
 from config.load import parse_settings
@@ -29,8 +29,9 @@ def main(arguments: Sequence[str]) -> int:
 
     That is the doctor's finding, a bad step, memory that ran out, an interruption. Bugs are raised.
     """
+    words = list(map(without_line_breaks, arguments))
     try:
-        return run(read_arguments(arguments), arguments)
+        return run(read_arguments(words), words)
     except UserError as error:
         _say(str(error))
         return 2

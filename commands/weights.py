@@ -10,7 +10,7 @@ import torch
 
 from commands.setup import load
 from config.errors import UserError
-from config.mconfig import ModelConfig
+from config.mconfig import ModelConfig, checked_value
 from config.places import absolute
 from dl.check import CheckedData
 from model import YoloModel, build_model
@@ -70,6 +70,11 @@ def _as_trained(file: WeightsFile, path: Path, settings: dict[str, Any]) -> dict
     config = file.config or {}
     known = {field: config[field] for field in AS_TRAINED if config.get(field) is not None}
     values = {field: value for field, value in known.items() if field not in settings}
+    for field, value in values.items():
+        try:
+            checked_value(field, value)
+        except UserError as error:
+            raise UserError(f"{path}: was trained with {error}, or choose another with --set {field}=...") from error
     if values:
         log.info("as %s was trained: %s", path.name, ", ".join(f"{field}={value}" for field, value in values.items()))
     return values

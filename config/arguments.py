@@ -32,6 +32,13 @@ class Parser(argparse.ArgumentParser):
         return help_text(MODES)
 
 
+def without_line_breaks(word: str) -> str:
+    """A word of the command; in a setting (FIELD=a,b) line breaks and tabs beside commas are left out."""
+    if word.removeprefix("--set=").partition("=")[0].strip() not in field_names():
+        return word
+    return re.sub(r"(?<=[,=])\s*[\t\r\n]\s*|\s*[\t\r\n]\s*(?=,|$)", "", word)
+
+
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """mode, cfgname and options. Raises `UserError` for anything that is not understood."""
     _refuse_unusable(arguments)

@@ -1,14 +1,17 @@
 """Checks of single values that know what they are about: a value -> what is wrong with it, or None."""
 
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from config.fields import MOST_EPOCHS, at_most, both, cut, listed, not_negative, positive, shown_value, unless_none
 
-# A float32 image of this size takes 805 MB and the first map of nano 1.07 GB: larger images do not fit a training.
-LONGEST_SIDE = 8192
+# A float32 image of this size takes 3.2 GB and the first map of nano 4.3 GB: enough for prediction on one large aerial
+# image. Few machines have the memory for a larger one.
+LONGEST_SIDE = 16384
 # The largest public set of classes has 13,204 (V3Det); every further class costs a row in each score and each table.
 MOST_CLASSES = 20_000
 LONGEST_CLASS_NAME = 200  # letters; a longer name fits into no table and no picture
@@ -26,8 +29,20 @@ def printable(text: str) -> str | None:
     found = _UNPRINTABLE.search(text)
     if found is None:
         return None
+    if _is_of_another_locale(text):
+        return (
+            f"holds letters that this locale ({sys.getfilesystemencoding()}) lacks; set PYTHONUTF8=1, or another locale"
+        )
     kind = "bytes that are not UTF-8" if "\ud800" <= found[0] <= "\udfff" else "a control character or a line break"
     return f"holds {kind}; choose a name without"
+
+
+def _is_of_another_locale(text: str) -> bool:
+    """Is it UTF-8 that Python could not decode, because the locale is another?"""
+    try:
+        return sys.getfilesystemencoding() != "utf-8" and _UNPRINTABLE.search(os.fsencode(text).decode("utf-8")) is None
+    except UnicodeError:
+        return False
 
 
 def short(text: str) -> str | None:

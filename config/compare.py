@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from config.errors import UserError
-from config.mconfig import ModelConfig, checked_value, field_alters, field_names
+from config.mconfig import ModelConfig, field_alters, field_names, typed_value
 
 Differences = dict[str, tuple[Any, Any]]
 
@@ -13,15 +13,16 @@ Differences = dict[str, tuple[Any, Any]]
 def config_from_text(text: str) -> dict[str, Any]:
     """The config that a checkpoint keeps as JSON; fields that only another version knows are not checked.
 
+    Of the others only the types: another version may have had other bounds. They are checked for what is used.
     A field that an older version did not write has the value of what that version did, where that is not the default
-    of today. Raises `UserError` for a field with a value that it cannot have, and whatever `json.loads` raises.
+    of today. Raises `UserError` for a value of another type, and whatever `json.loads` raises.
     """
     config = json.loads(text)
     if not isinstance(config, dict):
         raise UserError("the config is no dictionary")
     for name in field_names():
         if name in config:
-            checked_value(name, config[name])
+            typed_value(name, config[name])
     return {"pixelMax": 65535, **config}
 
 

@@ -1,8 +1,24 @@
 """The one exception that means "the user can mend this"."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_OF_THE_CPU = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError there
+# What the user can do where the system does not give out a file. Other errors of the system come from a damaged file:
+# a wrong offset in it is an invalid argument (EINVAL).
+_WAYS_OUT = {
+    errno.EACCES: "give this user the permission to read it",
+    errno.EPERM: "give this user the permission to read it",
+    errno.EMFILE: "raise the number of files that may be open (ulimit -n)",
+    errno.ENFILE: "close other programs, for too many files are open on this machine",
+    errno.EIO: "check the disk or the network that it lies on, then run again",
+    errno.ESTALE: "check the network that it lies on, then run again",
+    errno.ETIMEDOUT: "check the network that it lies on, then run again",
+    errno.ENOENT: "it was there before and is gone: put it back, or name another file",
+    errno.EISDIR: "it is a folder: name a file",
+}
 
 
 class UserError(ValueError):
@@ -16,9 +32,19 @@ class UnknownField(UserError, AttributeError):
     """A config field that does not exist; also an AttributeError, so that `hasattr` answers."""
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Did memory run out, on a GPU or of the machine? That says nothing about the file that was being read."""
+    is_systems = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    # "OutOfMemoryError" is torch's own, by its name, because config does not import torch
+    is_gpus = type(error).__name__ == "OutOfMemoryError"
+    return is_systems or is_gpus or isinstance(error, MemoryError) or _OF_THE_CPU in str(error)
+
+
 @contextmanager
 def reading(path: Path | str, wanted: str) -> Iterator[None]:
     """Around code that reads a file of the user: whatever it raises becomes a `UserError` that names the file.
+
+    Only memory that ran out is raised as it is.
 
     `wanted` says what the file should be, with an article: "a COCO json". Libraries raise errors of many kinds for
     damaged or hostile files (`RecursionError`, `OverflowError`, `zipfile.BadZipFile`, ...), and no list of them is
@@ -28,8 +54,13 @@ def reading(path: Path | str, wanted: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, MemoryError) as error:
+    except Exception as error:
+        if is_shortage(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) else None
+        way_out = _WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
+        if way_out:
+            raise UserError(f"{path}: cannot be read ({reason}); {way_out}") from error
         raise UserError(
             f"{path}: cannot be read as {wanted} ({reason or type(error).__name__}); it is damaged, cut short or of "
             "another kind: take a whole copy of it"

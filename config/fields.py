@@ -126,6 +126,8 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
     """
     try:
         return _coerce(value, annotation)
+    except UserError as error:  # it has a reason of its own
+        raise UserError(f"{name}={shown_value(value)}: {error}") from None
     except (TypeError, ValueError, OverflowError):
         kind = type(value).__name__
         raise UserError(f"{name}={shown_value(value)}: wants {describe(annotation)}, not {kind}") from None
@@ -133,10 +135,12 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
 
 def parse(name: str, text: str, annotation: Any) -> Any:
     """A value from text: `320`, `384,640`, `0-4,9`, `none`, `yes`, `a,b,c`. Raises `UserError` as `coerce` does."""
+    shown = text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown_value(text)
     try:
         return _coerce(_parse(text.strip(), annotation), annotation)
+    except UserError as error:  # it has a reason of its own
+        raise UserError(f"{name}={shown}: {error}") from None
     except (TypeError, ValueError, OverflowError):
-        shown = text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown_value(text)
         raise UserError(f"{name}={shown}: wants {describe(annotation)}") from None
 
 
@@ -186,7 +190,7 @@ def _coerce_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     most = MOST_EPOCHS if args[0] is int else MOST_NAMES
     items = tuple(_coerce(item, args[0]) for item in itertools.islice(value, most + 1))  # no more: it may have no end
     if len(items) > most:
-        raise ValueError
+        raise UserError(f"holds more than {most:,} values, the most that a list may have; write a shorter one")
     return items
 
 
@@ -225,11 +229,11 @@ def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _parse_range(text: str) -> range:
-    """`7` is 7 alone, `0-4` is 0, 1, 2, 3, 4. Raises `ValueError` for `9-0`, which would silently name nothing."""
+    """`7` is 7 alone, `0-4` is 0, 1, 2, 3, 4. Raises `UserError` for `9-0`, which would silently name nothing."""
     first, dash, last = text.partition("-")
     numbers = range(int(first), int(last if dash else first) + 1)
     if not numbers:
-        raise ValueError
+        raise UserError(f"the range {cut(text)} runs backwards; write {cut(last)}-{cut(first)}")
     return numbers
 
 
@@ -237,6 +241,8 @@ def _first_that_fits(value: Any, options: Iterable[Any], convert: Callable[[Any,
     for option in options:
         try:
             return convert(value, option)
+        except UserError:  # it has a reason of its own
+            raise
         except (TypeError, ValueError):
             continue
     raise TypeError

@@ -277,7 +277,7 @@ class ModelConfig:
     epochValidation: bool = declare(
         True, "validate after epochs and keep the best weights; else the last are evaluated", alters="nothing"
     )
-    validationInterval: int = declare(1, "epochs from one validation to the next", checks.epochs, alters="nothing")
+    validationInterval: int = declare(1, "epochs from one validation to the next", checks.steps, alters="nothing")
     scoreThreshold: float = declare(0.001, "detections below this score are dropped", fraction, alters="nothing")
     nmsIou: float = declare(
         0.7, "overlap above which the lower of two detections of one class is dropped", fraction, alters="nothing"
@@ -452,16 +452,21 @@ def loading(starts: Mapping[str, Any], pins: Mapping[str, Any]) -> Iterator[None
 
 def checked_value(name: str, value: Any) -> Any:
     """`value` as field `name` keeps it. Raises `UserError` for an unknown field, a wrong type or a refused value."""
-    if name == "subsetMap" and value is None:
-        value = {}
-    if name == "phase" and isinstance(value, str):
-        value = PHASE_ALIASES.get(value, value)
-    value = coerce(name, value, field_type(name))
+    value = typed_value(name, value)
     check = _FIELDS[name].metadata["check"]
     complaint = next(filter(None, map(checks.name_or_path, checks.texts_of(value))), None) or (check and check(value))
     if complaint:
         raise UserError(f"{name}={shown_value(value)}: {complaint}")
     return value
+
+
+def typed_value(name: str, value: Any) -> Any:
+    """`value` in the type of field `name`. Raises `UserError` for an unknown field and another type."""
+    if name == "subsetMap" and value is None:
+        value = {}
+    if name == "phase" and isinstance(value, str):
+        value = PHASE_ALIASES.get(value, value)
+    return coerce(name, value, field_type(name))
 
 
 def field_names() -> tuple[str, ...]:

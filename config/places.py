@@ -26,8 +26,9 @@ def default_root(code_dir: Path) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """`~` expanded, relative paths taken from the working directory; a last `/` and `..` are resolved.
+    """`~` expanded, relative paths taken from the working directory, without `..` and a last `/`.
 
+    `link/..` is what it is for the system: the folder above the one that the link leads to.
     Raises `UserError` for `~name` of an unknown user, and for a path that no file can have or no log can show: with
     control characters, not UTF-8, or longer than file systems take.
     """
@@ -38,6 +39,10 @@ def absolute(path: str | os.PathLike[str]) -> str:
     if re.match(r"~[^/\\]", expanded) and not os.path.exists(expanded):
         user = re.split(r"[/\\]", expanded[1:])[0]
         raise UserError(f"{text}: there is no user '{user}' here; write the folder in full, or ./{text} for that name")
+    parts = Path(expanded).parts
+    if ".." in parts:  # links are followed up to the last `..`, which abspath would take away as text
+        start = len(parts) - parts[::-1].index("..")
+        expanded = os.path.join(os.path.realpath(os.path.join(*parts[:start])), *parts[start:])
     place = os.path.abspath(expanded)
     if complaint := printable(place):
         raise UserError(f"{shown_value(place)}: the name of the working directory {complaint}")

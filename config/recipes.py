@@ -3,16 +3,19 @@
 import ast
 import contextlib
 import importlib.util
+import logging
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from config.errors import UserError
+from config.errors import UserError, is_shortage
 from config.fields import LONGEST_SHOWN, nearest
 from config.mconfig import PHASES, ModelConfig
 from config.tags import Tag, value_tags_in_words
+
+log = logging.getLogger("mars")
 
 CODE_DIR = Path(__file__).resolve().parent.parent
 RECIPE_DIR = CODE_DIR / "cfgops"
@@ -71,20 +74,36 @@ def run_recipe(name: str, tags: Sequence[str], own: Sequence[str], folder: Path 
 
 @contextlib.contextmanager
 def _naming_the_line(file: Path) -> Iterator[None]:
-    """Around a recipe that runs: whatever it raises becomes a `UserError` with file and line; `sys.exit` does, too."""
+    """Around a recipe that runs: what it raises becomes a `UserError` with file and line; `sys.exit` does, too.
+
+    Only memory that ran out is raised as it is.
+    """
     try:
         yield
     except UserError as error:
         raise UserError(f"{error}{_where(file, error)}") from error
     except (Exception, SystemExit) as error:
+        if is_shortage(error):
+            raise
+        log.debug("stopped by the recipe %s", file, exc_info=True)
         if isinstance(error, SyntaxError) and error.filename == str(file):
             line, text = error.lineno, error.msg
         else:
             frames = traceback.extract_tb(error.__traceback__)
             line, text = next((one.lineno for one in reversed(frames) if one.filename == str(file)), None), str(error)
         where = f"{file}, line {line}" if line else str(file)
-        text = " ".join(text.split())[:LONGEST_SHOWN]
-        raise UserError(f"{where}: {type(error).__name__}{f': {text}' if text else ''}; mend the recipe") from error
+        raise UserError(f"{where}: {_told(error, ' '.join(text.split())[:LONGEST_SHOWN], file)}") from error
+
+
+def _told(error: BaseException, text: str, file: Path) -> str:
+    """What stopped a recipe, and the way out where the recipe has not said it itself."""
+    kind = f"{type(error).__name__}{f': {text}' if text else ''}"
+    is_its_own = traceback.extract_tb(error.__traceback__)[-1].filename == str(file)
+    if isinstance(error, SystemExit) or (is_its_own and isinstance(error, (AssertionError, NotImplementedError))):
+        return kind if not text or text.isdecimal() else text  # sys.exit(1) says nothing
+    if isinstance(error, ModuleNotFoundError):
+        return f"{kind}; install it, or leave out what needs it"
+    return f"{kind}; mend the recipe"
 
 
 def _import(file: Path) -> ModuleType:

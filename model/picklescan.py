@@ -150,7 +150,8 @@ def _kind_made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Kind 
         place = argument.replace(" ", ".")  # the dots may be in the module or in the name
         return _Kind.REBUILD if place.startswith(_REBUILD) else _Kind.SIZE if place == "torch.Size" else _Kind.OTHER
     if name in ("REDUCE", "NEWOBJ"):
-        return {_Kind.REBUILD: _Kind.TENSOR, _Kind.SIZE: _Kind.COSTLY}.get(taken[0], _Kind.OTHER)
+        made: dict[_Kind | str, _Kind] = {_Kind.REBUILD: _Kind.TENSOR, _Kind.SIZE: _Kind.COSTLY}
+        return made.get(taken[0], _Kind.OTHER)
     if name == "FROZENSET" or (isinstance(argument, int) and not -LARGEST_KEY < argument < LARGEST_KEY):
         return _Kind.COSTLY
     return argument if isinstance(argument, str) and len(argument) < 100 else _Kind.OTHER

@@ -2,14 +2,14 @@
 
 import re
 
-_OF_THE_CPU = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError there
+from config.errors import is_shortage
 
 
 def shortage(error: Exception) -> str | None:
     """One sentence with the way out when it was memory that ran out, on a GPU or of the machine; None else."""
-    is_gpus = type(error).__name__ == "OutOfMemoryError"  # torch's own; its place differs between versions
-    if not is_gpus and not isinstance(error, MemoryError) and _OF_THE_CPU not in str(error):
+    if not is_shortage(error):
         return None
+    is_gpus = type(error).__name__ == "OutOfMemoryError"  # torch's own; its place differs between versions
     asked = re.search(r"to allocate ([\d.]+ \w+)", str(error))
     text = f"memory ran out{' on the GPU' * is_gpus}{f' when {asked[1]} more were asked for' if asked else ''}"
     return f"{text}; set a smaller batchSize or inputShape, or end other programs that take memory"

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -45,18 +44,12 @@ def shown(names: Sequence[str], most: int = 5) -> str:
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line a row, two spaces between columns: the first column left, all others right. No rows: no lines.
 
-    Letters that the console cannot show are replaced here, before the widths are measured. Raises `ValueError` when
-    rows differ in length.
+    The lines are for files, too: letters that the console cannot show are replaced only as they are written there.
+    Raises `ValueError` when rows differ in length.
     """
-    rows = [[_on_console(cell) for cell in row] for row in rows]
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(_pad(cell, widths[i], i > 0) for i, cell in enumerate(row)) for row in rows]
-
-
-def _on_console(cell: str) -> str:
-    """The cell as stdout shows it: `\\u98de` for a letter that its encoding lacks."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return escaped(cell).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _columns(char: str) -> int:

@@ -77,10 +77,16 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
     assert file.read_bytes() == b""
 
 
-def test_an_ascii_console_shows_tables_with_aligned_columns():
-    code = "print('\\n'.join(ops.text.align_columns([['class', 'AP'], ['\\u98de\\u673a', '1'], ['cat', '10']])))"
+def test_only_an_ascii_console_lacks_letters_and_not_the_log(tmp_path):
+    code = (
+        f"from pathlib import Path\nstart_log(False)\nkeep_log(Path({str(tmp_path / 'mars.log')!r}))\n"
+        "log.info('\\n'.join(ops.text.align_columns([['class', 'AP'], ['\\u98de\\u673a', '1'], ['cat', '10']])))\n"
+        "end_log()"
+    )
     done = run_guarded(code, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert done.stdout.splitlines() == ["class         AP", r"\u98de\u673a   1", "cat           10"]
+    assert done.stdout.splitlines() == ["class  AP", r"\u98de\u673a    1", "cat    10"]
+    logged = (tmp_path / "mars.log").read_text(encoding="utf-8")
+    assert logged.endswith("class  AP\n飞机    1\ncat    10\n")
 
 
 def test_the_first_failure_of_a_console_is_kept():
@@ -129,6 +135,18 @@ def test_what_ends_a_command_is_one_escaped_sentence(monkeypatch, capsys, error,
 def test_the_traceback_of_a_bug_is_escaped(capsys):
     mars._show_bug(ValueError, ValueError("name \x1b[31m"), None)
     assert capsys.readouterr().err == "ValueError: name \\x1b[31m\n"
+
+
+def test_line_breaks_beside_the_commas_of_a_setting_are_left_out(monkeypatch):
+    heard = []
+    monkeypatch.setattr(mars, "run", lambda args, words: heard.append((args.set, words)) or 0)
+    assert mars.main(["train", "c1", "--set", "classList=\n a,\r\n\tbig b\n,c\n"]) == 0
+    assert mars.main(["train", "c1", "--set=classList=a,\nb", "--data", "x, y"]) == 0
+    (first, _), (second, words) = heard
+    assert (first, second) == (["classList=a,big b,c"], ["classList=a,b"])
+    assert words == ["train", "c1", "--set=classList=a,b", "--data", "x, y"], "what the log and hints repeat"
+    assert mars.main(["train", "c1", "--set", "classList=a\nb"]) == 2
+    assert len(heard) == 2
 
 
 def test_a_line_break_in_a_word_forges_no_line(capsys):

@@ -291,3 +291,18 @@ def test_eval_and_predict_find_the_same(make_run, photos, predict, root, tmp_pat
     assert [(row["image_id"], row["bbox"]) for row in truth["annotations"]] == [
         (str(number), [4, 5, 26, 35]) for number in range(3)
     ]
+
+
+def test_a_value_that_the_weights_were_trained_with_refuses_only_where_it_is_used(make_run, photos, predict):
+    """Bounds of this version do not hold for what another has written; the file is named, and what helps."""
+    path = make_run("voc.nano.full-cats")
+    content = torch.load(path, weights_only=True)
+    config = {**json.loads(content["config"]), "validationInterval": 10**12, "maxEpoch": 10**6}
+    torch.save({**content, "config": json.dumps(config)}, path)
+    status, _, err = predict("voc.nano.full", photos)
+    assert (status, err) == (0, "")
+    torch.save({**content, "config": json.dumps({**config, "inputShape": [2**20, 64]})}, path)
+    status, _, err = predict("voc.nano.full", photos)
+    assert status == 2 and err.startswith(f"mars: {path}: was trained with inputShape=(1048576, 64): both sides must")
+    assert err.endswith("or choose another with --set inputShape=...\n")
+    assert predict("voc.nano.full", photos, "--set", "inputShape=64")[0] == 0

@@ -78,7 +78,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     if kinds != [{name: _kind(value) for name, value in group.items()} for group in optimizer.param_groups]:
         raise ValueError("the groups of the optimizer have other fields")
     for parameter, kept in optimizer.state.items():
-        if any(value.dim() > 0 and value.shape != parameter.shape for value in kept.values() if value is not None):
+        tensors = [value for value in kept.values() if isinstance(value, torch.Tensor)]  # others keep what they like
+        if any(value.dim() > 0 and value.shape != parameter.shape for value in tensors):
             raise ValueError("the optimizer keeps tensors of another shape than its parameter")
 
 

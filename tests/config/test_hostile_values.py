@@ -4,6 +4,9 @@ import contextlib
 import itertools
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -98,12 +101,13 @@ def test_values_of_a_recipe_that_no_text_can_hold(field):
         ("seed", str(2**63 - 1), str(2**63), "64 bits"),
         ("dcore", "1024", "1025", "no machine has so many cores"),
         ("inputShape", "4096", "1000000000", "do not fit into memory"),
-        ("inputShape", "8192,32", "8224,32", "at most 8192"),
+        ("inputShape", "16384,32", "16416,32", "at most 16384"),
         ("regMax", "256", "257", "wider than any input"),
         ("talTopk", "100000", "1000000", "anchor points"),
         ("maxEpoch", "10000", "1000000000000", "at most 100,000"),
-        ("backboneFreezeEpochs", "0-9999,99999", "0-100000", "at most 100,000 whole numbers"),
-        ("backboneFreezeEpochs", "9-9", "9-0", "whole numbers, e.g. 0-4,9"),
+        ("backboneFreezeEpochs", "0-9999,99999", "0-100000", "holds more than 100,000 values"),
+        ("backboneFreezeEpochs", "9-9", "9-0", "the range 9-0 runs backwards; write 0-9"),
+        ("teacherClassIndexes", "0-1", "1-0", "the range 1-0 runs backwards; write 0-1"),
         ("batchSize", "4096", "1000000000", "fits into no memory"),
         ("nominalBatch", "65536", str(10**30), "no data set has more images"),
         ("baseLearningRate", "100000", "1e308", "larger than any weight"),
@@ -127,6 +131,13 @@ def test_a_limit_says_why_and_what_is_in_use_passes(field, accepted, refused, re
     with pytest.raises(UserError, match=reason) as caught:
         loaded(field, refused)
     assert str(caught.value).startswith(f"{field}=")
+
+
+def test_a_long_range_is_told_from_a_wrong_type():
+    with pytest.raises(UserError) as caught:
+        setattr(ModelConfig(), "backboneFreezeEpochs", range(10**6))  # noqa: B010 (another type than declared)
+    told = "holds more than 100,000 values, the most that a list may have; write a shorter one"
+    assert str(caught.value) == f"backboneFreezeEpochs=range(0, 1000000): {told}"
 
 
 def test_a_large_class_list_passes_and_is_checked_quickly():
@@ -203,6 +214,33 @@ def test_a_working_directory_that_no_log_can_show(tmp_path, monkeypatch, name, r
     with pytest.raises(UserError, match=f"the name of the working directory holds .*{reason}") as caught:
         absolute("x")
     assert_one_sentence(caught.value)
+
+
+def test_the_folder_above_a_link_is_the_systems(tmp_path, monkeypatch):
+    """`link/..` is not the folder that the link lies in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "inner")
+    (tmp_path / "far" / "file").write_text("far")
+    for path in ("link/../file", "./link/../inner/../file", f"{tmp_path}/link/../file", "far/./file", "far//file"):
+        assert absolute(path) == str(tmp_path / "far" / "file") and Path(path).read_text() == "far"
+    assert absolute("link/file") == str(tmp_path / "link" / "file"), "other links are kept"
+    assert absolute("..") == str(tmp_path.parent) and absolute("new/../file") == str(tmp_path / "file")
+
+
+def test_a_locale_that_lacks_the_letters_is_named():
+    """Python then hands out the bytes of 飞机 as halves of characters, as for names that are no UTF-8."""
+    code = "import sys; from config.checks import printable; print(*map(printable, sys.argv[1:]), sep='\\n')"
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    words = ["飞机".encode(), b"a\xff", "飞\n".encode()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment, cwd=CODE_DIR, capture_output=True, text=True, check=True
+    )
+    locale, other, broken = done.stdout.splitlines()
+    assert locale.startswith("holds letters that this locale (") and locale.endswith(
+        "set PYTHONUTF8=1, or another locale"
+    )
+    assert "bytes that are not UTF-8" in other and "PYTHONUTF8" not in broken
 
 
 def test_long_and_foreign_paths_pass(tmp_path, monkeypatch):

@@ -413,11 +413,9 @@ def test_what_a_recipe_raises_itself_is_its_own_sentence(recipe):
 @pytest.mark.parametrize(
     ("head", "body", "line", "words"),
     [
-        ("import no_such_module", "", 2, "ModuleNotFoundError: No module named 'no_such_module'; mend the recipe"),
+        ("import no_such_module", "", 2, "ModuleNotFoundError: No module named 'no_such_module'; install it"),
         ("", "mcfg.seed = 1 // 0", 6, "ZeroDivisionError: integer division or modulo by zero"),
-        ("", "raise NotImplementedError", 6, "NotImplementedError; mend the recipe"),
-        ("", "raise SystemExit(0)", 6, "SystemExit: 0"),
-        ("import sys; sys.exit('bye')", "", 2, "SystemExit: bye"),
+        ("", "import json; json.JSONEncoder().default(1)", 6, "not JSON serializable; mend the recipe"),
         ("def deep(): deep()", "deep()", 2, "RecursionError: maximum recursion depth exceeded"),
         ("", "raise ValueError('two' + chr(10) + 'lines')", 6, "ValueError: two lines;"),
         ("", "raise ValueError('x' * 10**6)", 6, "ValueError: xxx"),
@@ -431,6 +429,37 @@ def test_errors_of_the_recipe_are_told_with_file_and_line(recipe, head, body, li
     message = refused("r", recipe_dir=folder)
     assert message.startswith(f"{folder / 'r.py'}, line {line}: ") and words in message and "\n" not in message
     assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("import sys; sys.exit('please give data')", "please give data"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("assert 'x' in tags, 'needs the tag x'", "needs the tag x"),
+        ("assert 'x' in tags", "AssertionError"),
+        ("raise NotImplementedError('no teacher of this phase')", "no teacher of this phase"),
+        ("raise NotImplementedError", "NotImplementedError"),
+    ],
+)
+def test_what_a_recipe_refuses_on_purpose_stays_its_own_sentence(recipe, body, told):
+    folder = recipe(body)
+    assert refused("r", recipe_dir=folder) == f"{folder / 'r.py'}, line 6: {told}"
+
+
+def test_an_assertion_of_a_library_is_no_refusal_of_the_recipe(recipe, tmp_path, monkeypatch):
+    (tmp_path / "asserting_library.py").write_text("def check(): assert False, 'inside'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = recipe("asserting_library.check()", head="import asserting_library")
+    assert refused("r", recipe_dir=folder).endswith("line 6: AssertionError: inside; mend the recipe")
+
+
+def test_the_traceback_of_a_recipe_is_logged_and_memory_that_ran_out_is_raised(recipe, caplog):
+    with caplog.at_level("DEBUG", "mars"):
+        refused("r", recipe_dir=recipe("import json; json.loads('{')"))
+    assert "raw_decode" in caplog.text  # deep in the library
+    with pytest.raises(MemoryError):
+        load_config("r", recipe_dir=recipe("raise MemoryError"))
 
 
 def test_recipes_that_cannot_even_be_read(tmp_path):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from ops.text import align_columns, counted, display_width, shown
@@ -21,6 +23,12 @@ def test_columns_are_aligned_by_what_is_seen():
 def test_no_rows_and_one_column():
     assert align_columns([]) == []
     assert align_columns([("a",), ("bcd",)]) == ["a  ", "bcd"]
+
+
+def test_columns_do_not_depend_on_the_console(monkeypatch):
+    for encoding in ("ascii", "no such encoding", None):
+        monkeypatch.setattr("sys.stdout", SimpleNamespace(encoding=encoding))
+        assert align_columns([("飞机\x1b", "7")]) == ["飞机\\x1b  7"]
 
 
 def test_ragged_rows_are_refused():

@@ -10,7 +10,7 @@ from torch import nn
 from config.mconfig import ModelConfig
 from model import YoloModel
 from train.ema import ModelEMA, ramp_for
-from train.opt import build_optimizer, parameter_groups, set_pace
+from train.opt import build_optimizer, load_optimizer, parameter_groups, set_pace
 from train.sched import CosineSchedule, Pace, PlateauSchedule, WarmUp, build_schedule, build_warm_up
 
 
@@ -173,6 +173,19 @@ def test_nor_may_any_in_a_tuple_list_or_tensor(kind, name, value, told):
     optimizer.param_groups[1][name] = value
     with pytest.raises(FloatingPointError, match=f"the optimizer's {name} of the norms is .*{told}"):
         set_pace(optimizer, pace)
+
+
+def test_an_optimizer_may_keep_what_is_no_tensor_and_no_tensor_of_another_shape():
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer(ModelConfig(), layer)
+    optimizer.state[layer.weight] = {"steps": 3, "none": None, "momentum_buffer": torch.ones(2, 2)}
+    other = build_optimizer(ModelConfig(), nn.Linear(2, 2))
+    load_optimizer(other, optimizer.state_dict())
+    kept = other.state[other.param_groups[0]["params"][0]]
+    assert (kept["steps"], kept["none"]) == (3, None)
+    optimizer.state[layer.weight]["momentum_buffer"] = torch.ones(3, 2)
+    with pytest.raises(ValueError, match="another shape"):
+        load_optimizer(other, optimizer.state_dict())
 
 
 @pytest.mark.parametrize("ramp", [0.0, -1.0, math.nan])
