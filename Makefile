@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # they set up, and one that is done takes half of what another has left.
 TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
-.PHONY: help setup demo test test-slow mutations parity chaos faults check lint format clean
+.PHONY: help setup demo test test-slow mutations parity chaos faults attacks check lint format clean
 
 help:
 	@echo "make demo       draw a data set, train on it, evaluate, paint (two cores: six minutes with bfloat16, twice as long without)"
