@@ -205,14 +205,15 @@ def _parse(path: Path) -> Any:
 def _line_of_object(path: Path, number: int) -> str:
     """In which line of the file an object begins; objects are counted from 1. "" where that cannot be told."""
     raw = path.read_bytes().replace(b"\0", b"")  # so that UTF-16 reads like all encodings that begin with ASCII
-    head, end, rest = raw.rpartition(
-        b"-->"
-    )  # a comment that never ends, as within CDATA, would be sought again and again
+    # Comments end before `rest`: one without an end, as within CDATA, would be searched for again and again.
+    head, end, rest = raw.rpartition(b"-->")
     head = re.sub(rb"<!--.*?-->", lambda comment: b"\n" * comment.group().count(b"\n"), head + end, flags=re.DOTALL)
-    starts = [match.start() for match in re.finditer(rb"<object[\s/>]", head + rest)]
+    raw = head + rest
+    starts = [match.start() for match in re.finditer(rb"<object[\s/>]", raw)]
     if number > len(starts):
         return ""
-    return f" (the object begins in line {(head + rest).count(bytes([10]), 0, starts[number - 1]) + 1})"
+    line = raw.count(b"\n", 0, starts[number - 1]) + 1
+    return f" (the object begins in line {line})"
 
 
 def _declared_encoding(raw: bytes, path: Path) -> str:

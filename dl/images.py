@@ -44,26 +44,10 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is 89 million, and of the he
 # Pillow reads other formats, too: PostScript is a program, an icon holds images of any size behind its header. The
 # suffix of a file does not matter, so that a picture is read under a wrong one.
 Image.init()
-_FORMATS = tuple(
-    name
-    for name in (
-        "JPEG",
-        "MPO",
-        "PNG",
-        "BMP",
-        "DIB",
-        "TIFF",
-        "WEBP",
-        "GIF",
-        "PPM",
-        "JPEG2000",
-        "AVIF",
-        "TGA",
-        "HEIF",
-        "PSD",
-    )
-    if name in Image.OPEN
-)
+_WANTED = [
+    "JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA", "HEIF", "PSD",
+]  # fmt: skip
+_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)  # those that this Pillow was built with
 
 Size = tuple[int, int]  # width, height
 
