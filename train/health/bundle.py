@@ -108,14 +108,12 @@ def read_bundle(path: str | Path) -> Bundle:
         raise UserError(f"{path}: is no bundle of a bad step ({reason})") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT or not is_whole:
-        what = (
-            "is cut short"
-            if found == FORMAT
-            else f"is no bundle of a bad step ({found if isinstance(found, str) else 'no format'})"
-        )
+        said = found if isinstance(found, str) else "no format"
+        what = "is cut short" if found == FORMAT else f"is no bundle of a bad step ({said})"
         raise UserError(f"{path}: {what}; give the .pth of a run's health folder")
-    check_contents(Contents(path, content), _PARTS)
-    return _bundle_of(Contents(path, content))
+    parts = Contents(path, content)
+    check_contents(parts, _PARTS)
+    return _bundle_of(parts)
 
 
 def _is_batch(parts: Any) -> bool:
