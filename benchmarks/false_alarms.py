@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
-        for run in (one for one in (*GOOD, *BAD) if args.only is None or one.name in args.only):
+        for run in (run for run in (*GOOD, *BAD) if args.only is None or run.name in args.only):
             outcome = train(run, Path(folder))
             print(line_of(run, outcome), flush=True)
             wrong += [] if is_right(run, outcome) else [f"{run.name}: {'; '.join(outcome.said) or 'not reported'}"]

@@ -142,8 +142,9 @@ class Study:
 
     def _leave_out_what_is_the_same(self) -> None:
         """Where the recipe's student has the assignment's losses, as in c1, they are one way and not two."""
-        one, other = (self.student.with_values(**self.plans[name].settings) for name in ("assignment", STUDENT))
-        if not self.args.ways and one.to_dict() == other.to_dict():
+        names = ("assignment", STUDENT)
+        assignment, ours = (self.student.with_values(**self.plans[name].settings) for name in names)
+        if not self.args.ways and assignment.to_dict() == ours.to_dict():
             self.wanted.remove("assignment")
             log.info("assignment: the recipe's student has these losses, so it is trained once, as '%s'", STUDENT)
 

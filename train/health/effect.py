@@ -73,7 +73,7 @@ class Effect:
     def __init__(self) -> None:
         self.epoch, self.last = Epoch(), Epoch()
         self._before: dict[str, list[Tensor]] = {}  # weights at the start of the epoch, by part; empty: not known
-        self._told: list[str] = []
+        self._reported: list[str] = []
         self._highest_rate = 0.0  # learning rate, at the end of an epoch
 
     def start_epoch(self, model: nn.Module, average: nn.Module | None) -> None:
@@ -104,21 +104,21 @@ class Effect:
         }
         own = {name: change for name, change in changes.items() if name != "EMA"}
         now.change = max((change.turned for change in own.values()), default=0.0)
-        trains_matrices = any(one.requires_grad and one.dim() > 1 for one in model.parameters())
+        trains_matrices = any(weight.requires_grad and weight.dim() > 1 for weight in model.parameters())
         now.symptoms = self._symptoms(changes, trains_matrices) if changes and now.steps else []
         rate = optimizer.param_groups[0]["lr"]
         self._highest_rate = max(self._highest_rate, float(rate))
         if rate < ENDED * self._highest_rate:
-            now.symptoms = [one for one in now.symptoms if one not in (STILL, FLAT)]
-        lasting = [one for one in now.symptoms if one in self.last.symptoms]
+            now.symptoms = [symptom for symptom in now.symptoms if symptom not in (STILL, FLAT)]
+        lasting = [symptom for symptom in now.symptoms if symptom in self.last.symptoms]
         if FLAT in lasting and not now.has_loss_of(self.last):
             lasting.remove(FLAT)
-        new = [one for one in lasting if one not in self._told]
-        self._told += new
+        new = [symptom for symptom in lasting if symptom not in self._reported]
+        self._reported += new
         top_score = None if now.top_logit == -math.inf else float(f"{now.top_score:.3g}")
         weight_change = float(f"{now.change:.3g}") if changes else None
         row = {"weight_change": weight_change, "top_score": top_score, "no_effect": lasting}
-        return row, [self._sentence(one, changes, model, optimizer, clip) for one in new]
+        return row, [self._sentence(symptom, changes, model, optimizer, clip) for symptom in new]
 
     def _symptoms(self, changes: Mapping[str, Change], trains_matrices: bool) -> list[str]:
         now = self.epoch
@@ -198,13 +198,13 @@ class Effect:
             "epoch": asdict(self.epoch),
             "last": asdict(self.last),
             "before": dict(self._before),
-            "told": list(self._told),
+            "told": list(self._reported),
             "highest_rate": self._highest_rate,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.last = Epoch(**state["epoch"]), Epoch(**state["last"])
-        self._before, self._told = dict(state["before"]), list(state["told"])
+        self._before, self._reported = dict(state["before"]), list(state["told"])
         self._highest_rate = state["highest_rate"]
 
 
@@ -212,11 +212,11 @@ def _sample(model: nn.Module, average: nn.Module | None) -> dict[str, list[Tenso
     """Elements of the parameters on the CPU: of matrices, which decay, of vectors, which do not, and of the EMA."""
     parameters = list(model.parameters())
     parts = {
-        "matrices": [one for one in parameters if one.dim() > 1],
-        "vectors": [one for one in parameters if one.dim() <= 1],
+        "matrices": [weight for weight in parameters if weight.dim() > 1],
+        "vectors": [weight for weight in parameters if weight.dim() <= 1],
         "EMA": [] if average is None else list(average.parameters()),
     }
-    return {name: _together_to_cpu([_spread(one) for one in part]) for name, part in parts.items() if part}
+    return {name: _together_to_cpu([_spread(weight) for weight in part]) for name, part in parts.items() if part}
 
 
 def _spread(parameter: Tensor) -> Tensor:
@@ -225,19 +225,18 @@ def _spread(parameter: Tensor) -> Tensor:
 
 def _together_to_cpu(tensors: list[Tensor]) -> list[Tensor]:
     """In one transfer; each a tensor of its own."""
-    sizes = [one.numel() for one in tensors]
-    return [one.clone() for one in torch.cat(tensors).cpu().split(sizes)]
+    sizes = [tensor.numel() for tensor in tensors]
+    return [piece.clone() for piece in torch.cat(tensors).cpu().split(sizes)]
 
 
 def _change(before: list[Tensor], after: list[Tensor], is_decayed: bool) -> Change:
     changed = left = 0.0  # squared lengths
     ratios = []
-    for one, other in zip(before, after, strict=True):
-        one, other = one.double(), other.double()
-        squared = float(one @ one)
-        factor = float(one @ other) / squared if is_decayed and squared else 1.0
-        changed += float((other - factor * one).square().sum())
-        now = float(other @ other)
-        left += now
-        ratios.append(math.sqrt(now / squared) if squared else 1.0)
+    for old, new in zip(before, after, strict=True):
+        old, new = old.double(), new.double()
+        old_squared, new_squared = float(old @ old), float(new @ new)
+        factor = float(old @ new) / old_squared if is_decayed and old_squared else 1.0
+        changed += float((new - factor * old).square().sum())
+        left += new_squared
+        ratios.append(math.sqrt(new_squared / old_squared) if old_squared else 1.0)
     return Change(math.sqrt(changed / left) if left else 0.0, median(ratios))
