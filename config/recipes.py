@@ -90,12 +90,15 @@ def _naming_the_line(file: Path) -> Iterator[None]:
             line, text = error.lineno, error.msg
         else:
             frames = traceback.extract_tb(error.__traceback__)
-            line, text = next((one.lineno for one in reversed(frames) if one.filename == str(file)), None), str(error)
+            line, text = (
+                next((frame.lineno for frame in reversed(frames) if frame.filename == str(file)), None),
+                str(error),
+            )
         where = f"{file}, line {line}" if line else str(file)
-        raise UserError(f"{where}: {_told(error, ' '.join(text.split())[:LONGEST_SHOWN], file)}") from error
+        raise UserError(f"{where}: {_reason(error, ' '.join(text.split())[:LONGEST_SHOWN], file)}") from error
 
 
-def _told(error: BaseException, text: str, file: Path) -> str:
+def _reason(error: BaseException, text: str, file: Path) -> str:
     """What stopped a recipe, and the way out where the recipe has not said it itself."""
     kind = f"{type(error).__name__}{f': {text}' if text else ''}"
     is_its_own = traceback.extract_tb(error.__traceback__)[-1].filename == str(file)
@@ -103,7 +106,7 @@ def _told(error: BaseException, text: str, file: Path) -> str:
         return kind if not text or text.isdecimal() else text  # sys.exit(1) says nothing
     if isinstance(error, ModuleNotFoundError):
         return f"{kind}; install it, or leave out what needs it"
-    return f"{kind}; mend the recipe"
+    return f"{kind}; correct the recipe"
 
 
 def _import(file: Path) -> ModuleType:

@@ -415,7 +415,7 @@ def test_what_a_recipe_raises_itself_is_its_own_sentence(recipe):
     [
         ("import no_such_module", "", 2, "ModuleNotFoundError: No module named 'no_such_module'; install it"),
         ("", "mcfg.seed = 1 // 0", 6, "ZeroDivisionError: integer division or modulo by zero"),
-        ("", "import json; json.JSONEncoder().default(1)", 6, "not JSON serializable; mend the recipe"),
+        ("", "import json; json.JSONEncoder().default(1)", 6, "not JSON serializable; correct the recipe"),
         ("def deep(): deep()", "deep()", 2, "RecursionError: maximum recursion depth exceeded"),
         ("", "raise ValueError('two' + chr(10) + 'lines')", 6, "ValueError: two lines;"),
         ("", "raise ValueError('x' * 10**6)", 6, "ValueError: xxx"),
@@ -451,7 +451,7 @@ def test_an_assertion_of_a_library_is_no_refusal_of_the_recipe(recipe, tmp_path,
     (tmp_path / "asserting_library.py").write_text("def check(): assert False, 'inside'\n")
     monkeypatch.syspath_prepend(tmp_path)
     folder = recipe("asserting_library.check()", head="import asserting_library")
-    assert refused("r", recipe_dir=folder).endswith("line 6: AssertionError: inside; mend the recipe")
+    assert refused("r", recipe_dir=folder).endswith("line 6: AssertionError: inside; correct the recipe")
 
 
 def test_the_traceback_of_a_recipe_is_logged_and_memory_that_ran_out_is_raised(recipe, caplog):
