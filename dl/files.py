@@ -31,10 +31,10 @@ _SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 XML_SUFFIXES = frozenset({".xml"})
 
 # The most bytes of a file that are read: a sparse file takes no room on the disk, and all of the memory.
-MOST_OF_ANNOTATION = 2**24  # an xml of one image: 50,000 objects of 300 bytes; parsed it takes up to 30 times as much
+MOST_OF_ANNOTATION = 2**24  # an xml of one image: 50,000 objects of 300 bytes; parsed, objects take 7 times as much
 MOST_OF_YAML = 2**20  # 20,000 classes, the most that a network is made for, take 700 KB with names of 25 letters
 MOST_OF_LIST = 2**29  # 9,000,000 names of 50 bytes: the largest public data set with boxes
-MOST_OF_JSON = 3 * 2**29  # COCO's own has 450 MB, LVIS's 1.1 GB; parsed they take ten times as much
+MOST_OF_JSON = 3 * 2**29  # COCO's own has 450 MB, LVIS's 1.1 GB; parsed, boxes take 5 times as much
 MOST_OF_IMAGE = 2**31  # 200 megapixels with four channels of 16 bits, not compressed, have 1.6 GB
 
 
