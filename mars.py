@@ -145,7 +145,7 @@ def _command() -> int:
 
 def _page_of(error: FloatingPointError) -> str:
     """Where the bad value of a step was born, when that was traced; it is in the run's health folder and log, too."""
-    from train.health.guard import BadStep
+    from train.guard import BadStep
 
     return error.page if isinstance(error, BadStep) else ""
 

@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.peer import checked
+from benchmarks.ultralytics_baseline import checked
 from eval.metrics import ApResult, coco_ap
 from eval.results import read_results
 from ops.precision import NAMES
 from ops.text import align_columns
-from train.runfolder import DETECTIONS, RunFolder
+from runs.folder import DETECTIONS, RunFolder
 
 SYSTEMS = ("mars", "peer")
-SQUARE = "peer-square"  # the peer's weights on the square input that Mars has, see benchmarks/peer.py
+SQUARE = "peer-square"  # the peer's weights on the square input that Mars has, see benchmarks/ultralytics_baseline.py
 CODE = Path(__file__).resolve().parent.parent
 
 
@@ -51,7 +51,7 @@ def train(args: argparse.Namespace, system: str, seed: int) -> None:
         words += ["--quiet", "--set", *settings, *start, "paintImages=no", *args.set, *args.also.get(system, ())]
         words += [f"precision={args.precision}"]  # auto measures times: one seed would not be one result
     else:
-        words = ["-m", "benchmarks.peer", args.data, str(args.out / name), "--epochs", str(args.epochs)]
+        words = ["-m", "benchmarks.ultralytics_baseline", args.data, str(args.out / name), "--epochs", str(args.epochs)]
         words += ["--size", str(args.size), "--batch", str(args.batch), "--seed", str(seed)]
         words += ["--weights", args.weights] if args.weights else []
     started = time.perf_counter()

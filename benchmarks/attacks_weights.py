@@ -20,10 +20,10 @@ import torch._utils  # what checkpoints call to rebuild a tensor
 from torch import nn
 
 from config.mconfig import ModelConfig
+from debug.tracer.bundle import FORMAT as BUNDLE_FORMAT
 from ops.seal import sealed
-from train.checkpoint import FORMAT, random_states
-from train.health.bundle import FORMAT as BUNDLE_FORMAT
-from train.origin import random_origin
+from runs.checkpoint import FORMAT, random_states
+from runs.origin import random_origin
 
 Attack = Callable[[Path], Path]
 KEY = "backbone.l0.conv.weight"

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import train.doctor.patient
+import train.setup
+from benchmarks.fault_runs import Outcome, Workshop, hearing, strike
 from benchmarks.injections import ALL, INJECTIONS, QUIET, STOPPED, STRUCTURAL, UNPREPARED, Injection
-from benchmarks.workshop import Outcome, Workshop, hearing, strike
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from debug.doctor.finding import OK, Finding
+from debug.doctor.plan_check import examine_freezing
+from debug.doctor.teacher_check import examine_teacher
+from debug.doctor.weights_check import examine_aliases, examine_weights
 from model import build_model
-from train.doctor.beginning import examine_aliases, examine_weights
-from train.doctor.finding import OK, Finding
-from train.doctor.plan import examine_freezing
-from train.doctor.schooling import examine_teacher
 from train.objective import Distilling
 from train.teacher import Teacher
 
@@ -82,7 +82,7 @@ def _alias(shop: Workshop, injection: Injection) -> Outcome:
         block.cv2.conv = block.cv1.conv
         return model
 
-    with patch.object(train.doctor.patient, "build_model", with_alias):
+    with patch.object(train.setup, "build_model", with_alias):
         return Outcome({"doctor": worst(examine_aliases(shop.patient(injection).model))})
 
 

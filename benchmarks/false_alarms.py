@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.fault_runs import hearing
 from benchmarks.squares import TWO_COLOURS, draw_squares
-from benchmarks.workshop import hearing
 from config.errors import UserError
 from config.load import load_config
-from train.health import effect
-from train.health.effect import AVERAGE_STILL, FLAT, SHRINKING, STILL, VANISHED, Change, Effect
+from train import effect
+from train.effect import AVERAGE_STILL, FLAT, SHRINKING, STILL, VANISHED, Change, Effect
 from train.trainer import Trainer
 
 SCENES, FEW_SCENES = 120, 12  # two thirds are trained on: twenty steps of four images an epoch, or two

@@ -19,23 +19,23 @@ from unittest.mock import patch
 
 import torch
 
-import train.health.watch
+import train.monitor
 import train.opt
 import train.step
 from benchmarks.noise import noise_batch
 from model import YoloModel
 from ops.batch import Batch
 from ops.precision import autocast
+from train.effect import Effect
 from train.ema import ModelEMA
-from train.health.effect import Effect
-from train.health.guard import Guard, Step
-from train.health.spikes import Spikes
-from train.health.watch import Watch
+from train.guard import Guard, Step
 from train.loss import DetectionLoss, LossResult
+from train.monitor import Watch
 from train.objective import Detecting
 from train.opt import set_pace
 from train.progress import EpochProgress
 from train.sched import Pace
+from train.spikes import Spikes
 from train.step import Stepper, network_input
 
 CHECKS: tuple[tuple[Any, tuple[str, ...]], ...] = (
@@ -46,7 +46,7 @@ CHECKS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Stepper, ("_judge_one", "_state_total")),
     (Spikes, ("add",)),
     (Effect, ("add",)),
-    (train.health.watch, ("odd_inputs",)),
+    (train.monitor, ("odd_inputs",)),
     (train.opt, ("_is_finite",)),
 )
 SIZES = ((96, 2), (160, 8), (320, 8))  # pixels, images

@@ -27,7 +27,7 @@ SETTINGS = {
 
 def linked_data_set(work: Path, count: int) -> Path:
     """A data set of `count` images, all of the split `test`: links to the drawn scenes."""
-    from dl.synthetic import make_data_set
+    from scenes.dataset import make_data_set
 
     drawn = make_data_set(work / "drawn", SCENES, size=SCENE_SIZE)
     folder, names = work / f"linked-{count}", [f"n{number:05d}" for number in range(count)]

@@ -7,8 +7,8 @@ from pathlib import Path
 from config.places import absolute
 from model.weightsfile import read_weights
 from ops.log import RESULT
-from train.origin import file_origin, origin_in_words
-from train.start import PRETRAINED, write_backbone
+from runs.origin import file_origin, origin_in_words
+from runs.start import PRETRAINED, write_backbone
 
 log = logging.getLogger("mars")
 

@@ -11,17 +11,17 @@ from commands.setup import check, find_data, load
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from config.places import absolute
-from dl.lessons import splits_to_train
+from debug.doctor.checks import examine
+from debug.doctor.finding import LOOK, OK, WRONG, Finding
+from debug.tracer.bundle import read_bundle, replay
+from debug.tracer.report_text import page
+from dl.label_selection import splits_to_train
 from ops.device import pick_device
 from ops.files import write_whole
 from ops.log import RESULT, keep_log
 from ops.text import counted
-from train.doctor.examination import examine
-from train.doctor.finding import LOOK, OK, WRONG, Finding
-from train.health.bundle import read_bundle, replay
-from train.health.page import page
-from train.runfolder import RunFolder
-from train.start import with_pixel_max
+from runs.folder import RunFolder
+from runs.start import with_pixel_max
 from train.teacher import teacher_file
 
 log = logging.getLogger("mars")

@@ -15,7 +15,7 @@ from eval.report import ap_table
 from model.weightsfile import read_weights
 from ops.files import copy_whole
 from ops.log import RESULT, ProgressBar, keep_log
-from train.runfolder import EVAL_FILES, METRICS, PICTURES, RunFolder
+from runs.folder import EVAL_FILES, METRICS, PICTURES, RunFolder
 
 log = logging.getLogger("mars")
 

@@ -11,22 +11,22 @@ from config.errors import UserError
 from config.fields import nearest
 from config.mconfig import ModelConfig
 from config.places import absolute
+from debug.explain.error_analysis import Limits
+from debug.explain.explain import explain as explain_image
+from debug.explain.explain import paint_stories, story_table
 from dl.annotations import Annotation
 from dl.dataset import DetectionDataset
 from dl.discover import locate
 from dl.faults import DataFault
-from dl.kept import FileImages
+from dl.image_cache import FileImages
 from dl.loader import collate
 from dl.source import DataSource
 from eval.painter import file_names, write_jpeg
 from eval.predictor import Predictor
 from ops.files import write_whole
 from ops.log import RESULT
-from train.explain import explain as explain_image
-from train.explain import paint_stories, story_table
-from train.fates import Limits
+from runs.folder import RunFolder
 from train.loss import DetectionLoss
-from train.runfolder import RunFolder
 
 log = logging.getLogger("mars")
 

@@ -12,8 +12,8 @@ from eval.export import export
 from eval.export_model import SUFFIXES
 from eval.onnx_selection import Nms
 from ops.log import RESULT
-from train.origin import file_origin, origin_for_others
-from train.runfolder import RunFolder
+from runs.folder import RunFolder
+from runs.origin import file_origin, origin_for_others
 
 log = logging.getLogger("mars")
 

@@ -25,8 +25,8 @@ from eval.results import read_results
 from ops.files import write_whole
 from ops.log import RESULT, forget_log
 from ops.seal import file_digest
-from train.runfolder import DETECTIONS, METRICS, RunFolder
-from train.start import weights_at
+from runs.folder import DETECTIONS, METRICS, RunFolder
+from runs.start import weights_at
 
 log = logging.getLogger("mars")
 

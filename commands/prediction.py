@@ -15,7 +15,7 @@ from eval.predictor import Predictor
 from model.weightsfile import read_weights
 from ops.device import usable_cores
 from ops.log import RESULT, ProgressBar, keep_log
-from train.runfolder import RunFolder
+from runs.folder import RunFolder
 
 log = logging.getLogger("mars")
 

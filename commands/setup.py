@@ -37,7 +37,7 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
     """
     from dl.discover import as_overrides, locate
     from dl.splits import find_split
-    from train.runfolder import RunFolder
+    from runs.folder import RunFolder
 
     RunFolder.of(mcfg).refuse_foreign()
 
@@ -71,7 +71,7 @@ def image_folders(config: Mapping[str, Any]) -> list[str]:
 
 def refuse_run_in_data(mcfg: ModelConfig, folders: Iterable[str | None], way_out: str = "") -> None:
     """Raise `UserError` when the run's folder lies in a folder of data. `way_out`: another one, after a comma."""
-    from train.runfolder import RunFolder
+    from runs.folder import RunFolder
 
     run = mcfg.run_dir
     if RunFolder.of(mcfg).has_checkpoint():
@@ -101,7 +101,7 @@ def is_small_drawn(mcfg: ModelConfig, settings: Mapping[str, Any]) -> bool:
 
 
 def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
-    from dl.synthetic import make_data_set
+    from scenes.dataset import make_data_set
 
     with ProgressBar("drawing scenes", quiet) as bar:
         make_data_set(folder, num_images=count, on_image=bar)
@@ -110,7 +110,7 @@ def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
 def _draw_small(mcfg: ModelConfig, quiet: bool) -> tuple[str, ...]:
     """The split 'small' of a data set that has none, as subsetMap takes it: drawn out of train, the same every time."""
     from dl.shots import count_objects, draw_shots
-    from train.runfolder import RunFolder
+    from runs.folder import RunFolder
 
     data = check(mcfg, ["train"], None if mcfg.nobuf else RunFolder.of(mcfg).data_check, quiet)
     annotations, classes, shots = data.splits["train"], data.source.class_list, mcfg.smallShots or SHOTS

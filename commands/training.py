@@ -12,14 +12,15 @@ from pathlib import Path
 from commands.setup import check, load, log_report
 from config.load import CODE_DIR, DEFAULT_CFGNAME, parse_settings
 from config.mconfig import ModelConfig
+from debug.tracer.report import report_bad_step, report_first_step
 from dl.check import CheckedData
-from dl.lessons import splits_to_train
+from dl.label_selection import splits_to_train
 from eval.report import why_nothing_counts
 from ops.log import RESULT, keep_log
+from runs.folder import RunFolder
+from runs.lock import RunLock
+from runs.start import with_pixel_max
 from train.budget import verdict
-from train.lock import RunLock
-from train.runfolder import RunFolder
-from train.start import with_pixel_max
 from train.teacher import read_teacher
 from train.trainer import Trainer
 
@@ -43,7 +44,7 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
         log_report(data.report)
         _warn_without_figures(mcfg, data)
         # Whatever is wrong so far leaves an older run where it is.
-        trainer = Trainer(mcfg, data, quiet=quiet, trace_first=trace)
+        trainer = Trainer(mcfg, data, quiet, report_bad_step, report_first_step if trace else None)
         lock.hold()  # again, because the folder may have been moved
         aside = folder.move_aside() if mcfg.nobuf else None
         lock.hold()  # of the new folder; refused when another start was faster

@@ -17,8 +17,8 @@ from model import YoloModel, build_model
 from model.pretrained import fill
 from model.weightsfile import WeightsFile, read_weights
 from ops.device import pick_device, use_all_cores
-from train.identity import data_differences, data_identity
-from train.runfolder import RunFolder
+from runs.folder import RunFolder
+from runs.identity import data_differences, data_identity
 
 log = logging.getLogger("mars")
 

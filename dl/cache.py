@@ -10,7 +10,7 @@ from pathlib import Path
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
-from dl.kept import DiskImages, FileImages, Images, RamImages, key_of, num_bytes_of
+from dl.image_cache import DiskImages, FileImages, Images, RamImages, key_of, num_bytes_of
 from dl.memory import available_memory, size_text
 from dl.workers import CAN_FORK, num_workers
 from ops.files import make_folder, remove_dead_drafts

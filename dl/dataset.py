@@ -11,7 +11,7 @@ from config.fields import nearest
 from dl.annotations import Annotation
 from dl.augment import AugmentRanges, apply_plan, draw_plan, letterbox
 from dl.faults import DataFault
-from dl.kept import FileImages, Images
+from dl.image_cache import FileImages, Images
 from dl.mosaic import ModernRanges, MosaicPlan, apply_mosaic, draw_mosaic
 from ops.batch import Sample
 

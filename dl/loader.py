@@ -17,8 +17,8 @@ from dl.augment import AugmentRanges
 from dl.cache import build_images
 from dl.check import check_data
 from dl.dataset import ORDER_STREAM, DetectionDataset, Key, random_stream
-from dl.kept import Images
-from dl.lessons import lessons
+from dl.image_cache import Images
+from dl.label_selection import lessons
 from dl.mosaic import ModernRanges, first_epoch_without_mosaic
 from dl.workers import Workers, num_workers
 from ops.anchors import STRIDES
@@ -184,7 +184,7 @@ def build_loader(
 ) -> BatchLoader:
     """The loader of one split. `annotations` None: the split is checked first. `train` None: it is trainSplitName.
 
-    Training: what `dl.lessons` makes of the split (`replay_from`: see there), augmented, in an order drawn from (seed,
+    Training: what `dl.label_selection` makes of the split (`replay_from`: see there), augmented, in an order drawn from (seed,
     epoch). Otherwise: all labels, letterboxed, in order. `images` None: kept as cacheImages says for training; read
     from their files otherwise, for one pass gains nothing. Whoever evaluates a split again and again hands in what
     `build_images` made once.

@@ -18,7 +18,7 @@ from config.fields import nearest
 from config.mconfig import ModelConfig, base_names
 from dl.annotations import Annotation
 from dl.check import check_data
-from dl.kept import Images
+from dl.image_cache import Images
 from dl.loader import build_loader
 from eval.confusion import GroupConfusion, group_confusion
 from eval.groups import Groups, group_ap

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from config.errors import UserError, reading
 from dl.annotations import Annotation
 from dl.images import read_image
-from eval.chips import Colour, Label, Rect, draw_chips, draw_legend, drawable_names, place_chips, place_legend
+from eval.label_layout import Colour, Label, Rect, draw_chips, draw_legend, drawable_names, place_chips, place_legend
 from eval.metrics import pair_up
 from eval.predictor import Detections
 from ops.boxes import pairwise_iou

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from eval.chips import Colour, Label, Rect, draw_chips, draw_legend, place_chips, place_legend
+from eval.label_layout import Colour, Label, Rect, draw_chips, draw_legend, place_chips, place_legend
 
 RED = (255, 64, 48)  # an object without a point
 _EDGE, _PALE = (16, 16, 20), (255, 255, 255)

@@ -19,7 +19,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 # Every annotated shape and type of these packages is checked at each call; in production they cost nothing.
 jaxtyping.jaxtyped = typecheck.checked
-jaxtyping.install_import_hook(["config", "ops", "dl", "model", "interop", "eval", "train"], "typecheck.check")
+jaxtyping.install_import_hook(["config", "ops", "dl", "scenes", "model", "interop", "eval", "runs", "train", "debug"], "typecheck.check")
 
 # No example is too slow for a busy machine. The examples are the same each time: the suite fails for a change of the
 # code, never for a draw, and the same command shows a failure again.
@@ -110,8 +110,8 @@ def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """
     values = {
         "dl.cache": {"available_memory": lambda: 16 * 2**30},
-        "train.doctor.room": {"available_memory": lambda: 16 * 2**30},
-        "train.doctor.learning": {"_SECONDS": math.inf},
+        "debug.doctor.memory": {"available_memory": lambda: 16 * 2**30},
+        "debug.doctor.learning_check": {"_SECONDS": math.inf},
         "train.trainer": {"DRAWN_EVERY": math.inf, "plot_curves": lambda *_: None},
     }
     if "real_curves" in request.fixturenames:

@@ -167,17 +167,17 @@ MUTATIONS = {
             "tests/dl/test_mosaic.py::test_closed_for_the_last_epochs",
         ),
         (
-            "replayed images without a mask", "dl/lessons.py",
+            "replayed images without a mask", "dl/label_selection.py",
             "return _marked(replayed, class_list, base)", "return replayed",
             "tests/dl/test_lessons.py::test_replayed_images_have_marks_of_their_own",
         ),
         (
-            "images of the small split replayed", "dl/lessons.py",
+            "images of the small split replayed", "dl/label_selection.py",
             "if one.image_id not in taken", "if True",
             "tests/dl/test_lessons.py::test_images_of_the_split_are_never_replayed",
         ),
         (
-            "labels selected as for a teacher", "dl/lessons.py",
+            "labels selected as for a teacher", "dl/label_selection.py",
             'return "distilSelectedClasses" if is_student else', 'return "trainSelectedClasses" if is_student else',
             "tests/dl/test_lessons.py::test_a_student_has_a_selection_of_its_own",
         ),
@@ -187,7 +187,7 @@ MUTATIONS = {
             "tests/dl/test_splits.py::test_made_splits_share_every_image_out",
         ),
         (
-            "kept images of another range", "dl/kept.py",
+            "kept images of another range", "dl/image_cache.py",
             "annotation.height, annotation.pixel_max", "annotation.height, None",
             "tests/dl/test_cache.py::test_pixels_scaled_by_another_range_are_not_used",
         ),

@@ -15,8 +15,8 @@ from config.places import read_class_list
 from dl.annotations import Written, read_voc
 from dl.coco import looks_like_coco, read_coco
 from dl.files import read_lines, read_text
+from dl.image_cache import DiskImages
 from dl.images import inspect_image, read_image
-from dl.kept import DiskImages
 from dl.verified import VerifiedImages
 from dl.yolo import looks_like_labels, read_data_yaml, read_yolo
 from eval.results import read_results, refuse_other_results

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import bad_values
 from benchmarks.bad_values import EVERYTHING, main, table, try_out
-from benchmarks.workshop import Outcome, Workshop, digest_of, rows_of
+from benchmarks.fault_runs import Outcome, Workshop, digest_of, rows_of
 
 BY_NAME = {one.name: one for one in EVERYTHING}
 PAGE = """cwd below zero: loss -1

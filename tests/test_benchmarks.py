@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import mars
-from benchmarks import accuracy, distil_step, false_alarms, guard_cost, incremental, memory, peer, sabotage
+from benchmarks import accuracy, distil_step, false_alarms, guard_cost, incremental, memory
+from benchmarks import kill_injector as sabotage
+from benchmarks import ultralytics_baseline as peer
 from benchmarks.chaos import KILLED_AT, Chaos
 from benchmarks.faults import FAULTS
 from benchmarks.injections import INJECTIONS
@@ -27,7 +29,7 @@ from eval.bootstrap import class_curves
 from eval.confusion import Fates, GroupConfusion
 from eval.groups import GroupAp, Groups, HarmonicAp
 from eval.increments import Measured
-from train.runfolder import RunFolder
+from runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("dcore=0", "warmupEpochs=0", "cacheImages=none")

@@ -120,7 +120,7 @@ def test_what_ends_it_early_leaves_a_report(run, tmp_path, monkeypatch, error, s
     def broken(*_):
         raise error
 
-    monkeypatch.setattr("train.doctor.examination.examine_teacher", broken)
+    monkeypatch.setattr("debug.doctor.checks.examine_teacher", broken)
     found, out, err = run("doctor")
     assert (found, err) == (status, f"mars: {error}\n")
     assert said(out)["schedule"] == "ok"
@@ -145,7 +145,7 @@ def test_beside_a_run_nothing_of_it_is_touched(run, tmp_path):
 
 
 def test_the_doctor_does_not_wait_for_a_run_at_work(run, tmp_path, monkeypatch):
-    from train.lock import RunLock
+    from runs.lock import RunLock
 
     def locked(self):
         raise AssertionError("the doctor took the lock")
@@ -209,10 +209,10 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
     import torch
 
     from config.load import load_config
+    from debug.tracer.bundle import write_bundle
     from dl.check import check_data
-    from train.checkpoint import random_states
-    from train.doctor.patient import admit
-    from train.health.bundle import write_bundle
+    from runs.checkpoint import random_states
+    from train.setup import admit
 
     fields = {"inputShape": 64, "batchSize": 2, "dcore": 0, "precision": "float32", "device": "cpu"}
     fields |= {"classList": ["red", "blue"]}

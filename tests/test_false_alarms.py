@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.false_alarms import BAD, GOOD, REFUSED, Outcome, Run, is_right, line_of
-from train.health.effect import STILL
+from train.effect import STILL
 
 
 def outcome(*no_effect):

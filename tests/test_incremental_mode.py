@@ -16,11 +16,11 @@ from commands.incremental import Study
 from config.arguments import read_arguments
 from config.errors import UserError
 from config.load import load_config, parse_settings
-from dl.lessons import splits_to_train
+from dl.label_selection import splits_to_train
 from eval.predictor import Detections
 from eval.results import write_results
 from ops.seal import file_digest
-from train.checkpoint import load_checkpoint
+from runs.checkpoint import load_checkpoint
 from train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("narrow_nano")

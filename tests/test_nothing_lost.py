@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import mars
-from train.interrupt import WATCHED
+from runs.interrupt import WATCHED
 
 pytestmark = pytest.mark.usefixtures("narrow_nano")
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +115,7 @@ def test_a_log_that_cannot_be_written_costs_lines_only(train, tmp_path):
 @pytest.mark.parametrize("more", [(), ("--nobuf",)])
 def test_a_folder_at_work_is_neither_resumed_nor_moved(train, tmp_path, more):
     code = (
-        "import sys, time; from pathlib import Path; from train.lock import RunLock; lock = RunLock(Path(sys.argv[1]))"
+        "import sys, time; from pathlib import Path; from runs.lock import RunLock; lock = RunLock(Path(sys.argv[1]))"
     )
     code += "; lock.hold(); print('held', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

@@ -12,7 +12,7 @@ from PIL import Image
 import mars
 from dl.check import check_data
 from eval.evaluator import Evaluator
-from train.checkpoint import load_checkpoint, save_checkpoint
+from runs.checkpoint import load_checkpoint, save_checkpoint
 
 NAME = "run"
 BOX = "<object><name>bone</name><bndbox><xmin>8</xmin><ymin>8</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object>"
@@ -137,7 +137,7 @@ def test_checkpoints_of_older_versions_scaled_by_16_bits(base, evaluated):
 
 def test_predict_and_explain_scale_alike(base, capsys, monkeypatch):
     seen = []
-    for module in ("eval.predict.decode_image", "eval.predict.read_image", "dl.kept.read_image"):
+    for module in ("eval.predict.decode_image", "eval.predict.read_image", "dl.image_cache.read_image"):
         name = module.rpartition(".")[2]
         original = getattr(__import__("dl.images").images, name)
         monkeypatch.setattr(module, lambda path, size=None, pixel_max=None, read=original: (

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from debug.tracer.report_text import page
+from debug.tracer.tracer import trace
 from ops.batch import Batch
-from train.health.page import page
-from train.health.tracer import trace
 from train.loss import DetectionLoss
 from train.objective import Detecting
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
-from dl.lessons import repeats_of
+from dl.label_selection import repeats_of
 
 log = logging.getLogger("mars")
 

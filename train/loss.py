@@ -31,7 +31,7 @@ class LossResult:
     """`total` is the sum of `parts`; parts are detached, weighted by their gains, and keep their names in every log.
 
     `watched`: what else has to be finite, name -> a number that is so only when all of it is. `top_logit`: the largest
-    class logit, for `train.health.effect`; None where a loss does not report it.
+    class logit, for `train.effect`; None where a loss does not report it.
     """
 
     total: Float[Tensor, ""]

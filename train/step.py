@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,9 @@ from config.errors import UserError
 from ops.batch import Batch
 from ops.precision import autocast
 from ops.safe import total_of
-from train.checkpoint import first_not_finite, random_states, restore_random_states
+from runs.checkpoint import first_not_finite, random_states, restore_random_states
 from train.ema import ModelEMA
-from train.health.guard import BadStep, Guard, Kept, Reading, Step, agreed, complaint_about, flag_of
+from train.guard import BadStep, Guard, Kept, Reading, Step, agreed, complaint_about, flag_of
 from train.objective import Objective
 from train.opt import start_momentum
 
@@ -42,6 +42,17 @@ class Means:
         """The mean of every name, or of those of these that came."""
         wanted = [name for name in names or self.sums if name in self.sums]
         return {name: (self.sums[name] / self.counts[name]).item() for name in wanted}
+
+
+class StepSetup(NamedTuple):
+    """What the steps of a run have in common: everything but their batches. The tracer repeats a step with it."""
+
+    model: nn.Module
+    objective: Objective
+    precision: torch.dtype
+    sum_over_batch: bool
+    config_json: str
+    weights_file: str | None  # that the run started from
 
 
 class Stepper:

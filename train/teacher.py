@@ -22,8 +22,8 @@ from model.pretrained import load_weights
 from model.weightsfile import WeightsFile, read_weights
 from ops.precision import autocast
 from ops.seal import file_digest
+from runs.start import weights_at
 from train.distilloss import Told
-from train.start import weights_at
 
 log = logging.getLogger("mars")
 

@@ -4,9 +4,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from config.errors import UserError, reading
 from config.mconfig import ModelConfig
 from dl.cache import build_images
 from dl.check import CheckedData, check_data
-from dl.lessons import REPLAYED_SPLIT, splits_to_train
+from dl.label_selection import REPLAYED_SPLIT, splits_to_train
 from dl.loader import build_loader
 from eval.evaluator import EvalResult, Evaluator
 from eval.plots import plot_curves
@@ -24,50 +25,57 @@ from model.pretrained import load_weights
 from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
 from ops.precision import keep_precision, name_of, pick_precision
-from train.budget import images_an_epoch, within_minutes
-from train.checkpoint import (
+from runs.checkpoint import (
     load_checkpoint,
     random_states,
     restore_random_states,
     seed_random_states,
 )
-from train.contents import Contents
+from runs.contents import Contents
+from runs.folder import RunFolder
+from runs.identity import identity_of
+from runs.interrupt import Interrupted, Interrupts
+from runs.lock import RunLock
+from runs.origin import code_commit, file_origin, origin_in_words, random_origin
+from runs.start import starting_weights, with_head_width, with_pixel_max
+from train.budget import images_an_epoch, within_minutes
 from train.ema import ModelEMA, ramp_for
-from train.health.figures import finite_or_none, frozen_figure
-from train.health.guard import BadStep, Guard
-from train.health.report import Traced, report, report_first
-from train.health.watch import Watch
-from train.identity import identity_of
-from train.interrupt import Interrupted, Interrupts
-from train.lock import RunLock
+from train.figures import finite_or_none, frozen_figure
+from train.guard import BadStep, Guard
+from train.monitor import Watch
 from train.objective import Distilling, build_objective
 from train.opt import build_optimizer, load_optimizer, set_pace
-from train.origin import code_commit, file_origin, origin_in_words, random_origin
 from train.points import report_small_objects
 from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
-from train.runfolder import RunFolder
 from train.sched import build_schedule, build_warm_up
-from train.start import starting_weights, with_head_width, with_pixel_max
-from train.step import Stepper
+from train.step import Stepper, StepSetup
 from train.teacher import check_teacher, split_to_try
 
 log = logging.getLogger("mars")
 
 DRAWN_EVERY = 10.0  # seconds at least from one picture of the curves to the next, for one takes as long as many steps
 Row = dict[str, Any]  # one epoch in history and metrics.jsonl
+OnBadStep = Callable[[BadStep, StepSetup, Path, str], str]  # the last: the last spike in words, or ""
+OnFirstBatch = Callable[[Batch, StepSetup, Path], str]
 
 
 class Trainer:
     """Everything one run trains with. `run()` goes on where the run's folder ends, or starts it."""
 
     def __init__(
-        self, mcfg: ModelConfig, data: CheckedData | None = None, quiet: bool = False, trace_first: bool = False
+        self,
+        mcfg: ModelConfig,
+        data: CheckedData | None = None,
+        quiet: bool = False,
+        on_bad_step: OnBadStep | None = None,
+        on_first_batch: OnFirstBatch | None = None,
     ):
         """`data`: the checked training and validation split, when they are at hand; else they are checked now.
 
-        `trace_first`: the first step is gone through operation by operation and its page logged and written.
+        `on_bad_step` and `on_first_batch` examine a non-finite step and the first batch; they return a text for the
+        log. `debug.tracer.report` has both.
         """
-        self.quiet, self.trace_first = quiet, trace_first
+        self.quiet, self.on_bad_step, self.on_first_batch = quiet, on_bad_step, on_first_batch
         self.folder = RunFolder.of(mcfg)
         is_fresh = mcfg.nobuf or not self.folder.has_checkpoint()
         names = splits_to_train(mcfg)
@@ -210,9 +218,9 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One batch into the gradients, and into the weights when enough are in; what `Stepper.add` returns."""
-        if self.trace_first:
-            self.trace_first = False
-            log.info("%s", report_first(batch, self._traced(), self.folder.health / "first-step.txt"))
+        if self.on_first_batch is not None:
+            log.info("%s", self.on_first_batch(batch, self._step_setup(), self.folder.health))
+            self.on_first_batch = None
         pace = self.warm_up.pace(self.batch_index, self.rate)
         self.batch_index += 1
         set_pace(self.optimizer, pace)
@@ -227,7 +235,9 @@ class Trainer:
         """Go back to where it was healthy, when that is asked for and helps; else say all about it and stop."""
         self.loader.close()
         self.watch.tell_first_batches()
-        text = report(bad, self._traced(), self.folder.health, self.watch.last_spike)
+        text = str(bad)
+        if self.on_bad_step is not None:
+            text = self.on_bad_step(bad, self._step_setup(), self.folder.health, self.watch.last_spike)
         if self.mcfg.onBadStep == "rewind" and self._rewind(bad):
             return
         log.error("%s", text)
@@ -251,10 +261,10 @@ class Trainer:
             log.warning("%s: this batch is not finite with it either", path)
         return False
 
-    def _traced(self) -> Traced:
+    def _step_setup(self) -> StepSetup:
         is_summed, config = self.mcfg.lossReduction == "sum", json.dumps(self.mcfg.to_dict())
         file = self.weights_origin["path"]
-        return Traced(self.model, self.objective, self.precision.dtype, is_summed, config, file)
+        return StepSetup(self.model, self.objective, self.precision.dtype, is_summed, config, file)
 
     def _within_minutes(self, mcfg: ModelConfig, begun: dict[str, Any] | None) -> ModelConfig:
         is_lost = begun is None and self.precision.seconds is None  # nothing whole to go on from: run() will say so

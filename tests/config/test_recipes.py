@@ -10,7 +10,7 @@ from config.load import load_config
 from config.mconfig import PHASES, base_names
 from config.recipes import RECIPE_DIR, _import, _questions, describe_recipes
 from config.training import MODERN_DISTILLING
-from train.start import weights_at
+from runs.start import weights_at
 from train.teacher import teacher_file
 
 ALL_STAGES = ["", ".full", ".teacher", ".distillation"]

@@ -9,7 +9,7 @@ from PIL import Image
 import dl.cache
 from dl.cache import build_images
 from dl.check import check_data
-from dl.kept import DiskImages, FileImages, RamImages
+from dl.image_cache import DiskImages, FileImages, RamImages
 from dl.loader import build_loader
 
 NEEDED = 7 * 40 * 30 * 3
@@ -101,7 +101,7 @@ def test_memory_that_is_refused(build, monkeypatch):
     def refuse(*_args):
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("dl.kept.mmap.mmap", refuse)
+    monkeypatch.setattr("dl.image_cache.mmap.mmap", refuse)
     images, said = build("auto")
     assert isinstance(images, FileImages)
     assert said == [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import dl.lessons
+import dl.label_selection
 from config.errors import UserError
 from dl.check import check_data
 from dl.loader import EpochSampler, build_loader, collate
@@ -226,7 +226,7 @@ def test_images_that_the_selection_leaves_without_objects_are_said(
 def test_the_class_list_of_the_config_is_taken(many, config, monkeypatch):
     mcfg = config(many, classList=("cat", "dog"), trainSelectedClasses=("cat",))
     annotations = check_data(mcfg, ["train"]).splits["train"]
-    monkeypatch.setattr(dl.lessons, "locate", lambda mcfg: pytest.fail("searched again"))
+    monkeypatch.setattr(dl.label_selection, "locate", lambda mcfg: pytest.fail("searched again"))
     assert len(build_loader(mcfg, "train", annotations)) == 4
 
 

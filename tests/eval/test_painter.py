@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import eval.painter
-from eval.chips import Label, Rect, drawable_names, place_chips, place_legend
+from eval.label_layout import Label, Rect, drawable_names, place_chips, place_legend
 from eval.painter import (
     GREEN,
     PURPLE,

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from benchmarks import attacks_weights
 from benchmarks.attacks_weights import KEY, OTHER_KINDS, WEIGHTS_ATTACKS, Storage, View, archive, pickled, saved, text
 from config.errors import UserError
+from debug.tracer.bundle import read_bundle, replay
 from model import picklescan, unpickle
 from model.picklescan import Refused, check_pickle
 from model.unpickle import StandIn, module_tensors, read_with_stand_ins
 from model.weightsfile import read_weights
-from train.checkpoint import load_checkpoint
-from train.health.bundle import read_bundle, replay
-from train.origin import file_origin
+from runs.checkpoint import load_checkpoint
+from runs.origin import file_origin
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 400  # MB above what the imports take, for files of up to 3 MB
@@ -32,8 +32,8 @@ IN_A_PROCESS = """
 import resource, sys
 from pathlib import Path
 from model.weightsfile import read_weights
-from train.checkpoint import load_checkpoint
-from train.origin import file_origin
+from runs.checkpoint import load_checkpoint
+from runs.origin import file_origin
 from config.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))

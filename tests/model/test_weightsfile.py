@@ -13,7 +13,7 @@ from config.errors import UserError
 from model import YoloModel
 from model.pretrained import load_weights
 from model.weightsfile import read_weights
-from train.checkpoint import ABOUT, load_checkpoint, save_checkpoint
+from runs.checkpoint import ABOUT, load_checkpoint, save_checkpoint
 
 
 def spoiled(what):

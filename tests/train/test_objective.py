@@ -9,7 +9,7 @@ import torch
 from config.errors import UserError
 from model import YoloModel
 from ops.batch import Batch
-from train.checkpoint import load_checkpoint
+from runs.checkpoint import load_checkpoint
 from train.distilloss import DistillationLoss, DistilWeights, Told
 from train.loss import DetectionLoss
 from train.objective import Detecting, Distilling, distil_strength

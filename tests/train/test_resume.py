@@ -11,10 +11,10 @@ from benchmarks.chaos import same
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from eval.predictor import Predictor
-from train.checkpoint import load_checkpoint, save_checkpoint
-from train.interrupt import Interrupted
-from train.origin import random_origin
-from train.runfolder import RunFolder
+from runs.checkpoint import load_checkpoint, save_checkpoint
+from runs.folder import RunFolder
+from runs.interrupt import Interrupted
+from runs.origin import random_origin
 from train.step import Stepper
 from train.trainer import Trainer
 

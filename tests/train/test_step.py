@@ -10,7 +10,7 @@ from torch import nn
 
 from model import YoloModel
 from train.ema import ModelEMA
-from train.health.guard import BadStep
+from train.guard import BadStep
 from train.loss import DetectionLoss, LossResult
 from train.objective import Detecting
 from train.step import Means, Stepper

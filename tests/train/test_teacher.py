@@ -22,7 +22,7 @@ def student_config(file, **overrides):
 
 
 def checkpoint(path, model, class_list=None, **config):
-    """What `train.checkpoint` writes, as far as a teacher is read from it."""
+    """What `runs.checkpoint` writes, as far as a teacher is read from it."""
     import json
 
     content = {"model": model.state_dict(), "ema": None, "config": json.dumps(config), "phase": model.phase}

@@ -10,10 +10,10 @@ from config.errors import UserError
 from eval.evaluator import Evaluator
 from model import build_model
 from model.pretrained import load_weights
-from train.checkpoint import load_checkpoint
-from train.health.guard import BadStep
+from runs.checkpoint import load_checkpoint
+from runs.folder import RunFolder
+from train.guard import BadStep
 from train.progress import epoch_line
-from train.runfolder import RunFolder
 from train.trainer import Trainer
 
 

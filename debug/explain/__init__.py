@@ -1,0 +1,1 @@
+"""Why an object of an image was found or missed."""

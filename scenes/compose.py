@@ -1,0 +1,346 @@
+"""Puts a scene together: plans what stands where, paints it from the ground to the clouds, and knows every box.
+
+A box is tight around the pixels of a plane that can be seen: those it covers by at least `SEEN`, less what roofs and
+clouds take. A plane of which less than `LEAST_VISIBLE` can be seen is left out of the picture as well as of the
+labels, so that no piece of an aircraft lies about unlabelled. Planes never overlap each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from scenes.aircraft import planforms
+from scenes.airfields import ROOFS, Roof, Site, Stand, lay_out, pick
+from scenes.ground import Ground, paint_ground
+from scenes.occlusion import Thing, cast_shadow, make_boat, make_clouds, make_mast, make_tree, make_vehicle, paint_roof
+from scenes.outlines import Planform
+from scenes.textures import Plane, Sprite, fill, lighter, outlines, paint_plane
+
+SEEN = 0.3  # a pixel belongs to a plane when this share of it is the plane, seen through the clouds
+LEAST_VISIBLE = 0.4  # of a plane's area, else it is not drawn at all
+
+_PLANES = np.cumsum([0.03, 0.04, 0.06, 0.1, 0.15, 0.18, 0.18, 0.14, 0.12])  # chance of 0, 1, ... 8 planes
+_SHADOW_TINT = (0.6, 0.55, 0.46)  # how much light a full shadow takes from red, green and blue: the sky still shines
+_CELLS = 160  # to a side of the map of what is taken
+_GROUND_STREAM, _CLUTTER_STREAM, _SKY_STREAM, _SENSOR_STREAM = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Sky:
+    """Light, air and camera."""
+
+    sun: tuple[float, float]  # unit vector in which shadows fall
+    shadow: float  # a shadow's length for each pixel of height
+    has_clouds: bool
+    haze: float
+    cast: tuple[float, float, float]  # gain of red, green and blue
+    contrast: float
+    blur: float  # standard deviation in pixels
+    noise: float  # width of the sensor's uniform noise, in grey levels
+    is_grey: bool  # a panchromatic picture
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that is decided before anything is painted."""
+
+    seed: int
+    index: int
+    site: Site
+    planes: tuple[Plane, ...]
+    roofs: tuple[Roof, ...]
+    sky: Sky
+
+
+class Picture(NamedTuple):
+    """A painted scene. Boxes are xyxy in pixel edges, ordered as the scene's planes that can be seen."""
+
+    image: UInt8[np.ndarray, "S S 3"]
+    boxes: Float32[np.ndarray, "N 4"]
+    labels: Int64[np.ndarray, " N"]
+
+
+def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> Scene:
+    """Decide a scene from the seed and its index alone. Raises `ValueError` for a class without a planform."""
+    rng = _stream(seed, index, 0)
+    types = planforms(class_list)
+    weights = _weights(types)
+    zoom = 0.68 + 0.44 * rng.random()
+    favourite = _choose(rng, weights)
+    pitch = _drawn_size(types[favourite], zoom, size)
+    site = lay_out(rng, size, pitch)
+    wanted = int(np.searchsorted(_PLANES, rng.random() * _PLANES[-1], side="right"))
+    taken = _Taken(size)
+    for roof in site.roofs:
+        if not roof.is_open:
+            taken.add([roof.outline], 255)
+    others = float(pick(rng, (0.1, 0.5, 0.9)))
+    planes: list[Plane] = []
+    parked: list[tuple[int, Plane]] = []  # those that a roof may be built over
+    for stand in _shuffled(rng, [stand for stand in site.stands if _is_near(stand, size)]):
+        if len(planes) == wanted:
+            break
+        label = _choose(rng, weights) if rng.random() < others else favourite
+        if _drawn_size(types[label], zoom, size) > stand.room:
+            label = favourite
+        plane = _park(rng, stand, label, types[label], _drawn_size(types[label], zoom, size))
+        if taken.is_free(outlines(plane)):
+            planes.append(plane)
+            taken.add(outlines(plane), len(planes))
+            parked += [] if stand.is_lane else [(len(planes), plane)]
+    shelters = [shelter for number, plane in parked for shelter in _shelter(rng, plane, number, taken)]
+    return Scene(seed, index, site, tuple(planes), (*site.roofs, *shelters), _draw_sky(rng))
+
+
+def paint_scene(scene: Scene) -> Picture:
+    """Paint a scene from the ground up."""
+    size, sky = scene.site.frame.size, scene.sky
+    sun = np.array(sky.sun)
+    ground = paint_ground(_stream(scene.seed, scene.index, _GROUND_STREAM), scene.site)
+    clouds = make_clouds(_stream(scene.seed, scene.index, _SKY_STREAM), size) if sky.has_clouds else None
+    roofed = np.zeros((size, size), np.uint8)
+    for roof in scene.roofs:
+        fill(roofed, roof.outline, 255)
+    open_sky = 1 - roofed.astype(np.float32) / 255
+    if clouds is not None:
+        open_sky *= 1 - clouds
+    seen = [found for plane in scene.planes if (found := _look_at(plane, sky, open_sky)) is not None]
+    things = _scatter(scene, ground, sun)
+    image = _light(ground.colour, ground.light, _shadows(scene, [one.plane for one in seen], things))
+    for thing in things:
+        for outline, colour in thing.shapes:
+            fill(image, outline, colour)
+    for one in seen:
+        _paste(image, one.sprite)
+    image = _roof_over(image, roofed, scene.roofs, sun)
+    image = _develop(image, clouds, sky, _stream(scene.seed, scene.index, _SENSOR_STREAM))
+    boxes = np.array([one.box for one in seen], dtype=np.float32).reshape(-1, 4)
+    return Picture(image, boxes, np.array([one.plane.label for one in seen], dtype=np.int64))
+
+
+class _Seen(NamedTuple):
+    """A plane that can be seen, painted, with its box."""
+
+    plane: Plane
+    sprite: Sprite
+    box: tuple[int, int, int, int]
+
+
+class _Taken:
+    """Coarse map of the places that are taken, by whom."""
+
+    def __init__(self, size: int) -> None:
+        self._scale = _CELLS / size
+        self._cells = np.zeros((_CELLS, _CELLS), np.uint8)
+
+    def _mask(self, shapes: Sequence[np.ndarray]) -> np.ndarray:
+        mask = np.zeros_like(self._cells)
+        points = [np.rint(shape * self._scale - 0.5).astype(np.int32) for shape in shapes]
+        for shape in points:  # one by one: together they would be filled by the even-odd rule
+            cv2.fillPoly(mask, [shape], (1,))
+        cv2.polylines(mask, points, True, (1,), 2)  # room to breathe
+        return mask.astype(bool)
+
+    def add(self, shapes: Sequence[np.ndarray], who: int) -> None:
+        self._cells[self._mask(shapes)] = who
+
+    def is_free(self, shapes: Sequence[np.ndarray], but_for: int = 0) -> bool:
+        there = self._cells[self._mask(shapes)]
+        return not bool(((there != 0) & (there != but_for)).any())
+
+
+def _stream(seed: int, index: int, part: int) -> np.random.Generator:
+    """Every part of a scene has random numbers of its own: a plane less does not move a blade of grass."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, part])))
+
+
+def _choose(rng: np.random.Generator, cumulative: np.ndarray) -> int:
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def _weights(types: Sequence[Planform]) -> np.ndarray:
+    """Cumulative chances: some types are rarer than others, large ones are asked for more, as fewer find room."""
+    rarity = 1 - 0.4 * (np.arange(len(types)) * 7 % len(types)) / len(types)
+    return np.cumsum(rarity * [_drawn_size(planform, 1.0, 640) ** 1.2 for planform in types])
+
+
+def _shuffled(rng: np.random.Generator, stands: list[Stand]) -> list[Stand]:
+    return [stands[place] for place in np.argsort(rng.random(len(stands)), kind="stable").tolist()]
+
+
+def _is_near(stand: Stand, size: int) -> bool:
+    return all(-0.02 * size < value < 1.02 * size for value in (stand.x, stand.y))
+
+
+def _drawn_size(planform: Planform, zoom: float, size: int) -> float:
+    """Pixels of span or length, the longer one: in the order of nature, but drawn together, so that small ones show."""
+    metres = max(planform.length, planform.span)
+    return float(150 * (metres / 40) ** 0.45 * zoom * size / 640)
+
+
+def _park(rng: np.random.Generator, stand: Stand, label: int, planform: Planform, drawn: float) -> Plane:
+    aside = 0.04 * drawn * (rng.random(2) - 0.5)
+    fade = 0.94 + 0.1 * rng.random()
+    return Plane(
+        label=label,
+        planform=planform,
+        centre=(stand.x + float(aside[0]), stand.y + float(aside[1])),
+        heading=stand.heading + 0.14 * (rng.random() - 0.5),
+        pixels_per_metre=drawn / max(planform.length, planform.span),
+        skin=lighter(pick(rng, planform.skins), fade),
+        accent=lighter(pick(rng, planform.accents), fade),
+        sweep=planform.swing[2] * rng.random() if planform.swing else 0.0,
+        wear=rng.random(),
+        phase=2 * np.pi * rng.random(),
+    )
+
+
+def _shelter(rng: np.random.Generator, plane: Plane, number: int, taken: _Taken) -> list[Roof]:
+    """Now and then a roof over the nose or the tail, if it hides no other plane."""
+    chance, share, from_nose, colour = rng.random(), 0.12 + 0.36 * rng.random(), rng.random() < 0.5, pick(rng, ROOFS)
+    if chance > 0.12:
+        return []
+    form = plane.planform
+    half, edge = form.span * 0.58, share * form.length
+    start, end = (-0.25 * form.length, edge) if from_nose else (form.length - edge, 1.25 * form.length)
+    corners = np.array([[start, -half], [start, half], [end, half], [end, -half]], np.float32)
+    outline = plane.to_pixels(corners)
+    if not taken.is_free([outline], but_for=number):
+        return []
+    taken.add([outline], 255)
+    return [Roof(outline, 0.2 * form.span * plane.pixels_per_metre, colour, is_open=True)]
+
+
+def _draw_sky(rng: np.random.Generator) -> Sky:
+    angle, warm = 2 * np.pi * rng.random(), rng.random() - 0.5
+    gain = 0.86 + 0.3 * rng.random()
+    return Sky(
+        sun=(float(np.cos(angle)), float(np.sin(angle))),
+        shadow=0.45 + 1.1 * rng.random(),
+        has_clouds=rng.random() < 0.16,
+        haze=max(0.0, 0.5 * rng.random() - 0.25),
+        cast=(gain * (1 + 0.1 * warm), gain * (1 + 0.04 * (rng.random() - 0.5)), gain * (1 - 0.12 * warm)),
+        contrast=0.88 + 0.26 * rng.random(),
+        blur=max(0.0, 1.1 * rng.random() - 0.4),
+        noise=4 + 16 * rng.random() ** 2,
+        is_grey=rng.random() < 0.05,
+    )
+
+
+def _look_at(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _Seen | None:
+    """Paint a plane and find what can be seen of it; None when that is too little."""
+    sprite = paint_plane(plane, sky.sun)
+    there, inside = _overlap(sprite, len(open_sky))
+    visible = sprite.cover[inside] * open_sky[there]
+    if float(visible.sum()) < LEAST_VISIBLE * float(sprite.cover.sum()):
+        return None
+    is_seen = visible >= SEEN
+    rows, columns = np.flatnonzero(is_seen.any(axis=1)), np.flatnonzero(is_seen.any(axis=0))
+    if not len(rows):
+        return None
+    top, left = there[0].start, there[1].start
+    box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
+    return _Seen(plane, sprite, (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
+
+
+def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where image and sprite meet: rows and columns of the image, and those of the sprite."""
+    in_image, in_sprite = [], []
+    for start, length in zip((sprite.top, sprite.left), sprite.cover.shape, strict=True):
+        first, last = min(max(start, 0), size), min(max(start + length, 0), size)
+        in_image.append(slice(first, last))
+        in_sprite.append(slice(first - start, last - start))
+    return (in_image[0], in_image[1]), (in_sprite[0], in_sprite[1])
+
+
+def _paste(image: np.ndarray, sprite: Sprite) -> None:
+    there, inside = _overlap(sprite, len(image))
+    share = sprite.cover[inside]
+    under, over = np.ascontiguousarray(image[there]), np.ascontiguousarray(sprite.colour[inside])
+    image[there] = cv2.blendLinear(over, under, share, 1 - share)
+
+
+def _roof_over(image: np.ndarray, roofed: np.ndarray, roofs: Sequence[Roof], sun: np.ndarray) -> np.ndarray:
+    """Roofs cover exactly what `roofed` says, the soft edges too, for the boxes below rely on it."""
+    layer = image.copy()
+    for roof in roofs:
+        paint_roof(layer, roof, sun)
+    share = roofed.astype(np.float32) / 255
+    return cv2.blendLinear(layer, image, share, 1 - share)
+
+
+def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[Thing]:
+    """Vehicles and masts on pavement, boats on water, trees in groups elsewhere, clear of planes and roofs."""
+    rng = _stream(scene.seed, scene.index, _CLUTTER_STREAM)
+    size, unit = scene.site.frame.size, scene.site.frame.unit
+    taken = _Taken(size)
+    taken.add(
+        [roof.outline for roof in scene.roofs] + [shape for plane in scene.planes for shape in outlines(plane)], 1
+    )
+    things: list[Thing] = []
+
+    def put(thing: Thing) -> None:
+        shapes = [shape for shape, _ in thing.shapes]
+        if taken.is_free(shapes):
+            taken.add(shapes, 1)
+            things.append(thing)
+
+    for _ in range(int(rng.random() * 26)):
+        x, y = (size * rng.random(2)).tolist()
+        kind = rng.random()
+        if ground.paved[int(y), int(x)]:
+            put(make_vehicle(rng, x, y, unit) if kind < 0.85 else make_mast(x, y, unit))
+        elif ground.water[int(y), int(x)]:
+            put(make_boat(rng, x, y, unit))
+    for _ in range(int(rng.random() * 9)):
+        grove, wide = size * rng.random(2), (20 + 60 * rng.random()) * unit
+        for x, y in (grove + wide * rng.standard_normal((int(3 + 9 * rng.random()), 2))).tolist():
+            inside = 0 <= x < size and 0 <= y < size
+            if inside and not ground.paved[int(y), int(x)] and not ground.water[int(y), int(x)]:
+                put(make_tree(rng, x, y, unit, sun))
+    return things
+
+
+def _shadows(scene: Scene, planes: Sequence[Plane], things: Sequence[Thing]) -> np.ndarray:
+    """How dark the shadows are on the ground, 0 to 255."""
+    size = scene.site.frame.size
+    shade = np.zeros((size, size), np.uint8)
+    fall = np.array(scene.sky.sun) * scene.sky.shadow
+    for thing in things:
+        cast_shadow(shade, thing.shapes[0][0], fall * thing.height)
+    for roof in scene.roofs:
+        cast_shadow(shade, roof.outline, fall * roof.height)
+    for plane in planes:
+        drawn = plane.pixels_per_metre * max(plane.planform.length, plane.planform.span)
+        for outline in outlines(plane):
+            fill(shade, outline + fall * 0.07 * drawn, 255)
+        for fin in plane.planform.fins:
+            base = plane.to_pixels(np.array([[fin.start, fin.y], [fin.end, fin.y]], np.float32))
+            low, high = base + fall * 0.05 * drawn, base + fall * (0.07 * drawn + fin.height * plane.pixels_per_metre)
+            fill(shade, np.stack([low[0], low[1], high[1], (high[0] + high[1]) / 2]), 255)
+    return cv2.GaussianBlur(shade, (0, 0), 0.9 * scene.site.frame.unit)
+
+
+def _light(colour: np.ndarray, light: np.ndarray, shade: np.ndarray) -> np.ndarray:
+    channels = [light - cv2.multiply(light, shade, scale=tint / 255, dtype=cv2.CV_32F) for tint in _SHADOW_TINT]
+    return cv2.multiply(colour, cv2.merge(channels), dtype=cv2.CV_8U)
+
+
+def _develop(image: np.ndarray, clouds: np.ndarray | None, sky: Sky, rng: np.random.Generator) -> np.ndarray:
+    """Clouds, haze, the lens and the sensor."""
+    if clouds is not None:
+        white = np.full_like(image, 236)
+        image = cv2.blendLinear(white, image, clouds, 1 - clouds)
+    if sky.blur > 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), sky.blur)
+    if sky.is_grey:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    levels = np.arange(256, dtype=np.float32)[:, None] * (1 - sky.haze) + np.array([196, 204, 214]) * sky.haze
+    levels = ((levels - 118) * sky.contrast + 118) * np.array(sky.cast if not sky.is_grey else (sky.cast[1],) * 3)
+    image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8)[None])
+    noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
+    return cv2.addWeighted(image, 1, noise, sky.noise / 255, -sky.noise / 2)

@@ -1,0 +1,57 @@
+"""One scene -> two files. Runs in worker processes, so nothing here imports torch, which takes seconds to start."""
+
+import io
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+from PIL import Image
+
+from scenes.compose import Picture, paint_scene, plan_scene
+
+JPEG_QUALITY = 90
+
+
+def scene_name(index: int) -> str:
+    return f"scene{index:05d}"
+
+
+def start_worker() -> None:
+    """Ctrl-C is the parent's to hear; the processes are the parallelism, so OpenCV needs no threads of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def export_scene(folder: Path, seed: int, size: int, class_list: Sequence[str], index: int) -> set[int]:
+    """Draw one scene into images/ and annotations/. Returns the labels in it."""
+    picture = paint_scene(plan_scene(seed, index, size, class_list))
+    stream = io.BytesIO()
+    Image.fromarray(picture.image).save(stream, "JPEG", quality=JPEG_QUALITY)
+    name = scene_name(index)
+    (folder / "images" / f"{name}.jpg").write_bytes(stream.getvalue())
+    (folder / "annotations" / f"{name}.xml").write_text(_to_voc(picture, f"{name}.jpg", class_list), encoding="utf-8")
+    return set(picture.labels.tolist())
+
+
+def _to_voc(picture: Picture, file_name: str, class_list: Sequence[str]) -> str:
+    """Pascal VOC, written as MAR20's files are."""
+    height, width, depth = picture.image.shape
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = file_name
+    ElementTree.SubElement(ElementTree.SubElement(root, "source"), "database").text = "Mars, drawn"
+    _add_numbers(root, "size", {"width": width, "height": height, "depth": depth})
+    ElementTree.SubElement(root, "segmented").text = "0"
+    for box, label in zip(picture.boxes.astype(int).tolist(), picture.labels.tolist(), strict=True):
+        node = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(node, "name").text = str(class_list[label])
+        _add_numbers(node, "bndbox", dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)))
+    ElementTree.indent(root, "\t")
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _add_numbers(parent: ElementTree.Element, name: str, numbers: dict[str, int]) -> None:
+    node = ElementTree.SubElement(parent, name)
+    for key, value in numbers.items():
+        ElementTree.SubElement(node, key).text = str(value)

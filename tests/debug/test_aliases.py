@@ -1,0 +1,110 @@
+"""Tensors under two names: found, told apart from neighbours in one memory, and let be where they are declared."""
+
+import pytest
+import torch
+from torch import nn
+
+from debug.tracer.aliases import Alias, find_aliases, grouped
+from model import YoloModel
+
+
+class Twice(nn.Module):
+    """The bug of a field report: conv_1 is conv, and a fill of the one fills the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.conv_1 = self.conv
+
+
+class Holding(nn.Module):
+    """Buffers as they are handed in."""
+
+    def __init__(self, **tensors):
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+
+def test_one_module_under_two_names():
+    module = Twice()
+    found = find_aliases(module)
+    assert found == [
+        Alias("conv.weight", "conv_1.weight", True),
+        Alias("conv.bias", "conv_1.bias", True),
+    ]
+    assert grouped(module, found) == [Alias("conv", "conv_1", True)]
+    assert str(grouped(module, found)[0]) == "conv and conv_1 are one and the same"
+
+
+def test_a_copy_is_no_alias():
+    healthy = Twice()
+    healthy.conv_1 = nn.Conv2d(3, 3, 3)
+    healthy.conv_1.load_state_dict(healthy.conv.state_dict())
+    assert find_aliases(healthy) == []
+    assert find_aliases(nn.Identity()) == []
+
+
+def test_one_parameter_in_two_modules():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].weight = module[0].weight
+    found = find_aliases(module)
+    assert found == grouped(module, found) == [Alias("0.weight", "1.weight", True)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlaps"),
+    [
+        ((slice(0, 4),), (slice(3, 6),), True),
+        ((slice(0, 3),), (slice(3, 6),), False),
+        ((slice(0, 6, 2),), (slice(1, 6, 2),), False),  # interleaved
+        ((slice(0, 6, 2),), (slice(2, 3),), True),
+        ((slice(0, 0),), (slice(0, 6),), False),  # nothing in it
+    ],
+)
+def test_views_of_one_memory(one, other, overlaps):
+    memory = torch.zeros(6)
+    found = find_aliases(Holding(a=memory[one], b=memory[other]))
+    assert found == ([Alias("a", "b", False)] if overlaps else [])
+
+
+def test_columns_of_a_matrix_share_nothing_and_its_rows_share_with_it():
+    matrix = torch.zeros(4, 6)
+    assert find_aliases(Holding(a=matrix[:, :3], b=matrix[:, 3:])) == []
+    assert find_aliases(Holding(a=matrix, b=matrix[2])) == [Alias("a", "b", False)]
+    assert find_aliases(Holding(a=matrix, b=matrix.t())) == [Alias("a", "b", False)]
+
+
+def test_the_same_bytes_read_as_another_type():
+    memory = torch.zeros(8)
+    assert find_aliases(Holding(a=memory[:4], b=memory.view(torch.int16)[6:8])) == [Alias("a", "b", False)]
+    assert find_aliases(Holding(a=memory[:4], b=memory.view(torch.int16)[8:10])) == []
+
+
+def test_what_is_declared_is_let_be():
+    assert find_aliases(Twice(), declared=[("conv", "conv_1")]) == []
+    assert find_aliases(Twice(), declared=[("conv_1", "conv")]) == []
+    assert [one.first for one in find_aliases(Twice(), declared=[("conv.weight", "conv_1.weight")])] == ["conv.bias"]
+    assert len(find_aliases(Twice(), declared=[("con", "con_1"), ("conv", "other")])) == 2
+
+
+def test_the_network_has_none_until_somebody_writes_conv_1_is_conv():
+    model = YoloModel("nano", 2)
+    assert find_aliases(model) == []
+    block = model.backbone.l2.m[0]
+    block.cv2.conv = block.cv1.conv
+    found = grouped(model, find_aliases(model))
+    assert found == [Alias("backbone.l2.m.0.cv1.conv", "backbone.l2.m.0.cv2.conv", True)]
+
+
+def test_a_block_under_two_names_is_one_line():
+    model = YoloModel("nano", 2)
+    model.backbone.l4.m[1] = model.backbone.l4.m[0]
+    found = find_aliases(model)
+    assert len(found) == 12  # two convolutions, each with weight and batch norm's five
+    assert grouped(model, found) == [Alias("backbone.l4.m.0", "backbone.l4.m.1", True)]
+
+
+def test_a_network_without_memory_shares_none():
+    with torch.device("meta"):
+        assert find_aliases(Twice()) == []

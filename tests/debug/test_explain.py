@@ -1,0 +1,227 @@
+"""Why an object was found or missed: against the loss itself, a slow count of points, and cases made by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from debug.explain.error_analysis import FOUND, LOW_SCORE, NO_POINT, POOR_BOX, SUPPRESSED, WRONG_CLASS, Fates, Limits
+from debug.explain.explain import explain, paint_stories, story_table
+from dl.annotations import Annotation
+from eval.painter import judge
+from eval.predictor import Detections, Predictor
+from model import YoloModel
+from ops.anchors import make_anchors
+from ops.batch import Batch, Letterbox
+from train.loss import DetectionLoss
+from train.points import are_inside, points_given
+from train.tal import TaskAlignedAssigner
+
+NAMES, LIMITS = ("red", "blue"), Limits(paint_conf=0.2, min_iou=0.5)
+SAME = Letterbox(1.0, 1.0, 0.0, 0.0, 64, 64)
+CORNERS = [[8.0, 8, 40, 40], [30, 30, 62, 60], [0, 50, 3, 53]]
+
+
+def annotation_of(boxes, labels) -> Annotation:
+    boxes, labels = np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(labels, dtype=np.int64)
+    path = Path("image.png")
+    return Annotation("image", path, path, 64, 64, boxes, labels, np.zeros(len(labels), dtype=bool))
+
+
+def batch_of(annotation: Annotation, letterbox: Letterbox = SAME) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    boxes = torch.from_numpy(letterbox.apply(annotation.boxes))[None]
+    labels = torch.from_numpy(annotation.labels)[None]
+    return Batch(images, boxes, labels, torch.ones_like(labels, dtype=torch.bool), ("image",), (letterbox,))
+
+
+@pytest.fixture(scope="module")
+def network() -> YoloModel:
+    torch.manual_seed(0)
+    return YoloModel("nano", 2).eval()
+
+
+def explained(network, annotation, letterbox=SAME, limits=LIMITS):
+    loss = DetectionLoss(2, 16)
+    batch = batch_of(annotation, letterbox)
+    predictor = Predictor(network, score_threshold=0.0)
+    return explain(predictor, loss, batch, annotation, limits, NAMES), loss(network(batch.images.float() / 255), batch)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_objects_and_background_cost_what_the_loss_says(network, count):
+    annotation = annotation_of(CORNERS[:count], [0, 1, 0][:count])
+    explanation, out = explained(network, annotation)
+    every = [story.loss for story in explanation.stories] + [explanation.background]
+    for name in ("box", "cls", "dfl"):
+        assert sum(getattr(parts, name) for parts in every) == pytest.approx(out.parts[name].item(), rel=1e-5, abs=1e-6)
+    assert explanation.total == pytest.approx(out.total.item(), rel=1e-5)
+    assert len(explanation.stories) == count
+    assert explanation.background.box == explanation.background.dfl == 0
+
+
+def test_points_are_those_that_were_assigned_level_by_level(network):
+    annotation = annotation_of(CORNERS, [0, 1, 0])
+    explanation, _ = explained(network, annotation)
+    batch, loss = batch_of(annotation), DetectionLoss(2, 16)
+    given = points_given(loss, network(batch.images.float() / 255), batch)
+    fg, owners = given.assignment.fg_mask[0].tolist(), given.assignment.target_gt_idx[0].tolist()
+    sizes = (64, 16, 4)  # maps of 8, 4 and 2 cells a side
+    for number, story in enumerate(explanation.stories):
+        expected, start = [], 0
+        for size in sizes:
+            mine = [fg[i] and owners[i] == number for i in range(start, start + size)]
+            expected.append(sum(mine))
+            start += size
+        assert list(story.points) == expected
+        assert int(given.count[0, number]) == sum(expected)
+    assert explanation.stories[2].inside == 0 and explanation.stories[2].fate == NO_POINT
+    assert explanation.stories[0].inside == sum(
+        8 < stride * (x + 0.5) < 40 and 8 < stride * (y + 0.5) < 40
+        for stride in (8, 16, 32)
+        for x in range(64 // stride)
+        for y in range(64 // stride)
+    )
+
+
+def test_points_inside_are_those_that_the_assigner_can_choose():
+    """With perfect boxes at every point and room for all, it takes exactly these."""
+    points, _ = make_anchors(((8, 8), (4, 4), (2, 2)))
+    generator = torch.Generator().manual_seed(1)
+    low = torch.rand(40, 2, generator=generator) * 50
+    boxes = torch.cat((low, low + torch.rand(40, 2, generator=generator) * 20 + 0.1), dim=1)
+    for min_side in (0.0, 16.0):
+        assigner = TaskAlignedAssigner(topk=len(points), num_classes=1, min_side=min_side)
+        ones = torch.ones(40, len(points), 1)
+        told = boxes[:, None].expand(-1, len(points), -1)
+        zeros = torch.zeros(40, 1, 1, dtype=torch.long)
+        chosen = assigner(ones, told, points, zeros, boxes[:, None], torch.ones(40, 1, 1, dtype=torch.bool)).fg_mask
+        assert torch.equal(are_inside(points, boxes, min_side), chosen)
+    assert are_inside(points, torch.zeros(0, 4)).shape == (0, 84)
+
+
+# Fates, from boxes and scores that are made up
+
+
+class Silent(nn.Module):
+    """Predictors need a module; this one is never asked."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        raise AssertionError
+
+
+def fates(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> Fates:
+    """Detections as the predictor selects them."""
+    from ops.nms import select_detections
+
+    boxes, scores = torch.tensor(boxes), torch.tensor(scores)
+    found = select_detections(boxes, scores, 0.001, nms_iou, most)
+    detections = Detections("image", *found)
+    predictor = Predictor(Silent(), nms_iou=nms_iou, max_detections=most)
+    return Fates(predictor, boxes, scores, detections, annotation_of(truth, labels), LIMITS, NAMES)
+
+
+ONE, BESIDE = [10.0, 10, 30, 30], [40.0, 40, 60, 60]
+HALF = [10.0, 10, 30, 18]  # overlaps .4 with ONE
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "fate", "words"),
+    [
+        ([ONE], [[0.9, 0.1]], FOUND, "score 0.90, IoU 1.00"),
+        ([ONE], [[0.1, 0.05]], LOW_SCORE, "0.10 at the boxes that fit, paintConf is 0.2"),
+        ([HALF], [[0.05, 0.0]], LOW_SCORE, "0.05 near it, where the best box overlaps 0.40"),
+        ([BESIDE], [[0.9, 0.0]], LOW_SCORE, "0.90 near it, where the best box overlaps 0.00"),
+        ([ONE], [[0.1, 0.8]], WRONG_CLASS, "seen as blue with score 0.80, as itself 0.10"),
+        ([HALF], [[0.9, 0.0]], POOR_BOX, "overlaps 0.40 with it, minIou is 0.5"),
+    ],
+)
+def test_one_object(boxes, scores, fate, words):
+    found = fates([ONE], [0], boxes, scores).fate_of(0, inside=10, given=10)
+    assert (found[0], words in found[1]) == (fate, True), found
+
+
+def test_an_object_without_points():
+    blind = fates([ONE], [0], [BESIDE], [[0.9, 0.0]])
+    assert blind.fate_of(0, inside=0, given=0)[0] == NO_POINT
+    fate, words = blind.fate_of(0, inside=4, given=0)
+    assert (fate, "4 lie inside it" in words) == (NO_POINT, True)
+    assert fates([ONE], [0], [ONE], [[0.9, 0.0]]).fate_of(0, inside=0, given=0)[0] == FOUND
+
+
+def test_an_object_that_another_ones_detection_suppressed():
+    """Two of a class, nearly on top of each other: the second's box overlaps .83 with the detection of the first."""
+    close = [10.0, 10, 30, 34]
+    both = fates([ONE, close], [0, 0], [ONE, close], [[0.9, 0.0], [0.8, 0.0]])
+    assert both.fate_of(0, 10, 10)[0] == FOUND
+    fate, words = both.fate_of(1, 10, 10)
+    assert fate == SUPPRESSED
+    assert "its box of score 0.80, IoU 1.00, overlaps 0.83 with the detection of score 0.90 for object 1" in words
+    apart = fates([ONE, close], [0, 0], [ONE, close], [[0.9, 0.0], [0.8, 0.0]], nms_iou=0.9)
+    assert [apart.fate_of(number, 10, 10)[0] for number in (0, 1)] == [FOUND, FOUND]
+
+
+def test_a_detection_counts_for_one_object_only():
+    """One box between two objects that it fits both."""
+    between = fates([ONE, [10.0, 10, 30, 34]], [0, 0], [[10.0, 10, 30, 31]], [[0.9, 0.0]])
+    assert between.fate_of(0, 10, 10)[0] == FOUND
+    fate, words = between.fate_of(1, 10, 10)
+    assert (fate, words) == (SUPPRESSED, "its box of score 0.90, IoU 0.88, counts for object 1")
+
+
+def test_an_object_beyond_the_number_of_detections():
+    crowd = fates([ONE, BESIDE], [0, 0], [ONE, BESIDE], [[0.9, 0.0], [0.8, 0.0]], most=1)
+    fate, words = crowd.fate_of(1, 10, 10)
+    assert (fate, "is not among the best 1 (maxDetections)" in words) == (SUPPRESSED, True)
+
+
+def test_pairs_are_the_painters():
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        low = torch.rand(6, 2, generator=generator) * 30
+        truth = torch.cat((low, low + 8 + torch.rand(6, 2, generator=generator) * 20), dim=1)
+        boxes = truth[torch.randint(0, 6, (12,), generator=generator)] + torch.randn(12, 4, generator=generator)
+        scores, labels = torch.rand(12, 2, generator=generator), torch.randint(0, 2, (6,), generator=generator)
+        made = fates(truth.tolist(), labels.tolist(), boxes.tolist(), scores.tolist())
+        verdict = judge(annotation_of(truth.tolist(), labels.tolist()), made.shown, LIMITS.min_iou, LIMITS.paint_conf)
+        assert [owner >= 0 for owner in made.owner] == verdict.is_right.tolist()
+        assert sorted(owner for owner in made.owner if owner >= 0) == np.flatnonzero(verdict.is_found).tolist()
+        assert len(made.wrong().scores) == int((~verdict.is_right).sum())
+
+
+# What is shown
+
+
+def test_the_table_has_a_row_for_each_object_and_adds_up(network):
+    explanation, out = explained(network, annotation_of(CORNERS, [0, 1, 0]))
+    lines = story_table(explanation, NAMES, (8, 16, 32)).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["object", "1 red", "2 blue", "3 red", "background", "all"]
+    assert f"{out.parts['cls'].item():.3f}" in lines[-1] and lines[-1].endswith("100.0 %")
+    assert "no point: no point of the grid lies inside it" in lines[3]
+    shares = [float(line.split(" %")[0].split()[-1]) for line in lines[1:-1]]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
+    empty = story_table(explained(network, annotation_of([], []))[0], NAMES, (8, 16, 32)).splitlines()
+    assert [line.split()[0] for line in empty] == ["object", "background", "all"]
+
+
+def test_the_picture_shows_points_where_they_are_on_the_image(network):
+    """A letterbox that doubles and shifts: what the network sees at 24 is at 8 on the image."""
+    letterbox = Letterbox(2.0, 2.0, 8.0, 0.0, 32, 24)
+    annotation = replace(annotation_of([[4.0, 4, 20, 24]], [0]), height=32, width=24)
+    explanation, _ = explained(network, annotation, letterbox)
+    assert sum(explanation.stories[0].points) > 0
+    image = np.zeros((32, 24, 3), dtype=np.uint8)
+    painted = paint_stories(image, explanation, annotation, NAMES)
+    scale = round(640 / 32)
+    assert painted.shape == (32 * scale, 24 * scale, 3)
+    points, strides = explanation.anchors
+    mine = explanation.given.owner[0] == 0
+    for (x, y), stride in zip(points[mine].tolist(), strides[mine].tolist(), strict=True):
+        column, row = (x - 8) / 2 * scale, y / 2 * scale
+        around = painted[round(row) - 1 : round(row) + 2, round(column) - 1 : round(column) + 2]
+        assert around.any(), (x, y, stride)
+    assert not image.any(), "the image itself stays as it is"
