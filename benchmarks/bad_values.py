@@ -31,7 +31,7 @@ from debug.doctor.plan_check import examine_freezing
 from debug.doctor.teacher_check import examine_teacher
 from debug.doctor.weights_check import examine_aliases, examine_weights
 from model import build_model
-from train.objective import Distilling
+from train.objective import DistillationObjective
 from train.teacher import Teacher
 
 TITLES = {
@@ -101,7 +101,7 @@ def _teacher(shop: Workshop, injection: Injection) -> Outcome:
     with ExitStack() as patches, hearing():
         _wake_teachers(patches)
         patient = shop.patient(injection)
-        assert isinstance(patient.objective, Distilling)
+        assert isinstance(patient.objective, DistillationObjective)
         doctor = worst(examine_teacher(patient, next(patient.batches(1))))
         try:
             shop.trainer(injection).run()

@@ -22,16 +22,16 @@ from ops.device import pick_device
 from ops.precision import NAMES, name_of
 from train.distilloss import DistillationLoss, DistilWeights
 from train.loss import DetectionLoss
-from train.objective import Detecting, Distilling, Objective
+from train.objective import DetectionObjective, DistillationObjective, Objective
 from train.step import Stepper
-from train.teacher import Known, Teacher
+from train.teacher import Teacher, TeacherClasses
 
 NUM_CLASSES = 20
 BOXES = 8  # on every image
 
 
 def stepper_of(objective: Objective, model: YoloModel, precision: torch.dtype) -> Stepper:
-    parameters = [one for part in (model, *objective.learned) for one in part.parameters() if one.requires_grad]
+    parameters = [one for part in (model, *objective.extra_modules) for one in part.parameters() if one.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     return Stepper(model, objective, optimizer, None, precision, 10.0, sum_over_batch=True)
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         YoloModel(phase, NUM_CLASSES).train().to(device, memory_format=torch.channels_last)  # type: ignore
         for phase in (args.phase, args.phase, args.teacher)
     )
-    known = Known(("",) * 10, tuple(range(10)), tuple(range(10)))
+    known = TeacherClasses(("",) * 10, tuple(range(10)), tuple(range(10)))
     teacher = Teacher(other, known, precision)
     detection, cwd, response = MODERN_DISTILLING["distilLossWeights"]
     weights = DistilWeights(detection, cwd, response, MODERN_DISTILLING["boxResponseWeight"])
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         teacher.feature_widths(MODERN_DISTILLING["distilFeatures"], student),
         MODERN_DISTILLING["responseMode"], MODERN_DISTILLING["temperature"],
     ).to(device)  # fmt: skip
-    plain = stepper_of(Detecting(DetectionLoss(NUM_CLASSES)), twin, precision)
-    distilled = stepper_of(Distilling(taught, teacher), student, precision)
+    plain = stepper_of(DetectionObjective(DetectionLoss(NUM_CLASSES)), twin, precision)
+    distilled = stepper_of(DistillationObjective(taught, teacher), student, precision)
     times: list[list[float]] = [[], []]
     for number in range(args.steps + 3):
         for kind, stepper in enumerate((plain, distilled)):

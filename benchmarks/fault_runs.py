@@ -25,7 +25,7 @@ from runs.folder import RunFolder
 from scenes.dataset import AIRCRAFT, make_data_set
 from train.guard import BadStep
 from train.progress import EpochProgress
-from train.setup import Patient, admit
+from train.setup import TrainingSetup, build_training
 from train.trainer import Trainer
 
 SCENES, STRUCK_AT, QUIET_STEPS = 12, 2, 3  # STRUCK_AT: step of the epoch in which the fault comes
@@ -89,10 +89,10 @@ class Workshop:
         values = {**injection.settings, **settings}
         return Trainer(self.config(injection.name, injection.is_student, **values), quiet=True)
 
-    def patient(self, injection: Injection, **settings: Any) -> Patient:
+    def patient(self, injection: Injection, **settings: Any) -> TrainingSetup:
         """What the doctor looks at."""
         mcfg = self.config(f"{injection.name}-doctor", injection.is_student, **{**injection.settings, **settings})
-        return admit(mcfg, check_data(mcfg, splits_to_train(mcfg)))
+        return build_training(mcfg, check_data(mcfg, splits_to_train(mcfg)))
 
     def rarest(self) -> str:
         """The class with the fewest training objects, of those that have one."""
@@ -146,7 +146,7 @@ class Struck:
 
 def tensors_of(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
     """Weights and statistics, momentum and average; a refused step must move none of them."""
-    networks = [trainer.model, *trainer.objective.learned]
+    networks = [trainer.model, *trainer.objective.extra_modules]
     momentum = [one for state in trainer.optimizer.state.values() for one in state.values()]
     return {
         "weights": [one for network in networks for one in network.state_dict().values()],

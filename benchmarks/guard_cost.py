@@ -31,7 +31,7 @@ from train.ema import ModelEMA
 from train.guard import Guard, Step
 from train.loss import DetectionLoss, LossResult
 from train.monitor import Watch
-from train.objective import Detecting
+from train.objective import DetectionObjective
 from train.opt import set_pace
 from train.progress import EpochProgress
 from train.sched import Pace
@@ -86,7 +86,7 @@ class Bench:
             groups, lr=PACE.rate, momentum=PACE.momentum, nesterov=True, fused=True if is_late else None
         )
         guard = Guard(model, is_late=is_late, interval=100)
-        objective = Detecting(DetectionLoss(CLASSES))
+        objective = DetectionObjective(DetectionLoss(CLASSES))
         self.stepper = Stepper(model, objective, optimizer, ModelEMA(model), torch.float32, 10.0, False, guard)
         self.loss, self.watch, self.progress = objective.loss, Watch(Path(folder), ()), EpochProgress()
         self.batches = [noise_batch(count, size, CLASSES, BOXES, seed) for seed in range(4)]

@@ -14,7 +14,7 @@ from config.places import absolute
 from debug.doctor.checks import examine
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from debug.tracer.bundle import read_bundle, replay
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 from dl.label_selection import splits_to_train
 from ops.device import pick_device
 from ops.files import write_whole
@@ -80,7 +80,7 @@ def _replay(path: Path, settings: dict[str, Any]) -> int:
     """Run a bad step again and print its page; 1 when it is bad again, 0 when it is not, which the page says."""
     bundle = read_bundle(path)
     found = replay(bundle, pick_device(settings["device"]) if "device" in settings else None)
-    log.log(RESULT, "%s", page(found, bundle.message).rstrip("\n"))
+    log.log(RESULT, "%s", report_text(found, bundle.message).rstrip("\n"))
     if not found.is_reproduced:
         log.log(RESULT, "%s: the step is not bad here, so it is not reproduced", path)
     return int(found.is_reproduced)

@@ -13,7 +13,7 @@ from eval.predictor import Detections
 from ops.boxes import pairwise_iou
 
 
-class Fates(NamedTuple):
+class ConfusionCounts(NamedTuple):
     """How many objects of one group were found as what; every object is in exactly one of the four."""
 
     as_itself: int
@@ -33,8 +33,8 @@ class Fates(NamedTuple):
 class GroupConfusion(NamedTuple):
     """The fates of base and of novel objects, and which detections were asked."""
 
-    base: Fates
-    novel: Fates
+    base: ConfusionCounts
+    novel: ConfusionCounts
     score_threshold: float
     min_iou: float
 
@@ -61,14 +61,14 @@ def group_confusion(
     says of each label which group it is in. Raises `ValueError` as `eval.metrics.pair_up` does.
     """
     in_base = np.array(is_base, dtype=bool)
-    counts = np.zeros((2, len(Fates._fields)), dtype=np.int64)  # novel, base
+    counts = np.zeros((2, len(ConfusionCounts._fields)), dtype=np.int64)  # novel, base
     for annotation, found in pair_up(annotations, detections):
         labels = annotation.labels[~annotation.difficult]
         found_as = _found_as(annotation.boxes[~annotation.difficult], found, score_threshold, min_iou)
         is_in_base = in_base[labels]
         conditions = [found_as < 0, found_as == labels, in_base[found_as] == is_in_base]
         np.add.at(counts, (is_in_base.astype(int), np.select(conditions, [3, 0, 1], 2)), 1)
-    novel, base = (Fates(*row) for row in counts.tolist())
+    novel, base = (ConfusionCounts(*row) for row in counts.tolist())
     return GroupConfusion(base, novel, score_threshold, min_iou)
 
 

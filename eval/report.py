@@ -7,7 +7,7 @@ whether they are mixed up.
 from collections.abc import Sequence
 
 from dl.annotations import Annotation
-from eval.confusion import Fates
+from eval.confusion import ConfusionCounts
 from eval.evaluator import EvalResult
 from eval.groups import GroupAp
 from ops.text import align_columns, display_width
@@ -96,7 +96,7 @@ def _mixed_up(result: EvalResult) -> list[str]:
     ]
 
 
-def _fates_line(fates: Fates, group: str, other: str) -> str:
+def _fates_line(fates: ConfusionCounts, group: str, other: str) -> str:
     if fates.n_gt == 0:
         return f"  no {group} objects"
     nouns = (f"{group} object", "itself") if fates.n_gt == 1 else (f"{group} objects", "themselves")

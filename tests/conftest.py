@@ -19,7 +19,9 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 # Every annotated shape and type of these packages is checked at each call; in production they cost nothing.
 jaxtyping.jaxtyped = typecheck.checked
-jaxtyping.install_import_hook(["config", "ops", "dl", "scenes", "model", "interop", "eval", "runs", "train", "debug"], "typecheck.check")
+jaxtyping.install_import_hook(
+    ["config", "ops", "dl", "scenes", "model", "interop", "eval", "runs", "train", "debug"], "typecheck.check"
+)
 
 # No example is too slow for a busy machine. The examples are the same each time: the suite fails for a change of the
 # code, never for a draw, and the same command shows a failure again.

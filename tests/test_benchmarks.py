@@ -26,7 +26,7 @@ from config.errors import UserError
 from config.load import parse_settings
 from dl.check import check_data
 from eval.bootstrap import class_curves
-from eval.confusion import Fates, GroupConfusion
+from eval.confusion import ConfusionCounts, GroupConfusion
 from eval.groups import GroupAp, Groups, HarmonicAp
 from eval.increments import Measured
 from runs.folder import RunFolder
@@ -135,7 +135,7 @@ def words(squares, tmp_path):
 
 
 def measured(harmonic: float) -> Measured:
-    group, nothing = GroupAp(harmonic, harmonic, 1, 1), Fates(0, 0, 0, 0)
+    group, nothing = GroupAp(harmonic, harmonic, 1, 1), ConfusionCounts(0, 0, 0, 0)
     groups = Groups(group, group, group, HarmonicAp(harmonic, harmonic))
     return Measured(groups, GroupConfusion(nothing, nothing, 0.2, 0.5), class_curves([], [], ()))
 

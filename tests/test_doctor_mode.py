@@ -212,12 +212,12 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
     from debug.tracer.bundle import write_bundle
     from dl.check import check_data
     from runs.checkpoint import random_states
-    from train.setup import admit
+    from train.setup import build_training
 
     fields = {"inputShape": 64, "batchSize": 2, "dcore": 0, "precision": "float32", "device": "cpu"}
     fields |= {"classList": ["red", "blue"]}
     mcfg = load_config("voc.nano", root=str(tmp_path), data=str(squares), overrides=fields)
-    patient = admit(mcfg, check_data(mcfg, ["train", "validation"]))
+    patient = build_training(mcfg, check_data(mcfg, ["train", "validation"]))
     batch = next(patient.batches(1))
 
     def status_of(name: str) -> tuple[int, str]:

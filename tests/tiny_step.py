@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 from debug.tracer.tracer import trace
 from ops.batch import Batch
 from train.loss import DetectionLoss
-from train.objective import Detecting
+from train.objective import DetectionObjective
 
 CLASSES, REG_MAX = 3, 4
 
@@ -64,13 +64,13 @@ def tiny_batch(count=3, boxes=2):
 def tiny_step():
     """Network in train mode and objective, with weights drawn from seed 0."""
     torch.manual_seed(0)
-    return TinyNetwork().train(), Detecting(DetectionLoss(CLASSES, REG_MAX))
+    return TinyNetwork().train(), DetectionObjective(DetectionLoss(CLASSES, REG_MAX))
 
 
 def traced(model, objective, batch=None, precision=torch.float32, **more):
     """The trace of a step; every one has a page."""
     found = trace(model, objective, batch or tiny_batch(), precision, **more)
-    page(found)
+    report_text(found)
     return found
 
 

@@ -108,7 +108,7 @@ class BoxResponseLoss:
         return safe_divide((sides * weight).sum(), weight.sum(), least=1)
 
 
-class Told(NamedTuple):
+class ModelOutputs(NamedTuple):
     """What a network says of a batch: raw maps and the named features they were made from."""
 
     raw_maps: Sequence[Tensor]
@@ -153,7 +153,7 @@ class DistillationLoss(nn.Module):
         widths = feature_widths or {}
         self.feature_names = tuple(widths)
         taught = (("cwd", weights.cwd), ("response", weights.response), ("box_response", weights.box_response))
-        self.lessons = tuple(name for name, weight in taught if weight)  # the parts that the teacher adds
+        self.part_names = tuple(name for name, weight in taught if weight)  # the parts that the teacher adds
         self.projectors = nn.ModuleDict(
             {name: nn.Conv2d(ours, theirs, 1) for name, (ours, theirs) in widths.items() if ours != theirs}
         )
@@ -170,7 +170,9 @@ class DistillationLoss(nn.Module):
         self.response = ResponseLoss(mode, temperature)
         self.box_response = BoxResponseLoss(detection.reg_max, temperature)
 
-    def forward(self, student: Told, teacher: Told | None, batch: Batch, strength: float = 1.0) -> LossResult:
+    def forward(
+        self, student: ModelOutputs, teacher: ModelOutputs | None, batch: Batch, strength: float = 1.0
+    ) -> LossResult:
         """`strength` scales what the teacher adds; teacher None: the detection loss alone, with its weight."""
         with float32_island(student.raw_maps[0].device):
             found = self.detection(student.raw_maps, batch)
@@ -184,12 +186,12 @@ class DistillationLoss(nn.Module):
                 total, parts[name] = total + part, part.detach()
             return replace(found, total=total, parts=parts, watched=watched)
 
-    def _targets(self, teacher: Told) -> list[Tensor]:
+    def _targets(self, teacher: ModelOutputs) -> list[Tensor]:
         """What of the teacher is learned from: NaN and Inf there need not show in the loss."""
         features = [teacher.features[name] for name in self.feature_names] if self.weights.cwd else []
         return [*teacher.raw_maps, *features]
 
-    def _taught(self, student: Told, teacher: Told, batch: Batch) -> dict[str, Tensor]:
+    def _taught(self, student: ModelOutputs, teacher: ModelOutputs, batch: Batch) -> dict[str, Tensor]:
         weights, taught = self.weights, {}
         if weights.cwd:
             taught["cwd"] = self._features_loss(student, teacher) * weights.cwd
@@ -203,12 +205,12 @@ class DistillationLoss(nn.Module):
                 taught["box_response"] = self._boxes_loss(student, teacher, known, counts) * weights.box_response
         return taught
 
-    def _class_rows(self, told: Told, rows: Int64[Tensor, " C"]) -> Float[Tensor, "N C A"]:
+    def _class_rows(self, told: ModelOutputs, rows: Int64[Tensor, " C"]) -> Float[Tensor, "N C A"]:
         """These channels of all raw maps, point by point; picked before they are joined, for most are not needed."""
         picked = [full_precision(raw.index_select(1, rows)).flatten(2) for raw in told.raw_maps]
         return torch.cat(picked, dim=2)
 
-    def _features_loss(self, student: Told, teacher: Told) -> Tensor:
+    def _features_loss(self, student: ModelOutputs, teacher: ModelOutputs) -> Tensor:
         losses = []
         for name in self.feature_names:
             ours = student.features[name]
@@ -217,7 +219,7 @@ class DistillationLoss(nn.Module):
             losses.append(self.cwd(ours, teacher.features[name]))
         return torch.stack(losses).sum()
 
-    def _boxes_loss(self, student: Told, teacher: Told, known: Tensor, counts: Tensor | None) -> Tensor:
+    def _boxes_loss(self, student: ModelOutputs, teacher: ModelOutputs, known: Tensor, counts: Tensor | None) -> Tensor:
         """On the points that the teacher is surest of, a share of all: the others would weigh nothing or little."""
         scores = known.sigmoid().amax(dim=1)
         if counts is not None:
@@ -230,7 +232,7 @@ class DistillationLoss(nn.Module):
         )
         return self.box_response(ours, theirs, surest.values)
 
-    def _free_points(self, student: Told, batch: Batch) -> Bool[Tensor, "N A"] | None:
+    def _free_points(self, student: ModelOutputs, batch: Batch) -> Bool[Tensor, "N A"] | None:
         """Points outside every labelled box of a class that the teacher does not know, which it takes for something
         else; in `seed` mode all points, as the assignment had it."""
         if self.response.mode == "seed":

@@ -14,7 +14,7 @@ from config.mconfig import ModelConfig, base_names
 from model import YoloModel
 from ops.batch import Batch
 from ops.safe import total_of
-from train.distilloss import DistillationLoss, DistilWeights, Told
+from train.distilloss import DistillationLoss, DistilWeights, ModelOutputs
 from train.loss import DetectionLoss, LossResult
 from train.pseudo import PseudoLabels
 from train.teacher import Teacher
@@ -29,9 +29,9 @@ class Objective(Protocol):
     """What stepper and trainer ask: forward and loss of one batch, under the stepper's autocast."""
 
     parts: tuple[str, ...]  # names of the loss's parts; those of a teacher only come in the epochs in which it teaches
-    learned: tuple[nn.Module, ...]  # what is trained beside the network and is no part of it
+    extra_modules: tuple[nn.Module, ...]  # what is trained beside the network and is no part of it
 
-    taught_by: str | None  # the checksum of the teacher's file
+    teacher_checksum: str | None  # the checksum of the teacher's file
 
     def set_epoch(self, epoch: int) -> None: ...
 
@@ -40,12 +40,12 @@ class Objective(Protocol):
     def __call__(self, model: Any, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult: ...
 
 
-class Detecting:
+class DetectionObjective:
     """The detection loss of the labels."""
 
     parts: tuple[str, ...] = DETECTION_PARTS
-    learned: tuple[nn.Module, ...] = ()
-    taught_by: str | None = None
+    extra_modules: tuple[nn.Module, ...] = ()
+    teacher_checksum: str | None = None
 
     def __init__(self, loss: DetectionLoss):
         self.loss = loss
@@ -60,7 +60,7 @@ class Detecting:
         return self.loss(model(images), batch)
 
 
-class Distilling:
+class DistillationObjective:
     """The labels, and a teacher that looks at the same images. What it adds follows `strength`, epoch by epoch."""
 
     def __init__(
@@ -71,14 +71,14 @@ class Distilling:
         pseudo_labels: PseudoLabels | None = None,
     ):
         self.loss, self.teacher, self.pseudo_labels = loss, teacher, pseudo_labels
-        self.learned: tuple[nn.Module, ...] = (loss,)
-        self.parts: tuple[str, ...] = DETECTION_PARTS + loss.lessons
-        self.taught_by = teacher.checksum
-        self.strength_of = strength
+        self.extra_modules: tuple[nn.Module, ...] = (loss,)
+        self.parts: tuple[str, ...] = DETECTION_PARTS + loss.part_names
+        self.teacher_checksum = teacher.checksum
+        self.distill_weight_at = strength
         self.set_epoch(0)
 
     @classmethod
-    def from_config(cls, mcfg: ModelConfig, model: YoloModel, precision: torch.dtype) -> "Distilling":
+    def from_config(cls, mcfg: ModelConfig, model: YoloModel, precision: torch.dtype) -> "DistillationObjective":
         """Teacher and losses of a student's config, on the device of `model`."""
         device = next(model.parameters()).device
         teacher = Teacher.from_config(mcfg, device, precision)
@@ -110,7 +110,7 @@ class Distilling:
         self.teacher.precision = precision
 
     def set_epoch(self, epoch: int) -> None:
-        self.strength = self.strength_of(epoch)
+        self.strength = self.distill_weight_at(epoch)
 
     def __call__(self, model: YoloModel, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
         is_teaching = self.strength != 0  # so that NaN and what is below zero reach the loss, where they are seen
@@ -120,16 +120,18 @@ class Distilling:
         if teacher is not None and self.pseudo_labels is not None:
             targets = {"targets": total_of(teacher.raw_maps)}  # NaN would just look as if there were no object
             batch = self.pseudo_labels(batch, teacher.raw_maps)
-        student = Told(*model.forward_features(images))
+        student = ModelOutputs(*model.forward_features(images))
         found = self.loss(student, teacher if is_teaching else None, batch, self.strength)
         return replace(found, watched={**targets, **found.watched})
 
 
-def build_objective(mcfg: ModelConfig, model: YoloModel, precision: torch.dtype) -> Detecting | Distilling:
+def build_objective(
+    mcfg: ModelConfig, model: YoloModel, precision: torch.dtype
+) -> DetectionObjective | DistillationObjective:
     """What a config trains `model` for; a teacher is read from its file. Raises `UserError` when it does not fit."""
     if mcfg.modelName == "distillation":
-        return Distilling.from_config(mcfg, model, precision)
-    return Detecting(DetectionLoss.from_config(mcfg, model))
+        return DistillationObjective.from_config(mcfg, model, precision)
+    return DetectionObjective(DetectionLoss.from_config(mcfg, model))
 
 
 def distil_strength(epoch: int, epochs: Sequence[int], trained: range, schedule: str) -> float:

@@ -28,7 +28,7 @@ _LARGER = "use a larger inputShape, or cut the images into parts"
 FEW_SMALL = 0.01  # share of objects that are too small, up to which nothing is reported
 
 
-class Given(NamedTuple):
+class PointAssignment(NamedTuple):
     """The assignment of a batch, seen from its ground truths."""
 
     assignment: Assignment
@@ -36,7 +36,7 @@ class Given(NamedTuple):
     count: Int64[Tensor, "B M"]  # points that answer for each box, 0 for padding
 
 
-def points_given(loss: DetectionLoss, raw_maps: Sequence[Tensor], batch: Batch) -> Given:
+def points_given(loss: DetectionLoss, raw_maps: Sequence[Tensor], batch: Batch) -> PointAssignment:
     """What the loss's assigner makes of these raw maps. No boxes: count (B, 0), every owner -1."""
     points, strides = anchors_of(raw_maps, loss.strides)
     distributions, logits = flatten_maps([raw.detach() for raw in raw_maps], loss.reg_max)
@@ -50,7 +50,7 @@ def points_given(loss: DetectionLoss, raw_maps: Sequence[Tensor], batch: Batch) 
     )
     owner = assignment.target_gt_idx.masked_fill(~assignment.fg_mask, -1)
     numbers = torch.arange(batch.labels.shape[1], device=owner.device)
-    return Given(assignment, owner, (owner[:, None] == numbers[:, None]).sum(dim=-1))
+    return PointAssignment(assignment, owner, (owner[:, None] == numbers[:, None]).sum(dim=-1))
 
 
 def are_inside(

@@ -13,7 +13,7 @@ from ops.anchors import anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch
 from ops.boxes import pairwise_iou
 from ops.nms import select_detections
-from train.teacher import Known
+from train.teacher import TeacherClasses
 
 SAME_OBJECT = 0.5  # IoU with a label from which a detection is of an object that has one
 
@@ -23,7 +23,7 @@ class PseudoLabels:
 
     def __init__(
         self,
-        known: Known,
+        known: TeacherClasses,
         min_score: float,
         reg_max: int,
         strides: tuple[int, ...],
@@ -35,7 +35,7 @@ class PseudoLabels:
         self.nms_iou, self.most = nms_iou, most
 
     @classmethod
-    def from_config(cls, mcfg: ModelConfig, known: Known, model: YoloModel) -> "PseudoLabels":
+    def from_config(cls, mcfg: ModelConfig, known: TeacherClasses, model: YoloModel) -> "PseudoLabels":
         return cls(known, mcfg.pseudoScore, model.reg_max, model.strides, mcfg.nmsIou)
 
     @torch.no_grad()

@@ -20,11 +20,11 @@ from ops.precision import Precision, pick_precision
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
 from train.loss import DetectionLoss
-from train.objective import Detecting, Distilling, build_objective
+from train.objective import DetectionObjective, DistillationObjective, build_objective
 
 
 @dataclass
-class Patient:
+class TrainingSetup:
     """What would train. `weights_refusal` and `teacher_refusal`: why these could not be used; None: nothing wrong."""
 
     mcfg: ModelConfig  # with the head's width settled, and the epochs that fit into trainMinutes
@@ -32,7 +32,7 @@ class Patient:
     device: torch.device
     precision: Precision
     model: YoloModel
-    objective: Detecting | Distilling
+    objective: DetectionObjective | DistillationObjective
     loader: BatchLoader
     start: StartingWeights | None
     report: LoadReport | None
@@ -42,7 +42,7 @@ class Patient:
     @property
     def detection_loss(self) -> DetectionLoss:
         """The loss of the labels, also where a teacher stands beside it."""
-        return self.objective.loss if isinstance(self.objective, Detecting) else self.objective.loss.detection
+        return self.objective.loss if isinstance(self.objective, DetectionObjective) else self.objective.loss.detection
 
     @property
     def epochs(self) -> range:
@@ -62,7 +62,7 @@ class Patient:
                 yield batch
 
 
-def admit(mcfg: ModelConfig, data: CheckedData) -> Patient:
+def build_training(mcfg: ModelConfig, data: CheckedData) -> TrainingSetup:
     """Make everything that `mcfg` trains with; nothing is written.
 
     Raises `UserError` where there is nothing to examine: no such file or device, no object to train on.
@@ -88,7 +88,7 @@ def admit(mcfg: ModelConfig, data: CheckedData) -> Patient:
         mcfg, mcfg.trainSplitName, list(data.splits[mcfg.trainSplitName]), train=True, images=FileImages(),
         replay_from=data.splits[REPLAYED_SPLIT] if mcfg.replayImages else (),
     )  # fmt: skip
-    return Patient(
+    return TrainingSetup(
         mcfg, data, device, precision, model, objective, loader, start, report, weights_refusal, teacher_refusal
     )
 
@@ -112,8 +112,8 @@ def _with_head_width(mcfg: ModelConfig, start: StartingWeights | None) -> tuple[
 
 def _objective(
     mcfg: ModelConfig, model: YoloModel, precision: torch.dtype
-) -> tuple[Detecting | Distilling, str | None]:
+) -> tuple[DetectionObjective | DistillationObjective, str | None]:
     try:
         return build_objective(mcfg, model, precision), None
     except UserError as error:
-        return Detecting(DetectionLoss.from_config(mcfg, model)), str(error)
+        return DetectionObjective(DetectionLoss.from_config(mcfg, model)), str(error)

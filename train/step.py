@@ -77,7 +77,7 @@ class Stepper:
         """`guard` None: the first bad step ends it, and weights are looked at when `check_state` is called."""
         self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
         # In the network's order, not the optimizer's: the norm's last digits depend on it.
-        self.parameters = [one for part in (model, *objective.learned) for one in part.parameters()]
+        self.parameters = [one for part in (model, *objective.extra_modules) for one in part.parameters()]
         self.device = next(model.parameters()).device
         self.precision, self.gradient_clip, self.sum_over_batch = precision, gradient_clip, sum_over_batch
         # Gradients in float16 would vanish below 6e-8; bfloat16 has the range of float32.
@@ -303,7 +303,7 @@ class Stepper:
     def _blame_state(self, kept: Kept) -> None:
         """Where a sum was too large and nothing is wrong, nothing happens."""
         weights = {"weights": self.model.state_dict(), "average": self.ema.state_dict() if self.ema else None}
-        learned = {f"learned {number}": one.state_dict() for number, one in enumerate(self.objective.learned)}
+        learned = {f"learned {number}": one.state_dict() for number, one in enumerate(self.objective.extra_modules)}
         if name := first_not_finite({**weights, **learned, "momentum": self._momentum()}):
             place = f"epoch {kept.epoch + 1}, batch {kept.step}"
             sentence = f"{name} is not finite; {place}; the checkpoints of the run are from before"

@@ -23,7 +23,7 @@ from model.weightsfile import WeightsFile, read_weights
 from ops.precision import autocast
 from ops.seal import file_digest
 from runs.start import weights_at
-from train.distilloss import Told
+from train.distilloss import ModelOutputs
 
 log = logging.getLogger("mars")
 
@@ -31,7 +31,7 @@ HARDLY_ANYTHING = 0.05  # mAP50 on its own classes below which a teacher has not
 _NEVER = -20.0  # the logit of a class that the teacher does not know
 
 
-class Known(NamedTuple):
+class TeacherClasses(NamedTuple):
     """The classes that a teacher knows, in one order: the student's indexes of them, and the teacher's own."""
 
     names: tuple[str, ...]
@@ -43,7 +43,11 @@ class Teacher:
     """A frozen, fused network: eval mode always, no gradients, the same answer for the same images."""
 
     def __init__(
-        self, model: YoloModel, known: Known, precision: torch.dtype = torch.float32, checksum: str | None = None
+        self,
+        model: YoloModel,
+        known: TeacherClasses,
+        precision: torch.dtype = torch.float32,
+        checksum: str | None = None,
     ):
         """`model` is copied. The network computes in `precision`, as the student does. `checksum`: of its file."""
         self.known, self.precision, self.checksum = known, precision, checksum
@@ -66,12 +70,12 @@ class Teacher:
         return cls(model, known, precision, file_digest(path))
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Told:
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> ModelOutputs:
         """Raw maps and features of a batch; the classes are the teacher's own."""
         if self._network.training:
             raise RuntimeError("the teacher is in train mode: its statistics would follow the student's batches")
         with autocast(self.device, self.precision):
-            return Told(*self._network.forward_features(images))
+            return ModelOutputs(*self._network.forward_features(images))
 
     def feature_widths(self, names: Sequence[str], student: YoloModel) -> dict[str, tuple[int, int]]:
         """Channels of the named maps in student and teacher."""
@@ -86,7 +90,7 @@ class Teacher:
 class TeacherView(nn.Module):
     """Raw maps with the student's class channels; classes that the teacher does not know are never seen."""
 
-    def __init__(self, network: YoloModel, known: Known, num_classes: int):
+    def __init__(self, network: YoloModel, known: TeacherClasses, num_classes: int):
         super().__init__()
         self.network, self.known, self.num_classes = network, known, num_classes
         self.reg_max, self.strides = network.reg_max, network.strides
@@ -107,7 +111,7 @@ class Found(NamedTuple):
     path: Path
     model: YoloModel
     class_list: tuple[str, ...] | None
-    known: Known
+    known: TeacherClasses
 
 
 def read_teacher(mcfg: ModelConfig) -> Found:
@@ -136,7 +140,7 @@ def teacher_file(mcfg: ModelConfig) -> Path:
     return path
 
 
-def known_classes(path: Path, file: WeightsFile, mcfg: ModelConfig) -> Known:
+def known_classes(path: Path, file: WeightsFile, mcfg: ModelConfig) -> TeacherClasses:
     """What the teacher in `path` knows of the student's classes. Raises `UserError` when the two do not fit."""
     ours = tuple(mcfg.classList or ())
     asked = None if mcfg.teacherClassIndexes is None else tuple(ours[index] for index in mcfg.teacherClassIndexes)
@@ -152,7 +156,7 @@ def known_classes(path: Path, file: WeightsFile, mcfg: ModelConfig) -> Known:
             f"{path}: the teacher does not know {unknown[0]}, which teacherClassIndexes names; it knows "
             f"{', '.join(own)}"
         )
-    return Known(names, tuple(ours.index(name) for name in names), tuple(own.index(name) for name in names))
+    return TeacherClasses(names, tuple(ours.index(name) for name in names), tuple(own.index(name) for name in names))
 
 
 def _trained_on(file: WeightsFile, own: tuple[str, ...]) -> tuple[str, ...]:

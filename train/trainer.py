@@ -43,7 +43,7 @@ from train.ema import ModelEMA, ramp_for
 from train.figures import finite_or_none, frozen_figure
 from train.guard import BadStep, Guard
 from train.monitor import Watch
-from train.objective import Distilling, build_objective
+from train.objective import DistillationObjective, build_objective
 from train.opt import build_optimizer, load_optimizer, set_pace
 from train.points import report_small_objects
 from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
@@ -98,7 +98,7 @@ class Trainer:
         self.precision = pick_precision(word, self.device, self.model, mcfg.inputShape, must_time)
         self.mcfg = mcfg = self._within_minutes(mcfg, begun)
         self.objective = build_objective(mcfg, self.model, self.precision.dtype)
-        self.optimizer = build_optimizer(mcfg, self.model, *self.objective.learned)
+        self.optimizer = build_optimizer(mcfg, self.model, *self.objective.extra_modules)
         self.schedule = build_schedule(mcfg)
         self.loader = build_loader(
             mcfg, mcfg.trainSplitName, list(self.splits[mcfg.trainSplitName]), train=True,
@@ -291,7 +291,7 @@ class Trainer:
         return Stepper(self.model, self.objective, self.optimizer, self.ema, precision, clip, is_summed, guard)
 
     def _try_teacher(self) -> None:
-        if isinstance(self.objective, Distilling):
+        if isinstance(self.objective, DistillationObjective):
             name = split_to_try(self.mcfg)
             check_teacher(self.objective.teacher, self.mcfg, name, self.splits[name])
 
@@ -416,8 +416,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "ema_steps": self.ema.steps if self.ema else 0,
-            "teacher": self.objective.taught_by,
-            "learned": [module.state_dict() for module in self.objective.learned],
+            "teacher": self.objective.teacher_checksum,
+            "learned": [module.state_dict() for module in self.objective.extra_modules],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.stepper.state_dict(),
             "precision": name_of(self.precision.dtype),
@@ -441,12 +441,12 @@ class Trainer:
         self.model.load_state_dict(checkpoint["model"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
-        if checkpoint.get("teacher") != self.objective.taught_by:
+        if checkpoint.get("teacher") != self.objective.teacher_checksum:
             raise UserError(
                 f"{self.mcfg.teacherModelFile}: is another teacher than the one this run began with; put that one "
                 "back, or start afresh with --nobuf"
             )
-        for module, state in zip(self.objective.learned, checkpoint.get("learned", ()), strict=True):
+        for module, state in zip(self.objective.extra_modules, checkpoint.get("learned", ()), strict=True):
             module.load_state_dict(state)
         load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.precision = keep_precision(checkpoint["precision"], self.device)
@@ -482,4 +482,4 @@ class Trainer:
 
     def _trained(self) -> Iterator[torch.nn.Parameter]:
         """The student's parameters, and behind them those that are learned beside it."""
-        return chain(self.model.parameters(), *(module.parameters() for module in self.objective.learned))
+        return chain(self.model.parameters(), *(module.parameters() for module in self.objective.extra_modules))

@@ -15,8 +15,8 @@ from ops.anchors import make_anchors
 from ops.batch import Batch
 from ops.precision import autocast
 from ops.text import counted
-from train.points import FEW_SMALL, REFERENCE_SIDE, Given, have_points, points_given, small_objects
-from train.setup import Patient
+from train.points import FEW_SMALL, REFERENCE_SIDE, PointAssignment, have_points, points_given, small_objects
+from train.setup import TrainingSetup
 from train.step import network_input
 
 PICTURE = "batch.jpg"
@@ -24,7 +24,7 @@ _DRAWN = 9  # images of the batch
 _MANY = 0.2  # share of ground truths without a point from which on training fails
 
 
-def examine_batch(patient: Patient, batch: Batch, folder: Path) -> Iterator[Finding]:
+def examine_batch(patient: TrainingSetup, batch: Batch, folder: Path) -> Iterator[Finding]:
     """Draw its first images into `folder`, and say how many points its ground truths are given in the first step."""
     batch = batch.to(patient.device)
     with torch.no_grad(), autocast(patient.device, patient.precision.dtype):
@@ -44,7 +44,7 @@ def examine_batch(patient: Patient, batch: Batch, folder: Path) -> Iterator[Find
     yield Finding(OK, "batch", text)
 
 
-def examine_points(patient: Patient, batches: Sequence[Batch]) -> Iterator[Finding]:
+def examine_points(patient: TrainingSetup, batches: Sequence[Batch]) -> Iterator[Finding]:
     """Ground truths inside which no point of the grid lies, over several augmented batches: they are never learned."""
     boxes = torch.cat([batch.boxes[batch.valid] for batch in batches])
     if not len(boxes):
@@ -67,7 +67,7 @@ def examine_points(patient: Patient, batches: Sequence[Batch]) -> Iterator[Findi
     yield Finding(_level(share), "points", text)
 
 
-def examine_sizes(patient: Patient) -> Iterator[Finding]:
+def examine_sizes(patient: TrainingSetup) -> Iterator[Finding]:
     """Objects below a pixel: where there is augmentation it drops nearly all of them, so that no batch shows them."""
     input_shape = patient.mcfg.inputShape
     small = small_objects(patient.loader.dataset.annotations, input_shape)._replace(without_point=0)
@@ -80,7 +80,7 @@ def _level(share: float) -> str:
     return OK if share <= FEW_SMALL else LOOK if share <= _MANY else WRONG
 
 
-def _shapes(patient: Patient) -> tuple[tuple[int, int], ...]:
+def _shapes(patient: TrainingSetup) -> tuple[tuple[int, int], ...]:
     height, width = patient.mcfg.inputShape
     return tuple((height // stride, width // stride) for stride in patient.model.strides)
 
@@ -94,7 +94,7 @@ def _spread(counts: Tensor) -> str:
     return f"{text}{hint}"
 
 
-def _painted(batch: Batch, row: int, given: Given, strides: Tensor, names: Sequence[str]) -> np.ndarray:
+def _painted(batch: Batch, row: int, given: PointAssignment, strides: Tensor, names: Sequence[str]) -> np.ndarray:
     image = np.ascontiguousarray(batch.images[row].permute(1, 2, 0).cpu().numpy())
     points = make_anchors(tuple((image.shape[0] // s, image.shape[1] // s) for s in (8, 16, 32))).points
     owner, objects = given.owner[row].cpu(), []

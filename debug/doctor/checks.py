@@ -15,7 +15,7 @@ from debug.doctor.weights_check import examine_aliases, examine_folder, examine_
 from dl.check import CheckedData
 from ops.batch import Batch
 from ops.shortage import shortage
-from train.setup import Patient, admit, some_images
+from train.setup import TrainingSetup, build_training, some_images
 
 _BATCHES = 8  # that are looked through for ground truths without a point
 _OVERFITTED = 4  # images
@@ -29,18 +29,18 @@ def examine(mcfg: ModelConfig, data: CheckedData, folder: Path) -> Iterator[Find
     yield from examine_data(data)
     yield from _heard("folder", lambda: examine_folder(mcfg, data))
     with overhearing() as warnings:
-        patient = admit(mcfg, data)
+        patient = build_training(mcfg, data)
     yield from (Finding(LOOK, "config", text) for text in warnings)
     yield from examine_labels(patient.mcfg, patient.loader.dataset.annotations)
     yield from _looked_at(patient, folder)
 
 
-def _looked_at(patient: Patient, folder: Path) -> Iterator[Finding]:
+def _looked_at(patient: TrainingSetup, folder: Path) -> Iterator[Finding]:
     """Overfitting comes last, for it moves the weights."""
     batches = list(patient.batches(_BATCHES))
     batch = _first_with_objects(batches)
     few = some_images(batch, min(_OVERFITTED, len(batch)))
-    aliases = list(examine_aliases(patient.model, *patient.objective.learned))
+    aliases = list(examine_aliases(patient.model, *patient.objective.extra_modules))
     is_aliased = any(finding.level == WRONG for finding in aliases)
     for subject, check in (
         ("batch", lambda: examine_batch(patient, batch, folder)),

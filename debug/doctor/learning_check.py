@@ -16,7 +16,7 @@ from ops.probe import listening
 from ops.text import counted, shown
 from train.opt import build_optimizer
 from train.points import points_given
-from train.setup import Patient
+from train.setup import TrainingSetup
 from train.step import network_input
 
 _STEPS, _LEAST_STEPS, _SECONDS = 24, 6, 15.0
@@ -27,7 +27,7 @@ _MOVED = 1e-5  # relative to the weights: below this they stood still
 _CONSTANT = "head.dfl"  # the bins of the box distribution
 
 
-def examine_gradient(patient: Patient, batch: Batch) -> Iterator[Finding]:
+def examine_gradient(patient: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     """Which parts get no gradient, or nothing but zeros; which are frozen. Unfrozen, where any epoch is so."""
     model, epoch = patient.model, next((e for e in patient.epochs if e not in patient.frozen_epochs), None)
     _set_up(patient, patient.mcfg.startEpoch if epoch is None else epoch)
@@ -43,7 +43,7 @@ def examine_gradient(patient: Patient, batch: Batch) -> Iterator[Finding]:
     reached, cut, zero = _sorted_by_gradient(patient)
     idle = _idle_branches(patient, batch)
     model.zero_grad(set_to_none=True)
-    for module in patient.objective.learned:
+    for module in patient.objective.extra_modules:
         module.zero_grad(set_to_none=True)
     if cut:
         yield Finding(
@@ -62,7 +62,7 @@ def examine_gradient(patient: Patient, batch: Batch) -> Iterator[Finding]:
         yield Finding(OK, "gradient", f"reaches {counted(len(reached), 'part')}{_asides(frozen, zero, epoch is None)}")
 
 
-def examine_overfitting(patient: Patient, batch: Batch) -> Iterator[Finding]:
+def examine_overfitting(patient: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     """A few steps on these few images, at the highest learning rate, in the state of the first epoch."""
     if not batch.valid.any():
         yield Finding(LOOK, "overfit", "not tried, for no image of the first batches has an object")
@@ -124,9 +124,9 @@ class Tried(NamedTuple):
         return self.goes >= 2 * _GOES or self.gains >= 2 * _GAINS
 
 
-def _overfit(patient: Patient, batch: Batch) -> Tried:
+def _overfit(patient: TrainingSetup, batch: Batch) -> Tried:
     mcfg, trained = patient.mcfg, [p for p in _all_parameters(patient) if p.requires_grad]
-    optimizer = build_optimizer(mcfg, patient.model, *patient.objective.learned)
+    optimizer = build_optimizer(mcfg, patient.model, *patient.objective.extra_modules)
     before = [parameter.detach().clone() for parameter in trained]
     weight, started = float(len(batch)) if mcfg.lossReduction == "sum" else 1.0, time.perf_counter()
     tried = Tried([], [], math.inf)
@@ -146,7 +146,7 @@ def _overfit(patient: Patient, batch: Batch) -> Tried:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _loss_and_overlap(patient: Patient, batch: Batch) -> tuple[Tensor, float]:
+def _loss_and_overlap(patient: TrainingSetup, batch: Batch) -> tuple[Tensor, float]:
     """The overlap is the assigner's, of points inside the object, a mean over objects."""
     best: list[Tensor] = []
 
@@ -159,7 +159,7 @@ def _loss_and_overlap(patient: Patient, batch: Batch) -> tuple[Tensor, float]:
     return total, best[0].item() if best else 0.0
 
 
-def _why_not(patient: Patient, tried: Tried, level: str) -> str:
+def _why_not(patient: TrainingSetup, tried: Tried, level: str) -> str:
     """What it means that the loss did not go, by what else was seen."""
     mcfg, rate = patient.mcfg, patient.mcfg.baseLearningRate
     if not math.isfinite(tried.losses[-1]):
@@ -179,7 +179,7 @@ def _why_not(patient: Patient, tried: Tried, level: str) -> str:
     )
 
 
-def _set_up(patient: Patient, epoch: int) -> None:
+def _set_up(patient: TrainingSetup, epoch: int) -> None:
     """Train mode, frozen or not, as in this epoch; the teacher speaks, where it does in any."""
     if epoch in patient.frozen_epochs:
         patient.model.freezeBackbone()
@@ -189,15 +189,15 @@ def _set_up(patient: Patient, epoch: int) -> None:
     patient.objective.set_epoch(min(patient.mcfg.distilEpochs, default=epoch))
 
 
-def _loss(patient: Patient, batch: Batch) -> Tensor:
+def _loss(patient: TrainingSetup, batch: Batch) -> Tensor:
     with autocast(patient.device, patient.precision.dtype):
         return patient.objective(patient.model, network_input(batch.images), batch).total
 
 
-def _parts(patient: Patient) -> dict[str, list[tuple[str, nn.Parameter]]]:
+def _parts(patient: TrainingSetup) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """backbone.l3, neck.l12, head.box.0 -> its parameters; what is learned beside the network by its own names."""
     found: dict[str, list[tuple[str, nn.Parameter]]] = {}
-    beside = (module.named_parameters() for module in patient.objective.learned)
+    beside = (module.named_parameters() for module in patient.objective.extra_modules)
     for name, parameter in chain(patient.model.named_parameters(), *beside):
         words = name.split(".")[:-1]
         part = ".".join(words[: 3 if words[:2] in (["head", "box"], ["head", "cls"]) else 2])
@@ -205,7 +205,7 @@ def _parts(patient: Patient) -> dict[str, list[tuple[str, nn.Parameter]]]:
     return found
 
 
-def _sorted_by_gradient(patient: Patient) -> tuple[list[str], list[str], list[str]]:
+def _sorted_by_gradient(patient: TrainingSetup) -> tuple[list[str], list[str], list[str]]:
     """Parts that a gradient reaches; parts, or else tensors, without any; parts whose gradient is zero everywhere."""
     reached, cut, zero = [], [], []
     for part, tensors in _parts(patient).items():
@@ -222,7 +222,7 @@ def _sorted_by_gradient(patient: Patient) -> tuple[list[str], list[str], list[st
     return reached, cut, zero
 
 
-def _idle_branches(patient: Patient, batch: Batch) -> list[str]:
+def _idle_branches(patient: TrainingSetup, batch: Batch) -> list[str]:
     """Box branches of the maps on which no point was given to an object: they have nothing to learn from this batch."""
     with torch.no_grad(), autocast(patient.device, patient.precision.dtype):
         raw_maps = patient.model(network_input(batch.images))
@@ -245,8 +245,8 @@ def _joined(parts: Sequence[str]) -> list[str]:
     return (["backbone"] if layers else []) + [part for part in parts if part not in layers]
 
 
-def _all_parameters(patient: Patient) -> Iterator[nn.Parameter]:
-    return chain(patient.model.parameters(), *(module.parameters() for module in patient.objective.learned))
+def _all_parameters(patient: TrainingSetup) -> Iterator[nn.Parameter]:
+    return chain(patient.model.parameters(), *(module.parameters() for module in patient.objective.extra_modules))
 
 
 @torch.no_grad()

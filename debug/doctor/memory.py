@@ -11,8 +11,8 @@ from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.memory import available_memory, size_text
 from ops.batch import Batch
 from ops.precision import autocast
-from train.objective import Distilling
-from train.setup import Patient, some_images
+from train.objective import DistillationObjective
+from train.setup import TrainingSetup, some_images
 from train.step import network_input
 
 _SIZES = {"cpu": (2, 4), "cuda": (4, 8)}  # images of the two steps that are measured
@@ -37,7 +37,7 @@ class Room(NamedTuple):
         return None if self.free is None else max(0, (self.free - self.fixed) // max(1, self.per_image))
 
 
-def examine_room(patient: Patient, batch: Batch) -> Iterator[Finding]:
+def examine_room(patient: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     """Does the batch of the config fit into memory? The loader's processes and kept images come on top."""
     room, asked = measure(patient, batch), patient.mcfg.batchSize
     needed = room.needed(asked)
@@ -58,10 +58,10 @@ def examine_room(patient: Patient, batch: Batch) -> Iterator[Finding]:
         yield Finding(OK, "memory", text)
 
 
-def measure(patient: Patient, batch: Batch) -> Room:
+def measure(patient: TrainingSetup, batch: Batch) -> Room:
     """By two steps of different size. The weights do not move, and no gradient stays."""
     few, more = _SIZES[patient.device.type]
-    trained = (patient.model.train(), *patient.objective.learned)
+    trained = (patient.model.train(), *patient.objective.extra_modules)
     small, large = (some_images(batch, count).to(patient.device) for count in (few, more))
     try:
         if patient.device.type == "cuda":
@@ -76,7 +76,7 @@ def measure(patient: Patient, batch: Batch) -> Room:
     return Room(_fixed(patient), max(1, per_image), free)
 
 
-def _kept(patient: Patient, batch: Batch) -> int:
+def _kept(patient: TrainingSetup, batch: Batch) -> int:
     """Bytes that a forward pass keeps for the way back, each storage once, those of weights not counted."""
     kept: dict[int, int] = {}
 
@@ -94,7 +94,7 @@ def _kept(patient: Patient, batch: Batch) -> int:
     return total
 
 
-def _peak(patient: Patient, batch: Batch) -> int:
+def _peak(patient: TrainingSetup, batch: Batch) -> int:
     """Most bytes on the GPU during one forward and backward pass."""
     torch.cuda.synchronize(patient.device)
     torch.cuda.reset_peak_memory_stats(patient.device)
@@ -111,14 +111,14 @@ def _free_on_gpu(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _fixed(patient: Patient) -> int:
+def _fixed(patient: TrainingSetup) -> int:
     """Weights with buffers, gradients, what the optimizer keeps, the average; projections and a teacher's weights."""
     model, objective = patient.model, patient.objective
-    parameters = chain.from_iterable(module.parameters() for module in (model, *objective.learned))
+    parameters = chain.from_iterable(module.parameters() for module in (model, *objective.extra_modules))
     trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
     moments = 2 if patient.mcfg.optimizerType == "AdamW" else 1
-    beside = list(objective.learned)
-    if isinstance(objective, Distilling):
+    beside = list(objective.extra_modules)
+    if isinstance(objective, DistillationObjective):
         beside.append(objective.teacher.as_student(model.num_classes))
     return _bytes_of(model) * (2 if patient.mcfg.useEMA else 1) + trained * (1 + moments) + sum(map(_bytes_of, beside))
 

@@ -8,9 +8,9 @@ from debug.doctor.weights_check import is_backbone_random
 from dl.mosaic import ModernRanges
 from eval.schedule_plot import Planned, Span, plot_schedule
 from ops.text import counted
-from train.objective import Distilling
+from train.objective import DistillationObjective
 from train.sched import build_schedule, build_warm_up
-from train.setup import Patient
+from train.setup import TrainingSetup
 
 PLOT = "schedule.png"
 _LONG = 0.1  # share of the epochs that a random backbone must not be held still for
@@ -18,7 +18,7 @@ _FEW_STEPS = 100
 _MOST_POINTS = 4000  # of the curve
 
 
-def examine_schedule(patient: Patient, folder: Path) -> Iterator[Finding]:
+def examine_schedule(patient: TrainingSetup, folder: Path) -> Iterator[Finding]:
     """Draw the plan into `folder` and say what is in it."""
     planned = _planned(patient)
     path = plot_schedule(planned, _spans(patient), folder / PLOT)
@@ -45,7 +45,7 @@ def examine_schedule(patient: Patient, folder: Path) -> Iterator[Finding]:
         yield Finding(LOOK, "schedule", f"only {counted(steps, 'step')} of the optimizer: raise maxEpoch")
 
 
-def examine_freezing(patient: Patient) -> Iterator[Finding]:
+def examine_freezing(patient: TrainingSetup) -> Iterator[Finding]:
     """Is the backbone held still for longer than it bears?"""
     frozen, epochs = patient.frozen_epochs, len(patient.epochs)
     never = [epoch for epoch in patient.mcfg.backboneFreezeEpochs if epoch not in patient.epochs]
@@ -71,7 +71,7 @@ def examine_freezing(patient: Patient) -> Iterator[Finding]:
     yield Finding(WRONG if is_long else LOOK, "freezing", f"{reason}; {way_out}")
 
 
-def _planned(patient: Patient) -> Planned:
+def _planned(patient: TrainingSetup) -> Planned:
     """Rates at every batch, thinned out where there are many."""
     mcfg, num_batches = patient.mcfg, len(patient.loader)
     schedule, warm_up = build_schedule(mcfg), build_warm_up(mcfg, num_batches)
@@ -87,15 +87,15 @@ def _planned(patient: Patient) -> Planned:
     return Planned([*epochs, mcfg.maxEpoch], [*rates, rates[-1]], [*bias_rates, bias_rates[-1]])
 
 
-def _spans(patient: Patient) -> dict[str, Sequence[Span]]:
+def _spans(patient: TrainingSetup) -> dict[str, Sequence[Span]]:
     ranges = patient.loader.dataset.ranges
     mosaic = [epoch for epoch in patient.epochs if isinstance(ranges, ModernRanges) and ranges.has_mosaic(epoch)]
     taught = [epoch for epoch in patient.epochs if _strength(patient, epoch) > 0]
     return {"frozen": _joined(patient.frozen_epochs), "mosaic": _joined(mosaic), "teacher": _joined(taught)}
 
 
-def _strength(patient: Patient, epoch: int) -> float:
-    return patient.objective.strength_of(epoch) if isinstance(patient.objective, Distilling) else 0.0
+def _strength(patient: TrainingSetup, epoch: int) -> float:
+    return patient.objective.distill_weight_at(epoch) if isinstance(patient.objective, DistillationObjective) else 0.0
 
 
 def _joined(epochs: Sequence[int]) -> list[Span]:

@@ -7,26 +7,26 @@ import torch
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from ops.batch import Batch
 from ops.text import counted, shown
-from train.distilloss import Told
-from train.objective import Detecting, Distilling
-from train.setup import Patient, some_images
+from train.distilloss import ModelOutputs
+from train.objective import DetectionObjective, DistillationObjective
+from train.setup import TrainingSetup, some_images
 from train.step import network_input
 from train.teacher import HARDLY_ANYTHING, check_teacher, split_to_try
 
 _TRIED_ON = 48  # images, so that a teacher is tried in seconds
 
 
-def examine_teacher(patient: Patient, batch: Batch) -> Iterator[Finding]:
+def examine_teacher(patient: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     """Nothing where there is no teacher. One that cannot be used stands aside, so that the other checks can go on."""
     if patient.teacher_refusal is not None:
         yield Finding(WRONG, "teacher", f"{patient.teacher_refusal}; train would stop here")
         return
-    if not isinstance(patient.objective, Distilling):
+    if not isinstance(patient.objective, DistillationObjective):
         return
     teacher = patient.objective.teacher
     if complaint := _unrest(patient.objective, batch.to(patient.device)):
         yield Finding(WRONG, "teacher", f"{complaint}; it must be in eval mode, and nobody may call train() on it")
-        patient.objective = Detecting(patient.detection_loss)
+        patient.objective = DetectionObjective(patient.detection_loss)
         return
     known, classes = teacher.known.names, tuple(patient.mcfg.classList or ())
     novel = [name for name in classes if name not in known]
@@ -42,13 +42,13 @@ def examine_teacher(patient: Patient, batch: Batch) -> Iterator[Finding]:
         yield Finding(OK, "teacher", f"{text}; mAP50 {figure:.3f} on its classes in '{split}'")
 
 
-def _unrest(objective: Distilling, batch: Batch) -> str | None:
+def _unrest(objective: DistillationObjective, batch: Batch) -> str | None:
     """How a teacher shows that it is in train mode or learns: it says another thing once it has seen other images."""
     images = network_input(some_images(batch, min(2, len(batch))).images)
     try:
-        first: Told = objective.teacher(images)
+        first: ModelOutputs = objective.teacher(images)
         objective.teacher(1 - images)
-        second: Told = objective.teacher(images)
+        second: ModelOutputs = objective.teacher(images)
     except RuntimeError as error:
         return str(error)
     pairs = zip(first.raw_maps, second.raw_maps, strict=True)

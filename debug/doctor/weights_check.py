@@ -16,7 +16,7 @@ from model.weightsfile import read_weights
 from ops.text import counted, shown
 from runs.folder import RunFolder
 from runs.identity import identity_of
-from train.setup import Patient
+from train.setup import TrainingSetup
 
 DECLARED: Declared = ()  # pairs of names that are meant to be one tensor: Mars's network has none
 _NEARLY_ALL = 0.9  # of the network's numbers, below which weights that were loaded deserve a look
@@ -38,7 +38,7 @@ def examine_folder(mcfg: ModelConfig, data: CheckedData) -> Iterator[Finding]:
     yield Finding(OK, "folder", f"{done}; train goes on with it{changed}. What follows is about a fresh start")
 
 
-def examine_weights(patient: Patient) -> Iterator[Finding]:
+def examine_weights(patient: TrainingSetup) -> Iterator[Finding]:
     """What the network starts from, in figures."""
     if patient.start is None:
         yield Finding(OK, "weights", f"random, drawn from seed={patient.mcfg.seed}; every part has to learn")
@@ -61,7 +61,7 @@ def examine_aliases(*modules: nn.Module) -> Iterator[Finding]:
     yield Finding(OK, "aliases", f"each of {counted(count, 'tensor')} has memory of its own")
 
 
-def is_backbone_random(patient: Patient) -> bool:
+def is_backbone_random(patient: TrainingSetup) -> bool:
     """Does any of the backbone's tensors keep its random start?"""
     if patient.report is None:
         return True
@@ -85,7 +85,7 @@ def _loaded(model: YoloModel, report: LoadReport, is_backbone: bool) -> Finding:
     return Finding(OK, "weights", text)
 
 
-def _matching(model: YoloModel, patient: Patient) -> str:
+def _matching(model: YoloModel, patient: TrainingSetup) -> str:
     """How much of a file that was refused would have fitted; nothing when it cannot be read."""
     assert patient.start is not None
     try:

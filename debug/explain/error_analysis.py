@@ -27,7 +27,7 @@ class Limits(NamedTuple):
     min_iou: float
 
 
-class Fates:
+class ErrorAnalysis:
     """Pairs detections with objects as the painter does, and looks for what became of the others."""
 
     def __init__(

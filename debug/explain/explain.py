@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from debug.explain.error_analysis import FOUND, Fates, Limits
+from debug.explain.error_analysis import FOUND, ErrorAnalysis, Limits
 from dl.annotations import Annotation
 from eval.label_layout import drawable_names
 from eval.painter import GREEN, PURPLE, YELLOW
@@ -23,7 +23,7 @@ from ops.batch import Batch, Letterbox
 from ops.probe import listening
 from ops.text import align_columns
 from train.loss import DetectionLoss
-from train.points import Given, are_inside, points_given
+from train.points import PointAssignment, are_inside, points_given
 
 
 class Parts(NamedTuple):
@@ -57,7 +57,7 @@ class Explanation(NamedTuple):
     stories: tuple[Story, ...]
     background: Parts
     wrong: Detections  # of at least the score that is painted
-    given: Given
+    given: PointAssignment
     letterbox: Letterbox
     anchors: Anchors
 
@@ -87,7 +87,7 @@ def explain(
     boxes = letterbox.undo(decode_boxes(distributions, *anchors)[0].cpu())
     given = points_given(loss, raw_maps, batch)
     objects, background, metric = _costs(loss, raw_maps, logits, batch, given)
-    looker = Fates(predictor, boxes, logits[0].sigmoid().cpu(), detections, annotation, limits, class_names)
+    looker = ErrorAnalysis(predictor, boxes, logits[0].sigmoid().cpu(), detections, annotation, limits, class_names)
     inside = are_inside(anchors.points, batch.boxes[0], loss.assigner.min_side).sum(dim=-1).tolist()
     sides = annotation.boxes[:, 2:] - annotation.boxes[:, :2]
     stories = []
@@ -150,7 +150,7 @@ def paint_stories(
 
 
 def _costs(
-    loss: DetectionLoss, raw_maps: Sequence[Tensor], logits: Tensor, batch: Batch, given: Given
+    loss: DetectionLoss, raw_maps: Sequence[Tensor], logits: Tensor, batch: Batch, given: PointAssignment
 ) -> tuple[list[Parts], Parts, list[float]]:
     """What each object costs, what is left, and the best metric of each object.
 
@@ -179,7 +179,7 @@ def _costs(
     return rows, background, metrics
 
 
-def _per_level(given: Given, number: int, anchors: Anchors, strides: Sequence[int]) -> tuple[int, ...]:
+def _per_level(given: PointAssignment, number: int, anchors: Anchors, strides: Sequence[int]) -> tuple[int, ...]:
     mine = given.owner[0] == number
     return tuple(int((mine & (anchors.strides == stride)).sum()) for stride in strides)
 

@@ -26,7 +26,7 @@ from runs import contents
 from runs.checkpoint import are_random_states, write_sealed
 from runs.contents import Contents, check_contents
 from train.loss import DetectionLoss
-from train.objective import Detecting, Distilling, Objective, build_objective
+from train.objective import DetectionObjective, DistillationObjective, Objective, build_objective
 
 FORMAT = "mars-bad-step-1"
 _BATCH = ("images", "boxes", "labels", "valid", "labelled")
@@ -76,7 +76,7 @@ def write_bundle(  # noqa: PLR0913 (a step has so many parts)
         "batch": {name: value for name in _BATCH if (value := getattr(batch, name)) is not None},
         "image_ids": list(batch.image_ids),
         "weights": {**model.state_dict(), **buffers},
-        "learned": [module.state_dict() for module in objective.learned],
+        "learned": [module.state_dict() for module in objective.extra_modules],
         "random": dict(random),
         "config": config_json,
         "precision": name_of(precision),
@@ -84,8 +84,8 @@ def write_bundle(  # noqa: PLR0913 (a step has so many parts)
         "message": message,
         "training": [name for name, module in model.named_modules() if module.training],
         "trained": [name for name, one in model.named_parameters() if one.requires_grad],
-        "strength": objective.strength if isinstance(objective, Distilling) else 0.0,
-        "taught_by": objective.taught_by,
+        "strength": objective.strength if isinstance(objective, DistillationObjective) else 0.0,
+        "taught_by": objective.teacher_checksum,
         "weights_file": None if weights_file is None else str(weights_file),
     }
     write_sealed(Path(path), content)
@@ -217,10 +217,10 @@ def _objective_of(bundle: Bundle, mcfg: ModelConfig, model: YoloModel, notes: li
         _load_learned(objective, bundle, mcfg)
     except UserError as error:
         notes.append(f"replayed without the teacher, so what it adds is missing ({error})")
-        return Detecting(DetectionLoss.from_config(mcfg, model))
-    if isinstance(objective, Distilling):
+        return DetectionObjective(DetectionLoss.from_config(mcfg, model))
+    if isinstance(objective, DistillationObjective):
         objective.strength = bundle.strength
-    if bundle.taught_by not in (None, objective.taught_by):
+    if bundle.taught_by not in (None, objective.teacher_checksum):
         notes.append(f"replayed with another teacher: {mcfg.teacherModelFile} has changed since the step")
     return objective
 
@@ -228,7 +228,7 @@ def _objective_of(bundle: Bundle, mcfg: ModelConfig, model: YoloModel, notes: li
 def _load_learned(objective: Objective, bundle: Bundle, mcfg: ModelConfig) -> None:
     """Take what was learned beside the network. Raises `UserError` where the teacher has another width."""
     try:
-        for module, state in zip(objective.learned, bundle.learned, strict=True):
+        for module, state in zip(objective.extra_modules, bundle.learned, strict=True):
             module.load_state_dict(state)
     except (RuntimeError, ValueError) as error:  # the second: another number of modules
         raise UserError(

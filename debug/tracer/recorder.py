@@ -30,7 +30,7 @@ from debug.tracer.operations import (
     numbers_of,
     span_of,
 )
-from debug.tracer.tensor_stats import Look, bad_rows, heal, is_watched, look, span
+from debug.tracer.tensor_stats import Look, bad_rows, is_watched, look, replace_nonfinite, span
 from ops.probe import listening
 
 
@@ -147,7 +147,7 @@ class Recorder(TorchDispatchMode):
         index = len(self.ops)
         if index in self.healed:
             for value in made:
-                heal(value)
+                replace_nonfinite(value)
         op = Op(index, str(func), site, node, joined([span(value) for value in made]), writes=keys)
         self._trace_back(op, read)
         op.has_bad_number = any(isinstance(x, float) and not math.isfinite(x) for x in numbers.values())

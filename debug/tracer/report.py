@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from debug.tracer.bundle import write_bundle
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 from debug.tracer.tracer import trace
 from ops.batch import Batch
 from ops.files import write_whole
@@ -54,7 +54,7 @@ def _page_of(bad: BadStep, step: StepSetup) -> str:
             "made by it. The weights are: it is the average, the momentum, a statistic or another buffer alone, "
             "written from outside or out of the range of float32.\n"
         )
-    return page(found, str(bad))
+    return report_text(found, str(bad))
 
 
 @contextmanager
@@ -69,6 +69,6 @@ def _told_on(bad: BadStep, what: str) -> Iterator[None]:
 def report_first_step(batch: Batch, step: StepSetup, folder: Path) -> str:
     """Trace a step of which nothing bad is known, for its table of growth, and write the page into `folder`."""
     found = trace(step.model, step.objective, batch, step.precision, sum_over_batch=step.sum_over_batch)
-    text = page(found, "the first step of this run, traced because --trace asked for it")
+    text = report_text(found, "the first step of this run, traced because --trace asked for it")
     write_whole(folder / "first-step.txt", text)
     return text

@@ -20,7 +20,7 @@ _HEADLINES = {
 }
 
 
-def page(trace: Trace, message: str = "") -> str:
+def report_text(trace: Trace, message: str = "") -> str:
     """The page, ending in a newline. `message`: what was said when the step was stopped, printed on top."""
     lines = [*([message, ""] if message else []), *_head(trace)]
     if trace.producer is not None:

@@ -13,11 +13,11 @@ from debug.tracer.inputs import is_statistic, num_classes_of
 from debug.tracer.locations import ModuleStack
 from debug.tracer.recorder import Recorder
 from debug.tracer.side_effect_free import untouched
-from debug.tracer.tensor_stats import heal
+from debug.tracer.tensor_stats import replace_nonfinite
 from ops.batch import Batch
 from ops.precision import autocast
 from runs.checkpoint import restore_random_states
-from train.objective import Distilling, Objective
+from train.objective import DistillationObjective, Objective
 from train.step import network_input
 
 
@@ -37,9 +37,9 @@ class Step:
     def modules(self) -> dict[str, nn.Module]:
         """Prefix of the names -> the network, what is learned beside it, and the teacher."""
         found: dict[str, nn.Module] = {"": self.model}
-        for one in self.objective.learned:
+        for one in self.objective.extra_modules:
             found[type(one).__name__] = one
-        if isinstance(self.objective, Distilling):
+        if isinstance(self.objective, DistillationObjective):
             known = num_classes_of(self.model, self.objective) or 1
             found["teacher"] = self.objective.teacher.as_student(known).network
         return found
@@ -98,7 +98,7 @@ def _prepare(step: Step, modules: Mapping[str, nn.Module], healed_leaves: frozen
             for name, value in (*module.named_parameters(), *module.named_buffers()):
                 leaves[f"{prefix}.{name}" if prefix else name] = value
         for name in healed_leaves & leaves.keys():
-            heal(leaves[name])
+            replace_nonfinite(leaves[name])
 
 
 def _compute(step: Step, outcome: Outcome) -> None:

@@ -98,7 +98,7 @@ def span(value: Tensor) -> Span:
     return Span(float(low), float(high))
 
 
-def heal(value: Tensor) -> None:
+def replace_nonfinite(value: Tensor) -> None:
     """Zeros for all that is bad in it."""
     parts = torch.view_as_real(value) if value.is_complex() else value
     parts.nan_to_num_(0.0, 0.0, 0.0)

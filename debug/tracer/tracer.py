@@ -164,7 +164,7 @@ def _producer(outcome: Outcome, birth: Birth, origin: Birth, step: Step) -> Prod
         source = UNWRITTEN if UNWRITTEN in op.bad_leaves else CONSTANT
     elif op.has_bad_number:
         source = "a number in the call"
-    learned = {type(one).__name__ for one in step.objective.learned}
+    learned = {type(one).__name__ for one in step.objective.extra_modules}
     networks = {name.partition(".")[0] for name in outcome.recorder.modules.names.values()} - learned
     image_ids = step.batch.image_ids
     tensor = first_look_out(outcome.recorder.ops, birth, outcome.recorder.bad_probes)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from config.errors import UserError
 from debug.tracer.bundle import read_bundle, replay, write_bundle
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 from debug.tracer.tracer import trace
 from model import YoloModel, build_model
 from ops.batch import Batch
@@ -101,7 +101,7 @@ def test_a_replay_that_finds_nothing_says_so(written, monkeypatch):
     assert found.is_reproduced and found.producer.base == "log"
     again = replay(read_bundle(path), CPU)
     assert not again.is_reproduced and again.producer is None
-    assert "not reproduced" in page(again).splitlines()[0]
+    assert "not reproduced" in report_text(again).splitlines()[0]
 
 
 def test_modes_and_what_is_frozen_come_back(written):
@@ -128,7 +128,7 @@ def test_a_student_is_replayed_with_its_teacher_or_without_once_that_is_gone(wri
     alone = replay(read_bundle(path), CPU)
     assert set(alone.parts) == {"box", "cls", "dfl"}
     assert "without the teacher" in alone.notes[0] and "teacher.pth" in alone.notes[0]
-    assert "without the teacher" in page(alone)
+    assert "without the teacher" in report_text(alone)
 
 
 def test_a_teacher_that_was_trained_again_is_noted(written, tmp_path):

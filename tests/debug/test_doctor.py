@@ -34,7 +34,7 @@ from ops.shortage import shortage
 from ops.text import shown
 from train.loss import LossResult
 from train.sched import build_schedule, build_warm_up
-from train.setup import admit, some_images
+from train.setup import build_training, some_images
 from train.teacher import Teacher
 from train.trainer import Trainer
 
@@ -48,7 +48,7 @@ def patient_of(squares_config):
 
     def make(**overrides):
         mcfg = squares_config(**{**LONG, **overrides})
-        return admit(mcfg, check_data(mcfg, splits_to_train(mcfg)))
+        return build_training(mcfg, check_data(mcfg, splits_to_train(mcfg)))
 
     return make
 
@@ -361,11 +361,11 @@ def test_a_teacher_whose_statistics_move_is_wrong(student, monkeypatch):
     network = YoloModel("nano", 1).train()
 
     def unguarded(self, images):
-        from train.distilloss import Told
+        from train.distilloss import ModelOutputs
 
         with torch.no_grad():
             network.backbone.l0.bn.momentum = 1.0
-            told = Told(*network.forward_features(images))
+            told = ModelOutputs(*network.forward_features(images))
         network.eval()
         return told
 

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from debug.explain.error_analysis import FOUND, LOW_SCORE, NO_POINT, POOR_BOX, SUPPRESSED, WRONG_CLASS, Fates, Limits
+from debug.explain.error_analysis import (
+    FOUND,
+    LOW_SCORE,
+    NO_POINT,
+    POOR_BOX,
+    SUPPRESSED,
+    WRONG_CLASS,
+    ErrorAnalysis,
+    Limits,
+)
 from debug.explain.explain import explain, paint_stories, story_table
 from dl.annotations import Annotation
 from eval.painter import judge
@@ -104,7 +113,7 @@ def test_points_inside_are_those_that_the_assigner_can_choose():
     assert are_inside(points, torch.zeros(0, 4)).shape == (0, 84)
 
 
-# Fates, from boxes and scores that are made up
+# Why objects were missed, from boxes and scores that are made up
 
 
 class Silent(nn.Module):
@@ -114,7 +123,7 @@ class Silent(nn.Module):
         raise AssertionError
 
 
-def fates(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> Fates:
+def fates(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> ErrorAnalysis:
     """Detections as the predictor selects them."""
     from ops.nms import select_detections
 
@@ -122,7 +131,7 @@ def fates(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> Fates:
     found = select_detections(boxes, scores, 0.001, nms_iou, most)
     detections = Detections("image", *found)
     predictor = Predictor(Silent(), nms_iou=nms_iou, max_detections=most)
-    return Fates(predictor, boxes, scores, detections, annotation_of(truth, labels), LIMITS, NAMES)
+    return ErrorAnalysis(predictor, boxes, scores, detections, annotation_of(truth, labels), LIMITS, NAMES)
 
 
 ONE, BESIDE = [10.0, 10, 30, 30], [40.0, 40, 60, 60]

@@ -8,7 +8,7 @@ from tiny_step import tiny_batch, tiny_step
 from debug.tracer.findings import BadInput, Cause, Jump, Passed, Producer, Trace
 from debug.tracer.growth import Block
 from debug.tracer.locations import Frame
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 from debug.tracer.tensor_stats import look
 from debug.tracer.tracer import trace
 
@@ -35,7 +35,7 @@ def test_a_page_in_full():
         seconds=1.25,
     )  # fmt: skip
     assert (
-        page(found, "loss not finite")
+        report_text(found, "loss not finite")
         == """\
 loss not finite
 
@@ -90,13 +90,13 @@ growth, block by block:
 
 
 def test_an_empty_trace_says_that_nothing_was_found():
-    first, empty, last = page(Trace(precision="float32")).splitlines()
+    first, empty, last = report_text(Trace(precision="float32")).splitlines()
     assert first.startswith("nothing bad: every value of this step is finite") and "not reproduced here" in first
     assert (empty, last) == ("", "0 operations in float32, 0.0 s")
 
 
 def test_an_error_without_a_bad_value():
-    assert page(Trace(error="KeyError: x")).startswith(
+    assert report_text(Trace(error="KeyError: x")).startswith(
         "the step raised an error, and no bad value was seen before it\n"
     )
 
@@ -104,7 +104,7 @@ def test_an_error_without_a_bad_value():
 def test_a_producer_without_rows_is_followed_by_the_whole_batch():
     model, objective = tiny_step()
     model.stem[1].conv.weight.data[0, 0, 0, 0] = math.nan
-    text = page(trace(model, objective, tiny_batch(), torch.float32))
+    text = report_text(trace(model, objective, tiny_batch(), torch.float32))
     assert "tensor      stem.1.conv.weight" in text and "batch       a, b, c" in text
 
 

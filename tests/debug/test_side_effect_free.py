@@ -9,7 +9,7 @@ from tiny_step import spoil_output, tiny_batch, tiny_step, traced
 from torch import nn
 from torch.nn import functional as F
 
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 from runs.checkpoint import random_states
 
 CALL = nn.Module.__call__
@@ -75,7 +75,7 @@ def test_nothing_is_moved(kind, precision):
     assert same(before, state_of(model, objective))
     assert model.stem[1].conv.weight.grad is gradient and torch.equal(batch.images, pixels)
     assert ("stopped half way" in found.error) == (kind == "raising")
-    assert ("stopped half way" in page(found)) == (kind == "raising")
+    assert ("stopped half way" in report_text(found)) == (kind == "raising")
     assert nn.Module.__call__ is CALL
 
 

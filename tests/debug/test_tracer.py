@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_step import line_of, spoil_output, tiny_batch, tiny_step, traced
 
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 
 HERE = Path(__file__).name
 
@@ -17,7 +17,7 @@ def test_a_healthy_step_gives_the_growth_table_alone():
     assert found.producer is None and found.phase is None and found.cause is None and not found.is_reproduced
     assert [one.name for one in found.growth] == ["stem.0", "stem.1", "head.0", "stem.2", "head.1", "stem.3", "head.2"]
     assert set(found.parts) == {"box", "cls", "dfl"} and "tal.metric" in found.probes
-    assert "nothing bad" in page(found)
+    assert "nothing bad" in report_text(found)
 
 
 @pytest.mark.parametrize("boxes", [0, 2])

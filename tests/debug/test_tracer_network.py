@@ -8,7 +8,7 @@ import torch
 from tiny_step import line_of, spoil_output, tiny_step, traced
 from torch.nn import functional as F
 
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 
 HERE = Path(__file__).name
 
@@ -129,7 +129,7 @@ def test_a_gradient_that_is_huge_but_finite_shows_as_a_jump():
     found = traced(model, objective)
     assert found.producer is None
     assert found.jump.node == "DivBackward0" and found.jump.after > 1e5 * found.jump.before
-    assert "sharpest jump backwards" in page(found)
+    assert "sharpest jump backwards" in report_text(found)
 
 
 def test_gradients_whose_norm_overflows():

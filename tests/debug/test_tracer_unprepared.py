@@ -10,7 +10,7 @@ from tiny_step import line_of, spoil_output, tiny_batch, tiny_step, traced
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from debug.tracer.report_text import page
+from debug.tracer.report_text import report_text
 
 HERE = Path(__file__).name
 
@@ -226,7 +226,7 @@ def test_pixels_that_were_never_pixels():
     object.__setattr__(batch, "images", images)
     found = traced(model, objective, batch)
     assert (found.phase, found.cause.name) == ("forward", "bad pixel")
-    assert "images: pixel values up to 3e+38, where 0 .. 255 belong (b)" in page(found)
+    assert "images: pixel values up to 3e+38, where 0 .. 255 belong (b)" in report_text(found)
 
 
 def test_padding_that_is_not_finite_is_named():

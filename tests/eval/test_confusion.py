@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from parity.detection_sets import NAMES, random_set
 
-from eval.confusion import Fates, group_confusion
+from eval.confusion import ConfusionCounts, group_confusion
 
 IS_BASE = [True, True, False, False]  # ant, bee; cat, dog
 BOX, FAR = (0, 0, 100, 100), (300, 300, 400, 400)
@@ -33,7 +33,7 @@ def confuse(make_truth, make_found):
 )
 def test_a_cat_found_as_something(confuse, label, base, novel):
     result = confuse([[*BOX, 2, 0]], [[*BOX, label, 0.9]])
-    assert (result.base, result.novel) == (Fates(*base), Fates(*novel))
+    assert (result.base, result.novel) == (ConfusionCounts(*base), ConfusionCounts(*novel))
 
 
 def test_many_on_one_image(confuse):
@@ -41,39 +41,41 @@ def test_many_on_one_image(confuse):
     truths = [[*spots[n], label, 0] for n, label in enumerate([0, 0, 1, 2, 3])]
     found = [[*spots[0], 0, 0.9], [*spots[1], 1, 0.8], [*spots[2], 2, 0.7], [*spots[3], 2, 0.6], [*FAR, 2, 0.9]]
     result = confuse(truths, found)
-    assert result.base == Fates(as_itself=1, as_same_group=1, as_other_group=1, missed=0)
-    assert result.novel == Fates(as_itself=1, as_same_group=0, as_other_group=0, missed=1)
+    assert result.base == ConfusionCounts(as_itself=1, as_same_group=1, as_other_group=1, missed=0)
+    assert result.novel == ConfusionCounts(as_itself=1, as_same_group=0, as_other_group=0, missed=1)
     assert (result.base.n_gt, result.novel.n_gt) == (3, 2)
     assert result.novel.shares() == {"as_itself": 0.5, "as_same_group": 0, "as_other_group": 0, "missed": 0.5}
 
 
 def test_the_higher_score_speaks_first(confuse):
     truth = [[*BOX, 2, 0]]
-    assert confuse(truth, [[*BOX, 2, 0.5], [*BOX, 0, 0.6]]).novel == Fates(0, 0, 1, 0)
-    assert confuse(truth, [[*BOX, 0, 0.5], [*BOX, 2, 0.6]]).novel == Fates(1, 0, 0, 0)
+    assert confuse(truth, [[*BOX, 2, 0.5], [*BOX, 0, 0.6]]).novel == ConfusionCounts(0, 0, 1, 0)
+    assert confuse(truth, [[*BOX, 0, 0.5], [*BOX, 2, 0.6]]).novel == ConfusionCounts(1, 0, 0, 0)
     # the one that comes second takes the neighbour that is still free
     neighbours = [[0, 0, 100, 100, 2, 0], [20, 0, 120, 100, 2, 0]]
-    assert confuse(neighbours, [[0, 0, 100, 100, 2, 0.9], [0, 0, 102, 100, 0, 0.8]]).novel == Fates(1, 0, 1, 0)
+    assert confuse(neighbours, [[0, 0, 100, 100, 2, 0.9], [0, 0, 102, 100, 0, 0.8]]).novel == ConfusionCounts(
+        1, 0, 1, 0
+    )
 
 
 def test_what_is_too_weak_or_too_far_off_finds_nothing(confuse):
     truth = [[*BOX, 2, 0]]
-    assert confuse(truth, [[*BOX, 2, 0.25]]).novel == Fates(1, 0, 0, 0)
-    assert confuse(truth, [[*BOX, 2, 0.19]]).novel == Fates(0, 0, 0, 1)
-    assert confuse(truth, [[0, 0, 100, 50, 2, 0.9]]).novel == Fates(1, 0, 0, 0)  # an overlap of .5
-    assert confuse(truth, [[0, 0, 100, 49, 2, 0.9]]).novel == Fates(0, 0, 0, 1)
-    assert confuse(truth, [[0, 0, 100, 49, 2, 0.9]], min_iou=0.4).novel == Fates(1, 0, 0, 0)
+    assert confuse(truth, [[*BOX, 2, 0.25]]).novel == ConfusionCounts(1, 0, 0, 0)
+    assert confuse(truth, [[*BOX, 2, 0.19]]).novel == ConfusionCounts(0, 0, 0, 1)
+    assert confuse(truth, [[0, 0, 100, 50, 2, 0.9]]).novel == ConfusionCounts(1, 0, 0, 0)  # an overlap of .5
+    assert confuse(truth, [[0, 0, 100, 49, 2, 0.9]]).novel == ConfusionCounts(0, 0, 0, 1)
+    assert confuse(truth, [[0, 0, 100, 49, 2, 0.9]], min_iou=0.4).novel == ConfusionCounts(1, 0, 0, 0)
 
 
 def test_difficult_objects_do_not_count(confuse):
     result = confuse([[*BOX, 2, 1], [0, 0, 100, 80, 3, 0]], [[*BOX, 2, 0.9]])
-    assert result.novel == Fates(0, 1, 0, 0)
+    assert result.novel == ConfusionCounts(0, 1, 0, 0)
     assert confuse([[*BOX, 2, 1]], [[*BOX, 0, 0.9]]).novel.n_gt == 0
 
 
 def test_nothing_there(confuse):
     for result in (confuse([], []), confuse([], [[*BOX, 2, 0.9]]), group_confusion([], [], [], 0.2)):
-        assert result.base == result.novel == Fates(0, 0, 0, 0)
+        assert result.base == result.novel == ConfusionCounts(0, 0, 0, 0)
         assert set(result.base.shares().values()) == {None}
     text = json.dumps(confuse([[*BOX, 2, 0]], []).to_dict(), allow_nan=False)
     content = json.loads(text)

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from eval.bootstrap import image_bootstrap
-from eval.confusion import Fates, GroupConfusion
+from eval.confusion import ConfusionCounts, GroupConfusion
 from eval.groups import GroupAp, Groups, HarmonicAp
 from eval.increments import Measured, Way, comparison, increment_table, increments_dict, measure, points_of
 
@@ -61,7 +61,7 @@ def made(base, novel, harmonic=None, as_other=(0, 1)):
         GroupAp(0.5, 0.25, 16, 4),
         HarmonicAp(harmonic, None if harmonic is None else harmonic / 2),
     )
-    confusion = GroupConfusion(Fates(0, 0, 0, 0), Fates(total - taken, 0, taken, 0), 0.2, 0.5)
+    confusion = GroupConfusion(ConfusionCounts(0, 0, 0, 0), ConfusionCounts(total - taken, 0, taken, 0), 0.2, 0.5)
     return Measured(groups, confusion, None)  # type: ignore[arg-type]
 
 
@@ -74,17 +74,17 @@ def test_what_is_measured_of_a_run(run):
     assert one.groups.novel.ap50 == pytest.approx(ap_of(1) / 2)
     assert one.groups.base.ap50_95 == pytest.approx((1 + ap_of(2)) / 2), "every box is where its object is"
     assert (one.groups.base.n_gt, one.groups.novel.n_gt) == (8, 8)
-    assert one.confusion.base == Fates(6, 0, 0, 2)
-    assert one.confusion.novel == Fates(1, 0, 0, 7)
+    assert one.confusion.base == ConfusionCounts(6, 0, 0, 2)
+    assert one.confusion.novel == ConfusionCounts(1, 0, 0, 7)
     assert (one.curves.class_names, len(one.curves.image_ids)) == (NAMES, 4)
 
 
 def test_who_is_taken_for_whom_counts_from_the_threshold_on(run, make_truth, make_found):
     one = run(4, 4, 1, 0, called={2: 0, 3: 2})  # three cats are called ants, four dogs cats
-    assert one.confusion.novel == Fates(1, 4, 3, 0)
+    assert one.confusion.novel == ConfusionCounts(1, 4, 3, 0)
     truth, found = [make_truth("a", [[*BOX, 2, 0]])], [make_found("a", [[*BOX, 0, 0.19]])]
-    assert measure(truth, found, NAMES, BASE, 0.2).confusion.novel == Fates(0, 0, 0, 1)
-    assert measure(truth, found, NAMES, BASE, 0.1).confusion.novel == Fates(0, 0, 1, 0)
+    assert measure(truth, found, NAMES, BASE, 0.2).confusion.novel == ConfusionCounts(0, 0, 0, 1)
+    assert measure(truth, found, NAMES, BASE, 0.1).confusion.novel == ConfusionCounts(0, 0, 1, 0)
 
 
 def test_no_image_at_all():

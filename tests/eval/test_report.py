@@ -9,7 +9,7 @@ import pytest
 
 from config.load import load_config
 from dl.annotations import Annotation
-from eval.confusion import Fates, GroupConfusion
+from eval.confusion import ConfusionCounts, GroupConfusion
 from eval.evaluator import EvalResult
 from eval.metrics import ApResult, ClassAp
 from eval.report import ap_table, why_nothing_counts
@@ -93,7 +93,7 @@ def test_every_definition_has_a_title(style):
 
 def test_base_and_novel():
     per_class = {"RBC": ClassAp(0.8, 0.6, 805), "WBC": ClassAp(0.6, 0.4, 95), "Platelets": ClassAp(0.3, 0.125, 120)}
-    confusion = GroupConfusion(Fates(890, 6, 1, 3), Fates(80, 3, 12, 25), 0.2, 0.5)
+    confusion = GroupConfusion(ConfusionCounts(890, 6, 1, 3), ConfusionCounts(80, 3, 12, 25), 0.2, 0.5)
     result = replace(result_of(per_class, 1.7 / 3, 0.375), base_names=("RBC", "WBC"), confusion=confusion)
     assert ap_table(result).splitlines()[1:] == [
         "class          group  objects    AP50  AP50-95",
@@ -114,7 +114,7 @@ def test_base_and_novel():
 
 
 def test_an_empty_group_and_a_single_object():
-    confusion = GroupConfusion(Fates(0, 0, 0, 0), Fates(0, 0, 1, 0), 0.25, 0.5)
+    confusion = GroupConfusion(ConfusionCounts(0, 0, 0, 0), ConfusionCounts(0, 0, 1, 0), 0.25, 0.5)
     result = replace(result_of({"a": ClassAp(0.5, 0.2, 1)}, 0.5, 0.2), base_names=("b",), confusion=confusion)
     lines = ap_table(result).splitlines()
     assert [line.split() for line in lines[5:9]] == [

@@ -25,7 +25,7 @@ from model.keys import our_key
 from ops.batch import Batch
 from train.ema import ModelEMA
 from train.loss import DetectionLoss, LossResult
-from train.objective import Detecting
+from train.objective import DetectionObjective
 from train.opt import build_optimizer, set_pace
 from train.sched import build_schedule, build_warm_up
 from train.step import Stepper
@@ -78,7 +78,7 @@ def our_steps(mcfg, model, loss, batches, an_epoch, steps, keep_every) -> list[S
     optimizer, schedule, warm_up = build_optimizer(mcfg, model), build_schedule(mcfg), build_warm_up(mcfg, an_epoch)
     ema = ModelEMA(model, ramp=mcfg.emaRamp)
     is_summed = mcfg.lossReduction == "sum"
-    stepper = Stepper(model, Detecting(loss), optimizer, ema, torch.float32, mcfg.gradientClip, is_summed)
+    stepper = Stepper(model, DetectionObjective(loss), optimizer, ema, torch.float32, mcfg.gradientClip, is_summed)
     found: list[Step] = []
     for index, batch in enumerate(batches):
         pace = warm_up.pace(index, schedule.rate(index // an_epoch))

@@ -12,8 +12,8 @@ from train.distilloss import (
     CWDLoss,
     DistillationLoss,
     DistilWeights,
+    ModelOutputs,
     ResponseLoss,
-    Told,
     binary_divergence,
     divergence,
 )
@@ -199,7 +199,7 @@ def loss_of(**changed) -> DistillationLoss:
 def test_the_parts_are_those_of_the_three_losses_with_their_weights():
     student, teacher = raw_maps(1, 64 + 4), raw_maps(2, 64 + 2)
     batch, ours, theirs = batch_of(0), features(3, 3), features(4, 3)
-    out = loss_of()(Told(student, ours), Told(teacher, theirs), batch)
+    out = loss_of()(ModelOutputs(student, ours), ModelOutputs(teacher, theirs), batch)
     plain = DetectionLoss(4, 16)(student, batch)
     cwd = sum(CWDLoss()(ours[name], theirs[name]) for name in ("X", "Y"))
     flat = [
@@ -219,7 +219,7 @@ def test_the_parts_are_those_of_the_three_losses_with_their_weights():
 
 
 def test_strength_scales_what_the_teacher_adds_and_nothing_else():
-    student, teacher = Told(raw_maps(1, 68), features(3, 3)), Told(raw_maps(2, 66), features(4, 3))
+    student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     full, half = (loss_of()(student, teacher, batch_of(0), strength) for strength in (1.0, 0.5))
     for name in ("cwd", "response", "box_response"):
         assert half.parts[name].item() == pytest.approx(full.parts[name].item() / 2, rel=1e-6)
@@ -228,7 +228,7 @@ def test_strength_scales_what_the_teacher_adds_and_nothing_else():
 
 
 def test_without_a_teacher_only_the_labels_teach():
-    student = Told(raw_maps(1, 68), features(3, 3))
+    student = ModelOutputs(raw_maps(1, 68), features(3, 3))
     out = loss_of(weights=DistilWeights(2.0, 1.0, 1.0))(student, None, batch_of(0))
     plain = DetectionLoss(4, 16)(student.raw_maps, batch_of(0))
     assert out.total.item() == pytest.approx(2 * plain.total.item(), rel=1e-6)
@@ -241,9 +241,9 @@ def test_the_teacher_is_not_heard_inside_boxes_of_classes_it_does_not_know():
     loud = [raw.clone() for raw in teacher]
     loud[0][0, 64:, 1:5, 1:5] = 9  # points 12 to 36, all inside the box of 8 to 40
     loss = loss_of(weights=DistilWeights(1.0, 0.0, 1.0), feature_widths={})
-    told = Told(student, {})
+    told = ModelOutputs(student, {})
     known, new = (
-        [loss(told, Told(maps, {}), batch_of(label)).parts["response"].item() for maps in (teacher, loud)]
+        [loss(told, ModelOutputs(maps, {}), batch_of(label)).parts["response"].item() for maps in (teacher, loud)]
         for label in (1, 3)
     )
     assert known[1] > known[0] * 1.1
@@ -255,7 +255,9 @@ def test_features_of_another_width_go_through_a_projector_that_learns():
     assert list(loss.projectors) == ["X"]
     assert [tuple(p.shape) for p in loss.parameters()] == [(5, 3, 1, 1), (5,)]
     theirs = {"X": features(4, 5)["X"], "Y": features(4, 3)["Y"]}
-    loss(Told(raw_maps(1, 68), features(3, 3)), Told(raw_maps(2, 66), theirs), batch_of(0)).total.backward()
+    loss(
+        ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), theirs), batch_of(0)
+    ).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.projectors["X"].parameters() if p.dim() > 1)
 
 
@@ -264,7 +266,7 @@ def test_the_columns_of_the_teacher_are_matched_with_the_students_classes():
     student = raw_maps(1, 68)
     teacher = [torch.cat((raw[:, :64], raw[:, 66:67]), dim=1) for raw in student]
     loss = DistillationLoss(DetectionLoss(4, 16), [2], [0], DistilWeights(1.0, 0.0, 1.0, 1.0))
-    out = loss(Told(student, {}), Told(teacher, {}), batch_of(2))
+    out = loss(ModelOutputs(student, {}), ModelOutputs(teacher, {}), batch_of(2))
     assert out.parts["response"].item() == 0
     assert out.parts["box_response"].item() == 0
     with pytest.raises(ValueError, match="1 classes of the student, 2 columns"):
@@ -275,7 +277,7 @@ def test_the_student_learns_and_the_teacher_is_left_alone():
     student = [raw.requires_grad_() for raw in raw_maps(1, 68)]
     teacher = raw_maps(2, 66)
     ours = {name: value.requires_grad_() for name, value in features(3, 3).items()}
-    loss_of()(Told(student, ours), Told(teacher, features(4, 3)), batch_of(0)).total.backward()
+    loss_of()(ModelOutputs(student, ours), ModelOutputs(teacher, features(4, 3)), batch_of(0)).total.backward()
     assert all(raw.grad is not None and raw.grad.isfinite().all() for raw in student)
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in ours.values())
     assert all(raw.grad is None for raw in teacher)
@@ -284,13 +286,13 @@ def test_the_student_learns_and_the_teacher_is_left_alone():
 def test_a_descent_on_the_lessons_brings_the_student_to_the_teacher():
     """Trained on nothing but the teacher, the scores of its classes become the teacher's."""
     torch.manual_seed(0)
-    teacher = Told(raw_maps(2, 66), {})
+    teacher = ModelOutputs(raw_maps(2, 66), {})
     student = nn.ParameterList([nn.Parameter(raw) for raw in raw_maps(1, 68)])
     loss = DistillationLoss(DetectionLoss(4, 16), [0, 1], weights=DistilWeights(0.0, 0.0, 1.0, 1.0))
     optimizer = torch.optim.Adam(student.parameters(), lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
-        loss(Told(list(student), {}), teacher, batch_of(0)).total.backward()
+        loss(ModelOutputs(list(student), {}), teacher, batch_of(0)).total.backward()
         optimizer.step()
     for ours, theirs in zip(student, teacher.raw_maps, strict=True):
         apart = (ours[:, 64:66].sigmoid() - theirs[:, 64:].sigmoid()).abs()
@@ -301,7 +303,7 @@ def test_a_descent_on_the_lessons_brings_the_student_to_the_teacher():
 @pytest.mark.parametrize("where", ["map", "feature"])
 def test_a_teacher_that_is_not_finite_is_told_whatever_the_loss_makes_of_it(where, bad):
     """-Inf before a softmax is a probability of zero, of which no part of the loss knows."""
-    student, teacher = Told(raw_maps(1, 68), features(3, 3)), Told(raw_maps(2, 66), features(4, 3))
+    student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     assert loss_of()(student, teacher, batch_of(0)).watched["targets"].isfinite()
     (teacher.raw_maps[0] if where == "map" else teacher.features["Y"])[0, 1, 2, 3] = bad
     assert not loss_of()(student, teacher, batch_of(0)).watched["targets"].isfinite()
@@ -309,7 +311,7 @@ def test_a_teacher_that_is_not_finite_is_told_whatever_the_loss_makes_of_it(wher
 
 
 def test_features_that_nothing_is_learned_from_are_not_looked_at():
-    student, teacher = Told(raw_maps(1, 68), features(3, 3)), Told(raw_maps(2, 66), features(4, 3))
+    student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     teacher.features["X"][...] = math.nan
     loss = loss_of(weights=DistilWeights(1.0, 0.0, 1.0), feature_widths={})
     assert loss(student, teacher, batch_of(0)).watched["targets"].isfinite()
@@ -317,7 +319,7 @@ def test_features_that_nothing_is_learned_from_are_not_looked_at():
 
 @pytest.mark.parametrize("label", [4, -1, 2**40])
 def test_a_label_that_is_no_class_is_told_and_is_no_index(label):
-    student, teacher = Told(raw_maps(1, 68), features(3, 3)), Told(raw_maps(2, 66), features(4, 3))
+    student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     out = loss_of()(student, teacher, batch_of(label))
     assert out.watched["labels"].isnan() and loss_of()(student, teacher, batch_of(3)).watched["labels"] == 0
 
@@ -325,5 +327,5 @@ def test_a_label_that_is_no_class_is_told_and_is_no_index(label):
 def test_padding_may_hold_any_label():
     batch = batch_of(3)
     batch.labels[1, 0] = -1
-    student, teacher = Told(raw_maps(1, 68), features(3, 3)), Told(raw_maps(2, 66), features(4, 3))
+    student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     assert loss_of()(student, teacher, batch).watched["labels"] == 0

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from config.mconfig import ModelConfig
 from ops.batch import Batch
 from train.loss import DetectionLoss, LossResult
-from train.objective import Detecting
+from train.objective import DetectionObjective
 from train.opt import build_optimizer
 from train.step import Stepper
 
@@ -212,7 +212,9 @@ def test_a_gradient_longer_than_the_clip_is_shortened_to_it(force, moved):
     model = nn.Conv2d(3, 2, 1)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    stepper = Stepper(model, Detecting(Steep(model, force)), optimizer, None, torch.float32, 10.0, sum_over_batch=False)
+    stepper = Stepper(
+        model, DetectionObjective(Steep(model, force)), optimizer, None, torch.float32, 10.0, sum_over_batch=False
+    )
     nothing = torch.zeros(1, 0)
     images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     values = stepper.add(Batch(images, torch.zeros(1, 0, 4), nothing.long(), nothing.bool(), ("a",)))

@@ -18,7 +18,7 @@ from runs.checkpoint import random_states
 from train.ema import ModelEMA
 from train.guard import BadStep, Guard, Statistics, agreed, flag_of
 from train.loss import DetectionLoss, LossResult
-from train.objective import Detecting
+from train.objective import DetectionObjective
 from train.opt import load_optimizer, start_momentum
 from train.step import Stepper, network_input
 
@@ -34,7 +34,7 @@ def make(late=False, patience=1, interval=0, adam=False, fused=None, precision=t
         if adam
         else torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum, nesterov=momentum > 0, fused=fused)
     )
-    objective = Detecting(DetectionLoss(num_classes=3))
+    objective = DetectionObjective(DetectionLoss(num_classes=3))
     guard = Guard(model, late, patience, interval)
     return Stepper(model, objective, optimizer, ModelEMA(model), precision, 10.0, True, guard)
 
@@ -72,7 +72,7 @@ class Tampered:
     """An objective whose result is changed on the way."""
 
     learned: tuple[nn.Module, ...] = ()
-    parts, taught_by = ("box", "cls", "dfl"), None
+    parts, teacher_checksum = ("box", "cls", "dfl"), None
 
     def __init__(self, objective, change: Callable[[LossResult], LossResult]):
         self.objective, self.change = objective, change
@@ -398,7 +398,9 @@ def test_a_step_on_cuda_waits_for_nothing(adam):
     model = YoloModel("nano", 3).train().cuda()
     kind = torch.optim.AdamW if adam else torch.optim.SGD
     optimizer = kind(model.parameters(), lr=1e-3, fused=True)
-    stepper = Stepper(model, Detecting(DetectionLoss(3)), optimizer, ModelEMA(model), torch.float32, 10.0, True)
+    stepper = Stepper(
+        model, DetectionObjective(DetectionLoss(3)), optimizer, ModelEMA(model), torch.float32, 10.0, True
+    )
     batches = [batch_of(seed=seed).to("cuda") for seed in range(5)]
     for batch in batches[:2]:  # anchors are made, kernels are loaded
         stepper.add(batch)

@@ -10,9 +10,9 @@ from config.errors import UserError
 from model import YoloModel
 from ops.batch import Batch
 from runs.checkpoint import load_checkpoint
-from train.distilloss import DistillationLoss, DistilWeights, Told
+from train.distilloss import DistillationLoss, DistilWeights, ModelOutputs
 from train.loss import DetectionLoss
-from train.objective import Detecting, Distilling, distil_strength
+from train.objective import DetectionObjective, DistillationObjective, distil_strength
 from train.pseudo import PseudoLabels
 from train.teacher import Teacher
 from train.trainer import Trainer
@@ -40,8 +40,8 @@ def test_a_cosine_goes_down_over_the_epochs_that_are_distilled():
 
 def test_a_plain_run_has_no_teacher(squares_config):
     trainer = Trainer(squares_config())
-    assert isinstance(trainer.objective, Detecting)
-    assert trainer.objective.learned == ()
+    assert isinstance(trainer.objective, DetectionObjective)
+    assert trainer.objective.extra_modules == ()
 
 
 @pytest.mark.usefixtures("no_checkpoints")
@@ -50,7 +50,7 @@ def test_the_teacher_is_asked_only_in_its_epochs(squares_config, teacher, monkey
         "student", modelName="distillation", teacherModelFile=teacher, distilEpochs=[1], maxEpoch=3, mosaic=0.0
     )
     trainer = Trainer(mcfg)
-    assert isinstance(trainer.objective, Distilling)
+    assert isinstance(trainer.objective, DistillationObjective)
     asked = []
     ask = type(trainer.objective.teacher).__call__
     monkeypatch.setattr(
@@ -143,7 +143,7 @@ class Blind(Teacher):
         self.checksum, self.maps = None, maps
 
     def __call__(self, images):
-        return Told(self.maps, {})
+        return ModelOutputs(self.maps, {})
 
 
 class Unlabelled(PseudoLabels):
@@ -160,7 +160,7 @@ def test_a_teacher_that_only_labels_is_looked_at_too(value):
     """NaN is above no threshold: unasked, its images would just look empty."""
     maps = [torch.full((1, 64 + 2, size, size), value) for size in (8, 4, 2)]
     loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistilWeights(1.0, 0.0, 1.0))
-    objective = Distilling(loss, Blind(maps), lambda epoch: 0.0, Unlabelled())
+    objective = DistillationObjective(loss, Blind(maps), lambda epoch: 0.0, Unlabelled())
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
     found = objective(YoloModel("nano", 3), images.float(), batch)
@@ -171,7 +171,7 @@ def test_a_teacher_that_only_labels_is_looked_at_too(value):
 def test_a_strength_that_cannot_be_is_no_way_to_be_rid_of_the_teacher(strength):
     maps = [torch.randn(1, 64 + 2, size, size, generator=torch.Generator().manual_seed(size)) for size in (8, 4, 2)]
     loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistilWeights(1.0, 0.0, 1.0))
-    objective = Distilling(loss, Blind(maps), lambda epoch: strength)
+    objective = DistillationObjective(loss, Blind(maps), lambda epoch: strength)
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
     parts = objective(YoloModel("nano", 3), images.float(), batch).parts

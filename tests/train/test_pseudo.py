@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ops.batch import Batch
 from train.pseudo import PseudoLabels
-from train.teacher import Known
+from train.teacher import TeacherClasses
 
 R = 4
 STRIDES = (8, 16, 32)
@@ -37,7 +37,7 @@ def batch_of(labelled: Tensor | None, boxes: list[list[float]], labels: list[int
 
 def pseudo() -> PseudoLabels:
     """The teacher's columns 0 and 1 are the student's classes 2 and 0; class 1 is new."""
-    return PseudoLabels(Known(("c", "a"), (2, 0), (0, 1)), 0.5, R, STRIDES)
+    return PseudoLabels(TeacherClasses(("c", "a"), (2, 0), (0, 1)), 0.5, R, STRIDES)
 
 
 NEW_ONLY = torch.tensor([[False, True, False], [False, True, False]])

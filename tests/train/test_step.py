@@ -12,7 +12,7 @@ from model import YoloModel
 from train.ema import ModelEMA
 from train.guard import BadStep
 from train.loss import DetectionLoss, LossResult
-from train.objective import Detecting
+from train.objective import DetectionObjective
 from train.step import Means, Stepper
 
 
@@ -25,7 +25,7 @@ def make(precision=torch.float32, sum_over_batch=True, ema=False):
     loss = DetectionLoss(num_classes=3, reg_max=16, strides=(8, 16, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     average = ModelEMA(model) if ema else None
-    return Stepper(model, Detecting(loss), optimizer, average, precision, 10.0, sum_over_batch)
+    return Stepper(model, DetectionObjective(loss), optimizer, average, precision, 10.0, sum_over_batch)
 
 
 def weights(stepper):
@@ -53,7 +53,7 @@ def test_gradients_of_several_batches_make_one_step(sum_over_batch):
 class MeanOverImages:
     """The loss is a mean over images, so that one large batch is an exact twin. Bright images count more."""
 
-    parts, learned, taught_by = ("mean",), (), None
+    parts, extra_modules, teacher_checksum = ("mean",), (), None
 
     def __call__(self, model, images, batch):
         outputs = torch.stack([raw.square().mean(dim=(1, 2, 3)) for raw in model(images)]).sum(dim=0)

@@ -10,7 +10,7 @@ from config.errors import UserError
 from config.load import load_config
 from model import YoloModel
 from train.step import Means
-from train.teacher import Known, Teacher, check_teacher, known_classes, read_teacher
+from train.teacher import Teacher, TeacherClasses, check_teacher, known_classes, read_teacher
 from train.trainer import Trainer
 
 OURS = ("a", "b", "c", "d")
@@ -53,7 +53,7 @@ def test_it_says_what_the_network_says(tmp_path):
     with torch.no_grad():
         raw_maps, features = network.eval().forward_features(images)
     told = teacher(images)
-    assert teacher.known == Known(("b", "d"), (1, 3), (0, 1))
+    assert teacher.known == TeacherClasses(("b", "d"), (1, 3), (0, 1))
     for ours, theirs in zip(told.raw_maps, raw_maps, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert set(told.features) == set(features)
@@ -77,12 +77,12 @@ def test_nothing_of_it_moves_or_learns(tmp_path):
 def test_a_head_for_all_classes_teaches_those_it_was_trained_on(tmp_path):
     """The assignment's teacher has a head for twenty, and saw labels of ten."""
     file = checkpoint(tmp_path / "t.pth", YoloModel("nano", 4), OURS, trainSelectedClasses=["a", "c"])
-    assert teacher_of(file).known == Known(("a", "c"), (0, 2), (0, 2))
+    assert teacher_of(file).known == TeacherClasses(("a", "c"), (0, 2), (0, 2))
     student = checkpoint(
         tmp_path / "s.pth", YoloModel("nano", 4), OURS, trainSelectedClasses=["d"], modelName="distillation"
     )
     assert teacher_of(student).known.names == OURS, "it was taught the others"
-    assert teacher_of(file, teacherClassIndexes=[3]).known == Known(("d",), (3,), (3,))
+    assert teacher_of(file, teacherClassIndexes=[3]).known == TeacherClasses(("d",), (3,), (3,))
 
 
 def test_a_file_that_does_not_say_its_classes(tmp_path):
@@ -91,8 +91,10 @@ def test_a_file_that_does_not_say_its_classes(tmp_path):
     assert teacher_of(tmp_path / "four.pth").known.names == OURS
     torch.save(YoloModel("nano", 3).state_dict(), tmp_path / "three.pth")
     asked = {"classList": ("a", "b", "c"), "teacherClassIndexes": [2, 0, 1]}
-    assert teacher_of(tmp_path / "three.pth", **asked).known == Known(("c", "a", "b"), (2, 0, 1), (0, 1, 2))
-    assert teacher_of(tmp_path / "two.pth", teacherClassIndexes=[3, 1]).known == Known(("d", "b"), (3, 1), (0, 1))
+    assert teacher_of(tmp_path / "three.pth", **asked).known == TeacherClasses(("c", "a", "b"), (2, 0, 1), (0, 1, 2))
+    assert teacher_of(tmp_path / "two.pth", teacherClassIndexes=[3, 1]).known == TeacherClasses(
+        ("d", "b"), (3, 1), (0, 1)
+    )
     with pytest.raises(UserError, match=r"two\.pth: does not say its 2 classes, .* set teacherClassIndexes"):
         teacher_of(tmp_path / "two.pth")
 
@@ -117,7 +119,7 @@ def test_wrong_pairs_are_refused(tmp_path):
 
 def test_classes_are_matched_by_name_and_not_by_place(tmp_path):
     file = checkpoint(tmp_path / "t.pth", YoloModel("nano", 3), ("d", "a", "b"))
-    assert teacher_of(file).known == Known(("d", "a", "b"), (3, 0, 1), (0, 1, 2))
+    assert teacher_of(file).known == TeacherClasses(("d", "a", "b"), (3, 0, 1), (0, 1, 2))
 
 
 def test_the_folder_of_a_run_stands_for_its_weights(squares_config):
@@ -189,7 +191,7 @@ def test_known_classes_of_a_plain_file_need_no_network(tmp_path):
     from model.weightsfile import WeightsFile
 
     file = WeightsFile({}, ("b",), None)
-    assert known_classes(tmp_path / "x", file, student_config(tmp_path / "x")) == Known(("b",), (1,), (0,))
+    assert known_classes(tmp_path / "x", file, student_config(tmp_path / "x")) == TeacherClasses(("b",), (1,), (0,))
 
 
 def test_a_teacher_with_other_bins_is_refused_before_a_network_is_trained(tmp_path):
@@ -204,6 +206,6 @@ def test_a_teacher_whose_predictions_are_not_finite_is_named(tmp_path, squares_c
     trainer = Trainer(mcfg)
     with torch.no_grad():
         trainer.model.head.cls[0][2].bias.fill_(math.nan)
-    teacher = Teacher(trainer.model, Known(("red",), (0,), (0,)))
+    teacher = Teacher(trainer.model, TeacherClasses(("red",), (0,), (0,)))
     with pytest.raises(FloatingPointError, match=r"^teacher: the network's predictions are not finite"):
         check_teacher(teacher, mcfg, "validation", trainer.splits["validation"])
