@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Num
 
 from dl.annotations import Annotation
-from eval.metrics import COCO_MAX_DETECTIONS, pair_up
+from eval.matching import match_greedily, pair_up
+from eval.metrics import COCO_MAX_DETECTIONS
 from eval.predictor import Detections
 
 STATISTICS = ("harmonic", "base", "novel", "all")
@@ -161,19 +162,11 @@ def _judge(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> tupl
     A box takes the free truth it overlaps most (of equals the last), and only without one it is held against the
     difficult ones, which are never used up.
     """
-    is_right, is_ignored = np.zeros(len(boxes), dtype=bool), np.zeros(len(boxes), dtype=bool)
     overlaps = _overlaps(boxes.astype(np.float64), truths.astype(np.float64), difficult)
-    meets = overlaps >= _MIN_IOU
-    is_free = ~difficult
-    for index in np.flatnonzero(meets.any(axis=1)).tolist():
-        candidates = np.flatnonzero(meets[index] & is_free)
-        if candidates.size:
-            reached = overlaps[index, candidates]
-            is_free[candidates[np.flatnonzero(reached == reached.max())[-1]]] = False
-            is_right[index] = True
-        else:
-            is_ignored[index] = bool((meets[index] & difficult).any())
-    return is_right, is_ignored
+    is_right = (
+        match_greedily(overlaps[:, ~difficult][:, ::-1], _MIN_IOU) >= 0
+    )  # reversed: of equal IoUs COCO takes the last
+    return is_right, ~is_right & (overlaps[:, difficult] >= _MIN_IOU).any(axis=1)
 
 
 def _overlaps(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> np.ndarray:

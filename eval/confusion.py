@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 
 from dl.annotations import Annotation
-from eval.metrics import pair_up
+from eval.matching import best_first, match_greedily, pair_up
 from eval.predictor import Detections
 from ops.boxes import pairwise_iou
 
@@ -58,7 +58,7 @@ def group_confusion(
 
     Detections of at least `score_threshold` take their turn by score, whatever their class: each takes the object it
     overlaps most among those still free, if by at least `min_iou`. The object is then found as that class. `is_base`
-    says of each label which group it is in. Raises `ValueError` as `eval.metrics.pair_up` does.
+    says of each label which group it is in. Raises `ValueError` as `eval.matching.pair_up` does.
     """
     in_base = np.array(is_base, dtype=bool)
     counts = np.zeros((2, len(ConfusionCounts._fields)), dtype=np.int64)  # novel, base
@@ -74,14 +74,9 @@ def group_confusion(
 
 def _found_as(boxes: np.ndarray, found: Detections, score_threshold: float, min_iou: float) -> Int64[np.ndarray, " N"]:
     """The label that each truth is found as, -1 for those that are missed."""
+    found = best_first(found, score_threshold)
+    overlaps = pairwise_iou(found.boxes.double(), torch.from_numpy(boxes).double()).numpy()
+    matched = match_greedily(overlaps, min_iou)
     found_as = np.full(len(boxes), -1, dtype=np.int64)
-    order = found.scores.argsort(descending=True, stable=True)
-    order = order[found.scores[order] >= score_threshold]
-    overlaps = pairwise_iou(found.boxes[order].double(), torch.from_numpy(boxes).double()).numpy()
-    labels = found.labels[order].tolist()
-    for index in np.flatnonzero((overlaps >= min_iou).any(axis=1)).tolist():
-        free = np.where(found_as < 0, overlaps[index], -1.0)
-        best = int(free.argmax())
-        if free[best] >= min_iou:
-            found_as[best] = labels[index]
+    found_as[matched[matched >= 0]] = found.labels.numpy()[matched >= 0]
     return found_as

@@ -12,6 +12,7 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 
 from dl.annotations import Annotation
+from eval.matching import pair_up
 from eval.predictor import ASSIGNMENT_SELECTION, Detections
 from eval.ultralytics_ap import areas, judge_all
 from ops.boxes import pairwise_iou
@@ -154,36 +155,6 @@ def assignment_ap(
     counts = [matches.n_gt + matches.n_difficult for matches in all_matches]
     scores = [_scores_of(ap_at, matches, min_iou, n) for matches, n in zip(all_matches, counts, strict=True)]
     return _collect(class_names, counts, scores)
-
-
-def pair_up(annotations: Sequence[Annotation], detections: Sequence[Detections]) -> list[tuple[Annotation, Detections]]:
-    """Truth and detections of each image, in the order of `annotations`.
-
-    Raises `ValueError` naming images that come twice, have no detections (not even empty ones) or no annotation: an
-    average over other images than were asked for is no figure at all.
-    """
-    found = {one.image_id: one for one in detections}
-    wanted = {one.image_id for one in annotations}
-    if len(found) != len(detections) or len(wanted) != len(annotations):
-        raise ValueError(
-            f"images twice: {_doubles(detections)} in the detections, {_doubles(annotations)} in the truth"
-        )
-    if wanted != found.keys():
-        raise ValueError(
-            f"never evaluated: {_some(wanted - found.keys())}; evaluated unasked: {_some(found.keys() - wanted)}"
-        )
-    return [(annotation, found[annotation.image_id]) for annotation in annotations]
-
-
-def _doubles(items: Sequence[Annotation] | Sequence[Detections]) -> str:
-    seen: set[str] = set()
-    return _some({one.image_id for one in items if one.image_id in seen or seen.add(one.image_id)})
-
-
-def _some(image_ids: set[str]) -> str:
-    names = sorted(image_ids)
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more if names else "none"
 
 
 def _collect(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
@@ -23,9 +22,8 @@ from config.errors import UserError, reading
 from dl.annotations import Annotation
 from dl.images import read_image
 from eval.label_layout import Colour, Label, Rect, draw_chips, draw_legend, drawable_names, place_chips, place_legend
-from eval.metrics import pair_up
+from eval.matching import best_first, class_overlaps, match_greedily, pair_up
 from eval.predictor import Detections
-from ops.boxes import pairwise_iou
 from ops.files import write_whole
 
 PURPLE = (150, 40, 235)  # truth
@@ -51,19 +49,12 @@ def judge(annotation: Annotation, detections: Detections, min_iou: float, paint_
 
     A detection takes the truth of its class that it overlaps most among those still free, if by at least `min_iou`.
     """
-    order = detections.scores.argsort(descending=True, stable=True)
-    order = order[detections.scores[order] >= paint_conf]
-    shown = Detections(detections.image_id, *(part[order] for part in detections[1:]))
-    is_right, is_found = np.zeros(len(order), dtype=bool), np.zeros(len(annotation.labels), dtype=bool)
-    overlaps = pairwise_iou(shown.boxes, torch.from_numpy(annotation.boxes).float()).numpy()
-    if overlaps.size:
-        overlaps = np.where(shown.labels.numpy()[:, None] == annotation.labels[None, :], overlaps, -1.0)
-        for index in range(len(order)):
-            free = np.where(is_found, -1.0, overlaps[index])
-            best = int(free.argmax())
-            if free[best] >= max(min_iou, 1e-9):
-                is_right[index] = is_found[best] = True
-    return Verdict(shown, is_right, is_found)
+    detections = best_first(detections, paint_conf)
+    overlaps = class_overlaps(detections, annotation)
+    matched = match_greedily(overlaps, min_iou)
+    is_found = np.zeros(len(annotation.labels), dtype=bool)
+    is_found[matched[matched >= 0]] = True
+    return Verdict(detections, matched >= 0, is_found)
 
 
 def paint(

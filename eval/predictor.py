@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from config.mconfig import ModelConfig
 from ops.anchors import anchors_of, decode_boxes, flatten_maps
-from ops.batch import Batch, Letterbox
+from ops.batch import Batch, Letterbox, network_input
 from ops.nms import select_detections
 from ops.precision import autocast
 
@@ -75,7 +75,7 @@ class Predictor:
         letterboxes = [letterbox for letterbox in batch.letterboxes if letterbox is not None]
         if len(letterboxes) != len(batch):
             raise ValueError("this batch has no letterboxes to undo: build its loader with train=False")
-        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last).float() / 255
+        images = network_input(batch.images.to(self.device, non_blocking=True))
         with _evaluating(self.model), autocast(self.device, self.precision):
             raw_maps = self.model(images)
         distributions, logits = flatten_maps(raw_maps, cast(int, self.model.reg_max))

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64
 
 from dl.annotations import Annotation
+from eval.matching import match_greedily
 from eval.predictor import Detections
 from ops.boxes import pairwise_iou
 
@@ -57,38 +58,16 @@ def _judge_image(annotation: Annotation, found: Detections) -> np.ndarray:
     is_right = np.zeros((len(overlaps), len(OVERLAPS)), dtype=bool)
     for label in set(annotation.labels.tolist()):
         mine = np.flatnonzero(found.labels.numpy() == label)
-        is_right[mine] = right_at_overlaps(overlaps[np.ix_(mine, annotation.labels == label)])
+        is_right[mine] = right_at_each_threshold(overlaps[np.ix_(mine, annotation.labels == label)])
     return is_right
 
 
-def right_at_overlaps(overlaps: Float32[np.ndarray, "D T"]) -> Bool[np.ndarray, "D L"]:
-    """Which detections of one image and class are right, at each of `OVERLAPS`.
+def right_at_each_threshold(overlaps: Float32[np.ndarray, "D T"]) -> Bool[np.ndarray, "D L"]:
+    """Which detections of one image and class are right at each of `OVERLAPS`. `overlaps`: the best score in row 0.
 
-    `overlaps` are IoUs, the detection with the highest score first. Each detection in turn takes the truth it overlaps
-    most among those still free; one that is left with less than is asked for is wrong. No truth: all are wrong.
+    The thresholds are single precision numbers as the IoUs are, so that an IoU of exactly .85 reaches .85.
     """
-    is_right = np.zeros((len(overlaps), len(OVERLAPS)), dtype=bool)
-    meetings = _meetings(overlaps)
-    for level, least in enumerate(OVERLAPS.tolist()):
-        taken: set[int] = set()
-        for detection, met in meetings:
-            for overlap, truth in met:
-                if overlap < least:
-                    break
-                if truth not in taken:
-                    taken.add(truth)
-                    is_right[detection, level] = True
-                    break
-    return is_right
-
-
-def _meetings(overlaps: np.ndarray) -> list[tuple[int, list[tuple[float, int]]]]:
-    """Each detection that can be right at all, and (overlap, truth) of the truths it may take, the largest first."""
-    found: dict[int, list[tuple[float, int]]] = {}
-    rows, columns = np.nonzero(overlaps >= OVERLAPS[0])
-    for row, truth, overlap in zip(rows.tolist(), columns.tolist(), overlaps[rows, columns].tolist(), strict=True):
-        found.setdefault(row, []).append((overlap, truth))
-    return [(row, sorted(met, key=lambda one: -one[0])) for row, met in found.items()]
+    return np.stack([match_greedily(overlaps, min_iou) >= 0 for min_iou in OVERLAPS.tolist()], axis=1)
 
 
 def areas(is_right: Bool[np.ndarray, "D L"], num_truths: int) -> Float64[np.ndarray, " L"]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, Num, UInt8
 from torch import Tensor
 
 
@@ -75,3 +76,13 @@ class Batch:
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = ((one.name, getattr(self, one.name)) for one in fields(self))
         return replace(self, **{name: change(value) for name, value in values if isinstance(value, Tensor)})
+
+
+def network_input(images: Num[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Pixels 0 to 255 -> values from 0 to 1, float32, channels last, on the device of `images`, which do not change.
+
+    Training, validation and the debugging tools prepare images with this function, so that they see the same values.
+    """
+    pixels = images.to(memory_format=torch.channels_last)
+    # In place on the new float32 tensor: one copy of the images less in memory.
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float() / 255

@@ -6,11 +6,10 @@ from collections import deque
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from config.errors import UserError
-from ops.batch import Batch
+from ops.batch import Batch, network_input
 from ops.precision import autocast
 from ops.safe import total_of
 from runs.checkpoint import first_not_finite, random_states, restore_random_states
@@ -338,9 +337,3 @@ class Stepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.scaler.is_enabled() and state:
             self.scaler.load_state_dict(state)
-
-
-def network_input(images: Tensor) -> Float[Tensor, "B 3 H W"]:
-    """Pixels 0 to 255 of a batch -> 0 to 1, channels last. The batch stays as it is."""
-    pixels = images.to(memory_format=torch.channels_last)
-    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float() / 255

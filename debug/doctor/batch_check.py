@@ -12,12 +12,11 @@ from eval.label_layout import drawable_names
 from eval.painter import class_colour, write_jpeg
 from eval.points_painter import RED, Marked, contact_sheet, paint_marked
 from ops.anchors import make_anchors
-from ops.batch import Batch
+from ops.batch import Batch, network_input
 from ops.precision import autocast
 from ops.text import counted
 from train.points import FEW_SMALL, REFERENCE_SIDE, PointAssignment, have_points, points_given, small_objects
 from train.setup import TrainingSetup
-from train.step import network_input
 
 PICTURE = "batch.jpg"
 _DRAWN = 9  # images of the batch

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
-from ops.batch import Batch
+from ops.batch import Batch, network_input
 from ops.precision import autocast
 from ops.probe import listening
 from ops.text import counted, shown
 from train.opt import build_optimizer
 from train.points import points_given
 from train.setup import TrainingSetup
-from train.step import network_input
 
 _STEPS, _LEAST_STEPS, _SECONDS = 24, 6, 15.0
 _GOES, _GAINS = 0.12, 0.06  # share of the loss that must go in so many steps, or what the overlap must gain

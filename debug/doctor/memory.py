@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.memory import available_memory, size_text
-from ops.batch import Batch
+from ops.batch import Batch, network_input
 from ops.precision import autocast
 from train.objective import DistillationObjective
 from train.setup import TrainingSetup, some_images
-from train.step import network_input
 
 _SIZES = {"cpu": (2, 4), "cuda": (4, 8)}  # images of the two steps that are measured
 # Of what a forward pass keeps for the way back; the rest are gradients of activations and work space (docs/health.md).

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 import torch
 
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
-from ops.batch import Batch
+from ops.batch import Batch, network_input
 from ops.text import counted, shown
 from train.distilloss import ModelOutputs
 from train.objective import DetectionObjective, DistillationObjective
 from train.setup import TrainingSetup, some_images
-from train.step import network_input
 from train.teacher import HARDLY_ANYTHING, check_teacher, split_to_try
 
 _TRIED_ON = 48  # images, so that a teacher is tried in seconds

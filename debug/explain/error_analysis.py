@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dl.annotations import Annotation
+from eval.matching import best_first, class_overlaps, match_greedily
 from eval.predictor import Detections, Predictor
 from ops.boxes import pairwise_iou
 
@@ -42,12 +43,11 @@ class ErrorAnalysis:
     ):
         self.class_names = class_names
         self.predictor, self.boxes, self.scores, self.limits = predictor, boxes, scores, limits
-        keep = detections.scores >= limits.paint_conf
-        self.shown = Detections(detections.image_id, *(part[keep] for part in detections[1:]))  # best first
+        self.shown = best_first(detections, limits.paint_conf)
         self.labels, self.truths = annotation.labels.tolist(), torch.from_numpy(annotation.boxes).float()
         self.overlaps = pairwise_iou(self.truths, boxes)  # (G, A)
         self.found_overlaps = pairwise_iou(self.truths, self.shown.boxes)  # (G, K)
-        self.owner = self._pair()
+        self.owner = match_greedily(class_overlaps(self.shown, annotation), limits.min_iou).tolist()  # object or -1
 
     def wrong(self) -> Detections:
         """The detections that stand for no object."""
@@ -71,16 +71,6 @@ class ErrorAnalysis:
         if given == 0:
             return NO_POINT, f"{inside} lie inside it, but other objects took them, or no box there overlaps with it"
         return self._weakness(own, overlaps, fits)
-
-    def _pair(self) -> list[int]:
-        """Of every detection the object that it stands for, -1 for none: the best first, each object once."""
-        owners: list[int] = []
-        for index, label in enumerate(self.shown.labels.tolist()):
-            free = [n for n, own in enumerate(self.labels) if own == label and n not in owners]
-            best = max(free, key=lambda n: self.found_overlaps[n, index].item(), default=-1)
-            is_enough = best >= 0 and self.found_overlaps[best, index] >= max(self.limits.min_iou, 1e-9)
-            owners.append(best if is_enough else -1)
-        return owners
 
     def _who_suppressed(self, number: int, fits: Tensor, own: Tensor) -> str:
         """The best of its boxes that are sure enough is not in the result as its own: what took its place?"""

@@ -19,7 +19,7 @@ from eval.painter import GREEN, PURPLE, YELLOW
 from eval.points_painter import Marked, paint_marked
 from eval.predictor import Detections, Predictor
 from ops.anchors import Anchors, anchors_of, decode_boxes, flatten_maps
-from ops.batch import Batch, Letterbox
+from ops.batch import Batch, Letterbox, network_input
 from ops.probe import listening
 from ops.text import align_columns
 from train.loss import DetectionLoss
@@ -81,7 +81,7 @@ def explain(
     assert letterbox is not None and len(batch) == 1
     (detections,) = predictor(batch)
     batch = batch.to(predictor.device)
-    raw_maps = predictor.model.eval()(batch.images.to(memory_format=torch.channels_last).float() / 255)
+    raw_maps = predictor.model.eval()(network_input(batch.images))
     anchors = anchors_of(raw_maps, loss.strides)
     distributions, logits = flatten_maps(raw_maps, loss.reg_max)
     boxes = letterbox.undo(decode_boxes(distributions, *anchors)[0].cpu())

@@ -14,11 +14,10 @@ from debug.tracer.locations import ModuleStack
 from debug.tracer.recorder import Recorder
 from debug.tracer.side_effect_free import untouched
 from debug.tracer.tensor_stats import replace_nonfinite
-from ops.batch import Batch
+from ops.batch import Batch, network_input
 from ops.precision import autocast
 from runs.checkpoint import restore_random_states
 from train.objective import DistillationObjective, Objective
-from train.step import network_input
 
 
 @dataclass(frozen=True)

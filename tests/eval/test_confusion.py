@@ -85,7 +85,7 @@ def test_nothing_there(confuse):
 
 
 def test_other_images_than_asked_for_are_an_error(make_truth, make_found):
-    with pytest.raises(ValueError, match="never evaluated: a"):
+    with pytest.raises(ValueError, match="images without detections: a"):
         group_confusion([make_truth("a")], [make_found("b")], IS_BASE, 0.2)
 
 

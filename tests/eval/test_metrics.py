@@ -11,7 +11,7 @@ import pytest
 from parity.detection_sets import NAMES, SPECIAL_SETS, random_set
 
 from eval.metrics import ClassAp, assignment_ap, average_precision, coco_ap, ultralytics_ap, voc07_ap
-from eval.ultralytics_ap import right_at_overlaps
+from eval.ultralytics_ap import right_at_each_threshold
 
 
 def test_the_random_sets_are_worth_their_name():
@@ -52,11 +52,11 @@ def test_coco_ignores_difficult_objects(make_truth, make_found):
 @pytest.mark.parametrize("measure", [coco_ap, voc07_ap, ultralytics_ap, assignment_ap])
 def test_other_images_than_asked_for_are_an_error(make_truth, make_found, measure):
     truth = [make_truth("a"), make_truth("b")]
-    with pytest.raises(ValueError, match="never evaluated: b"):
+    with pytest.raises(ValueError, match="images without detections: b"):
         measure(truth, [make_found("a")], NAMES)
-    with pytest.raises(ValueError, match="evaluated unasked: c"):
+    with pytest.raises(ValueError, match="images without ground truth: c"):
         measure(truth, [make_found("a"), make_found("b"), make_found("c")], NAMES)
-    with pytest.raises(ValueError, match="images twice: a in the detections"):
+    with pytest.raises(ValueError, match="images that come twice: a in the detections"):
         measure(truth, [make_found("a"), make_found("a"), make_found("b")], NAMES)
 
 
@@ -212,7 +212,7 @@ def test_ultralytics_looks_at_every_detection(make_truth, make_found):
 
 def test_ultralytics_pairs_by_score_and_the_second_takes_what_is_left():
     overlaps = np.array([[0.85, 0.8], [0.98, 0.66], [0.97, 0.1]], dtype=np.float32)
-    right = right_at_overlaps(overlaps)
+    right = right_at_each_threshold(overlaps)
     assert right.sum(axis=0).tolist() == [2, 2, 2, 2, 1, 1, 1, 1, 1, 1]
     assert right[0].tolist() == [True] * 8 + [False] * 2  # .85 in single precision is .85, not less
     assert right[1].tolist() == [True] * 4 + [False] * 4 + [True] * 2

@@ -13,14 +13,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import YoloModel
-from ops.batch import Batch
+from ops.batch import Batch, network_input
 from runs.checkpoint import random_states
 from train.ema import ModelEMA
 from train.guard import BadStep, Guard, Statistics, agreed, flag_of
 from train.loss import DetectionLoss, LossResult
 from train.objective import DetectionObjective
 from train.opt import load_optimizer, start_momentum
-from train.step import Stepper, network_input
+from train.step import Stepper
 
 NAN, INF = math.nan, math.inf
 
@@ -591,11 +591,3 @@ def test_statistics_are_put_back_to_the_last_bit():
     named = statistics.named(taken)
     assert {name: one.shape for name, one in named.items()} == {name: one.shape for name, one in model.named_buffers()}
     assert bits(named) == bits({name: before[name] for name in named})
-
-
-def test_pixels():
-    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    for given in (images, images.float()):
-        before = given.clone()
-        assert network_input(given).flatten().tolist() == pytest.approx([0, 0.2, 1])
-        assert torch.equal(given, before)
