@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mars
-from benchmarks import accuracy, distil_step, false_alarms, guard_cost, incremental, memory
+from benchmarks import accuracy, distil_step, false_alarms, figures, guard_cost, incremental, memory
 from benchmarks import kill_injector as sabotage
 from benchmarks import ultralytics_baseline as peer
 from benchmarks.chaos import KILLED_AT, Chaos
@@ -183,6 +183,63 @@ def test_incremental_takes_one_term_of_the_teacher_away_at_a_time(words):
     assert off["no-box"]["boxResponseWeight"] == 0.0
     with pytest.raises(UserError, match="no such way"):
         incremental.study_of(argparse.Namespace(**{**vars(args), "ways": "finetuned"}), {"baseClasses": 1})
+
+
+# Figures of the code
+
+MADE_UP = '''"""A docstring
+of two lines."""
+# a comment
+from ops.boxes import _area
+
+
+class Anchor:
+    """Of one line."""
+
+    def __init__(self, a, b, c, *, d, e, f, g):
+        self.value = _once(_twice(1))  # another comment
+
+    def _never(self): ...
+
+
+def _once(x):
+    def _inside():
+        return _twice(x)
+    return _inside()
+
+
+def _twice(x):
+    return x
+'''
+
+
+def test_figures_of_a_made_up_tree(tmp_path, monkeypatch, capsys):
+    for name, text in {
+        "train/step.py": MADE_UP,
+        "train/ema.py": "class Anchor: ...\n",
+        "mars.py": "def main():\n" + "    pass\n" * 60,
+        "ops/boxes.py": "def _area(): ...\n",
+        "tests/test_step.py": "def _helper(): ...\n",
+        ".venv/lib/x.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert figures.measure(figures.product_files(tmp_path)) == {
+        "product lines": "86", "lines of mars.py": "61", "lines of ops": "1", "lines of train": "24",
+        "product files": "4", "core lines / files": "24 / 2", "largest file": "mars.py (61)",
+        "function lines p50 / p90 / max": "2 / 4 / 61", "functions over 60 lines": ["mars.py:main (61)"],
+        "functions with more than 6 parameters": ["train/step.py:__init__ (7)"],
+        "private helpers used once": ["ops/boxes.py:_area", "train/step.py:_once"],
+        "private helpers used once, share of all functions": "28.6%",
+        "comment / docstring lines": "2.3% / 3.5%", "comment / docstring lines, core": "8.3% / 12.5%",
+        "class names in several files": ["Anchor: train/ema.py, train/step.py"],
+    }  # fmt: skip
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "LOADED", "print('train.step ops.boxes ops torch')")
+    figures.main(["--tree", str(tmp_path), "--names"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| figure | before | now |" and "| product lines | 86 | 86 |" in lines
+    assert "| files loaded by import train.step | 2 | 2 |" in lines and "  train/step.py:_once" in lines
 
 
 # Time and memory
