@@ -21,8 +21,9 @@ from torch import nn
 
 from config.mconfig import ModelConfig
 from debug.tracer.bundle import FORMAT as BUNDLE_FORMAT
+from ops.random_states import random_states
 from ops.seal import sealed
-from runs.checkpoint import FORMAT, random_states
+from runs.checkpoint import FORMAT
 from runs.origin import random_origin
 
 Attack = Callable[[Path], Path]

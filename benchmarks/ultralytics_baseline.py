@@ -1,4 +1,4 @@
-"""Ultralytics on the very same files: `python -m benchmarks.ultralytics_baseline DATA OUT --epochs N`; its detections are saved.
+"""Ultralytics on the same files: `python -m benchmarks.ultralytics_baseline DATA OUT --epochs N` saves its detections.
 
 Run in a process of its own: importing ultralytics replaces parts of torch and Pillow. It trains with its own defaults
 but SGD at .01, which `optimizer=auto` would overrule, and keeps the epoch it finds best on the validation split.

@@ -5,6 +5,7 @@ these are no place to hide a fault. Half precision is computed in float32, float
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,17 @@ def total_of(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     if len(totals) == 1:
         return totals[0]
     return torch.stack(totals).sum() if totals else torch.zeros(())
+
+
+def find_nonfinite(content: Any, name: str = "") -> str | None:
+    """Where nested dictionaries and lists contain a tensor with NaN or Inf: its keys joined by dots; None: nowhere."""
+    if isinstance(content, Tensor):
+        return None if not content.is_floating_point() or content.isfinite().all() else name
+    if not isinstance(content, (dict, list, tuple)):
+        return None
+    entries = content.items() if isinstance(content, dict) else enumerate(content)
+    names = (find_nonfinite(value, f"{name}.{key}" if name else str(key)) for key, value in entries)
+    return next((found for found in names if found), None)
 
 
 def safe_divide(

@@ -4,20 +4,17 @@ A checkpoint holds plain values and tensors only, so that `torch.load(weights_on
 """
 
 import io
-import json
-import random
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
 from config.errors import UserError
 from model.unpickle import read_plain
 from ops.files import writing_whole
+from ops.random_states import are_random_states
 from ops.seal import is_intact, sealed
-from runs.contents import ABOUT, STATE, Contents, check_contents, is_tensor, list_of
+from runs.contents import ABOUT, STATE, Contents, check_contents
 from runs.origin import origin_from_text
 
 FORMAT = "mars-checkpoint-2"
@@ -80,17 +77,6 @@ def _checked(path: Path, content: dict[str, Any]) -> Contents:
     return contents
 
 
-def first_not_finite(content: Any, name: str = "") -> str | None:
-    """Where in dictionaries and lists a tensor holds NaN or Inf: its keys joined by points; None where none does."""
-    if isinstance(content, torch.Tensor):
-        return None if not content.is_floating_point() or content.isfinite().all() else name
-    if not isinstance(content, (dict, list, tuple)):
-        return None
-    entries = content.items() if isinstance(content, dict) else enumerate(content)
-    names = (first_not_finite(value, f"{name}.{key}" if name else str(key)) for key, value in entries)
-    return next((found for found in names if found), None)
-
-
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The weights that a checkpoint evaluates, the average where there is one, and what it says of itself."""
     model = checkpoint["model"] if checkpoint["ema"] is None else checkpoint["ema"]
@@ -101,66 +87,3 @@ def _from_first_format(content: dict[str, Any]) -> dict[str, Any]:
     origin = origin_from_text(content["weights_origin"])
     news = {"scaler": {}, "precision": "float32", "progress": None, "gradients": None, "pending": 0}
     return {**news, **content, "format": FORMAT, "weights_origin": origin}
-
-
-def seed_random_states(seed: int) -> None:
-    """Start every global random generator from `seed`, so that a run depends on nothing that came before it."""
-    torch.manual_seed(seed)  # every GPU's, too
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-class TakenStates(NamedTuple):
-    """The state of every global random generator as the libraries give it: copies, taken in a few microseconds."""
-
-    cpu: torch.Tensor
-    cuda: list[torch.Tensor]
-    numpy: Mapping[str, Any]
-    python: tuple[Any, ...]
-
-
-def take_random_states() -> TakenStates:
-    """Copy the states. `random_states` turns them into what a checkpoint can hold, which takes five times as long."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return TakenStates(torch.get_rng_state(), cuda, np.random.get_state(legacy=False), random.getstate())
-
-
-def random_states(taken: TakenStates | None = None) -> dict[str, Any]:
-    """The state of every global random generator, as plain values and tensors; None: as they are now."""
-    taken = taken or take_random_states()
-    numpy_state = taken.numpy
-    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
-    return {
-        "torch": taken.cpu,
-        "cuda": taken.cuda,
-        "numpy": [keys, numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
-        "python": json.dumps(taken.python),
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` took; GPU states only where as many GPUs are there."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    np.random.set_state(_numpy_state(states))
-    random.setstate(_python_state(states))
-
-
-def are_random_states(states: dict[str, Any]) -> bool:
-    """Would `restore_random_states` take these? Tried with generators of its own; raises what those raise."""
-    torch.Generator().set_state(states["torch"])
-    random.Random().setstate(_python_state(states))
-    _, keys, position, *_ = state = _numpy_state(states)
-    np.random.RandomState().set_state(state)
-    return 0 <= position <= len(keys) and list_of(is_tensor)(states["cuda"])
-
-
-def _numpy_state(states: dict[str, Any]) -> tuple[Any, ...]:
-    keys, *rest = states["numpy"]
-    return ("MT19937", keys.numpy().astype(np.uint32), *rest)
-
-
-def _python_state(states: dict[str, Any]) -> tuple[Any, ...]:
-    version, internal, gauss_next = json.loads(states["python"])
-    return (version, tuple(internal), gauss_next)

@@ -15,9 +15,10 @@ from config.compare import Differences, config_from_text, schedule_differences, 
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from ops.files import complaining, keep_under_second_name, remove_dead_drafts, write_whole
+from ops.safe import find_nonfinite
 from ops.seal import is_intact
 from ops.text import shortened
-from runs.checkpoint import DamagedCheckpoint, first_not_finite, load_checkpoint, save_checkpoint, weights_of
+from runs.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint, weights_of
 from runs.contents import Contents
 from runs.identity import data_differences, label_changes, name_digest
 from runs.lock import LOCK_NAME
@@ -161,7 +162,7 @@ class RunFolder:
         At every moment one of both is whole. The checkpoint comes first, for the best weights follow from it. Raises
         `FloatingPointError`, and nothing has moved, when a tensor is not finite.
         """
-        if name := first_not_finite(checkpoint):
+        if name := find_nonfinite(checkpoint):
             raise FloatingPointError(f"{self.last}: is not written, for {name} is not finite (NaN or Inf)")
         if self.last.exists() and is_intact(self.last):  # what is damaged must not take the place of what is whole
             keep_under_second_name(self.last, self.previous)

@@ -211,7 +211,7 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
     from config.load import load_config
     from debug.tracer.bundle import write_bundle
     from dl.check import check_data
-    from runs.checkpoint import random_states
+    from ops.random_states import random_states
     from train.setup import build_training
 
     fields = {"inputShape": 64, "batchSize": 2, "dcore": 0, "precision": "float32", "device": "cpu"}

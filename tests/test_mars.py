@@ -435,7 +435,7 @@ def test_a_folder_of_other_files_does_not_become_a_run(run, tmp_path, words, con
 
 
 def test_a_step_that_breaks_gets_a_sentence_its_page_and_status_1(run, monkeypatch):
-    from runs.checkpoint import random_states
+    from ops.random_states import random_states
     from train.guard import BadStep, Snapshot
     from train.trainer import Trainer
 

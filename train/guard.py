@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ops.batch import Batch
+from ops.random_states import CapturedStates, capture_random_states, random_states
 from ops.safe import total_of
-from runs.checkpoint import TakenStates, random_states, take_random_states
 
 BELOW_ZERO = -1e-6  # of a part of the loss: more than rounding
 
@@ -26,7 +26,7 @@ class Snapshot:
 
     batch: Batch
     buffers: dict[str, Tensor]  # batch norm's, by their names in the state dict, before the forward pass
-    random: dict[str, Any]  # every global generator, before the forward pass: `runs.checkpoint.random_states`
+    random: dict[str, Any]  # every global generator, before the forward pass: `ops.random_states.random_states`
     epoch: int
     scale: float = 1.0  # of the gradients in float16
     step: int = 0  # batch of the epoch, from 1
@@ -49,7 +49,7 @@ class Kept(NamedTuple):
 
     batch: Batch
     statistics: tuple[Tensor, ...]
-    random: TakenStates
+    random: CapturedStates
     epoch: int
     step: int
 
@@ -179,7 +179,7 @@ class Guard:
     def take(self, batch: Batch) -> Kept:
         """Before the forward pass: all that it changes, and all that it depends on beside the weights."""
         self.step += 1
-        return Kept(batch, self.statistics.take(), take_random_states(), self.epoch, self.step)
+        return Kept(batch, self.statistics.take(), capture_random_states(), self.epoch, self.step)
 
     def snapshot(self, kept: Kept, scale: float) -> Snapshot:
         buffers = self.statistics.named(kept.statistics)

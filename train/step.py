@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from config.errors import UserError
 from ops.batch import Batch, network_input
 from ops.precision import autocast
-from ops.safe import total_of
-from runs.checkpoint import first_not_finite, random_states, restore_random_states
+from ops.random_states import random_states, restore_random_states
+from ops.safe import find_nonfinite, total_of
 from train.ema import ModelEMA
 from train.guard import BadStep, Guard, Kept, Reading, Step, agreed, complaint_about, flag_of
 from train.objective import Objective
@@ -303,7 +303,7 @@ class Stepper:
         """Where a sum was too large and nothing is wrong, nothing happens."""
         weights = {"weights": self.model.state_dict(), "average": self.ema.state_dict() if self.ema else None}
         learned = {f"learned {number}": one.state_dict() for number, one in enumerate(self.objective.extra_modules)}
-        if name := first_not_finite({**weights, **learned, "momentum": self._momentum()}):
+        if name := find_nonfinite({**weights, **learned, "momentum": self._momentum()}):
             place = f"epoch {kept.epoch + 1}, batch {kept.step}"
             sentence = f"{name} is not finite; {place}; the checkpoints of the run are from before"
             buffer = dict(self.model.named_buffers()).get(name.removeprefix("weights."))

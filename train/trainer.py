@@ -25,12 +25,8 @@ from model.pretrained import load_weights
 from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
 from ops.precision import keep_precision, name_of, pick_precision
-from runs.checkpoint import (
-    load_checkpoint,
-    random_states,
-    restore_random_states,
-    seed_random_states,
-)
+from ops.random_states import random_states, restore_random_states, seed_random_states
+from runs.checkpoint import load_checkpoint
 from runs.contents import Contents
 from runs.folder import RunFolder
 from runs.identity import identity_of

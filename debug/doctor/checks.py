@@ -24,7 +24,7 @@ _OVERFITTED = 4  # images
 def examine(mcfg: ModelConfig, data: CheckedData, folder: Path) -> Iterator[Finding]:
     """One finding after the other; pictures go to `folder`, and nothing else is written.
 
-    `data`: the checked splits of `dl.label_selection.splits_to_train`. Raises `UserError` where there is nothing to examine.
+    `data`: the checked splits of `dl.label_selection.splits_to_train`. Raises `UserError` if there is nothing to check.
     """
     yield from examine_data(data)
     yield from _heard("folder", lambda: examine_folder(mcfg, data))

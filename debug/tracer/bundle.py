@@ -21,9 +21,10 @@ from model.unpickle import read_plain
 from ops.batch import Batch
 from ops.device import pick_device
 from ops.precision import NAMES, name_of
+from ops.random_states import are_random_states
 from ops.seal import is_intact
 from runs import contents
-from runs.checkpoint import are_random_states, write_sealed
+from runs.checkpoint import write_sealed
 from runs.contents import Contents, check_contents
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective, DistillationObjective, Objective, build_objective
@@ -39,7 +40,7 @@ class Bundle:
     batch: Batch
     weights: dict[str, Tensor]  # of the model, batch norm's buffers as before the step
     learned: list[dict[str, Tensor]]  # of what is trained beside it
-    random: dict[str, Any]  # as `runs.checkpoint.random_states` gives them
+    random: dict[str, Any]  # as `ops.random_states.random_states` gives them
     config: dict[str, Any]
     precision: torch.dtype
     scale: float  # of the gradients

@@ -16,7 +16,7 @@ from debug.tracer.side_effect_free import untouched
 from debug.tracer.tensor_stats import replace_nonfinite
 from ops.batch import Batch, network_input
 from ops.precision import autocast
-from runs.checkpoint import restore_random_states
+from ops.random_states import restore_random_states
 from train.objective import DistillationObjective, Objective
 
 

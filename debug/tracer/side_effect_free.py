@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from runs.checkpoint import random_states, restore_random_states
+from ops.random_states import random_states, restore_random_states
 
 
 @contextmanager

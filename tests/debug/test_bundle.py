@@ -15,7 +15,8 @@ from debug.tracer.report_text import report_text
 from debug.tracer.tracer import trace
 from model import YoloModel, build_model
 from ops.batch import Batch
-from runs.checkpoint import random_states, write_sealed
+from ops.random_states import random_states
+from runs.checkpoint import write_sealed
 from train.objective import build_objective
 
 CPU = torch.device("cpu")

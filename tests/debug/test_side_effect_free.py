@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from debug.tracer.report_text import report_text
-from runs.checkpoint import random_states
+from ops.random_states import random_states
 
 CALL = nn.Module.__call__
 

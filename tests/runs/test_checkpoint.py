@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from config.errors import UserError
-from runs.checkpoint import (
-    DamagedCheckpoint,
-    load_checkpoint,
-    random_states,
-    restore_random_states,
-    save_checkpoint,
-    weights_of,
-)
+from ops.random_states import random_states, restore_random_states
+from runs.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint, weights_of
 
 
 def test_what_was_saved_comes_back(tmp_path):

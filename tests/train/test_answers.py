@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from config.errors import UserError
-from runs.checkpoint import first_not_finite, load_checkpoint
+from ops.safe import find_nonfinite
+from runs.checkpoint import load_checkpoint
 from runs.folder import RunFolder
 from train.guard import BadStep
 from train.monitor import Watch
@@ -127,7 +128,7 @@ def test_a_learning_rate_that_is_no_number_moves_nothing(squares_config):
     trainer.schedule.rate = lambda epoch: math.nan if epoch else 0.01
     with pytest.raises(FloatingPointError, match="learning rate nan"):
         trainer.run()
-    assert first_not_finite(dict(trainer.model.state_dict())) is None
+    assert find_nonfinite(dict(trainer.model.state_dict())) is None
     assert load_checkpoint(trainer.folder.last)["epoch"] == 1
 
 
@@ -139,7 +140,7 @@ def test_skip_leaves_the_batch_out_and_counts_it(squares_config, said):
     assert [row["bad_steps"] for row in rows] == [1, 2] and all(math.isfinite(row["loss"]) for row in rows)
     assert said.text.count("left out: boxes, loss, box, dfl not finite") == 3
     assert "1 bad steps left out" in said.text and "2 bad steps left out" in said.text
-    assert first_not_finite(load_checkpoint(folder.last)) is None
+    assert find_nonfinite(load_checkpoint(folder.last)) is None
 
 
 def test_skip_is_as_if_the_batch_had_not_been_there(squares_config):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import YoloModel
 from ops.batch import Batch, network_input
-from runs.checkpoint import random_states
+from ops.random_states import random_states
 from train.ema import ModelEMA
 from train.guard import BadStep, Guard, Statistics, agreed, flag_of
 from train.loss import DetectionLoss, LossResult
