@@ -185,7 +185,7 @@ def build_loader(
     """The loader of one split. `annotations` None: the split is checked first. `train` None: it is trainSplitName.
 
     Training: what `dl.label_selection` makes of the split (`replay_from`: see there), augmented, in an order drawn from
-    (seed, epoch). Otherwise: all labels, letterboxed, in order. `images` None: kept as cacheImages says for training; read
+    (seed, epoch). Otherwise: all labels, letterboxed, in order. `images` None: as cacheImages says for training; read
     from their files otherwise, for one pass gains nothing. Whoever evaluates a split again and again hands in what
     `build_images` made once.
     Raises `UserError` as `check_data` and `lessons` do, and for batches of one image where batch norm needs two.
