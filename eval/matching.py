@@ -3,8 +3,8 @@
 Legend: D or K detections, T ground-truth objects.
 
 Average precision, the confusion of groups, painted images and the error analysis match by one rule, `match_greedily`.
-They differ in the IoUs that they pass to it: which objects take part, whether classes must agree (the IoU of a pair that
-must not match is set to 0), and whether the IoU is computed in single or double precision.
+They differ in the IoUs that they pass to it: which objects take part, whether classes must agree (the IoU of a pair
+that must not match is set to 0), and whether the IoU is computed in single or double precision.
 """
 
 from collections.abc import Sequence
