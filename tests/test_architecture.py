@@ -1,7 +1,8 @@
-"""Imports run down, ultralytics stays outside, and no room is called utils: read from the syntax trees."""
+"""Rules about the code itself, read from its syntax trees: who imports whom, sizes, names."""
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,30 +17,33 @@ MAY_IMPORT["cfgops"] = {"config"}
 MAY_IMPORT["scenes"] = {"dl", "ops", "config"}
 MAY_IMPORT["commands"].add("scenes")
 MAY_IMPORT["benchmarks"] = {"scenes", *ORDER}
-# Plain arithmetic sees ops and itself; what its `from_config` and `build_*` read of a config needs no import.
+# These files compute. They import only `ops` and each other; a config is read by `from_config` and `build_*` alone.
 ARITHMETIC = ("train/tal.py", "train/loss.py", "train/distilloss.py", "train/sched.py", "train/ema.py")
 FORBIDDEN_NAMES = {"utils", "util", "misc", "common", "helpers"}
 
 
 def sources() -> list[Path]:
-    """Every Python file of ours but the tests."""
-    rooms = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
-    return [ROOT / "mars.py", *sorted(file for room in rooms for file in (ROOT / room).rglob("*.py"))]
+    """Every Python file of the repository without the tests."""
+    packages = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
+    return [ROOT / "mars.py", *sorted(file for package in packages for file in (ROOT / package).rglob("*.py"))]
 
 
-def room_of(file: Path) -> str:
-    first = file.relative_to(ROOT).parts[0]
-    return first.removesuffix(".py")
+def package_of(file: Path) -> str:
+    """The package at the top level; `mars` for mars.py."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
-    """Line and full module name of every import, those inside functions and `if TYPE_CHECKING` too."""
+    """Line and full module name of every import, including those in functions and under `if TYPE_CHECKING`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            inside = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            yield node.lineno, ".".join([*inside, *([node.module] if node.module else [])])
+            yield node.lineno, absolute_module(node, package)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
             "__import__",
             "importlib.import_module",
@@ -50,16 +54,42 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
                     yield node.lineno, str(argument.value)
 
 
-def arrows(file: Path) -> list[tuple[int, str]]:
+def absolute_module(node: ast.ImportFrom, package: str) -> str:
+    parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def imported_modules(file: Path) -> list[tuple[int, str]]:
     package = ".".join(file.relative_to(ROOT).parent.parts)
     return list(imports(ast.parse(file.read_text(encoding="utf-8")), package))
 
 
+def import_cycle(trees: dict[str, ast.AST]) -> list[str]:
+    """Modules of which each imports the one before, the first again at the end; empty where imports run one way.
+
+    `from a import b` imports the module `a.b` if it is one of `trees`, else `a`.
+    """
+    graph: dict[str, set[str]] = {name: set() for name in trees}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & set(trees)
+            elif isinstance(node, ast.ImportFrom):
+                module = absolute_module(node, name.rpartition(".")[0])
+                targets = {f"{module}.{alias.name}" for alias in node.names}
+                graph[name] |= {target if target in trees else module for target in targets} & set(trees)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
 def violations(file: Path) -> list[str]:
-    room, found = room_of(file), []
-    for line, module in arrows(file):
+    package, found = package_of(file), []
+    for line, module in imported_modules(file):
         target = module.partition(".")[0]
-        is_allowed = target in MAY_IMPORT[room] | {room}
+        is_allowed = target in MAY_IMPORT[package] | {package}
         if file.relative_to(ROOT).as_posix() in ARITHMETIC:
             is_allowed = target == "ops" or f"{module.replace('.', '/')}.py" in ARITHMETIC
         if target in MAY_IMPORT and not is_allowed:
@@ -69,7 +99,16 @@ def violations(file: Path) -> list[str]:
 
 def test_there_is_something_to_look_at():
     assert len(sources()) > 30
-    assert {room_of(file) for file in sources()} >= {"mars", "config", "cfgops", "ops", "dl", "model", "eval", "train"}
+    assert {package_of(file) for file in sources()} >= {
+        "mars",
+        "config",
+        "cfgops",
+        "ops",
+        "dl",
+        "model",
+        "eval",
+        "train",
+    }
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: file.relative_to(ROOT).as_posix())
@@ -77,11 +116,41 @@ def test_imports_run_down(file):
     assert violations(file) == []
 
 
+@pytest.mark.parametrize("package", [name for name in MAY_IMPORT if (ROOT / name).is_dir()])
+def test_imports_run_one_way_inside_a_package(package):
+    files = [file for file in sources() if package_of(file) == package]
+    trees = {module_of(file): ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    assert trees
+    assert import_cycle(trees) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "modules"),
+    [
+        (["from a import c", ""], set()),
+        (["from a import c", "import a.b"], {"a.b", "a.c"}),
+        (["from .c import x", "def f():\n    from a import b"], {"a.b", "a.c"}),
+        (["from a import x", "import a.b"], set()),
+    ],
+)
+def test_an_import_cycle_is_found(texts, modules):
+    assert (
+        set(import_cycle({name: ast.parse(text) for name, text in zip(("a.b", "a.c"), texts, strict=True)})) == modules
+    )
+
+
+def test_training_does_not_know_the_debugging_tools():
+    """It is given a callback. The order of packages says so, too; this test stays if the order changes."""
+    files = [file for file in sources() if package_of(file) == "train"]
+    assert len(files) > 10
+    assert [file.name for file in files for _, module in imported_modules(file) if module.startswith("debug")] == []
+
+
 def test_recipes_import_config_only():
     foreign = [
         f"{file.name}:{line} imports {module}"
         for file in (ROOT / "cfgops").glob("*.py")
-        for line, module in arrows(file)
+        for line, module in imported_modules(file)
         if module.partition(".")[0] != "config"
     ]
     assert foreign == []
@@ -105,7 +174,7 @@ def test_only_interop_imports_ultralytics():
     users = {
         file.relative_to(ROOT).as_posix()
         for file in sources()
-        for _, module in arrows(file)
+        for _, module in imported_modules(file)
         if module.startswith("ultralytics")
     }
     assert {user for user in users if not user.startswith("benchmarks/")} == {"interop/ultralytics.py"}
@@ -117,7 +186,7 @@ def test_config_needs_nothing_but_the_standard_library():
     found = [
         (file.name, module)
         for file in (ROOT / "config").glob("*.py")
-        for _, module in arrows(file)
+        for _, module in imported_modules(file)
         if module.partition(".")[0] in heavy
     ]
     assert found == []
