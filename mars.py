@@ -16,7 +16,7 @@ from config.arguments import read_arguments, without_line_breaks
 from config.errors import UserError
 from config.help import fields_text
 from config.load import parse_settings
-from ops.log import end_log, guard_console, log, start_log
+from ops.log import end_log, log, protect_console, start_log
 from ops.shortage import shortage
 from ops.text import escaped
 
@@ -130,7 +130,7 @@ def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackT
 def _command() -> int:
     """Run the command of this process; its exit status, which is 1 where stdout could not take the results."""
     sys.excepthook = _show_bug
-    out = guard_console()
+    out = protect_console()
     try:
         status = main(sys.argv[1:])
     except SystemExit as done:  # of argparse, after the help

@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from benchmarks.ultralytics_baseline import checked
 from eval.metrics import ApResult, coco_ap
 from eval.results import read_results
-from ops.precision import NAMES
+from ops.precision import DTYPES
 from ops.text import align_columns
 from runs.folder import DETECTIONS, RunFolder
 
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--also", action="append", nargs="+", default=[], metavar="NAME:FIELD=VALUE")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--precision", choices=NAMES, default="float32", help="in which Mars computes")
+    parser.add_argument("--precision", choices=DTYPES, default="float32", help="in which Mars computes")
     parser.add_argument("--weights", help="a checkpoint that both start from; without it random weights")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of Mars")
     args = parser.parse_args(arguments)

@@ -19,7 +19,7 @@ from config.training import MODERN_DISTILLING
 from model import YoloModel
 from ops.batch import Batch
 from ops.device import pick_device
-from ops.precision import NAMES, name_of
+from ops.precision import DTYPES, dtype_name
 from train.distilloss import DistillationLoss, DistilWeights
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective, DistillationObjective, Objective
@@ -54,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--precision", choices=NAMES, default="float32")
+    parser.add_argument("--precision", choices=DTYPES, default="float32")
     args = parser.parse_args(arguments)
     device = pick_device("auto", True)
-    precision = NAMES[args.precision]
+    precision = DTYPES[args.precision]
     batch = noise_batch(args.batch, args.size, NUM_CLASSES, BOXES).to(device)
     student, twin, other = (
         YoloModel(phase, NUM_CLASSES).train().to(device, memory_format=torch.channels_last)  # type: ignore
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 times[kind].append(seconds)
     without, beside = (median(one) for one in times)
     networks = f"{args.phase}, teacher {args.teacher}, {args.size} px, batch {args.batch}"
-    machine = f"{name_of(precision)}, {device}, {torch.get_num_threads()} threads"
+    machine = f"{dtype_name(precision)}, {device}, {torch.get_num_threads()} threads"
     figures = f"plain {1000 * without:.0f} ms, with a teacher {1000 * beside:.0f} ms, ratio {beside / without:.2f}"
     print(f"{networks}, {machine}: {figures} (medians of {args.steps})")
 

@@ -20,7 +20,7 @@ from typing import Any
 from commands.incremental import Plan, Study
 from config.load import parse_settings
 from ops.log import end_log, start_log
-from ops.precision import NAMES
+from ops.precision import DTYPES
 from ops.text import align_columns
 
 SEARCH_SEED = 100
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--novel-only", action="store_true")
     parser.add_argument("--ablate", action="store_true")
     parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--precision", choices=NAMES, default="float32")
+    parser.add_argument("--precision", choices=DTYPES, default="float32")
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--try", dest="tries", action="append", nargs="+", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of every run")

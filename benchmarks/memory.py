@@ -66,14 +66,14 @@ def evaluate(mcfg: ModelConfig, out: Path) -> Iterator[str]:
 
 def detect(mcfg: ModelConfig, out: Path) -> Iterator[str]:
     """What `python mars.py predict` does."""
-    from eval.predict import Job, find_images, predict_files
+    from eval.predict import PredictJob, find_images, predict_files
     from eval.predictor import Predictor
     from model import build_model
 
     predictor = Predictor.from_config(mcfg, build_model(mcfg))
     yield "started"
     files = find_images([Path(mcfg.dataDir or "") / "images"])
-    predict_files(predictor, files, out, Job(mcfg.inputShape, tuple(mcfg.classList or ())))
+    predict_files(predictor, files, out, PredictJob(mcfg.inputShape, tuple(mcfg.classList or ())))
     yield "predicted"
 
 

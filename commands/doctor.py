@@ -17,8 +17,8 @@ from debug.tracer.bundle import read_bundle, replay
 from debug.tracer.report_text import report_text
 from dl.label_selection import splits_to_train
 from ops.device import pick_device
-from ops.files import write_whole
-from ops.log import RESULT, keep_log
+from ops.files import write_atomic
+from ops.log import RESULT, log_to_file
 from ops.text import counted
 from runs.folder import RunFolder
 from runs.start import with_pixel_max
@@ -45,7 +45,7 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     mcfg = with_pixel_max(mcfg, _begun_config(mcfg))
     if mcfg.modelName == "distillation":
         teacher_file(mcfg)  # before minutes are spent on the data
-    keep_log(folder / "mars.log")
+    log_to_file(folder / "mars.log")
     findings: list[Finding] = []
     try:
         findings.extend(map(_say, _examined(mcfg, folder, args.quiet)))
@@ -54,7 +54,7 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
         findings.append(Finding(WRONG, "in all", f"the checks ended here: {error}"))
         raise
     finally:
-        write_whole(folder / REPORT, "".join(f"{finding}\n" for finding in findings))
+        write_atomic(folder / REPORT, "".join(f"{finding}\n" for finding in findings))
     return int(any(finding.level == WRONG for finding in findings))
 
 

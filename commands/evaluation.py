@@ -10,11 +10,11 @@ from dl.check import CheckedData
 from dl.source import DataSource
 from dl.splits import find_split
 from eval.evaluator import Evaluator
-from eval.painter import refuse_other_pictures, remove_painted
+from eval.painter import refuse_overwriting_pictures, remove_painted
 from eval.report import ap_table
 from model.weightsfile import read_weights
-from ops.files import copy_whole
-from ops.log import RESULT, ProgressBar, keep_log
+from ops.files import copy_atomic
+from ops.log import RESULT, ProgressBar, log_to_file
 from runs.folder import EVAL_FILES, METRICS, PICTURES, RunFolder
 
 log = logging.getLogger("mars")
@@ -29,12 +29,12 @@ def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, da
         data = check(mcfg, [split], folder.data_check, quiet)
         if weights is None:
             refuse_other_splits(mcfg, path, data)
-        keep_log(folder.log)
+        log_to_file(folder.log)
         log_report(data.report)
     place = folder.eval_of(split)
     if mcfg.paintImages:
         ids = [annotation.image_id for annotation in data.splits[split]]
-        refuse_other_pictures(place / PICTURES, ids, ", or leave pictures out with --set paintImages=no")
+        refuse_overwriting_pictures(place / PICTURES, ids, ", or leave pictures out with --set paintImages=no")
     model = trained_model(mcfg, path)
     evaluator = Evaluator(mcfg)
     name = str(path.relative_to(folder.path)) if path.is_relative_to(folder.path) else str(path)
@@ -46,7 +46,7 @@ def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, da
     result.save_detections(place, evaluator.class_names)
     folder.keep_results_of_another(split)
     for file in EVAL_FILES:
-        copy_whole(place / file, folder.eval / file)
+        copy_atomic(place / file, folder.eval / file)
     if mcfg.paintImages:
         remove_painted(place / PICTURES)
         with ProgressBar(f"painting {split}", quiet) as bar:

@@ -23,7 +23,7 @@ from dl.loader import collate
 from dl.source import DataSource
 from eval.painter import file_names, write_jpeg
 from eval.predictor import Predictor
-from ops.files import write_whole
+from ops.files import write_atomic
 from ops.log import RESULT
 from runs.folder import RunFolder
 from train.loss import DetectionLoss
@@ -55,7 +55,7 @@ def explain(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     picture = folder / file_names([annotation.image_id])[annotation.image_id]
     text = f"{annotation.image_id} of '{split}', with {path}:\n{story_table(explanation, names, model.strides)}\n"
     write_jpeg(picture, paint_stories(image, explanation, annotation, names))
-    write_whole(picture.with_suffix(".txt"), text)
+    write_atomic(picture.with_suffix(".txt"), text)
     log.log(RESULT, "%sdrawn in %s", text, picture)
 
 

@@ -10,7 +10,7 @@ from config.errors import UserError
 from config.places import absolute
 from eval.export import export
 from eval.export_model import SUFFIXES
-from eval.onnx_selection import Nms
+from eval.onnx_selection import NmsSettings
 from ops.log import RESULT
 from runs.folder import RunFolder
 from runs.origin import file_origin, origin_for_others
@@ -30,7 +30,7 @@ def export_weights(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     model = trained_model(mcfg, path).cpu()
     default = mcfg.run_dir / "export" / f"{mcfg.runName}{SUFFIXES[args.format]}"
     target = Path(absolute(args.out)) if args.out else default
-    nms = Nms(mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections) if args.nms else None
+    nms = NmsSettings(mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections) if args.nms else None
     origin = origin_for_others(file_origin(path))
     report = export(model, args.format, target, tuple(mcfg.classList or ()), mcfg.inputShape, nms, origin)
     log.log(RESULT, "%s", report)

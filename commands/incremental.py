@@ -19,11 +19,19 @@ from config.training import MODERN_DISTILLING
 from dl.annotations import Annotation
 from dl.check import CheckedData
 from dl.splits import find_split
-from eval.increments import Measured, Way, comparison, increment_table, increments_dict, measure, points_of
+from eval.increments import (
+    MeasuredRun,
+    Method,
+    base_novel_pairs,
+    compare_methods,
+    increment_table,
+    increments_dict,
+    measure_run,
+)
 from eval.plots import plot_base_novel
 from eval.results import read_results
-from ops.files import write_whole
-from ops.log import RESULT, forget_log
+from ops.files import write_atomic
+from ops.log import RESULT, close_log_files
 from ops.seal import file_digest
 from runs.folder import DETECTIONS, METRICS, RunFolder
 from runs.start import weights_at
@@ -190,7 +198,7 @@ class Study:
             )
         log.info("teacher: %s is taken as it is", self.teacher.run_dir)
         self._evaluate(self.teacher, self.teacher.testSplitName)  # it may never have been, or on another split
-        forget_log()
+        close_log_files()
 
     def _is_stopped_on_the_way(self) -> bool:
         folder = RunFolder.of(self.teacher)
@@ -201,7 +209,7 @@ class Study:
 
     def learn(
         self, name: str, draw: int, changed: Mapping[str, Any] = FrozenDict(), label: str = "", split: str | None = None
-    ) -> Measured:
+    ) -> MeasuredRun:
         """Train one way on one draw of the small split and evaluate it on `split` (the test split).
 
         `changed`: settings of this run, above the recipe's and below those of the way; `label` tells its folder apart.
@@ -249,12 +257,12 @@ class Study:
         return self.teacher.with_values(**{**alike, **values})
 
     def _train(self, mcfg: ModelConfig, split: str) -> None:
-        forget_log()
+        close_log_files()
         data = train(mcfg, self.args.quiet, also=(split,))
         if text := cut_short(mcfg):
             self.cut_short.append(f"{mcfg.runName}: {text}")
         self._evaluate(mcfg, split, data)
-        forget_log()
+        close_log_files()
 
     def how_to_continue(self, arguments: Sequence[str]) -> str:
         """The commands that train all runs completely, after a comparison with the words `arguments` was cut short."""
@@ -279,11 +287,11 @@ class Study:
         """On all classes, for they are what is compared."""
         evaluate(mcfg.with_values(testSelectedClasses=None), split, None, self.args.quiet, data)
 
-    def _measured(self, mcfg: ModelConfig, split: str) -> Measured:
+    def _measured(self, mcfg: ModelConfig, split: str) -> MeasuredRun:
         truth = self._truth(split)
         results = RunFolder.of(mcfg).results_of(split) / DETECTIONS
         detections = read_results(results, [annotation.image_id for annotation in truth])
-        return measure(truth, detections, self.class_list, self.base or (), mcfg.paintConf)
+        return measure_run(truth, detections, self.class_list, self.base or (), mcfg.paintConf)
 
     def _truth(self, split: str) -> list[Annotation]:
         if split not in self._annotations:
@@ -291,21 +299,23 @@ class Study:
             self._annotations.update(data.splits)
         return self._annotations[split]
 
-    def write(self, runs: Mapping[str, Sequence[Measured]]) -> str:
+    def write(self, runs: Mapping[str, Sequence[MeasuredRun]]) -> str:
         """The table, which is kept in `table.txt` with all figures in `metrics.json`, base against novel in a plot."""
         base = self.base or ()
-        teacher = Way(
+        teacher = Method(
             "teacher",
             f"{self.teacher.runName}, trained on the base classes",
             (self._measured(self.teacher, self.teacher.testSplitName),),
         )
-        ways = [Way(name, self.plans[name].what, tuple(measured)) for name, measured in runs.items()]
+        ways = [Method(name, self.plans[name].what, tuple(measured)) for name, measured in runs.items()]
         is_base = [name in base for name in self.class_list]
-        compared = comparison(ways, self.ours, [name for name in runs if name not in (self.ours, "joint")], is_base)
+        compared = compare_methods(
+            ways, self.ours, [name for name in runs if name not in (self.ours, "joint")], is_base
+        )
         text = increment_table(teacher, ways, compared, self.ours)
         content = json.dumps(increments_dict(teacher, ways, compared, self.ours), indent=2)
-        write_whole(self.folder / METRICS, content + "\n")  # first: by it the others are known as ours
-        write_whole(self.folder / TABLE, text + "\n")
-        plot_base_novel(points_of([teacher, *ways]), self.folder / PLOT)
+        write_atomic(self.folder / METRICS, content + "\n")  # first: by it the others are known as ours
+        write_atomic(self.folder / TABLE, text + "\n")
+        plot_base_novel(base_novel_pairs([teacher, *ways]), self.folder / PLOT)
         log.info("%s", self.folder)
         return text

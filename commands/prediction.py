@@ -10,11 +10,11 @@ from commands.setup import image_folders, refuse_in_data, refuse_run_in_data
 from commands.weights import run_of_weights, trained_model, weights_of, with_classes_of
 from config.mconfig import ModelConfig
 from config.places import absolute
-from eval.predict import PAINTED, Job, find_images, new_folder, predict_files, refuse_other_files
+from eval.predict import PAINTED, PredictJob, find_images, next_numbered_folder, predict_files, refuse_overwriting_files
 from eval.predictor import Predictor
 from model.weightsfile import read_weights
 from ops.device import usable_cores
-from ops.log import RESULT, ProgressBar, keep_log
+from ops.log import RESULT, ProgressBar, log_to_file
 from runs.folder import RunFolder
 
 log = logging.getLogger("mars")
@@ -30,12 +30,14 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     _refuse_place(mcfg, path, args.data, out)
     paint_conf = mcfg.paintConf if settings.get("paintImages", True) else None
     if out:
-        refuse_other_files(out, files, paints=paint_conf is not None)
+        refuse_overwriting_files(out, files, paints=paint_conf is not None)
     mcfg = with_classes_of(path, mcfg, settings)
     predictor = Predictor.from_config(mcfg, trained_model(mcfg, path))
     num_threads = max(1, min(8, usable_cores()) if mcfg.dcore is None else mcfg.dcore)
-    job = Job(mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf, mcfg.pixelMax)
-    folder = out or new_folder(earlier)
+    job = PredictJob(
+        mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf, mcfg.pixelMax
+    )
+    folder = out or next_numbered_folder(earlier)
     try:
         with ProgressBar("predicting", args.quiet) as bar:
             summary = predict_files(predictor, files, folder, job, bar)
@@ -43,7 +45,7 @@ def predict(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         if out is None:
             with suppress(OSError):
                 folder.rmdir()  # only if nothing came into it
-    keep_log(RunFolder(folder).log)
+    log_to_file(RunFolder(folder).log)
     for line in summary.lines():
         log.log(RESULT, "%s", line)
 

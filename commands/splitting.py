@@ -19,7 +19,7 @@ from dl.discover import as_overrides, locate
 from dl.shots import count_objects, draw_share, draw_shots
 from dl.source import DataSource
 from dl.splits import USUAL_NAMES, canonical_name, find_split
-from ops.files import write_whole
+from ops.files import write_atomic
 from ops.log import RESULT
 from ops.text import align_columns
 
@@ -115,7 +115,7 @@ def _write(out: Path, splits: dict[str, Sequence[str]], source: DataSource) -> d
         if path.exists() and not (path.is_file() and path.read_bytes() == text.encode("utf-8")):
             raise UserError(f"{path}: is there already and differs from what would be written; give another --out")
     for path, text in texts.items():
-        write_whole(path, text)
+        write_atomic(path, text)
     return dict(zip(splits, texts, strict=True))
 
 

@@ -15,8 +15,8 @@ from config.mconfig import ModelConfig
 from debug.tracer.report import report_bad_step, report_first_step
 from dl.check import CheckedData
 from dl.label_selection import splits_to_train
-from eval.report import why_nothing_counts
-from ops.log import RESULT, keep_log
+from eval.report import reason_without_ap
+from ops.log import RESULT, log_to_file
 from runs.folder import RunFolder
 from runs.lock import RunLock
 from runs.start import with_pixel_max
@@ -48,7 +48,7 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
         lock.hold()  # again, because the folder may have been moved
         aside = folder.move_aside() if mcfg.nobuf else None
         lock.hold()  # of the new folder; refused when another start was faster
-        keep_log(folder.log)
+        log_to_file(folder.log)
         if aside is not None:
             log.info("the older run is kept in %s", aside)
         trainer.run()
@@ -58,7 +58,7 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
 def _warn_without_figures(mcfg: ModelConfig, data: CheckedData) -> None:
     """Before hours are spent: no AP on the validation split means that no epoch is the best."""
     name = mcfg.validationSplitName
-    if mcfg.epochValidation and (reason := why_nothing_counts(name, data.splits[name])):
+    if mcfg.epochValidation and (reason := reason_without_ap(name, data.splits[name])):
         log.warning(
             "%s; so there is no validation AP, no best weights can be chosen, and the last weights are evaluated; "
             "--set validationSplitName=NAME names another split", reason,

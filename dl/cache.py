@@ -13,7 +13,7 @@ from dl.annotations import Annotation
 from dl.image_cache import DiskImages, FileImages, Images, RamImages, key_of, num_bytes_of
 from dl.memory import available_memory, size_text
 from dl.workers import CAN_FORK, num_workers
-from ops.files import make_folder, remove_dead_drafts
+from ops.files import make_folder, remove_stale_drafts
 
 log = logging.getLogger("mars")
 
@@ -83,7 +83,7 @@ def _on_disk(folder: Path, split: str, annotations: Sequence[Annotation]) -> Ima
             log.info("images of '%s' come decoded from %s (%s)", split, file, size_text(needed))
             return cache
         make_folder(folder)
-        remove_dead_drafts(folder)
+        remove_stale_drafts(folder)
         free = shutil.disk_usage(folder).free
         if needed + _DISK_RESERVE > free:
             log.warning(

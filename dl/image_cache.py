@@ -25,7 +25,7 @@ from dl.annotations import Annotation
 from dl.faults import DataFault
 from dl.images import read_image
 from ops.device import usable_cores
-from ops.files import writing_whole
+from ops.files import atomic_writer
 
 _MAGIC = b"MARSPIX1"
 _EMPTY, _SOUND, _DAMAGED = 0, 1, 2  # state of an image, one byte that all processes share
@@ -119,7 +119,7 @@ class DiskImages:
     def create(cls, file: Path, annotations: Sequence[Annotation]) -> "DiskImages":
         """Decode all images into the file. Raises `UserError`, e.g. when the disk is full; then there is no file."""
         index = []
-        with writing_whole(file) as pixels:
+        with atomic_writer(file) as pixels:
             for key, image in _decoded({key_of(one): one for one in annotations}):
                 raw = bytes(num_bytes_of(key)) if image is None else image.tobytes()
                 index.append([*_described(key), None if image is None else zlib.crc32(raw)])

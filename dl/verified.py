@@ -8,7 +8,7 @@ from typing import Any
 from config.errors import UserError, reading
 from dl.files import read_text
 from dl.images import ImageFacts
-from ops.files import write_whole
+from ops.files import write_atomic
 
 _VERSION = 2  # 2: with the largest value, further frames and a digest of the file
 
@@ -34,7 +34,7 @@ class VerifiedImages:
         """Write what is new."""
         if self._file is None or not self._is_changed:
             return
-        write_whole(self._file, json.dumps({"version": _VERSION, "images": self._entries}))
+        write_atomic(self._file, json.dumps({"version": _VERSION, "images": self._entries}))
         self._is_changed = False
 
 

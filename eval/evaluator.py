@@ -21,12 +21,12 @@ from dl.check import check_data
 from dl.image_cache import Images
 from dl.loader import build_loader
 from eval.confusion import GroupConfusion, group_confusion
-from eval.groups import Groups, group_ap
+from eval.groups import GroupedAp, group_ap
 from eval.metrics import ApResult, average_precision
 from eval.painter import paint_split
 from eval.predictor import Detections, Predictor
 from eval.results import ImageRecord, write_images, write_results
-from ops.files import write_whole
+from ops.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EvalResult:
     test_is_validation: bool = False  # the test images are those on which the best weights were chosen
 
     @property
-    def groups(self) -> Groups | None:
+    def groups(self) -> GroupedAp | None:
         """AP of base and of novel classes; None without groups."""
         return None if self.base_names is None else group_ap(self.ap, self.base_names)
 
@@ -87,7 +87,7 @@ class EvalResult:
     def save(self, path: Path | str) -> Path:
         """Write `to_dict` as JSON; the file is whole or not there."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        return write_whole(path, (text + "\n").encode("utf-8"))
+        return write_atomic(path, (text + "\n").encode("utf-8"))
 
     def save_detections(self, folder: Path | str, class_names: Sequence[str]) -> Path:
         """Write `detections.json` (COCO results) and `truth.json`, which any COCO tool can score."""

@@ -19,10 +19,10 @@ from config.errors import UserError
 from dl.augment import GREY
 from eval.export_check import Difference, check_images, verify
 from eval.export_model import SUFFIXES, DecodedModel, quiet
-from eval.onnx_selection import IR_VERSION, OPSET, Nms, append_selection
+from eval.onnx_selection import IR_VERSION, OPSET, NmsSettings, append_selection
 from interop.ultralytics import LICENCE, write_checkpoint
 from model.base.yolomodel import YoloModel
-from ops.files import write_whole
+from ops.files import write_atomic
 
 METADATA_FILE = "metadata.json"  # of a torch.export archive, among its extra files
 
@@ -47,7 +47,7 @@ def export(
     path: Path | str,
     class_names: Sequence[str],
     shape: tuple[int, int],
-    nms: Nms | None = None,
+    nms: NmsSettings | None = None,
     origin: str = "",
 ) -> ExportReport:
     """Write `model` to `path` as onnx, torch or ultralytics, once the file has given what the model gives.
@@ -71,7 +71,7 @@ def export(
         if difference is not None and not difference.is_rounding:
             raise RuntimeError(f"{path}: not written, for the file gives other figures than the network: {difference}")
         content = draft.read_bytes()
-    write_whole(path, content)
+    write_atomic(path, content)
     return ExportReport(path, len(content), difference, _notes(format, shape, nms, difference))
 
 
@@ -80,7 +80,7 @@ def export_onnx(
     shape: tuple[int, int],
     path: Path | str,
     class_names: Sequence[str],
-    nms: Nms | None = None,
+    nms: NmsSettings | None = None,
     origin: str = "",
 ) -> Path:
     """Write an ONNX file, weights inside: `images` -> `boxes` and `scores`, or with `nms` -> `detections` (K, 7).
@@ -115,7 +115,7 @@ def export_onnx(
         append_selection(proto, nms)
     onnx.helper.set_model_props(proto, _metadata(class_names, shape, nms, origin))
     onnx.checker.check_model(proto, full_check=True)
-    return write_whole(path, proto.SerializeToString())
+    return write_atomic(path, proto.SerializeToString())
 
 
 def export_torch(
@@ -139,10 +139,10 @@ def export_torch(
         buffer = io.BytesIO()
         metadata = _metadata(class_names, shape, None, origin)
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
-    return write_whole(path, buffer.getvalue())
+    return write_atomic(path, buffer.getvalue())
 
 
-def _refuse(kind: str, path: Path, nms: Nms | None) -> None:
+def _refuse(kind: str, path: Path, nms: NmsSettings | None) -> None:
     """Raise `UserError` for what does not go together."""
     if kind not in SUFFIXES:
         raise UserError(f"--format {kind}: no such format; there are {', '.join(SUFFIXES)}")
@@ -152,7 +152,9 @@ def _refuse(kind: str, path: Path, nms: Nms | None) -> None:
         raise UserError(f"--format {kind}: suppression goes inside ONNX files only; leave it out, or --format onnx")
 
 
-def _metadata(class_names: Sequence[str], shape: tuple[int, int], nms: Nms | None, origin: str) -> dict[str, str]:
+def _metadata(
+    class_names: Sequence[str], shape: tuple[int, int], nms: NmsSettings | None, origin: str
+) -> dict[str, str]:
     """What a file says of itself; lists and numbers as JSON."""
     values = {
         "producer": "Mars",
@@ -176,7 +178,9 @@ def _forget_its_making(proto: Any) -> None:
     proto.ClearField("producer_version")
 
 
-def _notes(kind: str, shape: tuple[int, int], nms: Nms | None, difference: Difference | None) -> tuple[str, ...]:
+def _notes(
+    kind: str, shape: tuple[int, int], nms: NmsSettings | None, difference: Difference | None
+) -> tuple[str, ...]:
     by = {"onnx": "onnxruntime", "torch": "torch.export.load", "ultralytics": "ultralytics.YOLO"}[kind]
     check = f"checked with {by} in batches of 3 and 1: {difference}"
     if difference is None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eval.export_model import SUFFIXES, DecodedModel, quiet
-from eval.onnx_selection import Nms
+from eval.onnx_selection import NmsSettings
 from interop.ultralytics import run_checkpoint
 from model.base.yolomodel import YoloModel
 from ops.nms import select_detections
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def verify(
-    path: Path | str, model: YoloModel, images: Float[Tensor, "B 3 H W"], nms: Nms | None = None
+    path: Path | str, model: YoloModel, images: Float[Tensor, "B 3 H W"], nms: NmsSettings | None = None
 ) -> Difference | None:
     """Run an exported file on images in [0, 1], all at once and the first alone, and compare with our network.
 
@@ -113,7 +113,7 @@ def _open_onnx(proto: Any, outputs: list[str]) -> Callable[..., list[Tensor]]:
     ]
 
 
-def _draw_predictions(num_points: int, num_classes: int, nms: Nms) -> tuple[Tensor, Tensor]:
+def _draw_predictions(num_points: int, num_classes: int, nms: NmsSettings) -> tuple[Tensor, Tensor]:
     """Three images: more on it than may be reported, a few around the threshold, nothing."""
     generator = torch.Generator().manual_seed(0)
     centres, sizes = (torch.rand(3, num_points, 2, generator=generator) * scale for scale in (300, 200))
@@ -123,7 +123,7 @@ def _draw_predictions(num_points: int, num_classes: int, nms: Nms) -> tuple[Tens
     return torch.cat((centres - sizes / 2, centres + sizes / 2), dim=2), scores * (lots < share[:, None, None])
 
 
-def _compare_selections(case: Sequence[Tensor], nms: Nms) -> tuple[int, int]:
+def _compare_selections(case: Sequence[Tensor], nms: NmsSettings) -> tuple[int, int]:
     """How many detections our selection makes of boxes and scores, and in how many those given beside are not alike."""
     boxes, scores, detections = case
     rows = []

@@ -22,7 +22,7 @@ class HarmonicAp(NamedTuple):
     ap50_95: float | None
 
 
-class Groups(NamedTuple):
+class GroupedAp(NamedTuple):
     """The figures of each group."""
 
     base: GroupAp
@@ -47,7 +47,7 @@ class Forgetting(NamedTuple):
     kept_ap50_95: float | None
 
 
-def group_ap(ap: ApResult, base: Collection[str]) -> Groups:
+def group_ap(ap: ApResult, base: Collection[str]) -> GroupedAp:
     """Figures of the classes named in `base`, of the others (novel), and of all.
 
     Names in `base` that were not measured are passed over. A class without ground truth is in no mean; a group without
@@ -56,7 +56,7 @@ def group_ap(ap: ApResult, base: Collection[str]) -> Groups:
     of_base = _mean([one for name, one in ap.per_class.items() if name in base])
     of_novel = _mean([one for name, one in ap.per_class.items() if name not in base])
     harmonic = HarmonicAp(harmonic_mean(of_base.ap50, of_novel.ap50), harmonic_mean(of_base.ap50_95, of_novel.ap50_95))
-    return Groups(of_base, of_novel, _mean(list(ap.per_class.values())), harmonic)
+    return GroupedAp(of_base, of_novel, _mean(list(ap.per_class.values())), harmonic)
 
 
 def harmonic_mean(base: float | None, novel: float | None) -> float | None:
@@ -66,7 +66,7 @@ def harmonic_mean(base: float | None, novel: float | None) -> float | None:
     return 2 * base * novel / (base + novel) if base + novel > 0 else 0.0
 
 
-def forgetting(teacher: Groups | ApResult, student: Groups | ApResult, base: Collection[str]) -> Forgetting:
+def forgetting(teacher: GroupedAp | ApResult, student: GroupedAp | ApResult, base: Collection[str]) -> Forgetting:
     """What the student lost of what the teacher knew about the classes in `base`.
 
     Of `Groups` their own base is taken. Raises `ValueError` when the two were measured on different numbers of base
@@ -95,8 +95,8 @@ def _mean(classes: list[ClassAp]) -> GroupAp:
     return GroupAp(ap50, ap50_95, n_gt, len(known))
 
 
-def _base_of(measured: Groups | ApResult, base: Collection[str]) -> GroupAp:
-    return measured.base if isinstance(measured, Groups) else group_ap(measured, base).base
+def _base_of(measured: GroupedAp | ApResult, base: Collection[str]) -> GroupAp:
+    return measured.base if isinstance(measured, GroupedAp) else group_ap(measured, base).base
 
 
 def _points(before: float | None, after: float | None) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dl.annotations import Annotation
 from eval.bootstrap import Curves, Interval, class_curves, image_bootstrap, mean_interval
 from eval.confusion import GroupConfusion, group_confusion
-from eval.groups import Forgetting, Groups, forgetting, group_ap
+from eval.groups import Forgetting, GroupedAp, forgetting, group_ap
 from eval.metrics import coco_ap
 from eval.predictor import Detections
 from ops.text import align_columns
@@ -15,21 +15,21 @@ from ops.text import align_columns
 COLUMNS = ("base", "novel", "all", "harmonic")
 
 
-class Measured(NamedTuple):
+class MeasuredRun(NamedTuple):
     """One trained network on the test split."""
 
-    groups: Groups
+    groups: GroupedAp
     confusion: GroupConfusion
     curves: Curves
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """One way to learn: its runs, one a draw of the small split."""
 
     name: str
-    what: str  # in a few words
-    runs: tuple[Measured, ...]
+    description: str  # in a few words
+    runs: tuple[MeasuredRun, ...]
 
     def values(self, group: str, figure: str = "ap50") -> list[float]:
         """The figure of every run that has one."""
@@ -37,22 +37,24 @@ class Way:
         return [value for value in found if value is not None]
 
 
-def measure(
+def measure_run(
     annotations: Sequence[Annotation],
     detections: Sequence[Detections],
     class_names: Sequence[str],
     base: Sequence[str],
     score_threshold: float,
-) -> Measured:
+) -> MeasuredRun:
     """COCO's AP by groups, which group is taken for which (above `score_threshold`), and what intervals need."""
-    return Measured(
+    return MeasuredRun(
         group_ap(coco_ap(annotations, detections, class_names), base),
         group_confusion(annotations, detections, [name in base for name in class_names], score_threshold),
         class_curves(annotations, detections, class_names),
     )
 
 
-def comparison(ways: Sequence[Way], ours: str, others: Sequence[str], is_base: Sequence[bool]) -> dict[str, Any]:
+def compare_methods(
+    ways: Sequence[Method], ours: str, others: Sequence[str], is_base: Sequence[bool]
+) -> dict[str, Any]:
     """How much higher `ours` is than each of the others with as many runs, AP50, with its 95 % interval.
 
     Several splits: Student's t over the differences, split by split. One split: a bootstrap over the test images.
@@ -70,7 +72,9 @@ def comparison(ways: Sequence[Way], ours: str, others: Sequence[str], is_base: S
     }
 
 
-def _compared(runs_a: Sequence[Measured], runs_b: Sequence[Measured], is_base: Sequence[bool], group: str) -> Interval:
+def _compared(
+    runs_a: Sequence[MeasuredRun], runs_b: Sequence[MeasuredRun], is_base: Sequence[bool], group: str
+) -> Interval:
     if len(runs_a) == 1:
         return image_bootstrap(runs_a[0].curves, runs_b[0].curves, is_base, statistic=group)
     pairs = [
@@ -79,7 +83,7 @@ def _compared(runs_a: Sequence[Measured], runs_b: Sequence[Measured], is_base: S
     return mean_interval([a - b for a, b in pairs if a is not None and b is not None])
 
 
-def interval_kind(ways: Sequence[Way], ours: str) -> str:
+def interval_kind(ways: Sequence[Method], ours: str) -> str:
     """What the intervals of `comparison` are about."""
     splits = next(len(way.runs) for way in ways if way.name == ours)
     if splits == 1:
@@ -87,7 +91,7 @@ def interval_kind(ways: Sequence[Way], ours: str) -> str:
     return f"Student's t over {splits} small splits"
 
 
-def increment_table(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any], ours: str) -> str:
+def increment_table(teacher: Method, ways: Sequence[Method], compared: Mapping[str, Any], ours: str) -> str:
     """AP50 in per cent, a row each; a mean of several draws with half the width of its 95 % interval."""
     rows = [["", *COLUMNS, "lost", "kept", "novel taken for base", "base for novel", "harmonic AP50-95"]]
     rows += [_row(way, teacher) for way in (teacher, *ways)]
@@ -96,16 +100,16 @@ def increment_table(teacher: Way, ways: Sequence[Way], compared: Mapping[str, An
         figures = ", ".join(f"{group} {_difference(interval)}" for group, interval in groups.items())
         lines.append(f"{ours} - {name}: {figures}")
     lines += [f"95 % intervals of differences: {interval_kind(ways, ours)}"] if compared else []
-    lines += [f"{way.name}: {way.what}" for way in (teacher, *ways)]
+    lines += [f"{way.name}: {way.description}" for way in (teacher, *ways)]
     return "\n".join(lines)
 
 
-def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, Any], ours: str) -> dict[str, Any]:
+def increments_dict(teacher: Method, ways: Sequence[Method], compared: Mapping[str, Any], ours: str) -> dict[str, Any]:
     """The same as plain values, run by run; means and 95 % intervals are of AP50."""
     return {
         "ways": {
             way.name: {
-                "what": way.what,
+                "what": way.description,
                 "means": {group: mean_interval(way.values(group))._asdict() for group in COLUMNS},
                 "runs": [
                     {
@@ -125,7 +129,7 @@ def increments_dict(teacher: Way, ways: Sequence[Way], compared: Mapping[str, An
     }
 
 
-def points_of(ways: Sequence[Way]) -> dict[str, list[tuple[float, float]]]:
+def base_novel_pairs(ways: Sequence[Method]) -> dict[str, list[tuple[float, float]]]:
     """Base and novel AP50 of every run that has both, for `eval.plots.plot_base_novel`."""
     pairs = {way.name: [(run.groups.base.ap50, run.groups.novel.ap50) for run in way.runs] for way in ways}
     return {
@@ -134,7 +138,7 @@ def points_of(ways: Sequence[Way]) -> dict[str, list[tuple[float, float]]]:
     }
 
 
-def _row(way: Way, teacher: Way) -> list[str]:
+def _row(way: Method, teacher: Method) -> list[str]:
     lost = [_lost(teacher, run) for run in way.runs]
     return [
         way.name,
@@ -147,7 +151,7 @@ def _row(way: Way, teacher: Way) -> list[str]:
     ]
 
 
-def _lost(teacher: Way, run: Measured) -> Forgetting:
+def _lost(teacher: Method, run: MeasuredRun) -> Forgetting:
     return forgetting(teacher.runs[0].groups, run.groups, ())
 
 

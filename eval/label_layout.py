@@ -23,28 +23,28 @@ _MOST_COVERED = 0.35  # share of an image that chips may take; the picture is wh
 _LEGEND_GROUND = (24, 24, 28)
 
 
-class Rect(NamedTuple):
+class PixelRect(NamedTuple):
     x0: int
     y0: int
     x1: int
     y1: int
 
 
-class Label(NamedTuple):
+class BoxLabel(NamedTuple):
     """What is to be said about a box, on a chip of this colour; in a crowd `short` is said instead, if anything."""
 
     text: str
     short: str
-    box: Rect
+    box: PixelRect
     ground: Colour
     ink: Colour
 
 
-class Chip(NamedTuple):
+class PlacedLabel(NamedTuple):
     """A label that has found its place; the text fits."""
 
     text: str
-    rect: Rect
+    rect: PixelRect
     ground: Colour
     ink: Colour
 
@@ -82,7 +82,9 @@ def _shape_of(letter: str) -> bytes:
     return canvas.tobytes()
 
 
-def place_chips(labels: Sequence[Label], size: tuple[int, int], taken: Sequence[Rect] = ()) -> list[Chip]:
+def place_labels(
+    labels: Sequence[BoxLabel], size: tuple[int, int], taken: Sequence[PixelRect] = ()
+) -> list[PlacedLabel]:
     """A place in the image for each label, at its box; the first labels get the best places.
 
     A chip goes above its box, else below, inside or beside it, wherever it covers no other chip and nothing of `taken`;
@@ -94,13 +96,13 @@ def place_chips(labels: Sequence[Label], size: tuple[int, int], taken: Sequence[
     for label, text, width in _affordable(labels, size):
         places = np.array([_pushed_inside(place, size) for place in _places(label.box, width, height)])
         covered = _covered(places, np.array(occupied, dtype=int).reshape(-1, 4))
-        rect = Rect(*places[covered.argmin()].tolist())  # the first of the least
+        rect = PixelRect(*places[covered.argmin()].tolist())  # the first of the least
         occupied.append(tuple(rect))
-        chips.append(Chip(text, rect, label.ground, label.ink))
+        chips.append(PlacedLabel(text, rect, label.ground, label.ink))
     return chips
 
 
-def draw_chips(canvas: Image.Image, chips: Sequence[Chip]) -> None:
+def draw_labels(canvas: Image.Image, chips: Sequence[PlacedLabel]) -> None:
     """Fill each chip and write on it; the first chips lie on top."""
     draw, font, (pad, height) = ImageDraw.Draw(canvas), font_for(canvas.size), _chip_measure(canvas.size)
     for chip in reversed(chips):
@@ -109,7 +111,9 @@ def draw_chips(canvas: Image.Image, chips: Sequence[Chip]) -> None:
         draw.text((rect.x0 + pad, rect.y0 + height / 2), chip.text, fill=chip.ink, font=font, anchor="lm")
 
 
-def place_legend(entries: Sequence[tuple[Colour, str]], size: tuple[int, int], boxes: Sequence[Rect]) -> Rect | None:
+def place_legend(
+    entries: Sequence[tuple[Colour, str]], size: tuple[int, int], boxes: Sequence[PixelRect]
+) -> PixelRect | None:
     """The corner where a legend hides least of the boxes; None on an image too small to spare the room."""
     width, height = _legend_measure(entries, size)
     if width > 0.7 * size[0] or height > 0.12 * size[1]:
@@ -117,10 +121,10 @@ def place_legend(entries: Sequence[tuple[Colour, str]], size: tuple[int, int], b
     right, bottom = size[0] - width, size[1] - height
     corners = np.array([(x, y, x + width, y + height) for x, y in ((0, bottom), (right, bottom), (0, 0), (right, 0))])
     covered = _covered(corners, np.array(boxes, dtype=int).reshape(-1, 4))
-    return Rect(*corners[covered.argmin()].tolist())
+    return PixelRect(*corners[covered.argmin()].tolist())
 
 
-def draw_legend(canvas: Image.Image, entries: Sequence[tuple[Colour, str]], rect: Rect) -> None:
+def draw_legend(canvas: Image.Image, entries: Sequence[tuple[Colour, str]], rect: PixelRect) -> None:
     """A dark, half transparent strip that says what each colour means."""
     font, (pad, height) = font_for(canvas.size), _chip_measure(canvas.size)
     ground = canvas.crop(rect)
@@ -146,11 +150,11 @@ def _legend_measure(entries: Sequence[tuple[Colour, str]], size: tuple[int, int]
     return sum(swatch + 3 * pad + math.ceil(font.getlength(text)) for _, text in entries) + 2 * pad, height + 2 * pad
 
 
-def _affordable(labels: Sequence[Label], size: tuple[int, int]) -> list[tuple[Label, str, int]]:
+def _affordable(labels: Sequence[BoxLabel], size: tuple[int, int]) -> list[tuple[BoxLabel, str, int]]:
     """Labels with the text there is room for, and the width of its chip."""
     font, (pad, height) = font_for(size), _chip_measure(size)
 
-    def measured(texts: Sequence[str]) -> list[tuple[Label, str, int]]:
+    def measured(texts: Sequence[str]) -> list[tuple[BoxLabel, str, int]]:
         cut = [_shortened(text, font, size[0] - 2 * pad) for text in texts]
         widths = [min(size[0], math.ceil(font.getlength(text)) + 2 * pad) for text in cut]
         return [entry for entry in zip(labels, cut, widths, strict=True) if entry[1]]
@@ -164,7 +168,7 @@ def _affordable(labels: Sequence[Label], size: tuple[int, int]) -> list[tuple[La
     ]
 
 
-def _places(box: Rect, width: int, height: int) -> list[tuple[int, int, int, int]]:
+def _places(box: PixelRect, width: int, height: int) -> list[tuple[int, int, int, int]]:
     """Rectangles to try, the best first: outside the box before inside, where they would hide the object."""
     left, right = box.x0, box.x1 - width
     above, below, top, bottom = box.y0 - height, box.y1, box.y0, box.y1 - height

@@ -66,7 +66,7 @@ selection (float[batch, anchors, 4] boxes, float[batch, anchors, classes] scores
 """
 
 
-class Nms(NamedTuple):
+class NmsSettings(NamedTuple):
     """The selection inside an ONNX file, as in `ops.nms`."""
 
     score_threshold: float
@@ -74,7 +74,7 @@ class Nms(NamedTuple):
     max_detections: int  # of one image
 
 
-def append_selection(proto: Any, nms: Nms) -> None:
+def append_selection(proto: Any, nms: NmsSettings) -> None:
     """Let the ONNX model go on from boxes and scores to detections, in place."""
     import onnx
 

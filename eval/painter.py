@@ -21,10 +21,19 @@ from PIL import Image, ImageDraw
 from config.errors import UserError, reading
 from dl.annotations import Annotation
 from dl.images import read_image
-from eval.label_layout import Colour, Label, Rect, draw_chips, draw_legend, drawable_names, place_chips, place_legend
+from eval.label_layout import (
+    BoxLabel,
+    Colour,
+    PixelRect,
+    draw_labels,
+    draw_legend,
+    drawable_names,
+    place_labels,
+    place_legend,
+)
 from eval.matching import best_first, class_overlaps, match_greedily, pair_up
 from eval.predictor import Detections
-from ops.files import write_whole
+from ops.files import write_atomic
 
 PURPLE = (150, 40, 235)  # truth
 GREEN = (0, 205, 75)  # right: same class as a truth, and enough overlap
@@ -36,15 +45,17 @@ _MARK = b"painted by Mars"
 _LONGEST_STEM = 200  # bytes: a file's name may have 255, and a number, a suffix and a draft's marks are added
 
 
-class Verdict(NamedTuple):
+class MatchedDetections(NamedTuple):
     """The detections above the score asked for, best first, and how they meet the truth."""
 
-    shown: Detections
+    detections: Detections
     is_right: Bool[np.ndarray, " K"]
     is_found: Bool[np.ndarray, " N"]  # truths that a right detection stands for
 
 
-def judge(annotation: Annotation, detections: Detections, min_iou: float, paint_conf: float) -> Verdict:
+def match_for_painting(
+    annotation: Annotation, detections: Detections, min_iou: float, paint_conf: float
+) -> MatchedDetections:
     """Pair detections of at least `paint_conf` with the truth, the best first, each truth once.
 
     A detection takes the truth of its class that it overlaps most among those still free, if by at least `min_iou`.
@@ -54,7 +65,7 @@ def judge(annotation: Annotation, detections: Detections, min_iou: float, paint_
     matched = match_greedily(overlaps, min_iou)
     is_found = np.zeros(len(annotation.labels), dtype=bool)
     is_found[matched[matched >= 0]] = True
-    return Verdict(detections, matched >= 0, is_found)
+    return MatchedDetections(detections, matched >= 0, is_found)
 
 
 def paint(
@@ -72,9 +83,9 @@ def paint(
     Lines and letters grow with the image.
     """
     canvas = Image.fromarray(image)  # a copy
-    verdict = judge(annotation, detections, min_iou, paint_conf)
+    verdict = match_for_painting(annotation, detections, min_iou, paint_conf)
     truths = [_to_pixels(box, canvas.size) for box in annotation.boxes.tolist()]
-    found = [_to_pixels(box, canvas.size) for box in verdict.shown.boxes.tolist()]
+    found = [_to_pixels(box, canvas.size) for box in verdict.detections.boxes.tolist()]
     _draw_boxes(canvas, truths, found, verdict)
     _draw_words(canvas, truths, found, verdict, annotation, class_names)
     return np.asarray(canvas)
@@ -106,7 +117,7 @@ def paint_split(
     return len(pairs)
 
 
-def paint_found(
+def paint_detections(
     image: UInt8[np.ndarray, "H W 3"], detections: Detections, class_names: Sequence[str], paint_conf: float = 0.2
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A painted copy of an RGB image without truth: every detection of at least `paint_conf` in its class's colour.
@@ -124,11 +135,11 @@ def paint_found(
     chips = []
     for box, label, score in zip(boxes, labels, scores, strict=True):
         name = class_names[int(label)]
-        chips.append(Label(f"{name} {score:.2f}", name, box, class_colour(label), _ink_on(label)))
+        chips.append(BoxLabel(f"{name} {score:.2f}", name, box, class_colour(label), _ink_on(label)))
     counts = sorted(Counter(labels).items())
     entries = [(class_colour(label), f"{class_names[int(label)]} {count}") for label, count in counts]
     legend = place_legend(entries, canvas.size, boxes) if entries else None
-    draw_chips(canvas, place_chips(chips, canvas.size, [legend] if legend else []))
+    draw_labels(canvas, place_labels(chips, canvas.size, [legend] if legend else []))
     if legend:
         draw_legend(canvas, entries, legend)
     return np.asarray(canvas)
@@ -152,7 +163,7 @@ def write_jpeg(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:
     content = io.BytesIO()
     options = {"quality": _JPEG_QUALITY, "subsampling": 0, "comment": _MARK}  # 0: thin lines need full colour
     Image.fromarray(image).save(content, "JPEG", **options)
-    return write_whole(path, content.getvalue())
+    return write_atomic(path, content.getvalue())
 
 
 def is_painted(file: Path) -> bool:
@@ -173,7 +184,7 @@ def remove_painted(folder: Path) -> None:
             file.unlink()
 
 
-def refuse_other_pictures(folder: Path, image_ids: Iterable[str], way_out: str) -> None:
+def refuse_overwriting_pictures(folder: Path, image_ids: Iterable[str], way_out: str) -> None:
     """Raise `UserError` when a painted copy of one of these images would replace a file that Mars did not paint."""
     for name in file_names(image_ids).values():
         if os.path.lexists(folder / name) and not is_painted(folder / name):
@@ -198,7 +209,9 @@ def file_names(image_ids: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _draw_boxes(canvas: Image.Image, truths: Sequence[Rect], found: Sequence[Rect], verdict: Verdict) -> None:
+def _draw_boxes(
+    canvas: Image.Image, truths: Sequence[PixelRect], found: Sequence[PixelRect], verdict: MatchedDetections
+) -> None:
     draw, line = ImageDraw.Draw(canvas), _line_width(canvas)
     for box in truths:
         # twice the width, so that purple shows inside a green line that covers it
@@ -212,36 +225,36 @@ def _line_width(canvas: Image.Image) -> int:
     return max(1, round(max(canvas.size) / 420))
 
 
-def _outline(draw: ImageDraw.ImageDraw, box: Rect, colour: Colour, width: int) -> None:
+def _outline(draw: ImageDraw.ImageDraw, box: PixelRect, colour: Colour, width: int) -> None:
     """The box's border, drawn inwards from its edge; thinner on boxes that it would fill."""
     width = max(1, min(width, min(box.x1 - box.x0, box.y1 - box.y0) // 5))
     draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=colour, width=width)
 
 
-def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> Rect:
+def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> PixelRect:
     """The whole pixels that a box covers, inside the image and at least one."""
     x0, y0 = (min(max(round(low), 0), limit - 1) for low, limit in zip(box[:2], size, strict=True))
     x1, y1 = (min(round(high), limit) for high, limit in zip(box[2:], size, strict=True))
-    return Rect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
+    return PixelRect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
 
 
 def _draw_words(
     canvas: Image.Image,
-    truths: Sequence[Rect],
-    found: Sequence[Rect],
-    verdict: Verdict,
+    truths: Sequence[PixelRect],
+    found: Sequence[PixelRect],
+    verdict: MatchedDetections,
     annotation: Annotation,
     class_names: Sequence[str],
 ) -> None:
     """Class and score of every detection, the class of every truth that was missed, and a legend that counts them."""
     labels = []
-    _, _, scores, classes = verdict.shown
+    _, _, scores, classes = verdict.detections
     for box, score, label, is_right in zip(found, scores.tolist(), classes.tolist(), verdict.is_right, strict=True):
         colour = GREEN if is_right else YELLOW
-        labels.append(Label(f"{class_names[int(label)]} {score:.2f}", f"{score:.2f}", box, colour, _INK[colour]))
+        labels.append(BoxLabel(f"{class_names[int(label)]} {score:.2f}", f"{score:.2f}", box, colour, _INK[colour]))
     for box, label, is_found in zip(truths, annotation.labels, verdict.is_found, strict=True):
         if not is_found:
-            labels.append(Label(class_names[int(label)], "", box, PURPLE, _INK[PURPLE]))
+            labels.append(BoxLabel(class_names[int(label)], "", box, PURPLE, _INK[PURPLE]))
     num_right = int(verdict.is_right.sum())
     entries = [
         (PURPLE, f"truth {len(truths)}"),
@@ -249,6 +262,6 @@ def _draw_words(
         (YELLOW, f"wrong {len(found) - num_right}"),
     ]
     legend = place_legend(entries, canvas.size, [*truths, *found])
-    draw_chips(canvas, place_chips(labels, canvas.size, [legend] if legend else []))
+    draw_labels(canvas, place_labels(labels, canvas.size, [legend] if legend else []))
     if legend:
         draw_legend(canvas, entries, legend)

@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ops.files import write_whole
+from ops.files import write_atomic
 
 Rows = Sequence[dict[str, Any]]
 
@@ -141,7 +141,7 @@ def _finite_pairs(pairs: Sequence[tuple[float, float]]) -> np.ndarray:
 def _write(figure: Figure, path: Path | str) -> Path:
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    return write_whole(path, content.getvalue())
+    return write_atomic(path, content.getvalue())
 
 
 def _quieten(axes: Axes) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from eval.label_layout import Colour, Label, Rect, draw_chips, draw_legend, place_chips, place_legend
+from eval.label_layout import BoxLabel, Colour, PixelRect, draw_labels, draw_legend, place_labels, place_legend
 
 RED = (255, 64, 48)  # an object without a point
 _EDGE, _PALE = (16, 16, 20), (255, 255, 255)
 _SMALLEST_SIDE = 640  # of what is painted: smaller images are enlarged, so that points and letters can be told apart
 
 
-class Marked(NamedTuple):
+class MarkedObject(NamedTuple):
     """An object to be painted: its box and points in pixels of the image, and what its chip says."""
 
     box: tuple[float, float, float, float]  # xyxy
@@ -25,8 +25,8 @@ class Marked(NamedTuple):
     strides: Float[np.ndarray, " P"]  # in pixels of the image
 
 
-def paint_marked(
-    image: UInt8[np.ndarray, "H W 3"], objects: Sequence[Marked], legend: Sequence[tuple[Colour, str]] = ()
+def paint_objects(
+    image: UInt8[np.ndarray, "H W 3"], objects: Sequence[MarkedObject], legend: Sequence[tuple[Colour, str]] = ()
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A painted copy of an RGB image, enlarged by a whole factor when it is small. No objects: no marks."""
     scale = max(1, round(_SMALLEST_SIDE / max(image.shape[:2])))
@@ -39,12 +39,12 @@ def paint_marked(
         for (x, y), stride in zip((one.points * scale).tolist(), (one.strides * scale).tolist(), strict=True):
             _dot(draw, x, y, stride, one.colour)
     chips = [
-        Label(one.text, one.text.partition(" ")[0], rect, one.colour, _ink_on(one.colour))
+        BoxLabel(one.text, one.text.partition(" ")[0], rect, one.colour, _ink_on(one.colour))
         for one, rect in zip(objects, rects, strict=True)
         if one.text
     ]
     place = place_legend(list(legend), canvas.size, rects) if legend else None
-    draw_chips(canvas, place_chips(chips, canvas.size, [place] if place else []))
+    draw_labels(canvas, place_labels(chips, canvas.size, [place] if place else []))
     if place:
         draw_legend(canvas, list(legend), place)
     return np.asarray(canvas)
@@ -69,11 +69,11 @@ def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, stride: float, colour: C
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_EDGE)
 
 
-def _rect(box: tuple[float, float, float, float], scale: int, size: tuple[int, int]) -> Rect:
+def _rect(box: tuple[float, float, float, float], scale: int, size: tuple[int, int]) -> PixelRect:
     """The whole pixels that a box covers, inside the image and at least one."""
     x0, y0 = (min(max(round(low * scale), 0), limit - 1) for low, limit in zip(box[:2], size, strict=True))
     x1, y1 = (min(round(high * scale), limit) for high, limit in zip(box[2:], size, strict=True))
-    return Rect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
+    return PixelRect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
 
 
 def _ink_on(colour: Colour) -> Colour:

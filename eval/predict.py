@@ -26,9 +26,9 @@ from dl.files import IMAGE_SUFFIXES, natural_key, refuse_unfit_name
 from dl.image_notes import image_notes
 from dl.images import ImageFacts, decode_image, read_image
 from dl.loader import collate
-from eval.painter import drawable_names, file_names, paint_found, refuse_other_pictures, write_jpeg
+from eval.painter import drawable_names, file_names, paint_detections, refuse_overwriting_pictures, write_jpeg
 from eval.predictor import Detections, Predictor
-from eval.results import ImageRecord, refuse_other_results, write_images, write_results
+from eval.results import ImageRecord, refuse_overwriting_results, write_images, write_results
 from ops.batch import Sample
 
 log = logging.getLogger("mars")
@@ -40,7 +40,7 @@ RESULTS, COMPANION, PAINTED = "detections.json", "images.json", "painted"
 OnImage = Callable[[int, int], None]  # hears how many images are done, of how many
 
 
-class Job(NamedTuple):
+class PredictJob(NamedTuple):
     """How the images of one call are read, and what is written about them."""
 
     input_shape: tuple[int, int]  # height and width of the network input
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 @dataclass
-class Summary:
+class PredictSummary:
     """What one call did."""
 
     folder: Path
@@ -125,15 +125,15 @@ def image_ids_of(files: Sequence[Path]) -> list[str]:
 
 
 def predict_files(
-    predictor: Predictor, files: Sequence[Path], folder: Path, job: Job, on_image: OnImage | None = None
-) -> Summary:
+    predictor: Predictor, files: Sequence[Path], folder: Path, job: PredictJob, on_image: OnImage | None = None
+) -> PredictSummary:
     """Detect on `files`; write `detections.json`, `images.json` and `painted/*.jpg` into `folder`.
 
     Images are read as for training (turned upright, 16 bits scaled, the first frame). A file that cannot be read is
     left out, and named in the summary. Raises `UserError` when no file could be read (nothing is written then) or when
     the folder does not take the results, and `FloatingPointError` on predictions that are not finite.
     """
-    summary = Summary(folder, pixel_max=job.pixel_max)
+    summary = PredictSummary(folder, pixel_max=job.pixel_max)
     ids = dict(zip(files, image_ids_of(files), strict=True))
     found = _detect(predictor, ids, job, summary, on_image)
     if job.paint_conf is not None:
@@ -143,15 +143,15 @@ def predict_files(
     return summary
 
 
-def refuse_other_files(folder: Path, files: Sequence[Path], paints: bool) -> None:
+def refuse_overwriting_files(folder: Path, files: Sequence[Path], paints: bool) -> None:
     """Raise `UserError` when the results of `predict_files` would replace files that an earlier call did not write."""
     way_out = ", or name another folder with --out"
-    refuse_other_results(folder / RESULTS, folder / COMPANION, way_out)
+    refuse_overwriting_results(folder / RESULTS, folder / COMPANION, way_out)
     if paints:
-        refuse_other_pictures(folder / PAINTED, image_ids_of(files), way_out)
+        refuse_overwriting_pictures(folder / PAINTED, image_ids_of(files), way_out)
 
 
-def new_folder(parent: Path) -> Path:
+def next_numbered_folder(parent: Path) -> Path:
     """Make the next free folder of `parent`: 001, 002, ...; where it is. Raises `UserError` when it cannot be made."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _detect(
-    predictor: Predictor, ids: Mapping[Path, str], job: Job, summary: Summary, on_image: OnImage | None
+    predictor: Predictor, ids: Mapping[Path, str], job: PredictJob, summary: PredictSummary, on_image: OnImage | None
 ) -> Iterator[tuple[Path, Detections]]:
     """The detections of every file that can be read, in order."""
     done = 0
@@ -266,7 +266,7 @@ def _detect(
         raise UserError(_none_readable(summary.broken))
 
 
-def _read_ahead(ids: Mapping[Path, str], job: Job) -> Iterator[dict[Path, _Read | DataFault]]:
+def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path, _Read | DataFault]]:
     """Batches of images at the network's size; the next one is read while the network computes."""
 
     def read(path: Path) -> _Read | DataFault:
@@ -289,14 +289,16 @@ def _read_ahead(ids: Mapping[Path, str], job: Job) -> Iterator[dict[Path, _Read 
 
 
 def _painting(
-    found: Iterator[tuple[Path, Detections]], ids: Mapping[Path, str], job: Job, summary: Summary
+    found: Iterator[tuple[Path, Detections]], ids: Mapping[Path, str], job: PredictJob, summary: PredictSummary
 ) -> Iterator[tuple[Path, Detections]]:
     """The same detections, each image painted as it passes: read again, so that one at a time is held."""
     assert job.paint_conf is not None
     class_names, names = drawable_names(job.class_names), file_names(ids.values())
     for path, detections in found:
         try:
-            painted = paint_found(read_image(path, pixel_max=job.pixel_max), detections, class_names, job.paint_conf)
+            painted = paint_detections(
+                read_image(path, pixel_max=job.pixel_max), detections, class_names, job.paint_conf
+            )
             write_jpeg(summary.folder / PAINTED / names[ids[path]], painted)
             summary.num_painted += int((detections.scores >= job.paint_conf).sum())
         except DataFault as fault:  # it could be read a moment ago
@@ -304,13 +306,13 @@ def _painting(
         yield path, detections
 
 
-def _counting(found: Iterator[tuple[Path, Detections]], summary: Summary) -> Iterator[Detections]:
+def _counting(found: Iterator[tuple[Path, Detections]], summary: PredictSummary) -> Iterator[Detections]:
     for _, detections in found:
         summary.num_detections += len(detections.scores)
         yield detections
 
 
-def _with_companion(found: Iterator[Detections], job: Job, summary: Summary) -> Iterator[Detections]:
+def _with_companion(found: Iterator[Detections], job: PredictJob, summary: PredictSummary) -> Iterator[Detections]:
     """The same detections; behind the last one a companion is written, before the results are in place.
 
     By it the results of a call that is killed between both files are known as ours.

@@ -34,7 +34,7 @@ def ap_table(result: EvalResult) -> str:
     return "\n".join([_title(result), head, rule, *body, rule, *last, *notes, _images(result), *_mixed_up(result)])
 
 
-def why_nothing_counts(split: str, annotations: Sequence[Annotation]) -> str:
+def reason_without_ap(split: str, annotations: Sequence[Annotation]) -> str:
     """The reason why no AP can be measured on these images by COCO's rules; empty when at least one object counts."""
     num_objects = sum(len(annotation.labels) for annotation in annotations)
     num_difficult = sum(int(annotation.difficult.sum()) for annotation in annotations)
@@ -49,7 +49,7 @@ def _nothing_to_measure(result: EvalResult) -> list[str]:
     """A line where there is no AP at all."""
     if result.map50 is not None:
         return []
-    reason = why_nothing_counts(result.split, result.annotations) or f"no object of '{result.split}' counts"
+    reason = reason_without_ap(result.split, result.annotations) or f"no object of '{result.split}' counts"
     return [f"There is nothing to measure: {reason}. The AP is left out (null in metrics.json), it is not 0."]
 
 

@@ -21,7 +21,7 @@ from dl.annotations import Annotation
 from dl.faults import excerpt
 from dl.files import MOST_OF_JSON, read_bytes
 from eval.predictor import Detections
-from ops.files import writing_whole
+from ops.files import atomic_writer
 from ops.seal import file_digest
 
 _DESCRIPTION = "images and categories of the detections beside it; category_id is the label + 1"  # marks our files
@@ -44,7 +44,7 @@ def write_results(path: Path | str, detections: Iterable[Detections]) -> Path:
     `detections` may be a generator: only the image at hand is held. None at all, or images without any, give `[]`.
     `read_results` gives back the same float32 boxes and scores; no digit is written that does not serve that.
     """
-    with writing_whole(path) as file:
+    with atomic_writer(path) as file:
         separator = "[\n"
         for row in _rows(detections):
             file.write(f"{separator}{json.dumps(row, ensure_ascii=False, allow_nan=False)}".encode())
@@ -92,7 +92,7 @@ def write_images(
     """Write the companion of a results file: COCO's `images`, `categories` and, where it is known, the truth.
 
     Difficult objects are COCO's crowds, as in `eval.metrics`. `results`: the file, whose checksum is kept for
-    `refuse_other_results`. Returns the path.
+    `refuse_overwriting_results`. Returns the path.
     """
     checksum = {"results_sha256": file_digest(results)} if results else {}
     content = {
@@ -103,7 +103,7 @@ def write_images(
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(class_names)],
         "annotations": [],
     }
-    with writing_whole(path) as file:
+    with atomic_writer(path) as file:
         head = json.dumps(content, ensure_ascii=False, indent=1).removesuffix("[]\n}")
         file.write(f"{head}[".encode())
         for number, row in enumerate(_truths(annotations), start=1):  # from 1: a truth numbered 0 reads as "no match"
@@ -112,7 +112,7 @@ def write_images(
     return Path(path)
 
 
-def refuse_other_results(results: Path, companion: Path, way_out: str) -> None:
+def refuse_overwriting_results(results: Path, companion: Path, way_out: str) -> None:
     """Raise `UserError` when one of both files is there and is not, unchanged, what was written for predictions."""
     is_ours, checksum = _read_companion(companion)
     # Without a checksum: of an earlier version, or of a call that was killed before its results were in place.

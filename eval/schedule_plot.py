@@ -11,20 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from ops.files import write_whole
+from ops.files import write_atomic
 
 _INK, _FAINT, _GRID, _LINE, _BIASES = "#2b2d33", "#8d949c", "#e4e7ea", "#2f6fb3", "#d1662b"
 _STRIPES = ("#7aa6d6", "#e0a36b", "#8fbf9f", "#b99ad1")
 
 
-class Span(NamedTuple):
+class EpochSpan(NamedTuple):
     """Epochs, counted from 0, from the first to before the last."""
 
     first: float
     last: float
 
 
-class Planned(NamedTuple):
+class PlannedRates(NamedTuple):
     """The learning rates along the training; `epochs` are fractions of epochs, counted from 0."""
 
     epochs: Sequence[float]
@@ -32,7 +32,7 @@ class Planned(NamedTuple):
     bias_rates: Sequence[float]
 
 
-def plot_schedule(planned: Planned, spans: Mapping[str, Sequence[Span]], path: Path | str) -> Path:
+def plot_schedule(planned: PlannedRates, spans: Mapping[str, Sequence[EpochSpan]], path: Path | str) -> Path:
     """Draw the rates, and below them a stripe for each name in `spans`, into a PNG; the file is whole or not there.
 
     Names without a span get no stripe. No global state of matplotlib is touched.
@@ -50,10 +50,10 @@ def plot_schedule(planned: Planned, spans: Mapping[str, Sequence[Span]], path: P
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    return write_whole(path, content.getvalue())
+    return write_atomic(path, content.getvalue())
 
 
-def _draw_rates(axes: Axes, planned: Planned) -> None:
+def _draw_rates(axes: Axes, planned: PlannedRates) -> None:
     _quieten(axes)
     axes.set_title("Learning rate", fontsize=11, color=_INK, loc="left", fontweight="bold")
     if list(planned.bias_rates) != list(planned.rates):
@@ -65,7 +65,7 @@ def _draw_rates(axes: Axes, planned: Planned) -> None:
     axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=_INK)
 
 
-def _draw_stripes(axes: Axes, stripes: Mapping[str, Sequence[Span]]) -> None:
+def _draw_stripes(axes: Axes, stripes: Mapping[str, Sequence[EpochSpan]]) -> None:
     _quieten(axes)
     for row, spans in enumerate(stripes.values()):
         bars = [(span.first, span.last - span.first) for span in spans]

@@ -26,7 +26,7 @@ from model.base.head import OFFICIAL_CLASSES
 from model.base.yolomodel import YoloModel
 from model.keys import their_key
 from ops.boxes import cxcywh_to_xyxy
-from ops.files import complaining, make_folder, write_whole
+from ops.files import make_folder, reporting_write_errors, write_atomic
 from ops.seal import file_digest
 
 LICENCE = "AGPL-3.0 (https://ultralytics.com/license)"  # of a file that holds their classes
@@ -64,7 +64,7 @@ def fetch_official(name: str, folder: Path) -> Path:
         _check_digest(path, path, f"remove it, and it is fetched anew, or use it anyway: checkpointModelFile={path}")
         return path
     draft = folder / f".{name}.{os.getpid()}.part" / path.name  # their helper goes by the name of the file
-    with complaining(path, draft.parent, draft):
+    with reporting_write_errors(path, draft.parent, draft):
         try:
             make_folder(draft.parent)
             _download(draft, path)
@@ -83,10 +83,10 @@ def write_checkpoint(
     about: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `checkpoint` to `path`, whole or not at all. Returns the path."""
-    return write_whole(path, checkpoint(model, class_names, input_shape, about))
+    return write_atomic(path, checkpoint_bytes(model, class_names, input_shape, about))
 
 
-def checkpoint(
+def checkpoint_bytes(
     model: YoloModel,
     class_names: Sequence[str],
     input_shape: tuple[int, int],

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ops.precision import float32_island
+from ops.precision import without_autocast
 
 STRIDES = (8, 16, 32)  # pixels of the network input a cell of each map covers
 
@@ -25,7 +25,7 @@ class Anchors(NamedTuple):
     strides: Float[Tensor, " A"]  # pixels
 
 
-class Flat(NamedTuple):
+class FlatMaps(NamedTuple):
     """Raw maps, flattened: what the head says at every point."""
 
     distributions: Float[Tensor, "B A 4R"]
@@ -57,16 +57,16 @@ def anchors_of(raw_maps: Sequence[Tensor], strides: tuple[int, ...] = STRIDES) -
     return make_anchors(shapes, tuple(strides), raw_maps[0].device, full_precision(raw_maps[0]).dtype)
 
 
-def flatten_maps(raw_maps: Sequence[Tensor], reg_max: int) -> Flat:
+def flatten_maps(raw_maps: Sequence[Tensor], reg_max: int) -> FlatMaps:
     """Raw maps [(B, 4R + C, h, w), ...] -> distributions (B, A, 4R) and logits (B, A, C), in float32 or better."""
     rows = torch.cat([full_precision(raw).flatten(2) for raw in raw_maps], dim=2).transpose(1, 2)
     distributions, logits = rows.split((4 * reg_max, rows.shape[2] - 4 * reg_max), dim=2)
-    return Flat(distributions, logits)
+    return FlatMaps(distributions, logits)
 
 
 def expected_distances(distributions: Float[Tensor, "*A four_R"]) -> Float[Tensor, "*A 4"]:
     """Logits over R bins a side -> expected distance of each side, in strides (Li et al. 2020, arXiv 2006.04388)."""
-    with float32_island(distributions.device):  # autocast would round the product to half precision
+    with without_autocast(distributions.device):  # autocast would round the product to half precision
         bins = full_precision(distributions).unflatten(-1, (4, -1)).softmax(dim=-1)
         return bins @ torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
 

@@ -16,7 +16,7 @@ _DRAFT_NAME = re.compile(r"\.(.+)\.(\d+)\.part")
 
 
 @contextmanager
-def writing_whole(path: Path | str) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
     """Open `path` for writing, making its folder. A reader sees the old file or the new one, never a half.
 
     When the block raises, the old file stays as it was. When the block is left, the file is on the disk, and so is its
@@ -24,7 +24,7 @@ def writing_whole(path: Path | str) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with complaining(path, draft):
+    with reporting_write_errors(path, draft):
         make_folder(path.parent)
         try:
             with open(draft, "wb") as file:
@@ -38,21 +38,21 @@ def writing_whole(path: Path | str) -> Iterator[BinaryIO]:
                 draft.unlink(missing_ok=True)  # still there only when the writing failed
 
 
-def write_whole(path: Path | str, content: bytes | str) -> Path:
-    """Write `content` to `path` in one piece; text as UTF-8. Returns the path. Raises as `writing_whole` does."""
-    with writing_whole(path) as file:
+def write_atomic(path: Path | str, content: bytes | str) -> Path:
+    """Write `content` to `path` in one piece; text as UTF-8. Returns the path. Raises as `atomic_writer` does."""
+    with atomic_writer(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
 
 
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file, however large; `target` is the old file or a whole copy. Raises as `writing_whole` does."""
-    with open(source, "rb") as content, writing_whole(target) as file:
+def copy_atomic(source: Path, target: Path) -> None:
+    """Copy a file, however large; `target` is the old file or a whole copy. Raises as `atomic_writer` does."""
+    with open(source, "rb") as content, atomic_writer(target) as file:
         shutil.copyfileobj(content, file)
 
 
 @contextmanager
-def complaining(path: Path, *others: Path) -> Iterator[None]:
+def reporting_write_errors(path: Path, *others: Path) -> Iterator[None]:
     """Turn the system's refusals to write `path` (or `others`, its drafts) into a `UserError` with the way out."""
     try:
         yield
@@ -100,10 +100,10 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def keep_under_second_name(path: Path, second: Path) -> None:
+def hard_link_or_rename(path: Path, second: Path) -> None:
     """Let `second` be what `path` is now, without a copy. `path` stays, unless the file system has no hard links."""
     draft = second.with_name(f".{second.name}.{os.getpid()}.part")
-    with complaining(second, draft, path):
+    with reporting_write_errors(second, draft, path):
         try:
             draft.unlink(missing_ok=True)
             os.link(path, draft)
@@ -115,7 +115,7 @@ def keep_under_second_name(path: Path, second: Path) -> None:
         flush_folder(second.parent)
 
 
-def remove_dead_drafts(folder: Path) -> list[Path]:
+def remove_stale_drafts(folder: Path) -> list[Path]:
     """Remove what killed processes were writing below `folder`; returns what was removed.
 
     A draft of this process's number is a dead one's, too: call this before anything is written. One whose process lives

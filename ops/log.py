@@ -9,7 +9,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TextIO
 
-from ops.files import complaining, make_folder
+from ops.files import make_folder, reporting_write_errors
 from ops.text import escaped
 
 RESULT = logging.INFO + 5  # what --quiet still shows
@@ -45,7 +45,7 @@ class Console(io.RawIOBase):
             return len(data)
 
 
-def guard_console() -> Console:
+def protect_console() -> Console:
     """Replace stdout and stderr for the rest of the process, so that writing to them never raises; that of stdout.
 
     Letters that the console's encoding lacks become `\\u98de`. A stream that is closed (`>&-`) is opened on the null
@@ -75,7 +75,7 @@ def _guarded(number: int, before: TextIO | None) -> tuple[io.TextIOWrapper, Cons
     return stream, console
 
 
-class Escaping(logging.Formatter):
+class EscapingFormatter(logging.Formatter):
     """Lines without control characters: a name must neither command the terminal nor hide what was said."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -114,9 +114,9 @@ class LogFile(logging.FileHandler):
 
 
 def start_log(quiet: bool) -> None:
-    """Say things on stdout from now on (only results when quiet), and remember them until `keep_log`."""
+    """Say things on stdout from now on (only results when quiet), and remember them until `log_to_file`."""
     console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(Escaping())
+    console.setFormatter(EscapingFormatter())
     console.setLevel(RESULT if quiet else logging.INFO)
     console.addFilter(lambda record: record.levelno < logging.ERROR)  # main prints errors, on stderr
     log.setLevel(logging.DEBUG)  # the file says a little more than the console
@@ -124,12 +124,12 @@ def start_log(quiet: bool) -> None:
     log.addHandler(_memory())
 
 
-def keep_log(path: Path) -> None:
+def log_to_file(path: Path) -> None:
     """Write to the file `path`, too, what was said so far and all that follows."""
-    with complaining(path):
+    with reporting_write_errors(path):
         make_folder(path.parent)
         file = LogFile(path, encoding="utf-8")
-    file.setFormatter(Escaping("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    file.setFormatter(EscapingFormatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     for memory in [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]:
         memory.setTarget(file)
         memory.flush()
@@ -137,8 +137,8 @@ def keep_log(path: Path) -> None:
     log.addHandler(file)
 
 
-def forget_log() -> None:
-    """Close the files of `keep_log`: what is said from here on is remembered for the next one."""
+def close_log_files() -> None:
+    """Close the files of `log_to_file`: what is said from here on is remembered for the next one."""
     for handler in [handler for handler in log.handlers if isinstance(handler, LogFile)]:
         log.removeHandler(handler)
         handler.close()
@@ -151,7 +151,7 @@ def _memory() -> MemoryHandler:
 
 
 def end_log() -> None:
-    """Close what `start_log` and `keep_log` opened."""
+    """Close what `start_log` and `log_to_file` opened."""
     for handler in [handler for handler in log.handlers if not isinstance(handler, logging.NullHandler)]:
         log.removeHandler(handler)
         handler.close()

@@ -10,7 +10,7 @@ from torch import nn
 
 from config.errors import UserError
 
-NAMES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _SECONDS_A_TYPE = 0.8  # of trying; two types and their first, slower step stay near two seconds
 _IMAGES = {"cpu": 4, "cuda": 16}  # a GPU is not kept busy by four
@@ -30,19 +30,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def float32_island(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Within the block nothing is cast, inside an `autocast` too: what must be exact stays so. Free outside of one."""
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-def has_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
     """Does oneDNN compute in bfloat16 on this processor? Builds without oneDNN, as on Apple's processors, do not."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def half_types(device: torch.device) -> tuple[torch.dtype, ...]:
+def half_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     """The half precisions the device has, the better one first; empty when it has none.
 
     bfloat16 has the range of float32, so nothing overflows. A CPU without its instructions still says yes: it is the
@@ -51,7 +51,7 @@ def half_types(device: torch.device) -> tuple[torch.dtype, ...]:
     if device.type == "cuda":
         is_ampere = torch.cuda.get_device_capability(device) >= (8, 0)  # or later: it has bfloat16
         return (torch.bfloat16, torch.float16) if is_ampere else (torch.float16,)
-    return (torch.bfloat16,) if has_bfloat16() else ()
+    return (torch.bfloat16,) if cpu_has_bfloat16() else ()
 
 
 def pick_precision(
@@ -65,34 +65,34 @@ def pick_precision(
     """
     if word == "float16" and device.type != "cuda":
         raise UserError(f"precision=float16: needs a CUDA GPU, this run is on {device.type}; use bfloat16 or auto")
-    halves = half_types(device)[:1]
-    if word == "bfloat16" and torch.bfloat16 not in half_types(device):
+    halves = half_dtypes(device)[:1]
+    if word == "bfloat16" and torch.bfloat16 not in half_dtypes(device):
         raise UserError(f"precision=bfloat16: {device} here has none; use auto or float32")
     if word != "auto":
-        candidates, why = (NAMES[word],), "as set"
+        candidates, why = (DTYPES[word],), "as set"
     elif not halves:
         candidates, why = (torch.float32,), "for this processor has no bfloat16"
     else:
         candidates, why = (torch.float32, *halves), ""
     if len(candidates) == 1 and not must_time:
-        return Precision(candidates[0], f"precision: {name_of(candidates[0])}, {why}", None)
+        return Precision(candidates[0], f"precision: {dtype_name(candidates[0])}, {why}", None)
     seconds = {dtype: _time_step(model, device, input_shape, dtype) for dtype in candidates}
     chosen = candidates[-1] if seconds[candidates[-1]] < _WORTH_IT * seconds[candidates[0]] else candidates[0]
-    tried = ", ".join(f"{name_of(dtype)} {1000 * value:.1f} ms" for dtype, value in seconds.items())
+    tried = ", ".join(f"{dtype_name(dtype)} {1000 * value:.1f} ms" for dtype, value in seconds.items())
     why = f"{why}; " if why else ""
     return Precision(
-        chosen, f"precision: {name_of(chosen)} ({why}forward and backward of one image: {tried})", seconds[chosen]
+        chosen, f"precision: {dtype_name(chosen)} ({why}forward and backward of one image: {tried})", seconds[chosen]
     )
 
 
-def keep_precision(word: str, device: torch.device) -> Precision:
+def resumed_precision(word: str, device: torch.device) -> Precision:
     """The type of a run that goes on: what it began in, or float32 where the device has no such type."""
-    if word == "float32" or NAMES[word] in half_types(device):
-        return Precision(NAMES[word], f"precision: {word}, as begun", None)
+    if word == "float32" or DTYPES[word] in half_dtypes(device):
+        return Precision(DTYPES[word], f"precision: {word}, as begun", None)
     return Precision(torch.float32, f"precision: float32, for {device} has no {word}, in which this run began", None)
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """The word of a type, as the config and the checkpoint write it."""
     return str(dtype).removeprefix("torch.")
 

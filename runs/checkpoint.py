@@ -11,7 +11,7 @@ import torch
 
 from config.errors import UserError
 from model.unpickle import read_plain
-from ops.files import writing_whole
+from ops.files import atomic_writer
 from ops.random_states import are_random_states
 from ops.seal import is_intact, sealed
 from runs.contents import ABOUT, STATE, Contents, check_contents
@@ -26,15 +26,15 @@ class DamagedCheckpoint(UserError):
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` under `path`, sealed, so that a reader never sees half of it. Raises as `writing_whole` does."""
+    """Write `content` under `path`, sealed, so that a reader never sees half of it. Raises as `atomic_writer` does."""
     write_sealed(path, {"format": FORMAT, **content})
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save` into a file that is whole or not there, with a checksum. Raises as `writing_whole` does."""
+    """`torch.save` into a file that is whole or not there, with a checksum. Raises as `atomic_writer` does."""
     archive = io.BytesIO()  # torch would hide a full disk behind an error of its own
     torch.save(content, archive)
-    with writing_whole(path) as file:
+    with atomic_writer(path) as file:
         file.write(sealed(archive.getvalue()))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from config.compare import config_from_text
 from config.errors import UserError
 from model.unpickle import refusing
-from ops.precision import NAMES
+from ops.precision import DTYPES
 from runs.origin import checked_origin
 
 LARGEST_COUNT = 10**9  # of epochs, steps and images: more than any training has, and far below what overflows
@@ -94,7 +94,7 @@ def is_history(value: Any) -> bool:
 
 
 def is_precision(value: Any) -> bool:
-    return is_text(value) and value in NAMES
+    return is_text(value) and value in DTYPES
 
 
 # What every weights file says of itself.

@@ -14,7 +14,7 @@ from config.checks import printable
 from config.compare import Differences, config_from_text, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from ops.files import complaining, keep_under_second_name, remove_dead_drafts, write_whole
+from ops.files import hard_link_or_rename, remove_stale_drafts, reporting_write_errors, write_atomic
 from ops.safe import find_nonfinite
 from ops.seal import is_intact
 from ops.text import shortened
@@ -77,7 +77,7 @@ class RunFolder:
         earlier = self._split_in_eval()
         if earlier is None or earlier == split or (self.eval_of(earlier) / METRICS).exists():
             return
-        with complaining(self.eval):
+        with reporting_write_errors(self.eval):
             self.eval_of(earlier).mkdir(exist_ok=True)
             for name in reversed(EVAL_FILES):  # the figures last: they name the split to a move that was stopped
                 if (self.eval / name).exists():
@@ -137,7 +137,7 @@ class RunFolder:
         aside, count = self.path.with_name(f"{self.path.name}.{stamp}"), 1
         while aside.exists():
             aside, count = self.path.with_name(f"{self.path.name}.{stamp}-{count}"), count + 1
-        with complaining(self.path, aside):
+        with reporting_write_errors(self.path, aside):
             self.path.rename(aside)
         return aside
 
@@ -150,11 +150,11 @@ class RunFolder:
         return None
 
     def write_config(self, mcfg: ModelConfig) -> None:
-        write_whole(self.config, json.dumps(mcfg.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(self.config, json.dumps(mcfg.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """`metrics.jsonl`, one line an epoch; written whole, so that it never disagrees with the checkpoint."""
-        write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in history))
+        write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in history))
 
     def save(self, checkpoint: Mapping[str, Any], is_best: bool = False) -> None:
         """Write the checkpoint, and the best weights out of it. What was last before is kept as `previous`.
@@ -165,14 +165,14 @@ class RunFolder:
         if name := find_nonfinite(checkpoint):
             raise FloatingPointError(f"{self.last}: is not written, for {name} is not finite (NaN or Inf)")
         if self.last.exists() and is_intact(self.last):  # what is damaged must not take the place of what is whole
-            keep_under_second_name(self.last, self.previous)
+            hard_link_or_rename(self.last, self.previous)
         save_checkpoint(self.last, dict(checkpoint))
         if is_best:
             save_checkpoint(self.best, weights_of(dict(checkpoint)))
 
     def tidy(self) -> None:
         """Remove what killed processes left half-written. For the holder of the folder's lock only."""
-        for draft in remove_dead_drafts(self.path):
+        for draft in remove_stale_drafts(self.path):
             log.debug("removed %s, which a stopped process left half-written", draft)
 
     def checkpoint_to_resume(self, mcfg: ModelConfig, data: Mapping[str, str]) -> tuple[Contents | None, str]:

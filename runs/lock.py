@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from config.errors import UserError
-from ops.files import complaining, make_folder
+from ops.files import make_folder, reporting_write_errors
 
 try:
     import fcntl
@@ -104,13 +104,13 @@ def _locked_file(folder: Path) -> int:
     """Descriptor of the folder's lock file, locked by this process."""
     path = folder / LOCK_NAME
     while True:
-        with complaining(path):
+        with reporting_write_errors(path):
             make_folder(folder)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _lock(file, folder)
             if _is_at(file, path):  # else the folder was moved aside between opening and locking
-                with complaining(path):
+                with reporting_write_errors(path):
                     _write_holder(file)
                 return file
         except BaseException:

@@ -15,7 +15,7 @@ from config.mconfig import ModelConfig
 from config.places import FILE_SCHEME
 from interop.ultralytics import fetch_official
 from model.weightsfile import read_weights
-from ops.files import write_whole
+from ops.files import write_atomic
 from runs.folder import RunFolder
 from runs.origin import Origin, file_origin
 
@@ -108,7 +108,7 @@ def write_backbone(source: Path, target: Path) -> int:
     state._metadata = {"": {"version": 1, "weights_origin": origin}}  # type: ignore[attr-defined]
     content = io.BytesIO()
     torch.save(state, content)
-    write_whole(target, content.getvalue())
+    write_atomic(target, content.getvalue())
     return len(state)
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int64, UInt8
 from config.errors import UserError
 from dl.splits import make_splits
 from ops.device import usable_cores
-from ops.files import write_whole
+from ops.files import write_atomic
 from scenes.aircraft import PLANFORMS
 from scenes.compose import paint_scene, plan_scene
 from scenes.export import export_scene, scene_name, start_worker
@@ -78,10 +78,10 @@ def make_data_set(
             return folder
         _clear(folder, names)
         labels = dict(zip(names, _export_all(folder, settings, num_workers, on_image), strict=True))
-        write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in AIRCRAFT))
+        write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in AIRCRAFT))
         for split, ids in {**splits, "small": _small(splits["train"], labels)}.items():
-            write_whole(folder / "splits" / f"{split}.txt", "".join(f"{image_id}.jpg\n" for image_id in ids))
-        write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+            write_atomic(folder / "splits" / f"{split}.txt", "".join(f"{image_id}.jpg\n" for image_id in ids))
+        write_atomic(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{folder.absolute()}: cannot draw the data set there ({error.strerror or error})") from None
     return folder

@@ -82,7 +82,7 @@ def _precision_is_told(pytestconfig: pytest.Config) -> None:
     import ops.precision
 
     if reported := pytestconfig.getoption("--bfloat16"):
-        ops.precision.has_bfloat16 = lambda: reported == "present"
+        ops.precision.cpu_has_bfloat16 = lambda: reported == "present"
     ops.precision._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
 
 

@@ -5,11 +5,11 @@ import importlib.util
 import pytest
 import torch
 
-from eval.export import Nms
+from eval.export import NmsSettings
 
 NAMES, SHAPE = ("cat", "dog", "鸟"), (96, 128)
 POINTS = 12 * 16 + 6 * 8 + 3 * 4
-NMS = Nms(score_threshold=0.3, iou_threshold=0.5, max_detections=20)
+NMS = NmsSettings(score_threshold=0.3, iou_threshold=0.5, max_detections=20)
 
 
 def has(*libraries):

@@ -19,7 +19,7 @@ from dl.image_cache import DiskImages
 from dl.images import inspect_image, read_image
 from dl.verified import VerifiedImages
 from dl.yolo import looks_like_labels, read_data_yaml, read_yolo
-from eval.results import read_results, refuse_other_results
+from eval.results import read_results, refuse_overwriting_results
 
 XML = (
     b'<?xml version="1.0" encoding="utf-8"?><annotation><size><width>40</width><height>30</height></size><object>'
@@ -189,7 +189,7 @@ def test_images(read, kind, mode, data):
 def test_results(read, content):
     found = read(lambda path: read_results(path, ["a"]), "d.json", content)
     assert found is None or [one.image_id for one in found] == ["a"]
-    read(lambda path: refuse_other_results(path, path, ""), "d.json", content)
+    read(lambda path: refuse_overwriting_results(path, path, ""), "d.json", content)
 
 
 @few

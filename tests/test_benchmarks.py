@@ -27,8 +27,8 @@ from config.load import parse_settings
 from dl.check import check_data
 from eval.bootstrap import class_curves
 from eval.confusion import ConfusionCounts, GroupConfusion
-from eval.groups import GroupAp, Groups, HarmonicAp
-from eval.increments import Measured
+from eval.groups import GroupAp, GroupedAp, HarmonicAp
+from eval.increments import MeasuredRun
 from runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,10 +134,10 @@ def words(squares, tmp_path):
     return [str(squares), "--out", str(tmp_path), "--base", "1", "--shots", "1", "--size", "64", "--draws", "2"]
 
 
-def measured(harmonic: float) -> Measured:
+def measured(harmonic: float) -> MeasuredRun:
     group, nothing = GroupAp(harmonic, harmonic, 1, 1), ConfusionCounts(0, 0, 0, 0)
-    groups = Groups(group, group, group, HarmonicAp(harmonic, harmonic))
-    return Measured(groups, GroupConfusion(nothing, nothing, 0.2, 0.5), class_curves([], [], ()))
+    groups = GroupedAp(group, group, group, HarmonicAp(harmonic, harmonic))
+    return MeasuredRun(groups, GroupConfusion(nothing, nothing, 0.2, 0.5), class_curves([], [], ()))
 
 
 def test_incremental_searches_on_a_draw_of_its_own_and_keeps_the_best_try(words, tmp_path, monkeypatch, capsys):

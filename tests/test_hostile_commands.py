@@ -11,7 +11,7 @@ from warm_process import ROOT
 import mars
 from benchmarks.attacks_commands import COMMAND_ATTACKS, FORGED, shell_words
 from config.errors import UserError
-from ops.log import Console, end_log, keep_log, log, start_log
+from ops.log import Console, end_log, log, log_to_file, start_log
 
 IN_PROCESS = [name for name, attack in COMMAND_ATTACKS.items() if not attack.redirection]
 IN_A_SHELL = [name for name, attack in COMMAND_ATTACKS.items() if attack.redirection]
@@ -52,7 +52,7 @@ def test_a_console_that_goes_away_gets_no_traceback(folder, name):
 
 def run_guarded(code: str, redirection: str = "", **environment: str) -> subprocess.CompletedProcess:
     """Python code in a process whose console is guarded as that of `mars.py` is."""
-    start = "import os, sys; from ops.log import *; import ops.text; out = guard_console()\n"
+    start = "import os, sys; from ops.log import *; import ops.text; out = protect_console()\n"
     command = ["bash", "-c", f'"$0" -c "$1" {redirection}', sys.executable, start + code]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, check=False, timeout=600
@@ -61,7 +61,7 @@ def run_guarded(code: str, redirection: str = "", **environment: str) -> subproc
 
 def test_the_log_stays_complete_when_the_pipe_is_closed(tmp_path):
     code = (
-        f"from pathlib import Path\nstart_log(False)\nkeep_log(Path({str(tmp_path / 'mars.log')!r}))\n"
+        f"from pathlib import Path\nstart_log(False)\nlog_to_file(Path({str(tmp_path / 'mars.log')!r}))\n"
         "for epoch in range(5000): log.info('epoch %d', epoch)\nend_log()"
     )
     done = run_guarded(code, "| head -1")
@@ -79,7 +79,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
 
 def test_only_an_ascii_console_lacks_letters_and_not_the_log(tmp_path):
     code = (
-        f"from pathlib import Path\nstart_log(False)\nkeep_log(Path({str(tmp_path / 'mars.log')!r}))\n"
+        f"from pathlib import Path\nstart_log(False)\nlog_to_file(Path({str(tmp_path / 'mars.log')!r}))\n"
         "log.info('\\n'.join(ops.text.align_columns([['class', 'AP'], ['\\u98de\\u673a', '1'], ['cat', '10']])))\n"
         "end_log()"
     )
@@ -103,7 +103,7 @@ def test_control_characters_reach_neither_console_nor_log(tmp_path, capsys, monk
     """Line breaks inside of names are refused before; here stands what no check has seen."""
     monkeypatch.setattr(log, "propagate", False)  # pytest-xdist cannot send a captured record that is not UTF-8
     start_log(quiet=False)
-    keep_log(tmp_path / "mars.log")
+    log_to_file(tmp_path / "mars.log")
     try:
         log.info("image %s", "a\x1b[2J\r\u2028.jpg\udcff")
     finally:

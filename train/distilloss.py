@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ops.anchors import anchors_of, full_precision
 from ops.batch import Batch
-from ops.precision import float32_island
+from ops.precision import without_autocast
 from ops.probe import probe
 from ops.safe import binary_kl, kl, log_probabilities, safe_divide, total_of
 from train.loss import DetectionLoss, LossResult
@@ -174,7 +174,7 @@ class DistillationLoss(nn.Module):
         self, student: ModelOutputs, teacher: ModelOutputs | None, batch: Batch, strength: float = 1.0
     ) -> LossResult:
         """`strength` scales what the teacher adds; teacher None: the detection loss alone, with its weight."""
-        with float32_island(student.raw_maps[0].device):
+        with without_autocast(student.raw_maps[0].device):
             found = self.detection(student.raw_maps, batch)
             total = found.total * self.weights.detection
             parts = {name: value * self.weights.detection for name, value in found.parts.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ops.batch import Batch
-from ops.files import write_whole
+from ops.files import write_atomic
 from ops.probe import listening
 
 BATCHES = 8
@@ -104,7 +104,7 @@ class FirstBatches:
         ])  # fmt: skip
 
     def write(self, path: Path) -> None:
-        write_whole(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _spread(values: Tensor) -> dict[str, float] | None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ops.anchors import STRIDES, anchors_of, boxes_to_distances, distances_to_boxes, expected_distances, flatten_maps
 from ops.batch import Batch
 from ops.boxes import ciou
-from ops.precision import float32_island
+from ops.precision import without_autocast
 from ops.probe import probe
 from ops.safe import total_of
 from train.tal import TaskAlignedAssigner
@@ -67,7 +67,7 @@ class DetectionLoss:
         The normaliser, the sum of all target scores, is never below one: a batch without a box gives a finite loss
         with gradients.
         """
-        with float32_island(raw_maps[0].device):
+        with without_autocast(raw_maps[0].device):
             found = self._compute(raw_maps, batch)
             return self._watched(found, raw_maps, batch)
 

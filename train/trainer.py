@@ -24,7 +24,7 @@ from model import build_model
 from model.pretrained import load_weights
 from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
-from ops.precision import keep_precision, name_of, pick_precision
+from ops.precision import dtype_name, pick_precision, resumed_precision
 from ops.random_states import random_states, restore_random_states, seed_random_states
 from runs.checkpoint import load_checkpoint
 from runs.contents import Contents
@@ -416,7 +416,7 @@ class Trainer:
             "learned": [module.state_dict() for module in self.objective.extra_modules],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.stepper.state_dict(),
-            "precision": name_of(self.precision.dtype),
+            "precision": dtype_name(self.precision.dtype),
             "schedule": self.schedule.state_dict(),
             "best": self.best,
             "history": json.dumps(self.history),
@@ -445,13 +445,13 @@ class Trainer:
         for module, state in zip(self.objective.extra_modules, checkpoint.get("learned", ()), strict=True):
             module.load_state_dict(state)
         load_optimizer(self.optimizer, checkpoint["optimizer"])
-        self.precision = keep_precision(checkpoint["precision"], self.device)
+        self.precision = resumed_precision(checkpoint["precision"], self.device)
         if self.evaluator is not None:
             self.evaluator.precision = self.precision.dtype
         self.objective.compute_in(self.precision.dtype)
         self.stepper = self._make_stepper()
         self.stepper.load_state_dict(checkpoint["scaler"])
-        if checkpoint["precision"] != name_of(self.precision.dtype):
+        if checkpoint["precision"] != dtype_name(self.precision.dtype):
             checkpoint = {**checkpoint, "pending": 0, "gradients": None}  # they were scaled for the other type
         self.stepper.pending = pending = checkpoint["pending"]
         self.stepper.pending_images = self._waiting_images(checkpoint, pending)

@@ -10,7 +10,7 @@ from torch import Tensor
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from eval.label_layout import drawable_names
 from eval.painter import class_colour, write_jpeg
-from eval.points_painter import RED, Marked, contact_sheet, paint_marked
+from eval.points_painter import RED, MarkedObject, contact_sheet, paint_objects
 from ops.anchors import make_anchors
 from ops.batch import Batch, network_input
 from ops.precision import autocast
@@ -103,5 +103,5 @@ def _painted(batch: Batch, row: int, given: PointAssignment, strides: Tensor, na
         x0, y0, x1, y1 = batch.boxes[row, number].tolist()
         colour = class_colour(label) if count else RED
         text = f"{names[label]} {count}"
-        objects.append(Marked((x0, y0, x1, y1), text, colour, points[mine].numpy(), strides[mine].numpy()))
-    return paint_marked(image, objects)
+        objects.append(MarkedObject((x0, y0, x1, y1), text, colour, points[mine].numpy(), strides[mine].numpy()))
+    return paint_objects(image, objects)

@@ -6,7 +6,7 @@ from pathlib import Path
 from debug.doctor.finding import LOOK, OK, WRONG, Finding, epochs_text
 from debug.doctor.weights_check import is_backbone_random
 from dl.mosaic import ModernRanges
-from eval.schedule_plot import Planned, Span, plot_schedule
+from eval.schedule_plot import EpochSpan, PlannedRates, plot_schedule
 from ops.text import counted
 from train.objective import DistillationObjective
 from train.sched import build_schedule, build_warm_up
@@ -71,7 +71,7 @@ def examine_freezing(patient: TrainingSetup) -> Iterator[Finding]:
     yield Finding(WRONG if is_long else LOOK, "freezing", f"{reason}; {way_out}")
 
 
-def _planned(patient: TrainingSetup) -> Planned:
+def _planned(patient: TrainingSetup) -> PlannedRates:
     """Rates at every batch, thinned out where there are many."""
     mcfg, num_batches = patient.mcfg, len(patient.loader)
     schedule, warm_up = build_schedule(mcfg), build_warm_up(mcfg, num_batches)
@@ -84,10 +84,10 @@ def _planned(patient: TrainingSetup) -> Planned:
             epochs.append(epoch + batch / num_batches)
             rates.append(pace.rate)
             bias_rates.append(pace.bias_rate)
-    return Planned([*epochs, mcfg.maxEpoch], [*rates, rates[-1]], [*bias_rates, bias_rates[-1]])
+    return PlannedRates([*epochs, mcfg.maxEpoch], [*rates, rates[-1]], [*bias_rates, bias_rates[-1]])
 
 
-def _spans(patient: TrainingSetup) -> dict[str, Sequence[Span]]:
+def _spans(patient: TrainingSetup) -> dict[str, Sequence[EpochSpan]]:
     ranges = patient.loader.dataset.ranges
     mosaic = [epoch for epoch in patient.epochs if isinstance(ranges, ModernRanges) and ranges.has_mosaic(epoch)]
     taught = [epoch for epoch in patient.epochs if _strength(patient, epoch) > 0]
@@ -98,12 +98,12 @@ def _strength(patient: TrainingSetup, epoch: int) -> float:
     return patient.objective.distill_weight_at(epoch) if isinstance(patient.objective, DistillationObjective) else 0.0
 
 
-def _joined(epochs: Sequence[int]) -> list[Span]:
+def _joined(epochs: Sequence[int]) -> list[EpochSpan]:
     """Neighbouring epochs as one span."""
-    spans: list[Span] = []
+    spans: list[EpochSpan] = []
     for epoch in epochs:
         if spans and spans[-1].last == epoch:
-            spans[-1] = Span(spans[-1].first, epoch + 1)
+            spans[-1] = EpochSpan(spans[-1].first, epoch + 1)
         else:
-            spans.append(Span(epoch, epoch + 1))
+            spans.append(EpochSpan(epoch, epoch + 1))
     return spans

@@ -16,7 +16,7 @@ from debug.explain.error_analysis import FOUND, ErrorAnalysis, Limits
 from dl.annotations import Annotation
 from eval.label_layout import drawable_names
 from eval.painter import GREEN, PURPLE, YELLOW
-from eval.points_painter import Marked, paint_marked
+from eval.points_painter import MarkedObject, paint_objects
 from eval.predictor import Detections, Predictor
 from ops.anchors import Anchors, anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch, Letterbox, network_input
@@ -131,7 +131,7 @@ def paint_stories(
     _, _, scores, labels = explanation.wrong
     for box, score, label in zip(explanation.wrong.boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
         none = np.zeros((0, 2), dtype=np.float32)
-        objects.append(Marked(tuple(box), f"{names[label]} {score:.2f}", YELLOW, none, none[:, 0]))
+        objects.append(MarkedObject(tuple(box), f"{names[label]} {score:.2f}", YELLOW, none, none[:, 0]))
     place = explanation.letterbox
     points = _in_image(explanation.anchors.points.cpu(), place).numpy()
     strides = (explanation.anchors.strides.cpu() / place.scale_x).numpy()
@@ -139,14 +139,14 @@ def paint_stories(
     for number, (story, box) in enumerate(zip(explanation.stories, annotation.boxes.tolist(), strict=True)):
         mine, is_found = owner == number, story.fate == FOUND
         text = f"{number + 1} {names[story.label]}" + ("" if is_found else f" {story.fate}")
-        objects.append(Marked(tuple(box), text, GREEN if is_found else PURPLE, points[mine], strides[mine]))
+        objects.append(MarkedObject(tuple(box), text, GREEN if is_found else PURPLE, points[mine], strides[mine]))
     num_found = sum(story.fate == FOUND for story in explanation.stories)
     legend = [
         (GREEN, f"found {num_found}"),
         (PURPLE, f"missed {len(explanation.stories) - num_found}"),
         (YELLOW, f"wrong {len(scores)}"),
     ]
-    return paint_marked(image, objects, legend)
+    return paint_objects(image, objects, legend)
 
 
 def _costs(

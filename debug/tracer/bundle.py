@@ -20,7 +20,7 @@ from model import YoloModel, build_model
 from model.unpickle import read_plain
 from ops.batch import Batch
 from ops.device import pick_device
-from ops.precision import NAMES, name_of
+from ops.precision import DTYPES, dtype_name
 from ops.random_states import are_random_states
 from ops.seal import is_intact
 from runs import contents
@@ -80,7 +80,7 @@ def write_bundle(  # noqa: PLR0913 (a step has so many parts)
         "learned": [module.state_dict() for module in objective.extra_modules],
         "random": dict(random),
         "config": config_json,
-        "precision": name_of(precision),
+        "precision": dtype_name(precision),
         "scale": float(scale),
         "message": message,
         "training": [name for name, module in model.named_modules() if module.training],
@@ -159,7 +159,7 @@ def _bundle_of(content: Contents) -> Bundle:
     )  # fmt: skip
     kept = {name: content[name] for name in ("weights", "learned", "random", "scale", "message", "strength")}
     return Bundle(
-        batch=batch, config=json.loads(content["config"]), precision=NAMES[content["precision"]],
+        batch=batch, config=json.loads(content["config"]), precision=DTYPES[content["precision"]],
         training=tuple(content["training"]), trained=tuple(content["trained"]),
         weights_file=content["weights_file"], taught_by=content.get("taught_by"), path=content.path,
         **kept,

@@ -9,7 +9,7 @@ from debug.tracer.bundle import write_bundle
 from debug.tracer.report_text import report_text
 from debug.tracer.tracer import trace
 from ops.batch import Batch
-from ops.files import write_whole
+from ops.files import write_atomic
 from train.guard import BadStep
 from train.step import StepSetup
 
@@ -37,7 +37,7 @@ def report_bad_step(bad: BadStep, step: StepSetup, folder: Path, before: str = "
         )  # fmt: skip
         bad.page += f"\nthe step again: python mars.py doctor CFGNAME --replay {path}\n"
     with _told_on(bad, "this page is not kept"):
-        write_whole(path.with_suffix(".txt"), bad.page)
+        write_atomic(path.with_suffix(".txt"), bad.page)
     return bad.page
 
 
@@ -70,5 +70,5 @@ def report_first_step(batch: Batch, step: StepSetup, folder: Path) -> str:
     """Trace a step of which nothing bad is known, for its table of growth, and write the page into `folder`."""
     found = trace(step.model, step.objective, batch, step.precision, sum_over_batch=step.sum_over_batch)
     text = report_text(found, "the first step of this run, traced because --trace asked for it")
-    write_whole(folder / "first-step.txt", text)
+    write_atomic(folder / "first-step.txt", text)
     return text

@@ -29,7 +29,7 @@ from debug.tracer.operations import CONSTANT, NEGATIVE_FACTOR, UNWRITTEN, Op
 from debug.tracer.rerun import Outcome, Step, run
 from model.weightsfile import read_weights
 from ops.batch import Batch
-from ops.precision import name_of
+from ops.precision import dtype_name
 from train.guard import BELOW_ZERO
 from train.objective import Objective
 
@@ -60,7 +60,7 @@ def trace(  # noqa: PLR0913 (the step, and what it began with)
     """
     started = time.perf_counter()
     step = Step(model, objective, batch, precision, scale, sum_over_batch, buffers, random)
-    found = Trace(image_ids=batch.image_ids, precision=name_of(precision))
+    found = Trace(image_ids=batch.image_ids, precision=dtype_name(precision))
     found.bad_inputs = bad_inputs(batch, num_classes_of(model, objective))
     found.bad_weights = bad_weights(step.modules())
     if any(one.part == "labels" for one in found.bad_inputs):

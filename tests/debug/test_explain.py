@@ -20,7 +20,7 @@ from debug.explain.error_analysis import (
 )
 from debug.explain.explain import explain, paint_stories, story_table
 from dl.annotations import Annotation
-from eval.painter import judge
+from eval.painter import match_for_painting
 from eval.predictor import Detections, Predictor
 from model import YoloModel
 from ops.anchors import make_anchors
@@ -196,7 +196,9 @@ def test_pairs_are_the_painters():
         boxes = truth[torch.randint(0, 6, (12,), generator=generator)] + torch.randn(12, 4, generator=generator)
         scores, labels = torch.rand(12, 2, generator=generator), torch.randint(0, 2, (6,), generator=generator)
         made = fates(truth.tolist(), labels.tolist(), boxes.tolist(), scores.tolist())
-        verdict = judge(annotation_of(truth.tolist(), labels.tolist()), made.shown, LIMITS.min_iou, LIMITS.paint_conf)
+        verdict = match_for_painting(
+            annotation_of(truth.tolist(), labels.tolist()), made.shown, LIMITS.min_iou, LIMITS.paint_conf
+        )
         assert [owner >= 0 for owner in made.owner] == verdict.is_right.tolist()
         assert sorted(owner for owner in made.owner if owner >= 0) == np.flatnonzero(verdict.is_found).tolist()
         assert len(made.wrong().scores) == int((~verdict.is_right).sum())

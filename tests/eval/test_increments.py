@@ -9,8 +9,16 @@ import pytest
 
 from eval.bootstrap import image_bootstrap
 from eval.confusion import ConfusionCounts, GroupConfusion
-from eval.groups import GroupAp, Groups, HarmonicAp
-from eval.increments import Measured, Way, comparison, increment_table, increments_dict, measure, points_of
+from eval.groups import GroupAp, GroupedAp, HarmonicAp
+from eval.increments import (
+    MeasuredRun,
+    Method,
+    base_novel_pairs,
+    compare_methods,
+    increment_table,
+    increments_dict,
+    measure_run,
+)
 
 NAMES, BASE = ("ant", "bee", "cat", "dog"), ("ant", "bee")
 IS_BASE = [True, True, False, False]
@@ -36,7 +44,7 @@ def run(make_truth, make_found):
                 if name is not None:
                     rows[i].append([*PLACES[label], name, score if i < count else 0.3])
         detections = [make_found(one.image_id, row) for one, row in zip(truth, rows, strict=True)]
-        return measure(truth, detections, NAMES, BASE, 0.2)
+        return measure_run(truth, detections, NAMES, BASE, 0.2)
 
     return make
 
@@ -55,14 +63,14 @@ def cells(text: str) -> dict[str, list[str]]:
 def made(base, novel, harmonic=None, as_other=(0, 1)):
     """A network of which only these figures are known; no curves."""
     taken, total = as_other
-    groups = Groups(
+    groups = GroupedAp(
         GroupAp(base, None if base is None else base / 2, 8, 2),
         GroupAp(novel, None if novel is None else novel / 2, 8, 2),
         GroupAp(0.5, 0.25, 16, 4),
         HarmonicAp(harmonic, None if harmonic is None else harmonic / 2),
     )
     confusion = GroupConfusion(ConfusionCounts(0, 0, 0, 0), ConfusionCounts(total - taken, 0, taken, 0), 0.2, 0.5)
-    return Measured(groups, confusion, None)  # type: ignore[arg-type]
+    return MeasuredRun(groups, confusion, None)  # type: ignore[arg-type]
 
 
 # measure
@@ -83,16 +91,16 @@ def test_who_is_taken_for_whom_counts_from_the_threshold_on(run, make_truth, mak
     one = run(4, 4, 1, 0, called={2: 0, 3: 2})  # three cats are called ants, four dogs cats
     assert one.confusion.novel == ConfusionCounts(1, 4, 3, 0)
     truth, found = [make_truth("a", [[*BOX, 2, 0]])], [make_found("a", [[*BOX, 0, 0.19]])]
-    assert measure(truth, found, NAMES, BASE, 0.2).confusion.novel == ConfusionCounts(0, 0, 0, 1)
-    assert measure(truth, found, NAMES, BASE, 0.1).confusion.novel == ConfusionCounts(0, 0, 1, 0)
+    assert measure_run(truth, found, NAMES, BASE, 0.2).confusion.novel == ConfusionCounts(0, 0, 0, 1)
+    assert measure_run(truth, found, NAMES, BASE, 0.1).confusion.novel == ConfusionCounts(0, 0, 1, 0)
 
 
 def test_no_image_at_all():
-    nothing = measure([], [], NAMES, BASE, 0.2)
+    nothing = measure_run([], [], NAMES, BASE, 0.2)
     assert nothing.groups.all == GroupAp(None, None, 0, 0)
-    way = Way("student", "nothing", (nothing,))
+    way = Method("student", "nothing", (nothing,))
     assert cells(increment_table(way, [way], {}, "student"))["student"] == ["student", *["-"] * 9]
-    assert points_of([way]) == {"student": []}
+    assert base_novel_pairs([way]) == {"student": []}
     json.dumps(increments_dict(way, [way], {}, "student"), allow_nan=False)
 
 
@@ -100,8 +108,8 @@ def test_no_image_at_all():
 
 
 def test_the_row_of_one_draw_has_no_interval(run):
-    teacher = Way("teacher", "knows ants and bees", (run(4, 2, 0, 0),))
-    student = Way("student", "the student", (run(3, 2, 2, 0, called={2: 1}),))
+    teacher = Method("teacher", "knows ants and bees", (run(4, 2, 0, 0),))
+    student = Method("student", "the student", (run(3, 2, 2, 0, called={2: 1}),))
     text = increment_table(teacher, [student], {}, "student")
     lines = text.splitlines()
     assert lines[0].split("  ")[-1].strip() == "harmonic AP50-95"
@@ -127,9 +135,9 @@ def test_the_row_of_one_draw_has_no_interval(run):
 
 
 def test_several_draws_have_a_mean_and_half_the_width_of_its_interval():
-    teacher = Way("teacher", "t", (made(0.8, 0.0, 0.0),))
+    teacher = Method("teacher", "t", (made(0.8, 0.0, 0.0),))
     runs = (made(0.7, 0.30, 0.42, (1, 4)), made(0.6, 0.34, 0.44, (3, 4)))
-    text = increment_table(teacher, [Way("replay", "r", runs)], {}, "student")
+    text = increment_table(teacher, [Method("replay", "r", runs)], {}, "student")
     row = " ".join(cells(text)["replay"])
 
     def half(one, other):
@@ -145,8 +153,8 @@ def test_several_draws_have_a_mean_and_half_the_width_of_its_interval():
 @pytest.mark.parametrize(("before", "after"), [(None, 0.5), (0.5, None), (None, None)])
 def test_figures_that_are_not_there_are_dashes(before, after):
     teacher, student = (
-        Way("teacher", "t", (made(before, 0.0),)),
-        Way("student", "s", (made(after, 0.3, as_other=(0, 0)),)),
+        Method("teacher", "t", (made(before, 0.0),)),
+        Method("student", "s", (made(after, 0.3, as_other=(0, 0)),)),
     )
     row = cells(increment_table(teacher, [student], {}, "student"))["student"]
     shown = "-" if after is None else "50.0"
@@ -155,22 +163,24 @@ def test_figures_that_are_not_there_are_dashes(before, after):
 
 def test_of_a_teacher_that_found_nothing_nothing_can_be_kept():
     row = cells(
-        increment_table(Way("teacher", "t", (made(0.0, 0.0, 0.0),)), [Way("s", "s", (made(0.2, 0.1, 0.13),))], {}, "")
+        increment_table(
+            Method("teacher", "t", (made(0.0, 0.0, 0.0),)), [Method("s", "s", (made(0.2, 0.1, 0.13),))], {}, ""
+        )
     )
     assert row["s"][5:7] == ["-20.0", "-"]
 
 
 def test_a_run_without_a_figure_is_in_no_mean():
     runs = (made(0.5, 0.2, 0.3), made(None, None), made(0.7, 0.4, 0.5))
-    table = increment_table(Way("teacher", "t", (made(0.8, 0.0, 0.0),)), [Way("s", "s", runs)], {}, "s")
+    table = increment_table(Method("teacher", "t", (made(0.8, 0.0, 0.0),)), [Method("s", "s", runs)], {}, "s")
     assert cells(table)["s"][1] == "60.0"
-    assert Way("s", "s", runs).values("base") == [0.5, 0.7]
-    assert Way("s", "s", runs).values("harmonic", "ap50_95") == [0.15, 0.25]
+    assert Method("s", "s", runs).values("base") == [0.5, 0.7]
+    assert Method("s", "s", runs).values("harmonic", "ap50_95") == [0.15, 0.25]
 
 
 def test_a_way_without_runs_is_a_row_of_dashes():
     table = increment_table(
-        Way("teacher", "t", (made(0.8, 0.1, 0.2),)), [Way("joint", "all labels", ())], {}, "student"
+        Method("teacher", "t", (made(0.8, 0.1, 0.2),)), [Method("joint", "all labels", ())], {}, "student"
     )
     assert cells(table)["joint"] == ["joint", *["-"] * 9]
 
@@ -181,8 +191,8 @@ def test_a_way_without_runs_is_a_row_of_dashes():
 def test_differences_are_those_of_the_means(run):
     students = (run(4, 2, 2, 1), run(3, 2, 3, 1))
     others = (run(2, 2, 2, 1), run(3, 1, 2, 1))
-    ways = [Way("student", "s", students), Way("finetune", "f", others)]
-    compared = comparison(ways, "student", ["finetune"], IS_BASE)
+    ways = [Method("student", "s", students), Method("finetune", "f", others)]
+    compared = compare_methods(ways, "student", ["finetune"], IS_BASE)
     assert list(compared) == ["finetune"]
     for group, interval in compared["finetune"].items():
         pairs = zip(students, others, strict=True)
@@ -190,7 +200,7 @@ def test_differences_are_those_of_the_means(run):
         mean, half = statistics.fmean(gains), T_OF_2_RUNS * statistics.stdev(gains) / math.sqrt(2)
         assert interval == (pytest.approx(mean), pytest.approx(mean - half), pytest.approx(mean + half))
     assert list(compared["finetune"]) == ["harmonic", "base", "novel"]
-    teacher = Way("teacher", "t", (run(4, 4, 0, 0),))
+    teacher = Method("teacher", "t", (run(4, 4, 0, 0),))
     (line,) = [line for line in increment_table(teacher, ways, compared, "student").splitlines() if " - " in line]
     told = [
         f"{group} {100 * one.mean:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
@@ -205,8 +215,8 @@ def test_differences_are_those_of_the_means(run):
 
 def test_the_differences_of_one_split_have_an_interval_over_images_and_say_so(run):
     student, other = run(4, 2, 2, 1), run(2, 2, 2, 1)
-    ways = [Way("student", "s", (student,)), Way("finetune", "f", (other,))]
-    compared = comparison(ways, "student", ["finetune"], IS_BASE)
+    ways = [Method("student", "s", (student,)), Method("finetune", "f", (other,))]
+    compared = compare_methods(ways, "student", ["finetune"], IS_BASE)
     assert compared["finetune"]["base"] == image_bootstrap(student.curves, other.curves, IS_BASE, statistic="base")
     kind = "bootstrap over the test images of one small split; other splits may differ by more: give --draws 5"
     assert f"95 % intervals of differences: {kind}" in increment_table(ways[0], ways, compared, "student")
@@ -218,7 +228,7 @@ def test_a_split_without_a_figure_is_in_no_difference():
         (made(0.5, 0.2, 0.3), made(None, None), made(0.7, 0.4, 0.5)),
         (made(0.4, 0.2), made(0.1, 0.1), made(0.5, None)),
     )
-    compared = comparison([Way("a", "", runs[0]), Way("b", "", runs[1])], "a", ["b"], IS_BASE)["b"]
+    compared = compare_methods([Method("a", "", runs[0]), Method("b", "", runs[1])], "a", ["b"], IS_BASE)["b"]
     half = T_OF_2_RUNS * statistics.stdev([0.1, 0.2]) / math.sqrt(2)
     assert compared["base"] == (pytest.approx(0.15), pytest.approx(0.15 - half), pytest.approx(0.15 + half))
     assert compared["novel"] == (0.0, None, None), "one pair is left: no interval"
@@ -227,25 +237,25 @@ def test_a_split_without_a_figure_is_in_no_difference():
 
 def test_a_way_that_is_the_same_differs_by_nothing(run):
     way = (run(4, 2, 2, 1), run(3, 2, 3, 1))
-    compared = comparison([Way("a", "", way), Way("b", "", way)], "a", ["b"], IS_BASE)
+    compared = compare_methods([Method("a", "", way), Method("b", "", way)], "a", ["b"], IS_BASE)
     assert all(tuple(interval) == (0, 0, 0) for interval in compared["b"].values())
 
 
 def test_only_ways_that_are_there_with_as_many_runs_are_compared(run):
     two, one = (run(4, 2, 2, 1), run(3, 2, 3, 1)), (run(4, 4, 4, 4),)
-    ways = [Way("student", "", two), Way("replay", "", two), Way("joint", "", one)]
-    assert list(comparison(ways, "student", ["replay", "joint", "finetune"], IS_BASE)) == ["replay"]
-    assert comparison(ways[1:], "student", ["replay"], IS_BASE) == {}
-    assert comparison([], "student", [], IS_BASE) == {}
+    ways = [Method("student", "", two), Method("replay", "", two), Method("joint", "", one)]
+    assert list(compare_methods(ways, "student", ["replay", "joint", "finetune"], IS_BASE)) == ["replay"]
+    assert compare_methods(ways[1:], "student", ["replay"], IS_BASE) == {}
+    assert compare_methods([], "student", [], IS_BASE) == {}
 
 
 def test_a_group_without_truth_has_no_difference(make_truth, make_found):
     truth, found = [make_truth("a", [[*BOX, 0, 0]])], [make_found("a", [[*BOX, 0, 0.9]])]
-    way = (measure(truth, found, NAMES, BASE, 0.2),)
-    ways = [Way("student", "s", way), Way("finetune", "f", way)]
-    compared = comparison(ways, "student", ["finetune"], IS_BASE)
+    way = (measure_run(truth, found, NAMES, BASE, 0.2),)
+    ways = [Method("student", "s", way), Method("finetune", "f", way)]
+    compared = compare_methods(ways, "student", ["finetune"], IS_BASE)
     assert tuple(compared["finetune"]["novel"]) == (None, None, None)
-    text = increment_table(Way("teacher", "t", way), ways, compared, "student")
+    text = increment_table(Method("teacher", "t", way), ways, compared, "student")
     assert "student - finetune: harmonic -, base +0.0 [+0.0, +0.0], novel -" in text
     assert cells(text)["student"][1:5] == ["100.0", "-", "100.0", "-"]
     json.dumps(increments_dict(ways[0], ways, compared, "student"), allow_nan=False)
@@ -255,9 +265,9 @@ def test_a_group_without_truth_has_no_difference(make_truth, make_found):
 
 
 def test_the_file_holds_every_run(run):
-    teacher = Way("teacher", "knows ants and bees", (run(4, 2, 0, 0),))
-    ways = [Way("student", "s", (run(4, 2, 2, 1), run(3, 2, 3, 1))), Way("replay", "r", (run(4, 4, 1, 1),) * 2)]
-    compared = comparison(ways, "student", ["replay"], IS_BASE)
+    teacher = Method("teacher", "knows ants and bees", (run(4, 2, 0, 0),))
+    ways = [Method("student", "s", (run(4, 2, 2, 1), run(3, 2, 3, 1))), Method("replay", "r", (run(4, 4, 1, 1),) * 2)]
+    compared = compare_methods(ways, "student", ["replay"], IS_BASE)
     content = json.loads(json.dumps(increments_dict(teacher, ways, compared, "student"), allow_nan=False))
     assert list(content["ways"]) == ["teacher", "student", "replay"]
     assert [len(way["runs"]) for way in content["ways"].values()] == [1, 2, 2]
@@ -277,4 +287,7 @@ def test_the_file_holds_every_run(run):
 
 def test_points_are_base_and_novel_of_every_run_that_has_both():
     runs = (made(0.7, 0.3), made(0.6, None), made(None, 0.5), made(0.5, 0.4))
-    assert points_of([Way("s", "", runs), Way("none", "", ())]) == {"s": [(0.7, 0.3), (0.5, 0.4)], "none": []}
+    assert base_novel_pairs([Method("s", "", runs), Method("none", "", ())]) == {
+        "s": [(0.7, 0.3), (0.5, 0.4)],
+        "none": [],
+    }

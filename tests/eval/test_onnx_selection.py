@@ -6,7 +6,7 @@ import torch
 from exported_files import NMS, POINTS, SHAPE, session_of, writes_onnx
 
 from eval import export_check
-from eval.export import Nms, export, verify
+from eval.export import NmsSettings, export, verify
 from eval.predictor import Predictor
 from model import YoloModel
 from model.pretrained import load_weights
@@ -125,7 +125,7 @@ def test_detections_of_photographs(lively_model, exported, photographs, count):
 def test_the_weights_of_coco_find_the_bus(shared, photographs, tmp_path, nms):
     model = YoloModel("nano", 80)
     load_weights(model, shared / "weights" / "yolov8n_coco.pt")
-    selection = Nms(0.25, 0.7, 300) if nms else None
+    selection = NmsSettings(0.25, 0.7, 300) if nms else None
     report = export(model, "onnx", tmp_path / "coco.onnx", [str(label) for label in range(80)], (320, 320), selection)
     images = photographs((320, 320)).float() / 255
     difference = verify(report.path, model, images, selection)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import eval.painter
-from eval.label_layout import Label, Rect, drawable_names, place_chips, place_legend
+from eval.label_layout import BoxLabel, PixelRect, drawable_names, place_labels, place_legend
 from eval.painter import (
     GREEN,
     PURPLE,
@@ -18,9 +18,9 @@ from eval.painter import (
     class_colour,
     file_names,
     is_painted,
-    judge,
+    match_for_painting,
     paint,
-    paint_found,
+    paint_detections,
     paint_split,
 )
 
@@ -70,18 +70,18 @@ def test_nothing_to_paint_changes_the_legend_only(make_truth, make_found):
 @pytest.mark.parametrize(("score", "is_painted"), [(0.2, False), (0.26, True), (0.25, True)])
 def test_the_lowest_score_that_is_painted(make_truth, make_found, score, is_painted):
     found = make_found("a", [[10, 10, 60, 60, 0, score]])
-    assert len(judge(make_truth("a"), found, 0.5, 0.25).shown.scores) == is_painted
+    assert len(match_for_painting(make_truth("a"), found, 0.5, 0.25).detections.scores) == is_painted
 
 
 class TestJudge:
     def verdict(self, make_truth, make_found, truth, found, min_iou=0.5):
-        return judge(make_truth("a", truth), make_found("a", found), min_iou, 0.2)
+        return match_for_painting(make_truth("a", truth), make_found("a", found), min_iou, 0.2)
 
     def test_each_truth_once_the_best_score_first(self, make_truth, make_found):
         truth = [[0, 0, 100, 100, 0, 0]]
         found = [[0, 0, 100, 98, 0, 0.6], [0, 0, 100, 90, 0, 0.9], [0, 0, 100, 100, 0, 0.3]]
         verdict = self.verdict(make_truth, make_found, truth, found)
-        assert verdict.shown.scores.tolist() == pytest.approx([0.9, 0.6, 0.3])
+        assert verdict.detections.scores.tolist() == pytest.approx([0.9, 0.6, 0.3])
         assert verdict.is_right.tolist() == [True, False, False]
         assert verdict.is_found.tolist() == [True]
 
@@ -121,7 +121,7 @@ def test_three_hundred_boxes_leave_the_picture_visible(make_truth, make_found):
 
 
 def label_at(box, text="bee 0.50"):
-    return Label(text, "0.50", Rect(*box), YELLOW, (0, 0, 0))
+    return BoxLabel(text, "0.50", PixelRect(*box), YELLOW, (0, 0, 0))
 
 
 def overlap(a, b):
@@ -130,12 +130,12 @@ def overlap(a, b):
 
 def test_chips_keep_out_of_each_others_way():
     cells = [label_at((x, y, x + 90, y + 70)) for y in range(0, 440, 40) for x in range(0, 600, 80)]
-    chips = place_chips(cells, (640, 480), [Rect(440, 0, 640, 22)])
+    chips = place_labels(cells, (640, 480), [PixelRect(440, 0, 640, 22)])
     assert len(chips) == len(cells) > 80
     rects = [chip.rect for chip in chips]
     clashes = sum(overlap(a, b) > 0 for number, a in enumerate(rects) for b in rects[:number])
     assert clashes == 0
-    assert not any(overlap(rect, Rect(440, 0, 640, 22)) for rect in rects)
+    assert not any(overlap(rect, PixelRect(440, 0, 640, 22)) for rect in rects)
 
 
 boxes = st.tuples(st.integers(0, 99), st.integers(0, 79), st.integers(1, 90), st.integers(1, 70))
@@ -145,14 +145,14 @@ boxes = st.tuples(st.integers(0, 99), st.integers(0, 79), st.integers(1, 90), st
 @given(st.lists(boxes, max_size=12), st.text(max_size=30))
 def test_chips_stay_inside_the_image(corners, text):
     labels = [label_at((x, y, min(100, x + w), min(80, y + h)), text) for x, y, w, h in corners]
-    for chip in place_chips(labels, (100, 80)):
+    for chip in place_labels(labels, (100, 80)):
         assert 0 <= chip.rect.x0 < chip.rect.x1 <= 100
         assert 0 <= chip.rect.y0 < chip.rect.y1 <= 80
 
 
 def test_the_legend_takes_the_emptiest_corner_or_none():
     entries = [(PURPLE, "truth 3"), (GREEN, "right 2"), (YELLOW, "wrong 1")]
-    rect = place_legend(entries, (640, 480), [Rect(0, 0, 640, 240), Rect(0, 240, 200, 480)])
+    rect = place_legend(entries, (640, 480), [PixelRect(0, 0, 640, 240), PixelRect(0, 240, 200, 480)])
     assert rect.x1 == 640 and rect.y1 == 480
     assert place_legend(entries, (90, 90), []) is None
 
@@ -181,7 +181,7 @@ def test_paint_split_holds_one_image_at_a_time(make_truth, make_found, tmp_path,
         return path
 
     monkeypatch.setattr(eval.painter, "read_image", read)
-    monkeypatch.setattr(eval.painter, "write_whole", write)
+    monkeypatch.setattr(eval.painter, "write_atomic", write)
     truth = [make_truth(name, [[20, 20, 90, 90, 0, 0]], 200, 100, f"{name}.png") for name in ("b/x", "a")]
     found = [make_found("a", [[20, 20, 90, 90, 0, 0.9]]), make_found("b/x")]
     steps = []
@@ -210,25 +210,25 @@ def test_names_that_the_letters_cannot_write_become_numbers():
 def test_predictions_alone_are_painted_in_the_colours_of_their_classes(make_found):
     rows = [[100, 100, 200, 200, 0, 0.9], [300, 300, 400, 400, 1, 0.5], [500, 100, 600, 200, 1, 0.1]]
     image = blank()
-    painted = paint_found(image, make_found("a", rows), NAMES)
+    painted = paint_detections(image, make_found("a", rows), NAMES)
     assert painted.shape == image.shape and (image == GREY[0]).all()
     assert tuple(painted[150, 100]) == tuple(painted[150, 199]) == class_colour(0)
     assert tuple(painted[350, 300]) == class_colour(1)
     assert tuple(painted[150, 500]) == GREY  # below the lowest score that is painted
     assert tuple(painted[150, 150]) == tuple(painted[150, 99]) == GREY
-    assert (paint_found(image, make_found("a"), NAMES) == image).all()
+    assert (paint_detections(image, make_found("a"), NAMES) == image).all()
 
 
 def test_a_box_is_seen_on_an_image_of_its_own_colour(make_found):
     image = np.full((100, 100, 3), class_colour(0), dtype=np.uint8)
-    painted = paint_found(image, make_found("a", [[20, 20, 80, 80, 0, 0.9]]), NAMES)
+    painted = paint_detections(image, make_found("a", [[20, 20, 80, 80, 0, 0.9]]), NAMES)
     assert (painted[50] != image[50]).any(axis=1).sum() >= 2  # a dark line on either side
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (4000, 300)])
 def test_predictions_alone_on_every_size(make_found, size):
     found = make_found("a", [[-5, -5, size[0] * 2, size[1] / 2, label, 0.9] for label in range(2)])
-    assert paint_found(blank(*size), found, ("a" * 200, "é")).shape == (size[1], size[0], 3)
+    assert paint_detections(blank(*size), found, ("a" * 200, "é")).shape == (size[1], size[0], 3)
 
 
 def test_class_colours_differ():

@@ -14,11 +14,11 @@ from pycocotools.coco import COCO
 import eval.predict
 from config.errors import UserError
 from eval.painter import class_colour
-from eval.predict import Job, find_images, image_ids_of, new_folder, predict_files
+from eval.predict import PredictJob, find_images, image_ids_of, next_numbered_folder, predict_files
 from eval.predictor import Detections, Predictor
 from eval.results import read_results
 
-JOB = Job((64, 64), ("ant", "bee"), batch_size=2, num_threads=2)
+JOB = PredictJob((64, 64), ("ant", "bee"), batch_size=2, num_threads=2)
 
 
 class UpperLeft(Predictor):
@@ -254,13 +254,13 @@ def test_memory_holds_few_images_however_many_there_are(write, tmp_path, monkeyp
 
 def test_new_folders_are_never_old_ones(tmp_path):
     parent = tmp_path / "run" / "predict"
-    assert new_folder(parent).name == "001"
+    assert next_numbered_folder(parent).name == "001"
     (parent / "notes").mkdir()
     (parent / "041").mkdir()
-    assert [new_folder(parent).name for _ in range(2)] == ["042", "043"]
+    assert [next_numbered_folder(parent).name for _ in range(2)] == ["042", "043"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out DIR"):
-        new_folder(tmp_path / "file")
+        next_numbered_folder(tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", [b"a\x1b[2K.png", b"a\nok.png", b"caf\xe9.png"])

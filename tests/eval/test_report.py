@@ -12,7 +12,7 @@ from dl.annotations import Annotation
 from eval.confusion import ConfusionCounts, GroupConfusion
 from eval.evaluator import EvalResult
 from eval.metrics import ApResult, ClassAp
-from eval.report import ap_table, why_nothing_counts
+from eval.report import ap_table, reason_without_ap
 
 
 def result_of(per_class, map50=0.5, map50_95=0.25, images=72, style="coco"):
@@ -76,7 +76,7 @@ def truth(is_difficult: list[bool]) -> Annotation:
 )
 def test_the_reason_why_there_is_nothing_to_measure(images, reason):
     annotations = [truth(image) for image in images]
-    assert why_nothing_counts("test", annotations) == reason
+    assert reason_without_ap("test", annotations) == reason
     figure, count = (0.5, 1) if not reason else (None, 0)
     result = result_of({"a": ClassAp(figure, figure, count)}, figure, figure)
     lines = ap_table(replace(result, annotations=tuple(annotations))).splitlines()

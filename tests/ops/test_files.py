@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config.errors import UserError
-from ops.files import keep_under_second_name, remove_dead_drafts, write_whole, writing_whole
+from ops.files import atomic_writer, hard_link_or_rename, remove_stale_drafts, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,19 +20,19 @@ def names(folder: Path) -> list[str]:
 
 
 def test_write_whole_replaces_and_leaves_no_draft(tmp_path):
-    path = write_whole(tmp_path / "new" / "file", b"old")
-    assert write_whole(path, "newer").read_bytes() == b"newer"
+    path = write_atomic(tmp_path / "new" / "file", b"old")
+    assert write_atomic(path, "newer").read_bytes() == b"newer"
     (path.parent / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder: cannot be written \(Is a directory\)"):
-        write_whole(path.parent / "folder", b"lost")
+        write_atomic(path.parent / "folder", b"lost")
     assert names(path.parent) == ["file", "folder"]
 
 
 def test_a_block_that_raises_leaves_the_old_file(tmp_path):
-    path = write_whole(tmp_path / "file", "old")
+    path = write_atomic(tmp_path / "file", "old")
 
     def fail():
-        with writing_whole(path) as file:
+        with atomic_writer(path) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 
@@ -56,7 +56,7 @@ def test_the_file_and_the_names_above_it_are_flushed_before_and_after_the_renami
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(os, "rename", renamed)
     monkeypatch.setattr(os, "replace", renamed)
-    write_whole(tmp_path / "a" / "b" / "file", "text")
+    write_atomic(tmp_path / "a" / "b" / "file", "text")
     folder = tmp_path / "a" / "b"
     assert [kind for kind, _ in events] == ["flush", "flush", "flush", "rename", "flush"]
     if os.path.isdir("/proc/self/fd"):
@@ -77,7 +77,7 @@ def test_the_file_and_the_names_above_it_are_flushed_before_and_after_the_renami
 )
 @pytest.mark.parametrize("call", ["fsync", "open", "replace"])
 def test_what_the_system_refuses_is_one_sentence_and_the_old_file_stays(tmp_path, monkeypatch, number, words, call):
-    path = write_whole(tmp_path / "file", "old")
+    path = write_atomic(tmp_path / "file", "old")
 
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number))
@@ -90,14 +90,14 @@ def test_what_the_system_refuses_is_one_sentence_and_the_old_file_stays(tmp_path
         else:
             patch.setattr(Path, "replace", refuse)
         with pytest.raises(UserError, match=rf"^{path}: cannot be written \(.*{words}") as told:
-            write_whole(path, "new")
+            write_atomic(path, "new")
     assert "\n" not in str(told.value)
     assert path.read_text() == "old" and names(tmp_path) == ["file"]
 
 
 def test_a_real_limit_of_the_system_is_a_sentence_too(tmp_path):
-    path = write_whole(tmp_path / "file", "old")
-    code = f"from ops.files import write_whole; write_whole({str(path)!r}, b'x' * 5000)"
+    path = write_atomic(tmp_path / "file", "old")
+    code = f"from ops.files import write_atomic; write_atomic({str(path)!r}, b'x' * 5000)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY)),
@@ -109,12 +109,12 @@ def test_a_real_limit_of_the_system_is_a_sentence_too(tmp_path):
 def test_a_file_where_a_folder_should_be(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot be written"):
-        write_whole(tmp_path / "file" / "below" / "it", "lost")
+        write_atomic(tmp_path / "file" / "below" / "it", "lost")
 
 
 def test_errors_of_the_block_about_other_files_are_not_ours(tmp_path):
     def read_another():
-        with writing_whole(tmp_path / "file"):
+        with atomic_writer(tmp_path / "file"):
             (tmp_path / "missing").read_bytes()
 
     with pytest.raises(FileNotFoundError, match="missing"):
@@ -123,14 +123,14 @@ def test_errors_of_the_block_about_other_files_are_not_ours(tmp_path):
 
 
 def test_a_second_name_is_the_same_file_until_the_first_is_replaced(tmp_path):
-    last, previous = write_whole(tmp_path / "last", "one"), tmp_path / "previous"
-    keep_under_second_name(last, previous)
+    last, previous = write_atomic(tmp_path / "last", "one"), tmp_path / "previous"
+    hard_link_or_rename(last, previous)
     assert last.samefile(previous)
-    keep_under_second_name(last, previous)  # after a kill between both names
+    hard_link_or_rename(last, previous)  # after a kill between both names
     assert names(tmp_path) == ["last", "previous"]
-    write_whole(last, "two")
+    write_atomic(last, "two")
     assert (last.read_text(), previous.read_text()) == ("two", "one")
-    keep_under_second_name(last, previous)
+    hard_link_or_rename(last, previous)
     assert previous.read_text() == "two" and names(tmp_path) == ["last", "previous"]
 
 
@@ -139,7 +139,7 @@ def test_without_hard_links_the_first_name_moves(tmp_path, monkeypatch):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", refuse)
-    keep_under_second_name(write_whole(tmp_path / "last", "one"), tmp_path / "previous")
+    hard_link_or_rename(write_atomic(tmp_path / "last", "one"), tmp_path / "previous")
     assert names(tmp_path) == ["previous"] and (tmp_path / "previous").read_text() == "one"
 
 
@@ -151,6 +151,6 @@ def test_drafts_of_dead_processes_are_removed_and_nothing_else(tmp_path):
     gone = [f".last.pth.{dead.pid}.part", f".best.pth.{os.getpid()}.part", f".x.{10**30}.part"]
     for name in (*kept, *gone):
         (tmp_path / "weights" / name).write_text("")
-    assert [path.name for path in remove_dead_drafts(tmp_path)] == sorted(gone)
+    assert [path.name for path in remove_stale_drafts(tmp_path)] == sorted(gone)
     assert names(tmp_path / "weights") == sorted(kept)
-    assert remove_dead_drafts(tmp_path / "nowhere") == []
+    assert remove_stale_drafts(tmp_path / "nowhere") == []

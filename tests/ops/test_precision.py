@@ -6,7 +6,7 @@ from torch import nn
 
 from config.errors import UserError
 from ops import precision
-from ops.precision import autocast, half_types, keep_precision, name_of, pick_precision
+from ops.precision import autocast, dtype_name, half_dtypes, pick_precision, resumed_precision
 
 CPU = torch.device("cpu")
 
@@ -23,19 +23,19 @@ class Net(nn.Module):
 
 
 # As they are: conftest.py puts fixed times in the place of one, and maybe an answer in that of the other.
-TIME_STEP, HAS_BFLOAT16 = precision._time_step, precision.has_bfloat16
+TIME_STEP, HAS_BFLOAT16 = precision._time_step, precision.cpu_has_bfloat16
 
 
 def processor(monkeypatch, has_bfloat16, has_onednn=True):
     """What torch says of this processor and of its own build."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
-    monkeypatch.setattr(precision, "has_bfloat16", HAS_BFLOAT16)
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", HAS_BFLOAT16)
 
 
 def clock(monkeypatch, seconds):
     monkeypatch.setattr(precision, "_time_step", lambda model, device, shape, dtype: seconds[dtype])
-    monkeypatch.setattr(precision, "half_types", lambda device: (torch.bfloat16,))
+    monkeypatch.setattr(precision, "half_dtypes", lambda device: (torch.bfloat16,))
 
 
 @pytest.mark.parametrize("word", ["bfloat16", "float32"])
@@ -74,24 +74,24 @@ def test_float16_is_refused_where_no_scaler_is():
 def test_auto_takes_what_is_clearly_faster_and_says_why(half, full, chosen, monkeypatch):
     clock(monkeypatch, {torch.bfloat16: half, torch.float32: full})
     dtype, why, _ = pick_precision("auto", CPU, Net(), (32, 32))
-    assert name_of(dtype) == chosen
+    assert dtype_name(dtype) == chosen
     assert chosen in why and "ms" in why
 
 
 def test_auto_without_half_precision_is_float32(monkeypatch):
-    monkeypatch.setattr(precision, "half_types", lambda device: ())
+    monkeypatch.setattr(precision, "half_dtypes", lambda device: ())
     monkeypatch.setattr(precision, "_time_step", None)
     assert pick_precision("auto", CPU, Net(), (32, 32))[0] == torch.float32
 
 
 def test_a_run_that_goes_on_keeps_its_precision_where_the_device_has_it(monkeypatch):
-    monkeypatch.setattr(precision, "half_types", lambda device: (torch.bfloat16,))
-    assert keep_precision("float32", CPU).dtype == torch.float32
-    assert keep_precision("bfloat16", CPU).dtype == torch.bfloat16
-    kept = keep_precision("float16", CPU)
+    monkeypatch.setattr(precision, "half_dtypes", lambda device: (torch.bfloat16,))
+    assert resumed_precision("float32", CPU).dtype == torch.float32
+    assert resumed_precision("bfloat16", CPU).dtype == torch.bfloat16
+    kept = resumed_precision("float16", CPU)
     assert kept.dtype == torch.float32 and "float16, in which this run began" in kept.why
-    monkeypatch.setattr(precision, "half_types", lambda device: ())
-    kept = keep_precision("bfloat16", CPU)
+    monkeypatch.setattr(precision, "half_dtypes", lambda device: ())
+    kept = resumed_precision("bfloat16", CPU)
     assert kept.dtype == torch.float32 and "cpu has no bfloat16, in which this run began" in kept.why
 
 
@@ -111,9 +111,9 @@ def test_timing_leaves_model_and_random_state_as_they_were(monkeypatch):
 def test_half_types_by_capability(monkeypatch):
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert half_types(gpu) == (torch.float16,)
+    assert half_dtypes(gpu) == (torch.float16,)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    assert half_types(gpu)[0] == torch.bfloat16
+    assert half_dtypes(gpu)[0] == torch.bfloat16
     for has_bfloat16, has_onednn, expected in (
         (True, True, (torch.bfloat16,)),
         (False, True, ()),
@@ -121,7 +121,7 @@ def test_half_types_by_capability(monkeypatch):
         (False, False, ()),
     ):
         processor(monkeypatch, has_bfloat16, has_onednn)
-        assert half_types(CPU) == expected
+        assert half_dtypes(CPU) == expected
 
 
 def test_autocast_of_float32_changes_nothing():

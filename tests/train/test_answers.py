@@ -76,7 +76,7 @@ def test_a_full_disk_hides_nothing(squares_config, monkeypatch):
     trainer = Trainer(squares_config())
     spoil(trainer, (0, 0))
     monkeypatch.setattr("debug.tracer.report.write_bundle", full)
-    monkeypatch.setattr("debug.tracer.report.write_whole", full)
+    monkeypatch.setattr("debug.tracer.report.write_atomic", full)
     with pytest.raises(BadStep, match="epoch 1, batch 1") as caught:
         trainer.run()
     assert caught.value.page.count("No space left on device") == 2 and "boxes" in caught.value.page
