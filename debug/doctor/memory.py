@@ -15,7 +15,7 @@ from train.objective import DistillationObjective
 from train.setup import TrainingSetup, some_images
 
 _SIZES = {"cpu": (2, 4), "cuda": (4, 8)}  # images of the two steps that are measured
-# Of what a forward pass keeps for the way back; the rest are gradients of activations and work space (docs/health.md).
+# Of what a forward pass keeps for the way back; the rest are gradients of activations and work space (docs/doctor.md).
 _WHOLE_STEP = 1.2
 _TIGHT = 0.8  # share of the free memory above which other programs had better not grow
 
