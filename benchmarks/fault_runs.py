@@ -231,10 +231,10 @@ def rows_of(page: str) -> dict[str, str]:
             rows["phase"] = line.removeprefix("bad value traced: ")
         elif line.startswith(("nothing bad: ", "the step raised")):
             rows["phase"] = line
-        elif line.startswith("before it: "):
-            rows["before"] = line.removeprefix("before it: ")
-        elif line.startswith("all the same: "):
-            rows["likely"] = line.removeprefix("all the same: ")
+        elif line.startswith("before this step: "):
+            rows["before"] = line.removeprefix("before this step: ")
+        elif line.startswith("likely cause of later errors: "):
+            rows["likely"] = line.removeprefix("likely cause of later errors: ")
         elif line[:2] == "  " and line[2:3] != " " and line[13:14] == " " and line[14:15] != " " and "phase" in rows:
             rows.setdefault(line[2:14].strip(), line[14:])
     return rows

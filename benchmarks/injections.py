@@ -235,7 +235,7 @@ INJECTIONS = (
     ),
     Injection(
         "block", f"{BLOCK}.conv times 1e8 before each step, until it overflows", each=_scale,
-        says={"phase": "in the network, forward", "module": BLOCK, "likely": "a block's weights"},
+        says={"phase": "in the network, forward", "module": BLOCK, "likely": "huge weights in one block"},
     ),
     Injection(
         "half", f"float16, and {BLOCK}.conv times 1e5", put_in=_half,
@@ -247,7 +247,7 @@ INJECTIONS = (
     ),
     Injection(
         "clamps", "KL with unequal clamps, which goes below zero", put_in=_unequal_clamps, is_student=True,
-        says={"message": "cwd below zero", "phase": "in the loss", "first seen": "the part cwd", "where": HERE,
+        says={"message": "cwd below zero", "phase": "in the loss", "first seen": "the loss part cwd", "where": HERE,
               "likely": "negative divergence"},
     ),
     Injection(
@@ -285,7 +285,7 @@ INJECTIONS = (
     ),
     Injection(
         "own-silu", "a SiLU by hand that divides by zero backward", put_in=_own_silu, group=UNPREPARED,
-        says={"phase": "backward", "where": HERE, "module": BLOCK, "likely": "own backward"},
+        says={"phase": "backward", "where": HERE, "module": BLOCK, "likely": "custom backward"},
     ),
     Injection(
         "average", "a NaN written into the average", put_in=_poison_average, group=UNPREPARED, holds=("files",),

@@ -14,7 +14,7 @@ from config.places import absolute
 from debug.doctor.checks import examine
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from debug.tracer.bundle import read_bundle, replay
-from debug.tracer.report_text import report_text
+from debug.tracer.report import report_text
 from dl.label_selection import splits_to_train
 from ops.device import pick_device
 from ops.files import write_atomic

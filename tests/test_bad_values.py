@@ -12,15 +12,15 @@ from benchmarks.fault_runs import Outcome, Workshop, digest_of, rows_of
 BY_NAME = {one.name: one for one in EVERYTHING}
 PAGE = """cwd below zero: loss -1
 
-bad value traced: born in the loss
+bad value traced: first produced in the loss
   operation   aten.log.default
   first seen  distil.cwd
-  read        self (2, 3) of float32
+  input       self (2, 3) of float32
 
 passed on by:
   aten.mul.Tensor at train/loss.py:1 in f
 
-before it: spike in batch 3: cls 9 is 9 times what is usual
+before this step: spike in batch 3: cls 9 is 9 times what is usual
 """
 
 
@@ -55,8 +55,8 @@ def test_a_guard_that_sees_nothing_is_found_out(shop, monkeypatch):
 
 def test_the_rows_of_a_page():
     assert rows_of(PAGE) == {
-        "phase": "born in the loss", "operation": "aten.log.default", "first seen": "distil.cwd",
-        "read": "self (2, 3) of float32", "before": "spike in batch 3: cls 9 is 9 times what is usual",
+        "phase": "first produced in the loss", "operation": "aten.log.default", "first seen": "distil.cwd",
+        "input": "self (2, 3) of float32", "before": "spike in batch 3: cls 9 is 9 times what is usual",
     }  # fmt: skip
     assert rows_of("") == {}
 

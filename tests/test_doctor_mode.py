@@ -210,8 +210,8 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
 
     from config.load import load_config
     from debug.tracer.bundle import write_bundle
+    from debug.tracer.rerun import TracedStep
     from dl.check import check_data
-    from ops.random_states import random_states
     from train.setup import build_training
 
     fields = {"inputShape": 64, "batchSize": 2, "dcore": 0, "precision": "float32", "device": "cpu"}
@@ -221,11 +221,8 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
     batch = next(patient.batches(1))
 
     def status_of(name: str) -> tuple[int, str]:
-        path = write_bundle(
-            tmp_path / name, model=patient.model.train(), objective=patient.objective, batch=batch, buffers={},
-            random=random_states(), config_json=json.dumps(mcfg.to_dict()), precision=torch.float32, scale=1.0,
-            message="loss not finite in epoch 3",
-        )  # fmt: skip
+        step = TracedStep(patient.model.train(), patient.objective, batch, torch.float32)
+        path = write_bundle(tmp_path / name, step, json.dumps(mcfg.to_dict()), "loss not finite in epoch 3")
         status = mars.main(["doctor", "voc.nano", "--root", str(tmp_path), "--replay", str(path)])
         out, err = capsys.readouterr()
         assert err == ""

@@ -442,12 +442,12 @@ def test_a_step_that_breaks_gets_a_sentence_its_page_and_status_1(run, monkeypat
     def broken(self):
         snapshot = Snapshot(next(iter(self.loader)), {}, random_states(), 0)
         error = BadStep("step 1 of epoch 1 is not finite", snapshot, {"box": float("nan")})
-        error.page = "born in the loss\n"
+        error.page = "first produced in the loss\n"
         raise error
 
     monkeypatch.setattr(Trainer, "run", broken)
     status, _, err = run("train")
-    assert (status, err) == (1, "mars: step 1 of epoch 1 is not finite\n\nborn in the loss\n")
+    assert (status, err) == (1, "mars: step 1 of epoch 1 is not finite\n\nfirst produced in the loss\n")
 
 
 def test_the_first_step_is_traced_when_asked(run, monkeypatch):

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from debug.tracer.report_text import report_text
+from debug.tracer.report import report_text
+from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
 from ops.batch import Batch
 from train.loss import DetectionLoss
@@ -68,18 +69,18 @@ def tiny_step():
 
 
 def traced(model, objective, batch=None, precision=torch.float32, **more):
-    """The trace of a step; every one has a page."""
-    found = trace(model, objective, batch or tiny_batch(), precision, **more)
+    """The trace of a step. A report can be written about each of them."""
+    found = trace(TracedStep(model, objective, batch or tiny_batch(), precision, **more))
     report_text(found)
     return found
 
 
 def spoil_output(module, change):
-    """Have what `module` gives go through `change`."""
+    """Apply `change` to the output of `module`."""
     module.register_forward_hook(lambda module, args, output: change(output))
 
 
 def line_of(found, place=0):
     """File and function of the producer's line."""
-    frame = found.producer.where[place]
-    return Path(frame.file).name, frame.function
+    line = found.producer.lines[place]
+    return Path(line.file).name, line.function

@@ -6,8 +6,8 @@ from torch import nn
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from debug.doctor.aliases import Declared, find_aliases, grouped
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
-from debug.tracer.aliases import Declared, find_aliases, grouped
 from dl.check import CheckedData
 from dl.label_selection import splits_to_train
 from model import YoloModel

@@ -1,27 +1,27 @@
-"""A bad step in one file: all that it takes to go through it again, on another machine too.
+"""The bundle of a non-finite step: one file with all that is needed to run the step again, also on another machine.
 
-Written sealed, like a checkpoint, and of values alone: `torch.load(weights_only=True)` reads it, nothing in it runs.
+It is sealed like a checkpoint and holds plain values only: `torch.load(weights_only=True)` reads it, and runs nothing.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from debug.tracer.findings import Trace
+from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
 from model import YoloModel, build_model
 from model.unpickle import read_plain
 from ops.batch import Batch
 from ops.device import pick_device
 from ops.precision import DTYPES, dtype_name
-from ops.random_states import are_random_states
+from ops.random_states import are_random_states, random_states
 from ops.seal import is_intact
 from runs import contents
 from runs.checkpoint import write_sealed
@@ -35,90 +35,99 @@ _BATCH = ("images", "boxes", "labels", "valid", "labelled")
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `write_bundle` took, on the CPU."""
+    """What `write_bundle` wrote, on the CPU."""
 
+    path: Path  # of the file
     batch: Batch
-    weights: dict[str, Tensor]  # of the model, batch norm's buffers as before the step
-    learned: list[dict[str, Tensor]]  # of what is trained beside it
-    random: dict[str, Any]  # as `ops.random_states.random_states` gives them
+    weights: dict[str, Tensor]  # of the model, with the buffers from before the step
+    extra_modules: list[dict[str, Tensor]]  # weights of the modules that are trained beside the model
+    random: dict[str, Any]  # as `random_states` gives them
     config: dict[str, Any]
     precision: torch.dtype
     scale: float  # of the gradients
-    message: str  # what was said when the step was stopped
-    training: tuple[str, ...]  # modules in train mode
-    trained: tuple[str, ...]  # parameters with gradients
-    strength: float  # of what a teacher adds
-    taught_by: str | None  # the checksum of the teacher's file; None without one, and in bundles of older versions
+    message: str  # the error message of the step
+    modules_in_train_mode: tuple[str, ...]
+    trained_parameters: tuple[str, ...]  # those that require gradients
+    distill_weight: float  # of the teacher's losses in that epoch
+    teacher_checksum: str | None  # of the teacher's file; None without a teacher, and in bundles of older versions
     weights_file: str | None
-    path: Path  # of the file
 
 
-def write_bundle(  # noqa: PLR0913 (a step has so many parts)
-    path: str | Path,
-    *,
-    model: nn.Module,
-    objective: Objective,
-    batch: Batch,
-    buffers: Mapping[str, Tensor],
-    random: Mapping[str, Any],
-    config_json: str,
-    precision: torch.dtype,
-    scale: float,
-    message: str,
-    weights_file: str | Path | None = None,
-) -> Path:
-    """Write a step that went bad under `path`, whole or not at all; returns it.
+def write_bundle(path: str | Path, step: TracedStep, config_json: str, message: str) -> Path:
+    """Write a non-finite step to `path`, as a whole or not at all; returns the path.
 
-    `buffers`: those of `model` from before the step, by their names; the others are taken as they are. Bad values are
-    kept as they are. Raises `UserError` where the file cannot be written.
+    Bad values are written as they are. Raises `UserError` when the file cannot be written.
     """
+    batch, model, objective = step.batch, step.model, step.objective
     content = {
         "format": FORMAT,
         "batch": {name: value for name in _BATCH if (value := getattr(batch, name)) is not None},
         "image_ids": list(batch.image_ids),
-        "weights": {**model.state_dict(), **buffers},
+        "weights": {**model.state_dict(), **(step.buffers or {})},
         "learned": [module.state_dict() for module in objective.extra_modules],
-        "random": dict(random),
+        "random": dict(step.random or random_states()),
         "config": config_json,
-        "precision": dtype_name(precision),
-        "scale": float(scale),
+        "precision": dtype_name(step.precision),
+        "scale": float(step.scale),
         "message": message,
         "training": [name for name, module in model.named_modules() if module.training],
-        "trained": [name for name, one in model.named_parameters() if one.requires_grad],
+        "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         "strength": objective.strength if isinstance(objective, DistillationObjective) else 0.0,
         "taught_by": objective.teacher_checksum,
-        "weights_file": None if weights_file is None else str(weights_file),
+        "weights_file": None if step.weights_file is None else str(step.weights_file),
     }
     write_sealed(Path(path), content)
     return Path(path)
 
 
 def read_bundle(path: str | Path) -> Bundle:
-    """What `write_bundle` wrote. Raises `UserError` when it is not there, damaged or something else."""
+    """Read what `write_bundle` wrote. Raises `UserError` when the file is missing, damaged or no bundle."""
     path = Path(path)
+    way_out = "give the .pth file of a run's health folder"
     try:
         is_whole = is_intact(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the .pth of a run's health folder") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {way_out}") from error
     if is_whole is False:
-        raise UserError(f"{path}: is damaged (its checksum is not that of its content); copy it again")
+        raise UserError(f"{path}: is damaged (its checksum does not match its content); copy it again")
     try:
         content = read_plain(path)
     except UserError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise UserError(f"{path}: is no bundle of a bad step ({reason})") from error
+        raise UserError(f"{path}: is no bundle of a non-finite step ({reason})") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT or not is_whole:
-        said = found if isinstance(found, str) else "no format"
-        what = "is cut short" if found == FORMAT else f"is no bundle of a bad step ({said})"
-        raise UserError(f"{path}: {what}; give the .pth of a run's health folder")
+    if found != FORMAT:
+        reason = found if isinstance(found, str) else "no format"
+        raise UserError(f"{path}: is no bundle of a non-finite step ({reason}); {way_out}")
+    if not is_whole:
+        raise UserError(f"{path}: is cut short; {way_out}")
     parts = Contents(path, content)
-    check_contents(parts, _PARTS)
-    return _bundle_of(parts)
+    check_contents(parts, _CHECKS)
+    tensors = parts["batch"]
+    batch = Batch(
+        tensors["images"], tensors["boxes"], tensors["labels"], tensors["valid"], tuple(parts["image_ids"]),
+        labelled=tensors.get("labelled"),
+    )  # fmt: skip
+    return Bundle(
+        path=path,
+        batch=batch,
+        weights=parts["weights"],
+        extra_modules=parts["learned"],
+        random=parts["random"],
+        config=json.loads(parts["config"]),
+        precision=DTYPES[parts["precision"]],
+        scale=parts["scale"],
+        message=parts["message"],
+        modules_in_train_mode=tuple(parts["training"]),
+        trained_parameters=tuple(parts["trained"]),
+        distill_weight=parts["strength"],
+        teacher_checksum=parts.get("taught_by"),
+        weights_file=parts["weights_file"],
+    )
 
 
 def _is_batch(parts: Any) -> bool:
-    """Do the shapes belong together, and can the network take the images?"""
+    """Do the shapes fit together, and can the network take the images?"""
     images, boxes = parts["images"], parts["boxes"]
     count, channels, height, width = images.shape
     rows = boxes.shape[1]
@@ -128,12 +137,11 @@ def _is_batch(parts: Any) -> bool:
     labelled = parts.get("labelled")
     is_labelled = labelled is None or (labelled.dtype == torch.bool and labelled.shape[:-1] == (count,))
     is_image = images.dtype == torch.uint8 or images.is_floating_point()
-    return (
-        fits and is_labelled and is_image and channels == 3 and height % 32 == width % 32 == 0 < count * height * width
-    )
+    has_size = channels == 3 and height % 32 == width % 32 == 0 < count * height * width
+    return fits and is_labelled and is_image and has_size
 
 
-_PARTS = {
+_CHECKS = {
     "batch": _is_batch,
     "image_ids": contents.list_of(contents.is_text),
     "weights": contents.dict_of(contents.is_tensor),
@@ -151,50 +159,34 @@ _PARTS = {
 }
 
 
-def _bundle_of(content: Contents) -> Bundle:
-    parts = content["batch"]
-    batch = Batch(
-        parts["images"], parts["boxes"], parts["labels"], parts["valid"], tuple(content["image_ids"]),
-        labelled=parts.get("labelled"),
-    )  # fmt: skip
-    kept = {name: content[name] for name in ("weights", "learned", "random", "scale", "message", "strength")}
-    return Bundle(
-        batch=batch, config=json.loads(content["config"]), precision=DTYPES[content["precision"]],
-        training=tuple(content["training"]), trained=tuple(content["trained"]),
-        weights_file=content["weights_file"], taught_by=content.get("taught_by"), path=content.path,
-        **kept,
-    )  # fmt: skip
-
-
 def replay(bundle: Bundle, device: torch.device | None = None) -> Trace:
-    """Trace the step of a bundle with network and objective built from its config.
+    """Trace the step of a bundle, with network and objective built from its config.
 
-    `device` None: the config's, or the CPU where that is not there. Notes in the trace say what is not as it was:
-    another device, a teacher whose file is gone or has changed. `is_reproduced` False: nothing bad came up this time.
-    Raises `UserError` when the config or the weights do not fit this version.
+    `device` None: the config's, or the CPU when that is not available. Notes in the trace say what is different from
+    the original step: another device, or a teacher whose file is missing or has changed. Raises `UserError` when config
+    or weights do not fit this version.
     """
     try:
         mcfg = ModelConfig.from_dict(bundle.config)
     except UserError as error:
-        raise UserError(f"{bundle.path}: its config is not of this version: {error}") from error
+        raise UserError(f"{bundle.path}: its config does not fit this version: {error}") from error
     notes: list[str] = []
-    device = device or _device_of(mcfg, notes)
+    if device is None:
+        try:
+            device = pick_device(mcfg.device, mcfg.cuda)
+        except UserError as error:
+            notes.append(f"replayed on the CPU, which rounds differently ({error})")
+            device = torch.device("cpu")
     model = _model_of(bundle, mcfg).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = _objective_of(bundle, mcfg, model, notes)
     found = trace(
-        model, objective, bundle.batch.to(device), bundle.precision, scale=bundle.scale,
-        sum_over_batch=mcfg.lossReduction == "sum", random=bundle.random, weights_file=bundle.weights_file,
+        TracedStep(
+            model, objective, bundle.batch.to(device), bundle.precision, bundle.scale, mcfg.lossReduction == "sum",
+            random=bundle.random, weights_file=bundle.weights_file,
+        )
     )  # fmt: skip
     found.notes = [*found.notes, *notes]
     return found
-
-
-def _device_of(mcfg: ModelConfig, notes: list[str]) -> torch.device:
-    try:
-        return pick_device(mcfg.device, mcfg.cuda)
-    except UserError as error:
-        notes.append(f"replayed on the CPU, where rounding is another ({error})")
-        return torch.device("cpu")
 
 
 def _model_of(bundle: Bundle, mcfg: ModelConfig) -> YoloModel:
@@ -203,35 +195,31 @@ def _model_of(bundle: Bundle, mcfg: ModelConfig) -> YoloModel:
         model.load_state_dict(bundle.weights)
     except RuntimeError as error:
         raise UserError(
-            f"{bundle.path}: its weights do not fit its config in this version; use the one that wrote it"
+            f"{bundle.path}: its weights do not fit its config in this version; use the version that wrote it"
         ) from error
     for name, module in model.named_modules():
-        module.training = name in bundle.training
+        module.training = name in bundle.modules_in_train_mode
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in bundle.trained)
+        parameter.requires_grad_(name in bundle.trained_parameters)
     return model
 
 
 def _objective_of(bundle: Bundle, mcfg: ModelConfig, model: YoloModel, notes: list[str]) -> Objective:
+    """With the bundle's projectors; without the teacher, and a note, when that does not fit or is missing."""
     try:
         objective = build_objective(mcfg, model, bundle.precision)
-        _load_learned(objective, bundle, mcfg)
+        try:
+            for module, state in zip(objective.extra_modules, bundle.extra_modules, strict=True):
+                module.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:  # ValueError: another number of modules
+            raise UserError(
+                f"{mcfg.teacherModelFile}: its features have other widths than those of the teacher in the bundle"
+            ) from error
     except UserError as error:
-        notes.append(f"replayed without the teacher, so what it adds is missing ({error})")
+        notes.append(f"replayed without the teacher, so its losses are missing ({error})")
         return DetectionObjective(DetectionLoss.from_config(mcfg, model))
     if isinstance(objective, DistillationObjective):
-        objective.strength = bundle.strength
-    if bundle.taught_by not in (None, objective.teacher_checksum):
+        objective.strength = bundle.distill_weight
+    if bundle.teacher_checksum not in (None, objective.teacher_checksum):
         notes.append(f"replayed with another teacher: {mcfg.teacherModelFile} has changed since the step")
     return objective
-
-
-def _load_learned(objective: Objective, bundle: Bundle, mcfg: ModelConfig) -> None:
-    """Take what was learned beside the network. Raises `UserError` where the teacher has another width."""
-    try:
-        for module, state in zip(objective.extra_modules, bundle.learned, strict=True):
-            module.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:  # the second: another number of modules
-        raise UserError(
-            f"{mcfg.teacherModelFile}: its features have other widths than those of the teacher of the step"
-        ) from error

@@ -1,97 +1,195 @@
-"""What a trace found, as plain values: nothing in it holds a tensor."""
+"""What a trace found, as plain values without tensors; and the growth table.
 
-from collections.abc import Mapping, Sequence
+The growth table lists the largest absolute value after each block, so that an explosion shows before it becomes NaN.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from debug.tracer.growth import Block
-from debug.tracer.locations import Frame
-from debug.tracer.tensor_stats import Look
+from torch import Tensor, nn
+
+from debug.tracer.operations import CodeLine, Operation, TensorStats, ValueRange, base_name, flat, is_watched
+from debug.tracer.recorder import Recorder
 
 Phase = Literal["input", "weights", "forward", "loss", "backward"]
 
 
 @dataclass(frozen=True)
 class Producer:
-    """Where a bad value was born: an operation that read finite values only, a part of the batch, or a weight."""
+    """What first produced the bad value: an operation that read finite values, a part of the batch, or a weight."""
 
     phase: Phase
-    operation: str  # as torch names it: aten.pow.Tensor_Scalar; "" for a part of the batch or a weight
-    module: str = ""  # path of the module that was computing, or whose forward is gone through backward; "" outside
-    where: tuple[Frame, ...] = ()  # lines of product and user, the innermost first
-    tensor: str | None = None  # of a weight or input its name; else the first look-out that saw the value
-    node: str | None = None  # autograd's name of what is computed backward
-    inputs: tuple[Look, ...] = ()
-    outputs: tuple[Look, ...] = ()
-    numbers: Mapping[str, Any] = field(default_factory=dict)  # that stand in the call
+    operation: str  # torch's name: aten.pow.Tensor_Scalar; "" for a part of the batch or a weight
+    module: str = ""  # path of the module that was computing; in backward, that of the forward operation; "" outside
+    lines: tuple[CodeLine, ...] = ()  # of product and user, innermost first
+    tensor: str | None = None  # name of the weight or input; of an operation: the first probe that saw the value
+    node: str | None = None  # name of the autograd node, in the backward pass
+    inputs: tuple[TensorStats, ...] = ()
+    outputs: tuple[TensorStats, ...] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # arguments of the call
     image_ids: tuple[str, ...] = ()  # of the bad rows, where the leading dimension is the batch
-    source: str | None = None  # the bad leaf or the written infinity that it read
+    source: str | None = None  # the bad leaf, or the infinity in the code, that it read
 
     @property
     def base(self) -> str:
-        """The operation's name alone: pow."""
-        return self.operation.split(".")[1] if "." in self.operation else self.operation
+        return base_name(self.operation)
 
-    def given(self, role: str) -> Look | None:
-        """What its argument of this name looked like; None when it has none."""
-        return next((one for one in self.inputs if one.role == role), None)
+    def input(self, role: str) -> TensorStats | None:
+        """The argument of this name; None when the operation has none."""
+        return next((stats for stats in self.inputs if stats.role == role), None)
 
 
-class Passed(NamedTuple):
-    """An operation that read a bad value and handed one on."""
+class PassedOn(NamedTuple):
+    """An operation that read a bad value and produced bad values from it."""
 
     operation: str
     module: str
-    where: Frame | None
+    line: CodeLine | None
 
 
 class BadInput(NamedTuple):
-    """A part of the batch that no step can go well with."""
+    """A part of the batch with which no step can succeed."""
 
     part: str  # images, boxes, labels
-    words: str
+    description: str
     image_ids: tuple[str, ...]
 
 
-class Jump(NamedTuple):
-    """The operation of the backward pass whose result was largest, measured in what it read."""
+class GradientJump(NamedTuple):
+    """The operation of the backward pass with the largest ratio of its result to what it read."""
 
     operation: str
     node: str
     module: str
-    where: Frame
+    line: CodeLine
     before: float
     after: float
 
 
 class Cause(NamedTuple):
-    """What usually lies behind a producer like this one."""
+    """The usual cause of a bad value, and how to fix it."""
 
     name: str
-    words: str
-    way_out: str
+    explanation: str
+    fix: str
+
+
+@dataclass
+class BlockGrowth:
+    """One block of the network. All maxima are over finite elements, NaN when there are none."""
+
+    name: str
+    kind: str  # its class
+    shape: tuple[int, ...]  # of its first output
+    dtype: str
+    largest: float  # absolute value of its outputs
+    ratio: float  # of `largest` to the largest input of the block; NaN when that is zero
+    num_bad: int  # elements of its outputs
+    largest_weight: float  # absolute value; 0 without weights
+    largest_gradient: float = math.nan  # absolute value of anything computed backward in it; NaN when nothing was
 
 
 @dataclass
 class Trace:
-    """One step, gone through again. `phase` None: nothing bad was found."""
+    """What the trace of one step found. Without a producer nothing bad was found."""
 
     producer: Producer | None = None
-    passed_on: list[Passed] = field(default_factory=list)
-    growth: list[Block] = field(default_factory=list)
-    phase: Phase | None = None
+    passed_on: list[PassedOn] = field(default_factory=list)
+    growth: list[BlockGrowth] = field(default_factory=list)
     cause: Cause | None = None
-    is_reproduced: bool = False  # did a bad value come up again?
-    how: str = ""  # how the producer was told from the others, in words
+    evidence: str = ""  # how the producer was told from other operations
     bad_inputs: list[BadInput] = field(default_factory=list)
     bad_weights: list[str] = field(default_factory=list)
-    probes: dict[str, Look] = field(default_factory=dict)  # every named look-out, at its first call
+    probes: dict[str, TensorStats] = field(default_factory=dict)  # every probe, at its first call
     parts: dict[str, float] = field(default_factory=dict)  # of the loss
-    jump: Jump | None = None
-    harmless: int = 0  # operations that made infinities which reached neither loss nor gradients
-    operations: int = 0
+    jump: GradientJump | None = None
+    num_harmless: int = 0  # operations whose infinities reached neither the loss nor a gradient
+    num_operations: int = 0
     error: str = ""  # what the step itself raised
     notes: Sequence[str] = ()
     image_ids: tuple[str, ...] = ()
     precision: str = ""
     seconds: float = 0.0
+
+    @property
+    def phase(self) -> Phase | None:
+        return self.producer.phase if self.producer else None
+
+    @property
+    def is_reproduced(self) -> bool:
+        """Did a bad value appear again?"""
+        return self.producer is not None
+
+
+class GrowthTable:
+    """Fills `blocks` from the module calls of a recorder, in the order in which they ran."""
+
+    def __init__(self, model: nn.Module, recorder: Recorder):
+        self.blocks: list[BlockGrowth] = []
+        self._recorder = recorder
+        self._names = set(block_names(model))
+        recorder.modules.on_leave = self._add
+
+    def _add(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs = [value.detach() for value in flat(output) if is_watched(value)]
+        if path not in self._names or not outputs:
+            return
+        with self._recorder.paused():
+            largest = _largest_of(outputs)
+            largest_input = _largest_of([value for value in flat(inputs) if is_watched(value)])
+            weights = list(module.parameters())
+            self.blocks.append(
+                BlockGrowth(
+                    name=path,
+                    kind=type(module).__name__,
+                    shape=tuple(outputs[0].shape),
+                    dtype=str(outputs[0].dtype).removeprefix("torch."),
+                    largest=largest,
+                    ratio=largest / largest_input if largest_input else math.nan,
+                    num_bad=sum(int((~value.isfinite()).sum()) for value in outputs),
+                    largest_weight=_largest_of(weights) if weights else 0.0,
+                )
+            )
+
+    def take_gradients(self, ops: Sequence[Operation]) -> None:
+        """Add the largest value computed backward in each block; a block that ran twice gets it in both rows."""
+        peaks: dict[str, float] = {}
+        for op in ops:
+            if op.is_backward and (name := self._block_of(op.location.module)):
+                peak = op.range.peak
+                peaks[name] = max(peaks.get(name, 0.0), math.inf if math.isnan(peak) else peak)
+        for block in self.blocks:
+            block.largest_gradient = peaks.get(block.name, math.nan)
+
+    def _block_of(self, path: str) -> str | None:
+        while path and path not in self._names:
+            path = path.rpartition(".")[0]
+        return path or None
+
+
+def block_names(model: nn.Module) -> Iterator[str]:
+    """Paths of the modules two levels below the root, or one level where nothing is below; lists are opened."""
+
+    def walk(prefix: str, module: nn.Module, depth: int) -> Iterator[str]:
+        for name, child in module.named_children():
+            is_list = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            is_leaf = next(child.children(), None) is None
+            if not is_list and (depth >= 2 or is_leaf):
+                yield f"{prefix}{name}"
+            else:
+                yield from walk(f"{prefix}{name}.", child, depth + 1)
+
+    yield from walk("", model, 1)
+
+
+def _largest_of(values: Sequence[Tensor]) -> float:
+    """The largest absolute value of the finite elements; NaN when there is none."""
+    peaks = []
+    for value in (value.detach() for value in values):
+        limits = ValueRange.of(value)
+        finite = value[value.isfinite()] if limits.is_bad else value
+        if finite.numel():
+            peaks.append((ValueRange.of(finite) if limits.is_bad else limits).peak)
+    return max(peaks, default=math.nan)

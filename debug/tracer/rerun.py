@@ -1,174 +1,271 @@
-"""One step gone through under the recorder, just as the stepper computes it, and what came out bad."""
+"""Runs one step under the recorder, exactly as the training step computes it, and collects what came out bad.
 
-from collections.abc import Iterable, Iterator, Mapping
+Network, batch and random states are afterwards what they were, whatever happens in the step.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from debug.tracer.growth import GrowthTable
-from debug.tracer.inputs import is_statistic, num_classes_of
-from debug.tracer.locations import ModuleStack
-from debug.tracer.recorder import Recorder
-from debug.tracer.side_effect_free import untouched
-from debug.tracer.tensor_stats import replace_nonfinite
+from debug.tracer.findings import BadInput, GrowthTable
+from debug.tracer.operations import replace_nonfinite, rows_with
+from debug.tracer.recorder import ModuleStack, Recorder
 from ops.batch import Batch, network_input
 from ops.precision import autocast
-from ops.random_states import restore_random_states
+from ops.random_states import random_states, restore_random_states
 from train.objective import DistillationObjective, Objective
+
+LARGEST_PIXEL = 65535  # absolute value, of images with 16 bits; larger values are no pixels
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a trace goes through. `buffers` and `random` are put in place for it where they are given."""
+class TracedStep:
+    """A step to trace, and what it began with."""
 
     model: nn.Module
     objective: Objective
     batch: Batch
     precision: torch.dtype
-    scale: float = 1.0
+    scale: float = 1.0  # of the gradients, as the gradient scaler had it
     sum_over_batch: bool = True
-    buffers: Mapping[str, Tensor] | None = None
-    random: Mapping[str, Any] | None = None
+    buffers: Mapping[str, Tensor] | None = None  # of `model`, from before the step, by name; None: as they are
+    random: Mapping[str, Any] | None = None  # `random_states()` from before the step; None: as they are
+    weights_file: str | Path | None = None  # that the run started from
 
+    @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """Prefix of the names -> the network, what is learned beside it, and the teacher."""
+        """Prefix of the names -> the network, the modules that are trained beside it, and the teacher."""
         found: dict[str, nn.Module] = {"": self.model}
-        for one in self.objective.extra_modules:
-            found[type(one).__name__] = one
+        for module in self.objective.extra_modules:
+            found[type(module).__name__] = module
         if isinstance(self.objective, DistillationObjective):
-            known = num_classes_of(self.model, self.objective) or 1
-            found["teacher"] = self.objective.teacher.as_student(known).network
+            num_classes = self.num_classes or 1
+            found["teacher"] = self.objective.teacher.as_student(num_classes).network
         return found
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> every parameter and buffer of `modules`."""
+        return {
+            f"{prefix}.{name}" if prefix else name: value
+            for prefix, module in self.modules.items()
+            for name, value in (*module.named_parameters(), *module.named_buffers())
+        }
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that the network or its loss knows; None when neither has the attribute."""
+        owners = (self.model, self.objective, getattr(self.objective, "loss", None))
+        counts = (getattr(owner, "num_classes", None) for owner in owners)
+        return next((count for count in counts if isinstance(count, int)), None)
 
 
 @dataclass
-class Outcome:
-    """What the step came to. `ends`: the operations behind what is bad; `leaves`: bad leaves it came to untouched."""
+class TracedResult:
+    """What the step computed. `ends`: the operations that produced what is bad; `leaves`: bad leaves among it."""
 
     recorder: Recorder
     table: GrowthTable
     ends: tuple[int, ...] = ()
     leaves: tuple[str, ...] = ()
-    bad: tuple[str, ...] = ()  # what is bad, in words: the loss, a buffer, a gradient
+    bad: tuple[str, ...] = ()  # names of what is bad: the loss, a buffer, a gradient
     gradient_of: dict[int, str] = field(default_factory=dict)  # operation -> the parameter whose gradient it wrote
     parts: dict[str, float] = field(default_factory=dict)
-    part_ops: dict[str, int] = field(default_factory=dict)  # the operation that a part of the loss comes from
+    part_ops: dict[str, int] = field(default_factory=dict)  # part of the loss -> the operation that produced it
     error: str = ""
 
+    def take(self, values: Mapping[str, Tensor]) -> None:
+        """Keep the names of the values that are bad, and the operations or leaves that they come from."""
+        ends, leaves, bad = [], [], []
+        for name, value in values.items():
+            if value.detach().isfinite().all():
+                continue
+            bad.append(name)
+            writers = self.recorder.bad_writers(value)
+            ends += writers
+            if not writers:
+                leaves.append(self.recorder.leaf_of(value))
+        self.bad, self.leaves = tuple(bad), tuple(dict.fromkeys(leaves))
+        self.ends = tuple(dict.fromkeys(ends))
 
-def run(step: Step, healed: frozenset[int] = frozenset(), healed_leaves: frozenset[str] = frozenset()) -> Outcome:
-    """Forward, loss and backward once; network, gradients and random states are afterwards what they were.
 
-    `healed`, `healed_leaves`: operations and leaves whose bad values are taken for zeros. What the step raises is kept
-    in the outcome, with all that was seen before it.
+def run(
+    step: TracedStep, zeroed: frozenset[int] = frozenset(), zeroed_leaves: frozenset[str] = frozenset()
+) -> TracedResult:
+    """Forward pass, loss and backward pass, once.
+
+    `zeroed`, `zeroed_leaves`: operations and leaves whose bad values are replaced by zeros. An exception of the step is
+    kept in the result, with all that was recorded before it.
     """
-    modules = step.modules()
     batch = step.batch
-    with untouched(list(modules.values()), (batch.images, batch.boxes, batch.labels, batch.valid)):
-        _prepare(step, modules, healed_leaves)
-        recorder = Recorder(ModuleStack(modules), len(batch), healed)
-        outcome = Outcome(recorder, GrowthTable(step.model, recorder))
-        for prefix, module in modules.items():
-            recorder.name_module(f"{prefix}." if prefix else "", module)
+    with side_effect_free(list(step.modules.values()), (batch.images, batch.boxes, batch.labels, batch.valid)):
+        _prepare(step, zeroed_leaves)
+        recorder = Recorder(ModuleStack(step.modules), len(batch), zeroed)
+        result = TracedResult(recorder, GrowthTable(step.model, recorder))
+        for name, value in step.tensors.items():
+            recorder.name_leaf(name, value, is_weight=True)
         for name in ("images", "boxes"):
             recorder.name_leaf(name, getattr(batch, name))
         try:
             with torch.enable_grad(), recorder.recording():
-                _compute(step, outcome)
-        except Exception as error:  # it is told on the page: a trace must not hide what it was made for
-            outcome.error = f"{type(error).__name__}: {error}"
-    outcome.table.take_gradients(recorder.ops)
-    return outcome
+                total = _forward(step, result)
+                if not result.bad and total.requires_grad:
+                    recorder.is_backward = True
+                    _backward(step, result, total)
+        except Exception as error:  # the report names it: a trace must not hide what it was made for
+            result.error = f"{type(error).__name__}: {error}"
+    result.table.take_gradients(recorder.ops)
+    return result
 
 
-def _prepare(step: Step, modules: Mapping[str, nn.Module], healed_leaves: frozenset[str]) -> None:
+@contextmanager
+def side_effect_free(modules: Sequence[nn.Module], tensors: Sequence[Tensor] = ()) -> Iterator[None]:
+    """After the block, also after an exception, everything is bit for bit as before.
+
+    Restored are weights, buffers, gradients, `requires_grad`, the modes of the modules, `tensors`, and every random
+    state. Needs the memory of all these once more.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    all_tensors = [*parameters, *(buffer for module in modules for buffer in module.buffers()), *tensors]
+    values = [tensor.detach().clone(memory_format=torch.preserve_format) for tensor in all_tensors]
+    gradients = [(p.grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    are_trained = [parameter.requires_grad for parameter in parameters]
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    states = random_states()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(all_tensors, values, strict=True):
+                tensor.copy_(value)
+            for parameter, (gradient, value), is_trained in zip(parameters, gradients, are_trained, strict=True):
+                parameter.requires_grad_(is_trained)
+                parameter.grad = None if gradient is None or value is None else gradient.copy_(value)
+        for part, is_training in modes:
+            part.training = is_training
+        restore_random_states(states)
+
+
+def bad_inputs(batch: Batch, num_classes: int | None) -> list[BadInput]:
+    """Pixels and boxes that are not finite, pixels far out of range, and labels that are no class.
+
+    Boxes of the padding count, because the loss computes with them; labels of the padding may be anything.
+    """
+    found = []
+
+    def add(part: str, is_bad: Tensor, describe: Callable[[], str]) -> None:
+        if rows := rows_with(is_bad):
+            ids = batch.image_ids
+            names = tuple(ids[row] if row < len(ids) else f"row {row}" for row in rows)
+            found.append(BadInput(part, describe(), names))
+
+    if batch.images.is_floating_point():
+        is_bad = ~batch.images.isfinite()
+        add("images", is_bad, lambda: f"{int(is_bad.sum())} pixel values are NaN or infinite")
+        if not found:
+            size = batch.images.abs()
+            add("images", size > LARGEST_PIXEL, lambda: f"pixel values up to {size.max():.3g}, expected 0 .. 255")
+    is_bad_box = ~batch.boxes.isfinite().all(dim=-1)
+    padding = int((is_bad_box & ~batch.valid).sum())
+    in_padding = f", {padding} of them padding" if padding else ""
+    add("boxes", is_bad_box, lambda: f"{int(is_bad_box.sum())} boxes are NaN or infinite{in_padding}")
+    if num_classes is not None:
+        is_bad_label = ((batch.labels < 0) | (batch.labels >= num_classes)) & batch.valid
+        values = ", ".join(map(str, sorted(set(batch.labels[is_bad_label].tolist()))))
+        add("labels", is_bad_label, lambda: f"labels {values} are outside of the classes 0 .. {num_classes - 1}")
+    return found
+
+
+def bad_weights(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights and buffers that are not finite.
+
+    Infinities in a buffer may be intended, as in masks, unless it is a statistic of batch norm.
+    """
+    return [
+        name
+        for name, value in tensors.items()
+        if value.isnan().any()
+        or ((isinstance(value, nn.Parameter) or _is_statistic(name)) and not value.detach().isfinite().all())
+    ]
+
+
+def _is_statistic(name: str) -> bool:
+    """Is a buffer of this name a running mean or variance of batch norm?"""
+    return name.rpartition(".")[2].startswith("running_")
+
+
+def _prepare(step: TracedStep, zeroed_leaves: frozenset[str]) -> None:
+    """Put back buffers and random states from before the step, and replace the bad values of some leaves."""
     if step.random is not None:
         restore_random_states(dict(step.random))
-    leaves = {name: getattr(step.batch, name) for name in ("images", "boxes")}
+    leaves = {**step.tensors, "images": step.batch.images, "boxes": step.batch.boxes}
     with torch.no_grad():
-        own = dict(step.model.named_buffers())
+        buffers = dict(step.model.named_buffers())
         for name, value in (step.buffers or {}).items():
-            if name in own:
-                own[name].copy_(value)
-        for prefix, module in modules.items():
-            for name, value in (*module.named_parameters(), *module.named_buffers()):
-                leaves[f"{prefix}.{name}" if prefix else name] = value
-        for name in healed_leaves & leaves.keys():
+            if name in buffers:
+                buffers[name].copy_(value)
+        for name in zeroed_leaves & leaves.keys():
             replace_nonfinite(leaves[name])
 
 
-def _compute(step: Step, outcome: Outcome) -> None:
-    total = _forward(step, outcome)
-    if not outcome.bad and total.requires_grad:
-        outcome.recorder.is_backward = True
-        _backward(step, outcome, total)
-
-
-def _forward(step: Step, outcome: Outcome) -> Tensor:
-    """The loss; what is bad is kept, the statistics too, for what batch norm cannot hold leaves through it as zeros."""
-    recorder = outcome.recorder
+def _forward(step: TracedStep, result: TracedResult) -> Tensor:
+    """The loss. Batch norm's statistics are checked too: a batch that overflows them leaves batch norm as zeros."""
     with autocast(step.batch.images.device, step.precision):
         out = step.objective(step.model, network_input(step.batch.images), step.batch)
-    with recorder.paused():
-        outcome.parts = {name: float(value) for name, value in out.parts.items()}
+    with result.recorder.paused():
+        result.parts = {name: float(value) for name, value in out.parts.items()}
         for name, value in out.parts.items():
-            if (writer := recorder.last_writer(value)) is not None:
-                outcome.part_ops[name] = writer
-        statistics = {name: value for name, value in step.model.named_buffers() if is_statistic(name)}
+            if (writer := result.recorder.last_writer(value)) is not None:
+                result.part_ops[name] = writer
         for values in (
-            {"the loss": out.total, **{f"the part {name}": one for name, one in out.parts.items()}},
-            {f"what it is made from ({name})": one for name, one in out.watched.items()},
-            statistics,
+            {"the loss": out.total, **{f"the loss part {name}": value for name, value in out.parts.items()}},
+            {f"an input of the loss ({name})": value for name, value in out.watched.items()},
+            {name: value for name, value in step.model.named_buffers() if _is_statistic(name)},
         ):
-            if not outcome.bad:
-                _take(outcome, values)
+            if not result.bad:
+                result.take(values)
     return out.total
 
 
-def _backward(step: Step, outcome: Outcome, total: Tensor) -> None:
-    """As the stepper does, but that the gradients go nowhere; then their norm, which may overflow."""
-    recorder = outcome.recorder
+def _backward(step: TracedStep, result: TracedResult, total: Tensor) -> None:
+    """As the training step does it, then the norm of the gradients, which may overflow. No gradient is kept."""
     parameters = {
-        (f"{prefix}.{name}" if prefix else name): one
-        for prefix, module in step.modules().items()
-        for name, one in module.named_parameters()
-        if one.requires_grad
+        name: value for name, value in step.tensors.items() if isinstance(value, nn.Parameter) and value.requires_grad
     }
     if not parameters:
         return
     total = total * (float(len(step.batch)) if step.sum_over_batch else 1.0) * step.scale
-    with _gradients_of_others(total, parameters.values()):
-        for one in parameters.values():
-            one.grad = None
-        total.backward()  # not autograd.grad: hooks behind a gradient run, and checkpoint(use_reentrant=True) allows it
-    found = {name: one.grad for name, one in parameters.items() if one.grad is not None}
+    with _foreign_gradients_kept(total, parameters.values()):
+        for parameter in parameters.values():
+            parameter.grad = None
+        total.backward()  # unlike autograd.grad, it runs gradient hooks and allows checkpoint(use_reentrant=True)
+    gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
+    recorder = result.recorder
     with recorder.paused():
-        _take(outcome, {f"the gradient of {name}": one for name, one in found.items()})
-        for name, one in found.items():
-            for index in _behind_copies(recorder, one):
-                outcome.gradient_of.setdefault(index, name)
-    if not outcome.bad and found:
-        norms = torch.stack([torch.linalg.vector_norm(one / step.scale) for one in found.values()])
+        result.take({f"the gradient of {name}": gradient for name, gradient in gradients.items()})
+        for name, gradient in gradients.items():
+            for index in recorder.bad_writers(gradient):
+                op = recorder.ops[index]
+                copied = op.bad_reads if op.base in ("clone", "copy") else ()
+                for writer in (index, *copied):
+                    result.gradient_of.setdefault(writer, name)
+    if not result.bad and gradients:
+        norms = torch.stack([torch.linalg.vector_norm(gradient / step.scale) for gradient in gradients.values()])
         norm = torch.linalg.vector_norm(norms)
         with recorder.paused():
-            _take(outcome, {"the gradient's norm": norm})
-
-
-def _behind_copies(recorder: Recorder, gradient: Tensor) -> Iterator[int]:
-    """The operations that put bad values into a gradient, and those whose result it is a copy of."""
-    for index in recorder.bad_writers(gradient):
-        yield index
-        if recorder.ops[index].base in ("clone", "copy_"):
-            yield from recorder.ops[index].bad_reads
+            result.take({"the norm of the gradients": norm})
 
 
 @contextmanager
-def _gradients_of_others(total: Tensor, ours: Iterable[Tensor]) -> Iterator[None]:
-    """Within the block, a backward pass of `total` may fill gradients of leaves not ours; they are put back."""
-    known, nodes, waiting = {id(one) for one in ours}, set(), [total.grad_fn]
+def _foreign_gradients_kept(total: Tensor, own: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block, a backward pass of `total` may write gradients of leaves not in `own`; they are restored."""
+    own_ids, nodes, waiting = {id(tensor) for tensor in own}, set(), [total.grad_fn]
     leaves: list[Tensor] = []
     while waiting:
         node = waiting.pop()
@@ -176,29 +273,14 @@ def _gradients_of_others(total: Tensor, ours: Iterable[Tensor]) -> Iterator[None
             continue
         nodes.add(node)
         leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
+        if leaf is not None and id(leaf) not in own_ids:
             leaves.append(leaf)
         waiting += [after for after, _ in node.next_functions]
-    gradients = [one.grad for one in leaves]
-    for one in leaves:
-        one.grad = None
+    gradients = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
     try:
         yield
     finally:
-        for one, gradient in zip(leaves, gradients, strict=True):
-            one.grad = gradient
-
-
-def _take(outcome: Outcome, values: Mapping[str, Tensor]) -> None:
-    """Keep those that are bad, and the operations or leaves behind them."""
-    recorder, ends, leaves, bad = outcome.recorder, [], [], []
-    for name, value in values.items():
-        if value.detach().isfinite().all():
-            continue
-        bad.append(name)
-        writers = recorder.bad_writers(value)
-        ends += writers
-        if not writers:
-            leaves.append(recorder.leaf_of(value))
-    outcome.bad, outcome.leaves = tuple(bad), tuple(dict.fromkeys(leaves))
-    outcome.ends = tuple(dict.fromkeys(ends))
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient

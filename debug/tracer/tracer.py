@@ -1,268 +1,297 @@
-"""Where a bad value was born: the step is gone through again, operation by operation, and followed back from its end.
+"""Finds the operation that first produced a bad value: the step is run again under the recorder and followed backwards.
 
-Bad: NaN or infinite; and a part of the loss below zero, which no divergence and no cross-entropy may be.
+A value is bad when it is NaN or infinite. A part of the loss below zero is traced, too, because all parts are
+divergences, cross-entropies or 1 - CIoU.
+
+Every operation that read a bad value is followed back to operations that read none: the candidates, called origins.
+Infinities that are masked away lie on no such path, so they are no candidates. When several candidates remain, the step
+is run again for each of them, with the bad values of all others replaced by zeros.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from config.errors import UserError
-from debug.tracer.causes import likely_cause
-from debug.tracer.findings import Jump, Passed, Phase, Producer, Trace
-from debug.tracer.inputs import bad_inputs, bad_weights, num_classes_of
-from debug.tracer.lineage import (
-    Birth,
-    ancestry,
-    births,
-    descendants,
-    first_look_out,
-    harmed_by,
-    turned_negative,
-)
-from debug.tracer.locations import Frame
-from debug.tracer.operations import CONSTANT, NEGATIVE_FACTOR, UNWRITTEN, Op
-from debug.tracer.rerun import Outcome, Step, run
+from debug.tracer.causes import BELOW_ZERO_SOURCE, NEGATIVE_FACTOR, likely_cause
+from debug.tracer.findings import GradientJump, PassedOn, Phase, Producer, Trace
+from debug.tracer.operations import CONSTANT, UNINITIALISED, Operation
+from debug.tracer.rerun import TracedResult, TracedStep, bad_inputs, bad_weights, run
 from model.weightsfile import read_weights
-from ops.batch import Batch
 from ops.precision import dtype_name
 from train.guard import BELOW_ZERO
-from train.objective import Objective
 
-TRIED_OUT = 6  # candidates, at most, that are tried one by one
-WORTH_A_LINE = 1e5  # times what it read: an operation of the backward pass that multiplies so is shown
+MOST_TRIALS = 6  # candidates that are tried alone
+STEEP_JUMP = 1e5  # ratio of a backward result to what it read, from which it is reported
 
-__all__ = ["Trace", "trace"]
+# Operations that place values and compute nothing; and the sum, by which masks of infinities are added to scores.
+PLACING = {
+    "masked_fill", "full", "full_like", "new_full", "fill", "where", "index_fill", "index_put", "scatter", "copy",
+    "constant_pad_nd", "masked_scatter", "cat", "stack", "clone", "_to_copy", "scalar_tensor", "add",
+}  # fmt: skip
+JOINING = {"stack", "cat", "add", "sum", "mean"}  # their result is negative when all that they read is negative
 
 
-def trace(  # noqa: PLR0913 (the step, and what it began with)
-    model: nn.Module,
-    objective: Objective,
-    batch: Batch,
-    precision: torch.dtype,
-    *,
-    scale: float = 1.0,
-    sum_over_batch: bool = True,
-    buffers: Mapping[str, Tensor] | None = None,
-    random: Mapping[str, Any] | None = None,
-    weights_file: str | Path | None = None,
-) -> Trace:
-    """Forward, loss and backward of `batch` again, watched; what made the first bad value that reached their end.
+class Origin(NamedTuple):
+    """Where a bad value began: in an operation, or in a leaf that this operation was the first to read."""
 
-    `scale`: of the gradients, as the scaler had it. `buffers` (by their names) and `random` (`random_states()`) are
-    put in place for the trace: those from before the step. `weights_file`: what the run started from, to tell whether
-    a bad weight came with it. Weights, buffers, gradients, modes and random states are afterwards bit for bit what they
-    were; what the step raises is told in `Trace.error`. A batch with nothing wrong gives the growth table alone.
+    op: int
+    leaf: str | None = None  # a weight's name, a part of the batch; None: the operation itself produced it
+
+
+def trace(step: TracedStep) -> Trace:
+    """Run forward pass, loss and backward pass of a step again and name what first produced a bad value.
+
+    Weights, buffers, gradients, modes and random states are afterwards bit for bit what they were. An exception of the
+    step is kept in `Trace.error`. A step without bad values gives the growth table alone.
     """
     started = time.perf_counter()
-    step = Step(model, objective, batch, precision, scale, sum_over_batch, buffers, random)
-    found = Trace(image_ids=batch.image_ids, precision=dtype_name(precision))
-    found.bad_inputs = bad_inputs(batch, num_classes_of(model, objective))
-    found.bad_weights = bad_weights(step.modules())
-    if any(one.part == "labels" for one in found.bad_inputs):
-        _blame_input(found, "labels", "they were looked at before anything was computed")  # on a GPU they would kill it
+    found = Trace(image_ids=step.batch.image_ids, precision=dtype_name(step.precision))
+    found.bad_inputs = bad_inputs(step.batch, step.num_classes)
+    found.bad_weights = bad_weights(step.tensors)
+    if any(bad.part == "labels" for bad in found.bad_inputs):  # on a GPU, computing with them would abort the process
+        _set_input(found, "labels", "the labels were checked before anything was computed")
     else:
-        outcome = run(step)
-        _keep(found, outcome)
-        _judge(found, step, outcome)
-    found.phase = found.producer.phase if found.producer else None
-    found.is_reproduced = found.producer is not None
+        result = run(step)
+        _take_result(found, result)
+        _set_producer(found, step, result)
     found.cause = likely_cause(found)
     is_own = found.producer is not None and not (found.producer.tensor or "").startswith("teacher.")
-    if found.phase == "weights" and weights_file is not None and is_own:
-        found.notes = [*found.notes, _in_the_file(found, Path(weights_file))]
+    if found.phase == "weights" and step.weights_file is not None and is_own:
+        found.notes = [*found.notes, _compare_with_file(found, Path(step.weights_file))]
     found.seconds = time.perf_counter() - started
     return found
 
 
-def _keep(found: Trace, outcome: Outcome) -> None:
-    ops = outcome.recorder.ops
-    found.growth, found.probes = outcome.table.blocks, outcome.recorder.probes
-    found.parts, found.error, found.operations = outcome.parts, outcome.error, len(ops)
-    behind = ancestry(ops, outcome.ends)
-    found.harmless = sum(
-        op.is_bad and not op.bad_reads and not op.bad_leaves and op.index not in behind for op in ops
-    ) * (not outcome.error)
-    found.jump = _sharpest_jump(ops)
-
-
-def _judge(found: Trace, step: Step, outcome: Outcome) -> None:
-    """Name the producer: of what is bad at the end, else of what is negative, else a bad input or weight by itself."""
-    ops = outcome.recorder.ops
-    ends = outcome.ends or (tuple(op.index for op in ops if op.is_bad)[-1:] if outcome.error else ())
-    candidates = births(ops, ends)
-    if candidates:
-        birth, how = _tried_out(step, outcome, candidates)
-        origin, birth = birth, harmed_by(ops, birth, ends, _masks(step, found))
-        found.producer = _producer(outcome, birth, origin, step)
-        found.passed_on = [_passed(ops[index]) for index in descendants(ops, birth, ends)]
-        found.how = f"{_end_in_words(outcome)} goes back to it through {len(found.passed_on)} operations{how}"
-    elif outcome.leaves:
-        _blame_leaf(found, outcome.leaves[0], f"{_end_in_words(outcome)} is made of it")
-    elif negative := _negative_part(outcome):
-        _blame_negative(found, outcome, negative)
-    elif found.bad_inputs:
-        _blame_input(
-            found, found.bad_inputs[0].part, "it was found in the batch; loss and gradients are finite all the same"
+def _take_result(found: Trace, result: TracedResult) -> None:
+    ops = result.recorder.ops
+    found.growth, found.probes = result.table.blocks, result.recorder.probes
+    found.parts, found.error, found.num_operations = result.parts, result.error, len(ops)
+    if not result.error:
+        harmful = ancestry(ops, result.ends)
+        found.num_harmless = sum(
+            op.is_bad and not op.bad_reads and not op.bad_leaves and op.index not in harmful for op in ops
         )
+    for op in ops:
+        # Only the tracer's own product with the scale has no line.
+        if not op.is_backward or op.is_bad or op.location.line is None:
+            continue
+        before = max((ops[index].range.peak for index in op.reads if not ops[index].is_bad), default=0.0)
+        steepest = found.jump.after / found.jump.before if found.jump else STEEP_JUMP
+        if before > 0 and op.range.peak / before > steepest:
+            place = op.location
+            found.jump = GradientJump(op.name, op.node or "", place.module, op.location.line, before, op.range.peak)
+
+
+def _set_producer(found: Trace, step: TracedStep, result: TracedResult) -> None:
+    """The producer of what is bad at the end; else of what is negative; else a bad input or weight by itself."""
+    ops = result.recorder.ops
+    ends = result.ends or (tuple(op.index for op in ops if op.is_bad)[-1:] if result.error else ())
+    candidates = find_origins(ops, ends)
+    what = "the error"
+    if result.bad:
+        first, *others = result.bad
+        what = f"{first} (and {len(others)} more)" if others else first
+    negative = [name for name, value in result.parts.items() if value < BELOW_ZERO and name in result.part_ops]
+    no_effect = "it was found in the {}, but loss and gradients are finite"
+    if candidates:
+        origin, trials = _choose(step, result, candidates)
+        buffers = {name for name, value in step.tensors.items() if not isinstance(value, nn.Parameter)}
+        harm = first_harm(ops, origin, ends, allowed=buffers - {*found.bad_weights})
+        found.producer = _producer_of(step, result, harm, origin)
+        found.passed_on = [
+            PassedOn(f"{op.name} ({op.node})" if op.node else op.name, op.location.module, op.location.line)
+            for op in (ops[index] for index in descendants(ops, harm, ends))
+        ]
+        found.evidence = f"{what} was followed back to it through {len(found.passed_on)} operations{trials}"
+    elif result.leaves:
+        found.producer, found.evidence = _leaf_producer(result.leaves[0]), f"{what} consists of it"
+    elif negative:
+        _set_negative(found, result, negative[0])
+    elif found.bad_inputs:
+        _set_input(found, found.bad_inputs[0].part, no_effect.format("batch"))
     elif found.bad_weights:
-        how = "it was found in the network; loss and gradients are finite all the same"
-        _blame_leaf(found, found.bad_weights[0], how)
-    if found.producer is not None and found.producer.phase == "input":
-        for one in found.bad_inputs:
-            if one.part == found.producer.tensor:
-                _blame_input(found, one.part, found.how)
+        found.producer, found.evidence = _leaf_producer(found.bad_weights[0]), no_effect.format("network")
+    if found.producer is not None and found.producer.phase == "input" and found.producer.tensor:
+        _set_input(found, found.producer.tensor, found.evidence)
 
 
-def _masks(step: Step, found: Trace) -> set[str]:
-    """Names of the buffers whose infinities are meant."""
-    buffers = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in step.modules().items()
-        for name, _ in module.named_buffers()
-    }
-    return buffers - {*found.bad_weights}
-
-
-def _tried_out(step: Step, outcome: Outcome, candidates: list[Birth]) -> tuple[Birth, str]:
-    """Of several candidates the first that spoils the end although all others are healed."""
+def _choose(step: TracedStep, result: TracedResult, candidates: list[Origin]) -> tuple[Origin, str]:
+    """The first candidate whose bad value reaches the end although all others are zeros; and what was tried."""
     if len(candidates) == 1:
         return candidates[0], ""
-    asked = candidates[:TRIED_OUT]
-    for birth in asked:
-        others = [one for one in candidates if one != birth]
+    for candidate in candidates[:MOST_TRIALS]:
+        others = [origin for origin in candidates if origin != candidate]
         again = run(
             step,
-            frozenset(one.op for one in others if one.leaf is None and one.op != birth.op),
-            frozenset(one.leaf for one in others if one.leaf is not None),
+            frozenset(origin.op for origin in others if origin.leaf is None and origin.op != candidate.op),
+            frozenset(origin.leaf for origin in others if origin.leaf is not None),
         )
-        if again.bad or (again.error and again.error == outcome.error):
-            count = len(candidates) - 1
-            return (
-                birth,
-                f"; {count} other{'s' * (count > 1)} mixed in was tried out: it alone, the rest healed, spoils it",
-            )
-    return candidates[0], f"; {len(candidates)} places spoil it only together, this is the first"
+        if again.bad or (again.error and again.error == result.error):
+            plural = "s" * (len(others) > 1)
+            return candidate, f"; {len(others)} other candidate{plural} replaced by zeros: the result is still bad"
+    return candidates[0], f"; only {len(candidates)} candidates together make the result bad, this is the first"
 
 
-def _producer(outcome: Outcome, birth: Birth, origin: Birth, step: Step) -> Producer:
-    op = outcome.recorder.ops[birth.op]
-    if birth.leaf is not None:
-        return _leaf_producer(birth.leaf, op, _written_in_place(outcome, birth.leaf))
+def _producer_of(step: TracedStep, result: TracedResult, harm: Origin, origin: Origin) -> Producer:
+    """`harm`: the first operation at fault; `origin`: the same, or the intended infinity that it turned into NaN."""
+    recorder = result.recorder
+    op = recorder.ops[harm.op]
+    if harm.leaf is not None:
+        return _leaf_producer(harm.leaf, op, _overwritten(result, harm.leaf))
     source = None
     if origin.leaf is not None:
         source = f"an infinity in {origin.leaf}"
-    elif origin != birth:
-        first = outcome.recorder.ops[origin.op]
-        place = f" at {_place(first)}" if first.site.frames else ""
-        source = f"an infinity written by {first.name}{place}"
-    elif UNWRITTEN in op.bad_leaves or CONSTANT in op.bad_leaves:
-        source = UNWRITTEN if UNWRITTEN in op.bad_leaves else CONSTANT
+    elif origin != harm:
+        source = f"an infinity written by {_op_with_line(recorder.ops[origin.op])}"
+    elif UNINITIALISED in op.bad_leaves or CONSTANT in op.bad_leaves:
+        source = UNINITIALISED if UNINITIALISED in op.bad_leaves else CONSTANT
     elif op.has_bad_number:
         source = "a number in the call"
-    learned = {type(one).__name__ for one in step.objective.extra_modules}
-    networks = {name.partition(".")[0] for name in outcome.recorder.modules.names.values()} - learned
-    image_ids = step.batch.image_ids
-    tensor = first_look_out(outcome.recorder.ops, birth, outcome.recorder.bad_probes)
-    if tensor is None and birth.op in outcome.gradient_of:
-        tensor = f"the gradient of {outcome.gradient_of[birth.op]}"
+    # The first named tensor that saw the value.
+    seen_by = (name for name, ops in recorder.bad_probes.items() if harm.op in ancestry(recorder.ops, ops))
+    tensor = next(seen_by, None)
+    if tensor is None and harm.op in result.gradient_of:
+        tensor = f"the gradient of {result.gradient_of[harm.op]}"
+    trained_beside = {type(module).__name__ for module in step.objective.extra_modules}
+    networks = {name.partition(".")[0] for name in recorder.modules.names.values()} - trained_beside
+    is_in_network = op.location.module.partition(".")[0] in networks
+    phase: Phase = "backward" if op.is_backward else "forward" if is_in_network else "loss"
+    ids = step.batch.image_ids
     return Producer(
-        _phase_of(op, networks), op.name, op.site.module, op.site.frames, tensor, op.node, op.inputs, op.outputs,
-        op.numbers, tuple(image_ids[row] for row in op.rows if row < len(image_ids)), source,
+        phase, op.name, op.location.module, op.location.lines, tensor, op.node, op.inputs, op.outputs, op.numbers,
+        tuple(ids[row] for row in op.rows if row < len(ids)), source,
     )  # fmt: skip
 
 
-def _written_in_place(outcome: Outcome, leaf: str) -> str | None:
-    """Which operation of the step writes a weight, which none should: this step may have spoilt it itself."""
-    recorder = outcome.recorder
-    for op in recorder.ops:
-        if recorder.is_written_by(op, leaf) and "batch_norm" not in op.base:
-            place = f" at {_place(op)}" if op.site.frames else ""
-            return f"{op.name}{place} writes it in the middle of the step: it may have been spoilt there"
+def _leaf_producer(leaf: str, op: Operation | None = None, source: str | None = None) -> Producer:
+    """`op`: the first operation that read the leaf."""
+    phase: Phase = "input" if leaf in ("images", "boxes", "labels") else "weights"
+    if op is None:
+        return Producer(phase, "", tensor=leaf, source=source)
+    inputs = tuple(stats for stats in op.inputs if stats.name == leaf)
+    return Producer(phase, "", op.location.module, op.location.lines, leaf, inputs=inputs, source=source)
+
+
+def _overwritten(result: TracedResult, leaf: str) -> str | None:
+    """No step should write its weights: an operation that does may have produced the bad value in an earlier step."""
+    for op in result.recorder.ops:
+        if result.recorder.has_written(op, leaf) and "batch_norm" not in op.base:
+            return f"{_op_with_line(op)} writes it during the step and may have made it bad"
     return None
 
 
-def _leaf_producer(leaf: str, op: Op | None = None, source: str | None = None) -> Producer:
-    phase: Phase = "input" if leaf in ("images", "boxes", "labels") else "weights"
-    reader = () if op is None else op.site.frames
-    seen = tuple(one for one in op.inputs if one.name == leaf) if op else ()
-    return Producer(phase, "", op.site.module if op else "", reader, leaf, None, seen, source=source)
+def _op_with_line(op: Operation) -> str:
+    return f"{op.name} at {op.location.line}" if op.location.line else op.name
 
 
-def _phase_of(op: Op, networks: set[str]) -> Phase:
-    if op.is_backward:
-        return "backward"
-    return "forward" if op.site.module.partition(".")[0] in networks else "loss"
+def _set_input(found: Trace, part: str, evidence: str) -> None:
+    bad = next((bad for bad in found.bad_inputs if bad.part == part), None)
+    if bad is not None:
+        found.producer = Producer("input", "", tensor=part, image_ids=bad.image_ids, source=bad.description)
+        found.evidence = evidence
 
 
-def _blame_leaf(found: Trace, leaf: str, how: str) -> None:
-    found.producer, found.how = _leaf_producer(leaf), how
+def _set_negative(found: Trace, result: TracedResult, part: str) -> None:
+    ops = result.recorder.ops
+    op = ops[first_negative(ops, result.part_ops[part])]
+    lows = [ops[index].range.low for index in op.reads]
+    is_factor = op.base in ("mul", "div", "neg") and lows and min(lows) >= 0
+    found.producer = Producer(
+        "loss", op.name, op.location.module, op.location.lines, f"the loss part {part}, {result.parts[part]:.4g}",
+        op.node, source=NEGATIVE_FACTOR if is_factor else BELOW_ZERO_SOURCE,
+    )  # fmt: skip
+    found.evidence = f"the loss part {part} is below zero, and this operation is the first one whose result is negative"
 
 
-def _blame_input(found: Trace, part: str, how: str) -> None:
-    bad = next(one for one in found.bad_inputs if one.part == part)
-    found.producer = Producer("input", "", tensor=part, image_ids=bad.image_ids, source=bad.words)
-    found.how = how
-
-
-def _negative_part(outcome: Outcome) -> str | None:
-    below = (name for name, value in outcome.parts.items() if value < BELOW_ZERO and name in outcome.part_ops)
-    return next(below, None)
-
-
-def _blame_negative(found: Trace, outcome: Outcome, part: str) -> None:
-    ops = outcome.recorder.ops
-    op = ops[turned_negative(ops, outcome.part_ops[part])]
-    name = f"the part {part}, {outcome.parts[part]:.4g}"
-    lows = [ops[index].span.low for index in op.reads]
-    is_factor = op.base.rstrip("_") in ("mul", "div", "neg") and lows and min(lows) >= 0
-    source = NEGATIVE_FACTOR if is_factor else "below zero"
-    found.producer = Producer("loss", op.name, op.site.module, op.site.frames, name, op.node, source=source)
-    found.how = f"the part {part} of the loss is below zero, and the first result below zero on its way is this one's"
-
-
-def _passed(op: Op) -> Passed:
-    name = f"{op.name} ({op.node})" if op.node else op.name
-    return Passed(name, op.site.module, _place(op))
-
-
-def _place(op: Op) -> Frame | None:
-    return next(iter(op.site.frames), None)
-
-
-def _end_in_words(outcome: Outcome) -> str:
-    if not outcome.bad:
-        return "the error"
-    first, *others = outcome.bad
-    return f"{first} (and {len(others)} more)" if others else first
-
-
-def _sharpest_jump(ops: list[Op]) -> Jump | None:
-    found: Jump | None = None
-    for op in ops:
-        place = _place(op)
-        if not op.is_backward or op.is_bad or place is None:  # without a place: the tracer's own product with the scale
-            continue
-        before = max((ops[index].span.peak for index in op.reads if not ops[index].is_bad), default=0.0)
-        sharpest = found.after / found.before if found else WORTH_A_LINE
-        if before > 0 and op.span.peak / before > sharpest:
-            found = Jump(op.name, op.node or "", op.site.module, place, before, op.span.peak)
-    return found
-
-
-def _in_the_file(found: Trace, path: Path) -> str:
+def _compare_with_file(found: Trace, path: Path) -> str:
     """Is the first bad weight bad in the file, too?"""
     name = (found.producer.tensor if found.producer else None) or ""
     try:
         value = read_weights(path).tensors.get(name)
     except (UserError, OSError) as error:
-        return f"whether {name} came with the starting weights is not known ({error})"
+        return f"it is not known whether {name} came with the starting weights ({error})"
     if value is None:
         return f"{name} is not in {path}: it did not come with the starting weights"
     if value.isfinite().all():
-        return f"{name} is finite in {path}: it went bad after loading"
+        return f"{name} is finite in {path}: it became bad after loading"
     return f"{name} is bad in {path}: it came with the starting weights"
+
+
+# The graph of operations.
+
+
+def ancestry(ops: Sequence[Operation], ends: Iterable[int]) -> set[int]:
+    """These operations, and all whose bad values they were made from."""
+    found: set[int] = set()
+    waiting = list(ends)
+    while waiting:
+        index = waiting.pop()
+        if index not in found:
+            found.add(index)
+            waiting += ops[index].bad_reads
+    return found
+
+
+def find_origins(ops: Sequence[Operation], ends: Iterable[int]) -> list[Origin]:
+    """The candidates behind these operations, in the order in which they ran.
+
+    A bad leaf is named with its first reader; one without a name counts as its reader.
+    """
+    found: dict[Origin, None] = {}
+    named: set[str] = set()
+    for index in sorted(ancestry(ops, ends)):
+        op = ops[index]
+        if not op.bad_reads and not op.bad_leaves:
+            found[Origin(index)] = None
+        for leaf in op.bad_leaves:
+            is_unnamed = leaf in (CONSTANT, UNINITIALISED)
+            if is_unnamed or leaf not in named:
+                found[Origin(index, None if is_unnamed else leaf)] = None
+                named.add(leaf)
+    return list(found)
+
+
+def first_harm(ops: Sequence[Operation], origin: Origin, ends: Iterable[int], allowed: Iterable[str] = ()) -> Origin:
+    """For an infinity that the code places, as masks do: the first operation that made NaN of it. Else the origin.
+
+    `-inf` is a correct value for what is masked. The fault is where it met zero, itself, or a row without any finite
+    entry. `allowed`: leaves whose infinities are such masks.
+    """
+    op = ops[origin.op]
+    if origin.leaf is not None:
+        is_mask = origin.leaf in allowed
+    else:
+        is_placed = op.has_bad_number or CONSTANT in op.bad_leaves
+        is_mask = is_placed and op.base in PLACING and not op.has_written_nan
+    if not is_mask:
+        return origin
+    for index in sorted(ancestry(ops, ends)):
+        if ops[index].has_written_nan and not ops[index].has_read_nan and origin.op in ancestry(ops, [index]):
+            return Origin(index)
+    return origin
+
+
+def descendants(ops: Sequence[Operation], origin: Origin, ends: Iterable[int]) -> list[int]:
+    """The operations between the origin and the ends that passed the bad value on, in order."""
+    reached = {origin.op}
+    passed = []
+    for index in sorted(ancestry(ops, ends)):
+        if index > origin.op and reached.intersection(ops[index].bad_reads):
+            reached.add(index)
+            passed.append(index)
+    return passed
+
+
+def first_negative(ops: Sequence[Operation], end: int) -> int:
+    """From an operation with a negative result back to the one that made it negative, from terms of both signs."""
+    while True:
+        op = ops[end]
+        negative = [index for index in op.reads if ops[index].range.high < 0]
+        is_sum_of_negatives = op.base in JOINING and len(negative) == len(op.reads)
+        if not negative or not (len(negative) == 1 or is_sum_of_negatives):
+            return end
+        end = negative[0]

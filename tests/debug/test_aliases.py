@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from debug.tracer.aliases import Alias, find_aliases, grouped
+from debug.doctor.aliases import Alias, find_aliases, grouped
 from model import YoloModel
 
 

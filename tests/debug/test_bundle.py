@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from config.errors import UserError
 from debug.tracer.bundle import read_bundle, replay, write_bundle
-from debug.tracer.report_text import report_text
+from debug.tracer.report import report_text
+from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
 from model import YoloModel, build_model
 from ops.batch import Batch
@@ -43,12 +44,10 @@ def written(squares_config, tmp_path):
         spoil(model, batch)
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         states = random_states()
-        found = trace(model, objective, batch, dtype, buffers=buffers, random=states)
+        step = TracedStep(model, objective, batch, dtype, 4.0, buffers=buffers, random=states)
+        found = trace(step)
         model.train()(torch.rand(2, 3, 64, 64))  # the step itself, which moves the statistics
-        path = write_bundle(
-            tmp_path / "health" / "bad.pth", model=model, objective=objective, batch=batch, buffers=buffers,
-            random=states, config_json=json.dumps(mcfg.to_dict()), precision=dtype, scale=4.0, message=message,
-        )  # fmt: skip
+        path = write_bundle(tmp_path / "health" / "bad.pth", step, json.dumps(mcfg.to_dict()), message)
         return found, path
 
     return make
@@ -112,8 +111,8 @@ def test_modes_and_what_is_frozen_come_back(written):
 
     found, path = written(freeze)
     bundle = read_bundle(path)
-    assert not any(name.startswith("backbone.") for name in (*bundle.training, *bundle.trained))
-    assert any(name.startswith("neck.") for name in bundle.training)
+    assert not any(name.startswith("backbone.") for name in (*bundle.modules_in_train_mode, *bundle.trained_parameters))
+    assert any(name.startswith("neck.") for name in bundle.modules_in_train_mode)
     assert repr(replay(bundle, CPU).growth) == repr(found.growth)
 
 
@@ -143,7 +142,7 @@ def test_a_teacher_that_was_trained_again_is_noted(written, tmp_path):
     again = replay(bundle, CPU)
     assert "cwd" in again.parts
     assert again.notes == [f"replayed with another teacher: {teacher} has changed since the step"]
-    assert not replay(replace(bundle, taught_by=None), CPU).notes, "an older bundle does not say whose it was"
+    assert not replay(replace(bundle, teacher_checksum=None), CPU).notes, "an older bundle does not say whose it was"
 
 
 def test_a_teacher_of_another_width_is_left_out(written, tmp_path):
@@ -163,7 +162,7 @@ def test_a_bundle_of_an_older_version_is_read(written):
     assert content.pop("taught_by") is None
     write_sealed(path, content)
     bundle = read_bundle(path)
-    assert bundle.taught_by is None and not replay(bundle, CPU).notes
+    assert bundle.teacher_checksum is None and not replay(bundle, CPU).notes
 
 
 def test_a_bad_weight_of_the_teacher_is_named_as_such(squares_config, tmp_path):
@@ -174,7 +173,7 @@ def test_a_bad_weight_of_the_teacher_is_named_as_such(squares_config, tmp_path):
     objective = build_objective(mcfg, model, torch.float32)
     network = objective.teacher.as_student(2).network
     network.neck.l16.conv.weight.data[0, 0, 0, 0] = math.nan
-    found = trace(model, objective, batch_of(), torch.float32)
+    found = trace(TracedStep(model, objective, batch_of(), torch.float32))
     assert (found.phase, found.producer.tensor) == ("weights", "teacher.neck.l16.conv.weight")
     assert found.producer.module == "teacher.neck.l16.conv" and found.cause.name == "bad weight"
 
@@ -189,9 +188,9 @@ def test_files_that_are_none_are_refused(written, tmp_path):
     torch.save({"format": "other"}, tmp_path / "other.pth")
     for name, words in (
         ("flipped.pth", "is damaged"),
-        ("text.pth", "no bundle of a bad step"),
+        ("text.pth", "no bundle of a non-finite step"),
         ("short.pth", "no bundle|cut short"),
-        ("other.pth", r"no bundle of a bad step \(other\)"),
+        ("other.pth", r"no bundle of a non-finite step \(other\)"),
         ("nowhere.pth", "cannot be read"),
     ):
         with pytest.raises(UserError, match=f"{name}: .*({words})"):

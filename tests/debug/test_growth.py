@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny_step import tiny_batch, tiny_step
+from tiny_step import tiny_batch, tiny_step, traced
 from torch import nn
 
-from debug.tracer.growth import block_names
-from debug.tracer.tracer import trace
+from debug.tracer.findings import block_names
 from model import YoloModel
 
 
@@ -40,41 +39,41 @@ def plain_maxima(model, batch):
 def test_the_table_holds_what_plain_hooks_see():
     model, objective = tiny_step()
     batch = tiny_batch()
-    found = trace(model, objective, batch, torch.float32).growth
+    found = traced(model, objective, batch).growth
     for block in found:
         gave, given = plain_maxima(tiny_step()[0], batch)[block.name]
         assert block.largest == pytest.approx(gave, rel=1e-5)
         assert block.ratio == pytest.approx(gave / given, rel=1e-5)
         weights = [one.detach().abs().max().item() for one in model.get_submodule(block.name).parameters()]
-        assert block.weights == pytest.approx(max(weights), rel=1e-6)
+        assert block.largest_weight == pytest.approx(max(weights), rel=1e-6)
     assert found[0].kind == "TinyBlock" and found[0].shape == (3, 8, 16, 16) and found[2].kind == "Conv2d"
 
 
 def test_the_gradient_of_a_block_is_the_largest_that_passed_it():
     model, objective = tiny_step()
     batch = tiny_batch()
-    found = {one.name: one for one in trace(model, objective, batch, torch.float32).growth}
+    found = {one.name: one for one in traced(model, objective, batch).growth}
     total = objective(model, batch.images.float() / 255, batch).total * len(batch)
     total.backward()
     for name, block in found.items():
         own = max(float(one.grad.abs().max()) for one in model.get_submodule(name).parameters())
-        assert block.gradient >= own * (1 - 1e-4)
-    assert not any(math.isnan(one.gradient) for one in found.values())
+        assert block.largest_gradient >= own * (1 - 1e-4)
+    assert not any(math.isnan(one.largest_gradient) for one in found.values())
 
 
 def test_an_explosion_that_is_no_nan_yet_shows():
     model, objective = tiny_step()
     with torch.no_grad():
         model.head[1].weight.mul_(1e6)
-    found = trace(model, objective, tiny_batch(), torch.float32)
+    found = traced(model, objective)
     steep = [one.name for one in found.growth if one.ratio > 100]
     assert found.producer is None and steep == ["head.1"]
-    assert found.cause is not None and found.cause.name == "a block's weights"
+    assert found.cause is not None and found.cause.name == "huge weights in one block"
 
 
 def test_a_block_without_tensors_and_one_of_nan_only():
     model, objective = tiny_step()
     model.stem[3].register_forward_hook(lambda module, args, output: output * math.nan)
-    found = {one.name: one for one in trace(model, objective, tiny_batch(), torch.float32).growth}
-    assert found["head.2"].bad == 3 * 19 * 2 * 2 and math.isnan(found["head.2"].largest)
+    found = {one.name: one for one in traced(model, objective).growth}
+    assert found["head.2"].num_bad == 3 * 19 * 2 * 2 and math.isnan(found["head.2"].largest)
     assert math.isnan(found["head.2"].ratio)

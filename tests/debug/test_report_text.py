@@ -1,37 +1,34 @@
-"""The page as it is read, whole once, and its parts."""
+"""The report as it is read, as a whole and its parts."""
 
 import math
 
 import torch
-from tiny_step import tiny_batch, tiny_step
+from tiny_step import tiny_step, traced
 
-from debug.tracer.findings import BadInput, Cause, Jump, Passed, Producer, Trace
-from debug.tracer.growth import Block
-from debug.tracer.locations import Frame
-from debug.tracer.report_text import report_text
-from debug.tracer.tensor_stats import look
-from debug.tracer.tracer import trace
+from debug.tracer.findings import BadInput, BlockGrowth, Cause, GradientJump, PassedOn, Producer, Trace
+from debug.tracer.operations import CodeLine, tensor_stats
+from debug.tracer.report import report_text
 
 
-def test_a_page_in_full():
+def test_a_report_in_full():
     bad = torch.tensor([[1.0, math.nan], [math.inf, 2.0]])
     found = Trace(
         producer=Producer(
-            "loss", "aten.pow.Tensor_Scalar", "", (Frame("train/tal.py", 98, "_metric"), Frame("a.py", 1, "f")),
-            "tal.metric", None, (look("self", torch.tensor([[-3.0, 4.0], [1.0, 2.0]])),), (look("result 0", bad),),
+            "loss", "aten.pow.Tensor_Scalar", "", (CodeLine("train/tal.py", 98, "_metric"), CodeLine("a.py", 1, "f")),
+            "tal.metric", None, (tensor_stats("self", torch.tensor([[-3.0, 4.0], [1.0, 2.0]])),), (tensor_stats("result 0", bad),),
             {"exponent": 0.5}, ("one",),
         ),
-        passed_on=[Passed("aten.mul.Tensor", "", Frame("train/tal.py", 99, "_metric"))] * 8,
+        passed_on=[PassedOn("aten.mul.Tensor", "", CodeLine("train/tal.py", 99, "_metric"))] * 8,
         growth=[
-            Block("l0", "Conv", (2, 3, 8, 8), "float32", 2.0, 1.5, 0, 0.25, 3.0),
-            Block("l1", "Conv", (2, 3, 8, 8), "float32", 400.0, 200.0, 0, 0.0),
-            Block("l2", "Conv", (2, 3, 8, 8), "float32", math.nan, math.nan, 7, 1.0),
+            BlockGrowth("l0", "Conv", (2, 3, 8, 8), "float32", 2.0, 1.5, 0, 0.25, 3.0),
+            BlockGrowth("l1", "Conv", (2, 3, 8, 8), "float32", 400.0, 200.0, 0, 0.0),
+            BlockGrowth("l2", "Conv", (2, 3, 8, 8), "float32", math.nan, math.nan, 7, 1.0),
         ],
-        phase="loss", cause=Cause("negative base", "why", "what to do"), is_reproduced=True, how="followed",
+        cause=Cause("negative base", "why", "what to do"), evidence="followed",
         bad_inputs=[BadInput("boxes", "2 boxes are NaN", ("two",))], bad_weights=["l0.weight"],
-        probes={"tal.score": look("tal.score", torch.tensor([0.5]))}, parts={"box": 1.0, "cls": math.nan},
-        jump=Jump("aten.div.Tensor", "DivBackward0", "l1", Frame("b.py", 2, "g"), 1.0, 1e9), harmless=2,
-        operations=11, error="ValueError: so", notes=["a note"], image_ids=("one", "two"), precision="float32",
+        probes={"tal.score": tensor_stats("tal.score", torch.tensor([0.5]))}, parts={"box": 1.0, "cls": math.nan},
+        jump=GradientJump("aten.div.Tensor", "DivBackward0", "l1", CodeLine("b.py", 2, "g"), 1.0, 1e9), num_harmless=2,
+        num_operations=11, error="ValueError: so", notes=["a note"], image_ids=("one", "two"), precision="float32",
         seconds=1.25,
     )  # fmt: skip
     assert (
@@ -39,16 +36,16 @@ def test_a_page_in_full():
         == """\
 loss not finite
 
-bad value traced: born in the loss
+bad value traced: first produced in the loss
   operation   aten.pow.Tensor_Scalar (exponent=0.5)
   where       train/tal.py:98 in _metric, called by a.py:1 in f
   first seen  tal.metric
-  gave        result 0 2x2 float32: 1 .. 2, 2 of 4 bad (1 NaN, 1 Inf)
-  read        self 2x2 float32: -3 .. 4
+  output      result 0 2x2 float32: 1 .. 2, 2 of 4 bad (1 NaN, 1 Inf)
+  input       self 2x2 float32: -3 .. 4
   images      one
-  how told    followed
+  evidence    followed
   likely      negative base: why
-  way out     what to do
+  fix         what to do
 
 passed on by:
   aten.mul.Tensor at train/tal.py:99 in _metric
@@ -66,7 +63,7 @@ also bad:
   boxes: 2 boxes are NaN (two)
   weights: l0.weight
 
-sharpest jump backwards:
+steepest jump in the backward pass:
   aten.div.Tensor (DivBackward0) in l1 at b.py:2 in g: 1 -> 1e+09
 
 parts of the loss:
@@ -75,16 +72,16 @@ parts of the loss:
 notes:
   a note
 
-look-outs, at their first call:
+probes, at their first call:
   tal.score 1 float32: 0.5 .. 0.5
 
 growth, block by block:
-  block  gives              largest     ratio   weights  gradient
+  block  output             largest     ratio   weights  gradient
   l0     2x3x8x8                  2       1.5      0.25         3
   l1     2x3x8x8                400       200                      <-- steep
   l2     2x3x8x8                nan                   1            7 bad
 
-11 operations in float32, 1.2 s; 2 made infinities that did no harm
+11 operations in float32, 1.2 s; 2 produced infinities without any effect
 """
     )
 
@@ -97,20 +94,28 @@ def test_an_empty_trace_says_that_nothing_was_found():
 
 def test_an_error_without_a_bad_value():
     assert report_text(Trace(error="KeyError: x")).startswith(
-        "the step raised an error, and no bad value was seen before it\n"
+        "the step raised an error, and no bad value was found before it\n"
     )
 
 
 def test_a_producer_without_rows_is_followed_by_the_whole_batch():
     model, objective = tiny_step()
     model.stem[1].conv.weight.data[0, 0, 0, 0] = math.nan
-    text = report_text(trace(model, objective, tiny_batch(), torch.float32))
+    text = report_text(traced(model, objective))
     assert "tensor      stem.1.conv.weight" in text and "batch       a, b, c" in text
 
 
-def test_a_look_at_nothing_and_at_one_number():
-    assert str(look("self", torch.zeros(0, 4))) == "self 0x4 float32: empty"
-    assert str(look("self", torch.tensor(2.0), "boxes")) == "self (boxes) scalar float32: 2 .. 2"
-    seen = look("x", torch.tensor([0.0, -5.0, math.nan, -math.inf]))
-    assert (seen.low, seen.high, seen.nearest_zero, seen.nan, seen.inf, seen.bad, seen.peak) == (-5, 0, 0, 1, 1, 2, 5)
+def test_statistics_of_an_empty_tensor_and_of_a_scalar():
+    assert str(tensor_stats("self", torch.zeros(0, 4))) == "self 0x4 float32: empty"
+    assert str(tensor_stats("self", torch.tensor(2.0), "boxes")) == "self (boxes) scalar float32: 2 .. 2"
+    seen = tensor_stats("x", torch.tensor([0.0, -5.0, math.nan, -math.inf]))
+    assert (seen.low, seen.high, seen.nearest_zero, seen.num_nan, seen.num_inf, seen.num_bad, seen.peak) == (
+        -5,
+        0,
+        0,
+        1,
+        1,
+        2,
+        5,
+    )
     assert seen.has_zero

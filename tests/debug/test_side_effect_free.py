@@ -9,7 +9,7 @@ from tiny_step import spoil_output, tiny_batch, tiny_step, traced
 from torch import nn
 from torch.nn import functional as F
 
-from debug.tracer.report_text import report_text
+from debug.tracer.report import report_text
 from ops.random_states import random_states
 
 CALL = nn.Module.__call__

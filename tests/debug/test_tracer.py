@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_step import line_of, spoil_output, tiny_batch, tiny_step, traced
 
-from debug.tracer.report_text import report_text
+from debug.tracer.report import report_text
 
 HERE = Path(__file__).name
 
@@ -35,7 +35,7 @@ def test_logits_handed_to_the_assigner():
     assert (found.phase, found.producer.base, found.producer.tensor) == ("loss", "pow", "tal.metric")
     assert line_of(found) == ("tal.py", "_metric")
     assert found.cause.name == "negative base"
-    assert found.producer.given("self").low < 0 and found.producer.numbers == {"exponent": 0.5}
+    assert found.producer.input("self").low < 0 and found.producer.numbers == {"exponent": 0.5}
     assert found.producer.image_ids == ("a", "b", "c")
 
 
@@ -53,7 +53,7 @@ def test_a_normaliser_of_zero():
     assert (found.phase, found.producer.base, found.cause.name) == ("loss", "div", "zero normaliser")
     assert line_of(found) == (HERE, "assign") and line_of(found, 1)[0] == "loss.py"
     assert found.producer.tensor == "loss.normaliser"
-    assert found.producer.given("other").has_zero
+    assert found.producer.input("other").has_zero
 
 
 def test_a_softmax_whose_logarithm_is_taken_as_in_cwd():
@@ -172,7 +172,7 @@ def test_infinities_that_are_masked_away_are_not_called_the_producer():
     spoil_output(model.stem[1], lambda x: x + x.masked_fill(x > x.mean(), -math.inf).softmax(dim=1))
     spoil_output(model.stem[2], lambda x: x + torch.where(x > 0, x.detach().clamp(min=0).log(), 0.0).clamp(-1, 1))
     found = traced(model, objective)
-    assert found.producer is None and found.harmless >= 2
+    assert found.producer is None and found.num_harmless >= 2
 
     spoil_output(model.head[2], lambda x: x / (x - x).sum())
     found = traced(model, objective)
@@ -197,4 +197,4 @@ def test_an_infinity_that_only_keeps_bad_company_is_told_from_the_producer():
         spoil_output(model.stem[1], change)
         found = traced(model, objective)
         assert (found.producer.base, found.cause.name) == ("sqrt", "root of a negative number"), change
-        assert "tried out" in found.how
+        assert "other candidate replaced by zeros: the result is still bad" in found.evidence

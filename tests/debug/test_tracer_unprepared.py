@@ -10,7 +10,7 @@ from tiny_step import line_of, spoil_output, tiny_batch, tiny_step, traced
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from debug.tracer.report_text import report_text
+from debug.tracer.report import report_text
 
 HERE = Path(__file__).name
 
@@ -25,7 +25,8 @@ def test_code_that_spoils_a_weight_while_it_computes():
 
     spoil_output(model.stem[1], poison)
     found = traced(model, objective)
-    assert (found.producer.base, found.producer.module, line_of(found)) == ("fill_", "stem.1", (HERE, "poison"))
+    assert (found.producer.operation, found.producer.module) == ("aten.fill_.Scalar", "stem.1")
+    assert line_of(found) == (HERE, "poison")
     assert not found.bad_weights and model.stem[2].conv.weight.isfinite().all()
 
 
@@ -33,7 +34,11 @@ def test_a_nan_out_of_numpy():
     model, objective = tiny_step()
     spoil_output(model.stem[1], lambda x: x + torch.from_numpy(np.array([np.nan], dtype=np.float32)))
     found = traced(model, objective)
-    assert (found.producer.base, found.producer.source, found.cause.name) == ("add", "a constant", "written by hand")
+    assert (found.producer.base, found.producer.source, found.cause.name) == (
+        "add",
+        "a constant",
+        "constant in the code",
+    )
 
 
 def test_a_backward_hook_of_a_module():
@@ -85,7 +90,7 @@ def test_memory_that_was_never_written():
 
     spoil_output(model.stem[1], leaky)
     found = traced(model, objective)
-    assert (found.producer.base, found.cause.name) == ("add", "unwritten memory")
+    assert (found.producer.base, found.cause.name) == ("add", "uninitialised memory")
     assert line_of(found) == (HERE, "leaky")
 
 
@@ -154,7 +159,7 @@ def test_a_spectrum_is_followed_too():
     spoil_output(model.stem[1], phase_alone)
     found = traced(model, objective)
     assert (found.producer.base, found.cause.name, line_of(found)) == ("div", "zero normaliser", (HERE, "phase_alone"))
-    assert found.producer.outputs[0].dtype == "complex64" and found.producer.given("self").has_zero
+    assert found.producer.outputs[0].dtype == "complex64" and found.producer.input("self").has_zero
     assert found.passed_on[0].operation.startswith("aten.mul")
 
 
@@ -206,7 +211,7 @@ def test_a_gain_below_zero_is_no_divergence():
     model, objective = tiny_step()
     objective.loss.cls_gain = -0.5
     found = traced(model, objective)
-    assert (found.phase, found.producer.base, found.cause.name) == ("loss", "mul", "negative weight")
+    assert (found.phase, found.producer.base, found.cause.name) == ("loss", "mul", "negative loss weight")
     assert line_of(found) == ("loss.py", "_compute")
 
 
@@ -226,7 +231,7 @@ def test_pixels_that_were_never_pixels():
     object.__setattr__(batch, "images", images)
     found = traced(model, objective, batch)
     assert (found.phase, found.cause.name) == ("forward", "bad pixel")
-    assert "images: pixel values up to 3e+38, where 0 .. 255 belong (b)" in report_text(found)
+    assert "images: pixel values up to 3e+38, expected 0 .. 255 (b)" in report_text(found)
 
 
 def test_padding_that_is_not_finite_is_named():
@@ -253,4 +258,7 @@ def test_code_that_spoilt_a_weight_in_an_earlier_step():
     model(tiny_batch().images.float())
     found = traced(model, objective)
     assert (found.phase, found.producer.tensor) == ("weights", "stem.2.conv.weight")
-    assert "aten.div_.Tensor at" in found.producer.source and "in normalise writes it" in found.producer.source
+    assert (
+        "aten.div_.Tensor at" in found.producer.source
+        and "in normalise writes it during the step" in found.producer.source
+    )

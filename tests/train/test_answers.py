@@ -94,7 +94,7 @@ def test_an_average_that_broke_is_not_blamed_on_the_step(squares_config):
     trainer.validate = broken
     with pytest.raises(BadStep, match=r"^average\.head\.cls\.0\.2\.weight is not finite; epoch 1, batch 3") as caught:
         trainer.run()
-    assert "The step that ran last is healthy" in caught.value.page
+    assert "The last step is finite, from its pixels to its gradients" in caught.value.page
 
 
 @pytest.mark.usefixtures("no_checkpoints")
@@ -111,7 +111,7 @@ def test_a_spike_is_named_on_the_page_also_of_the_epoch_before(squares_config):
     spoil(trainer, (2, 0))
     with pytest.raises(BadStep) as caught:
         trainer.run()
-    assert "before it: spike in epoch 2, batch 3: loss" in caught.value.page
+    assert "before this step: spike in epoch 2, batch 3: loss" in caught.value.page
 
 
 @pytest.mark.usefixtures("no_checkpoints")
