@@ -15,7 +15,8 @@ def test_a_report_in_full():
     found = Trace(
         producer=Producer(
             "loss", "aten.pow.Tensor_Scalar", "", (CodeLine("train/tal.py", 98, "_metric"), CodeLine("a.py", 1, "f")),
-            "tal.metric", None, (tensor_stats("self", torch.tensor([[-3.0, 4.0], [1.0, 2.0]])),), (tensor_stats("result 0", bad),),
+            "tal.metric", None, (tensor_stats("self", torch.tensor([[-3.0, 4.0], [1.0, 2.0]])),),
+            (tensor_stats("result 0", bad),),
             {"exponent": 0.5}, ("one",),
         ),
         passed_on=[PassedOn("aten.mul.Tensor", "", CodeLine("train/tal.py", 99, "_metric"))] * 8,
