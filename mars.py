@@ -13,11 +13,10 @@ from typing import Any
 
 from commands.setup import find_data, load
 from config.arguments import read_arguments, without_line_breaks
-from config.errors import UserError
+from config.errors import UserError, out_of_memory_message
 from config.help import fields_text
 from config.load import parse_settings
 from ops.log import end_log, log, protect_console, start_log
-from ops.shortage import shortage
 from ops.text import escaped
 
 # modes that find their configs themselves
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         _say(str(error) or "interrupted")
         return 1
     except Exception as error:
-        if (text := shortage(error)) is None:
+        if (text := out_of_memory_message(error)) is None:
             log.exception("stopped by an error of the program")
             raise
         log.debug("where memory ran out", exc_info=True)

@@ -1,6 +1,7 @@
 """The one exception that means "the user can mend this"."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,12 +33,22 @@ class UnknownField(UserError, AttributeError):
     """A config field that does not exist; also an AttributeError, so that `hasattr` answers."""
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Did memory run out, on a GPU or of the machine? That says nothing about the file that was being read."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did the GPU or the machine run out of memory? Then the file that was being read is not the cause."""
     is_systems = isinstance(error, OSError) and error.errno == errno.ENOMEM
     # "OutOfMemoryError" is torch's own, by its name, because config does not import torch
     is_gpus = type(error).__name__ == "OutOfMemoryError"
     return is_systems or is_gpus or isinstance(error, MemoryError) or _OF_THE_CPU in str(error)
+
+
+def out_of_memory_message(error: BaseException) -> str | None:
+    """One sentence with the solution when the GPU or the machine ran out of memory; None for another error."""
+    if not is_out_of_memory(error):
+        return None
+    where = " on the GPU" if type(error).__name__ == "OutOfMemoryError" else ""  # the class of torch, see above
+    requested = re.search(r"to allocate ([\d.]+ \w+)", str(error))
+    amount = f" (another {requested[1]} were requested)" if requested else ""
+    return f"out of memory{where}{amount}; set a smaller batchSize or inputShape, or end other programs that use memory"
 
 
 @contextmanager
@@ -55,7 +66,7 @@ def reading(path: Path | str, wanted: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
         reason = error.strerror if isinstance(error, OSError) else None
         way_out = _WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None

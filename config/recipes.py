@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from config.errors import UserError, is_shortage
+from config.errors import UserError, is_out_of_memory
 from config.fields import LONGEST_SHOWN, nearest
 from config.mconfig import PHASES, ModelConfig
 from config.tags import Tag, value_tags_in_words
@@ -83,7 +83,7 @@ def _naming_the_line(file: Path) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{error}{_where(file, error)}") from error
     except (Exception, SystemExit) as error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
         log.debug("stopped by the recipe %s", file, exc_info=True)
         if isinstance(error, SyntaxError) and error.filename == str(file):

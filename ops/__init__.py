@@ -1,1 +1,1 @@
-"""What every floor of the house shares: boxes, anchors, batches and the look-outs inside the arithmetic."""
+"""Shared by all packages: boxes, anchor points, batches, precision, probes, safe arithmetic, files and logs."""

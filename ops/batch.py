@@ -1,6 +1,6 @@
-"""The values that travel: one sample, one padded batch, and the letterbox that undoes itself.
+"""One sample, one padded batch, the letterbox with its inverse, and the conversion of pixels to network input.
 
-Legend: B images, M most boxes on one image (may be 0), N boxes on one image, H and W pixels.
+Legend: B images, M largest number of boxes on one image (may be 0), N boxes on one image, C classes, H and W pixels.
 A box is xyxy in pixels: of the image as read for a `Sample`, of the network input for a `Batch`.
 """
 
@@ -15,13 +15,14 @@ from torch import Tensor
 
 
 class Letterbox(NamedTuple):
-    """How an image was put into the network input: input = image * scale + offset, in pixels."""
+    """How an image was placed in the network input: input = image * scale + offset, in pixels."""
 
     scale_x: float
     scale_y: float
     offset_x: float
     offset_y: float
-    height: int  # of the image as read
+    # Size of the image as read; detections are clipped to it.
+    height: int
     width: int
 
     def apply(self, boxes: np.ndarray) -> np.ndarray:
@@ -40,27 +41,31 @@ class Letterbox(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its labels. No objects: boxes (0, 4), labels (0,)."""
+    """One image and its labels. Without objects: boxes (0, 4), labels (0,)."""
 
     image: UInt8[np.ndarray, "H W 3"]  # RGB
     boxes: Float32[np.ndarray, "N 4"]
     labels: Int64[np.ndarray, " N"]
     image_id: str
-    letterbox: Letterbox | None = None  # set once the image has the network's size without random changes
-    labelled: Bool[np.ndarray, " C"] | None = None  # classes whose objects are all labelled; None: every class
+    # Set when the image was resized without random changes. Only then can detections be mapped back to it.
+    letterbox: Letterbox | None = None
+    # Classes whose objects are all labelled; None: every class. The loss ignores the others, since an object without a
+    # label must not count as background.
+    labelled: Bool[np.ndarray, " C"] | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch. `valid` tells real boxes from padding; M is 0 when no image of the batch has a box."""
+    """A padded batch. `valid` marks real boxes, the rest is padding. M is 0 when no image of the batch has a box."""
 
+    # Pixels stay uint8 until `network_input`: a quarter of the memory between loader process, host and GPU.
     images: UInt8[Tensor, "B 3 H W"]
     boxes: Float[Tensor, "B M 4"]
     labels: Int64[Tensor, "B M"]
     valid: Bool[Tensor, "B M"]
     image_ids: tuple[str, ...]
     letterboxes: tuple[Letterbox | None, ...] = ()
-    labelled: Bool[Tensor, "B C"] | None = None  # classes whose objects are all labelled; None: every class
+    labelled: Bool[Tensor, "B C"] | None = None  # as in `Sample`; None: every class is labelled on every image
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -70,11 +75,11 @@ class Batch:
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; the loader calls it."""
+        """The same batch in page-locked memory, from which a GPU copies asynchronously. The loader calls it."""
         return self._with_tensors(Tensor.pin_memory)
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        values = ((one.name, getattr(self, one.name)) for one in fields(self))
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return replace(self, **{name: change(value) for name, value in values if isinstance(value, Tensor)})
 
 

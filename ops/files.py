@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under another name, flushed to the disk, then renamed."""
+"""Atomic writes: a file is written under a temporary name, flushed to the disk and then renamed."""
 
 import contextlib
 import errno
@@ -17,10 +17,10 @@ _DRAFT_NAME = re.compile(r"\.(.+)\.(\d+)\.part")
 
 @contextmanager
 def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
-    """Open `path` for writing, making its folder. A reader sees the old file or the new one, never a half.
+    """Open `path` for writing and create its folder. A reader sees the old file or the new one, never a part.
 
-    When the block raises, the old file stays as it was. When the block is left, the file is on the disk, and so is its
-    name. Raises `UserError` for a full disk, a read-only place and the like.
+    When the block raises, the old file stays. After the block, the file and its name are on the disk. Raises
+    `UserError` when the system refuses to write: a full disk, a read-only folder.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -34,37 +34,37 @@ def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
             draft.replace(path)
             flush_folder(path.parent)
         finally:
-            with contextlib.suppress(OSError):  # what went wrong before is what the user must hear
-                draft.unlink(missing_ok=True)  # still there only when the writing failed
+            with contextlib.suppress(OSError):  # it must not replace the error that is being raised
+                draft.unlink(missing_ok=True)  # it still exists only when writing failed
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:
-    """Write `content` to `path` in one piece; text as UTF-8. Returns the path. Raises as `atomic_writer` does."""
+    """Write `content` to `path` atomically; text as UTF-8. Returns the path. Raises as `atomic_writer` does."""
     with atomic_writer(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
 
 
 def copy_atomic(source: Path, target: Path) -> None:
-    """Copy a file, however large; `target` is the old file or a whole copy. Raises as `atomic_writer` does."""
+    """Copy a file of any size atomically. Raises as `atomic_writer` does."""
     with open(source, "rb") as content, atomic_writer(target) as file:
         shutil.copyfileobj(content, file)
 
 
 @contextmanager
-def reporting_write_errors(path: Path, *others: Path) -> Iterator[None]:
-    """Turn the system's refusals to write `path` (or `others`, its drafts) into a `UserError` with the way out."""
+def reporting_write_errors(path: Path, *drafts: Path) -> Iterator[None]:
+    """Replace an `OSError` about writing `path` (or `drafts`, its temporary names) by a `UserError` with a solution."""
     try:
         yield
     except OSError as error:
-        concerned = {str(one) for name in (path, *others) for one in (name, *name.parents)}
-        if error.filename is not None and str(error.filename) not in concerned:
-            raise  # the block's own business with another file
+        own_names = {str(name) for file in (path, *drafts) for name in (file, *file.parents)}
+        if error.filename is not None and str(error.filename) not in own_names:
+            raise  # the error is about another file that the block uses
         reason = error.strerror or type(error).__name__
-        raise UserError(f"{path}: cannot be written ({reason}); {_way_out(error)}; nothing was overwritten") from error
+        raise UserError(f"{path}: cannot be written ({reason}); {_solution(error)}; nothing was overwritten") from error
 
 
-def _way_out(error: OSError) -> str:
+def _solution(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space or choose another place (--root), then run the same command again"
     if error.errno == errno.EFBIG:
@@ -75,7 +75,7 @@ def _way_out(error: OSError) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, and see their names onto the disk. One that is there is left alone."""
+    """Create a folder and its parents, and flush their names to the disk. Nothing happens when it exists."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -84,24 +84,24 @@ def make_folder(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """See the names in a folder onto the disk: after a power cut a renamed file is under its new name."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
+    """Flush the names in a folder to the disk, so that a renamed file has its new name after a power failure."""
+    if os.name != "posix":  # other systems cannot open a folder
         return
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder may be written to and yet not be listed
+    except PermissionError:  # a folder can be writable and not readable
         return
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems that cannot do it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # the file system does not support it
             raise
     finally:
         os.close(handle)
 
 
 def hard_link_or_rename(path: Path, second: Path) -> None:
-    """Let `second` be what `path` is now, without a copy. `path` stays, unless the file system has no hard links."""
+    """Give the file `path` the second name `second` without a copy. Without hard links it is renamed instead."""
     draft = second.with_name(f".{second.name}.{os.getpid()}.part")
     with reporting_write_errors(second, draft, path):
         try:
@@ -111,21 +111,21 @@ def hard_link_or_rename(path: Path, second: Path) -> None:
             path.replace(second)
         else:
             draft.replace(second)
-            draft.unlink(missing_ok=True)  # where both names were one file already, POSIX leaves the draft
+            draft.unlink(missing_ok=True)  # if both names are the same file already, POSIX keeps the draft
         flush_folder(second.parent)
 
 
 def remove_stale_drafts(folder: Path) -> list[Path]:
-    """Remove what killed processes were writing below `folder`; returns what was removed.
+    """Remove the unfinished files that killed processes left below `folder`. Returns the removed files.
 
-    A draft of this process's number is a dead one's, too: call this before anything is written. One whose process lives
-    is left alone.
+    Files of running processes stay. A file with the id of this process comes from an earlier one with the same id, so
+    call this before this process writes anything.
     """
     removed = []
     for draft in sorted(folder.rglob(".*.part")):
         match = _DRAFT_NAME.fullmatch(draft.name)
         if match and (int(match[2]) == os.getpid() or not _is_alive(int(match[2]))):
-            with contextlib.suppress(OSError):  # it costs space, no more
+            with contextlib.suppress(OSError):  # a file that cannot be removed only takes space
                 draft.unlink()
                 removed.append(draft)
     return removed
@@ -136,6 +136,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another user's
+    except OSError:  # it belongs to another user
         return True
     return True

@@ -1,4 +1,4 @@
-"""What is said while a command runs: on the console, in the run's mars.log, and as progress bars."""
+"""Output of a running command: messages on the console and in the mars.log of the run, and progress bars."""
 
 import io
 import logging
@@ -12,21 +12,21 @@ from typing import TextIO
 from ops.files import make_folder, reporting_write_errors
 from ops.text import escaped
 
-RESULT = logging.INFO + 5  # what --quiet still shows
+RESULT = logging.INFO + 5  # level of messages that --quiet still prints
 
 log = logging.getLogger("mars")
-log.addHandler(logging.NullHandler())  # before start_log nothing is said, and the command line prints what went wrong
+log.addHandler(logging.NullHandler())  # no output before start_log; the command line prints errors itself
 
 
 class Console(io.RawIOBase):
-    """The bytes of stdout or stderr, which may go away while the program goes on: what cannot be written is lost.
+    """The raw stream of stdout or stderr. Output that cannot be written is dropped instead of raising an error.
 
-    So a closed pipe (`| head -1`), a closed terminal or a full disk ends no training and leaves no file unfinished.
+    A closed pipe (`| head -1`), a closed terminal or a full disk must not stop a training or leave a file unfinished.
     """
 
     def __init__(self, raw: io.RawIOBase):
         self.raw = raw
-        self.failure: OSError | None = None  # the first one
+        self.failure: OSError | None = None  # the first error
 
     def writable(self) -> bool:
         return True
@@ -46,23 +46,23 @@ class Console(io.RawIOBase):
 
 
 def protect_console() -> Console:
-    """Replace stdout and stderr for the rest of the process, so that writing to them never raises; that of stdout.
+    """Replace stdout and stderr for the rest of the process, so that writing to them never raises. Returns stdout's.
 
-    Letters that the console's encoding lacks become `\\u98de`. A stream that is closed (`>&-`) is opened on the null
-    device: else the next file that is opened would get its number, and messages would be written into it.
+    Characters that the encoding of the console lacks are written as escapes such as `\\u98de`. A closed stream (`>&-`)
+    is opened on the null device: otherwise the next opened file would get its number and receive the messages.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stderr, _ = _guarded(2, sys.stderr)
     sys.stdout, console = _guarded(1, sys.stdout)
     return console
 
 
 def _guarded(number: int, before: TextIO | None) -> tuple[io.TextIOWrapper, Console]:
-    """A text stream for a file descriptor, with the encoding and the buffers of the stream that was `before`."""
+    """A text stream for the file descriptor `number`, with encoding and buffering of the stream `before`."""
     console = Console(open(number, "wb", buffering=0, closefd=False))  # noqa: SIM115
     is_direct = getattr(before, "write_through", False)  # python -u
     stream = io.TextIOWrapper(
@@ -76,19 +76,19 @@ def _guarded(number: int, before: TextIO | None) -> tuple[io.TextIOWrapper, Cons
 
 
 class EscapingFormatter(logging.Formatter):
-    """Lines without control characters: a name must neither command the terminal nor hide what was said."""
+    """Messages without control characters: a file name must not control the terminal or hide other output."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))
 
 
 class ProgressBar:
-    """A progress bar that is told how many of how many are done."""
+    """A progress bar. Call it with the number of finished items and the total."""
 
     def __init__(self, title: str, quiet: bool):
-        from tqdm import tqdm  # here, so that a mistake in the command answers at once
+        from tqdm import tqdm  # imported late: a mistake in the command is then reported without delay
 
-        # disable=None: no bar where the output is no terminal
+        # disable=None: no bar when the output is not a terminal
         self.bar = tqdm(desc=escaped(title), leave=False, disable=True if quiet else None, dynamic_ncols=True)
 
     def __enter__(self) -> "ProgressBar":
@@ -103,10 +103,10 @@ class ProgressBar:
 
 
 class LogFile(logging.FileHandler):
-    """A full disk costs lines of the log and nothing else; what matters and cannot be written is said by its writer."""
+    """A log file that ignores write errors: a full disk loses log lines only. Important files report their errors."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """No traceback for a line that could not be written."""
+        """Print no traceback for a line that could not be written."""
 
     def close(self) -> None:
         with suppress(OSError):
@@ -114,18 +114,18 @@ class LogFile(logging.FileHandler):
 
 
 def start_log(quiet: bool) -> None:
-    """Say things on stdout from now on (only results when quiet), and remember them until `log_to_file`."""
+    """Print messages on stdout (only results when `quiet`), and keep them in memory until `log_to_file`."""
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(EscapingFormatter())
     console.setLevel(RESULT if quiet else logging.INFO)
-    console.addFilter(lambda record: record.levelno < logging.ERROR)  # main prints errors, on stderr
-    log.setLevel(logging.DEBUG)  # the file says a little more than the console
+    console.addFilter(lambda record: record.levelno < logging.ERROR)  # main prints errors on stderr
+    log.setLevel(logging.DEBUG)  # the file gets more detail than the console
     log.addHandler(console)
     log.addHandler(_memory())
 
 
 def log_to_file(path: Path) -> None:
-    """Write to the file `path`, too, what was said so far and all that follows."""
+    """Also write the messages so far, and all later ones, to the file `path`."""
     with reporting_write_errors(path):
         make_folder(path.parent)
         file = LogFile(path, encoding="utf-8")
@@ -138,7 +138,7 @@ def log_to_file(path: Path) -> None:
 
 
 def close_log_files() -> None:
-    """Close the files of `log_to_file`: what is said from here on is remembered for the next one."""
+    """Close the files of `log_to_file`. Later messages are kept in memory for the next file."""
     for handler in [handler for handler in log.handlers if isinstance(handler, LogFile)]:
         log.removeHandler(handler)
         handler.close()
@@ -151,7 +151,7 @@ def _memory() -> MemoryHandler:
 
 
 def end_log() -> None:
-    """Close what `start_log` and `log_to_file` opened."""
+    """Close and remove the handlers of `start_log` and `log_to_file`."""
     for handler in [handler for handler in log.handlers if not isinstance(handler, logging.NullHandler)]:
         log.removeHandler(handler)
         handler.close()

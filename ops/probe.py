@@ -1,6 +1,6 @@
-"""Named look-outs inside the arithmetic: `probe("tal.metric", metric)` where one would otherwise print by hand.
+"""Probes: named intermediate tensors, such as `probe("tal.metric", metric)`, for tools that inspect a computation.
 
-Free when nobody listens: one comparison with None. The names are stable; `docs/probes.md` lists them.
+Without a listener a probe costs one comparison with None. The names are stable; `docs/probes.md` lists them.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ _listener: Listener | None = None
 
 
 def probe(name: str, value: Tensor) -> Tensor:
-    """Show `value` to the listener, if there is one, and return it unchanged."""
+    """Pass `value` to the listener, if there is one, and return it unchanged."""
     if _listener is not None:
         _listener(name, value)
     return value
@@ -22,7 +22,7 @@ def probe(name: str, value: Tensor) -> Tensor:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Within the block, call `listener(name, tensor)` at every look-out. Blocks nest: the inner one listens."""
+    """Within the block, call `listener(name, tensor)` at every probe. In nested blocks only the inner one is called."""
     global _listener
     before, _listener = _listener, listener
     try:

@@ -1,7 +1,7 @@
-"""Division, normalisation, logarithm and Kullback-Leibler divergence that stay finite, in value and in gradient.
+"""Division, normalisation, logarithm and Kullback-Leibler divergence whose value and gradient stay finite.
 
-For zero vectors, empty sums and peaked softmaxes: what is finite goes in, what is finite comes out. NaN stays NaN, for
-these are no place to hide a fault. Half precision is computed in float32, float64 stays float64.
+Finite input gives finite output, also for zero vectors, empty sums and peaked softmaxes. NaN stays NaN: these functions
+do not hide an error. Half precision is computed in float32; float64 stays float64.
 """
 
 from collections.abc import Iterable
@@ -14,18 +14,19 @@ from torch.nn import functional as F
 
 from ops.anchors import full_precision
 
-SMALLEST_SUM = 1e-7  # what stands for a sum that is nearly nothing
-SHORTEST = 1e-6  # vectors below this length have no direction
-LOWEST_LOG = -1e30  # below every logarithm that counts, and small enough to be summed
+SMALLEST_SUM = 1e-7  # replaces a smaller sum in a denominator or logarithm
+SHORTEST = 1e-6  # the direction of a shorter vector is only rounding noise
+LOWEST_LOG = -1e30  # replaces log(0); sums of such values do not overflow
 
 
 @torch.no_grad()
 def total_of(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """The sum of all elements of all tensors in float32 or better: not finite when one of them is not. None: zero.
+    """The sum of all elements of all tensors, in float32 or float64. Without tensors: zero.
 
-    One pass and one number a tensor, the cheapest question there is. Elements beyond 1e30 may add up to Inf, too.
+    The cheapest test for NaN and Inf: the sum is not finite when an element is not. Elements beyond 1e30 may also add
+    up to Inf.
     """
-    totals = [one.detach().sum(dtype=torch.promote_types(one.dtype, torch.float32)) for one in tensors]
+    totals = [value.detach().sum(dtype=torch.promote_types(value.dtype, torch.float32)) for value in tensors]
     if len(totals) == 1:
         return totals[0]
     return torch.stack(totals).sum() if totals else torch.zeros(())
@@ -45,53 +46,54 @@ def find_nonfinite(content: Any, name: str = "") -> str | None:
 def safe_divide(
     numerator: Float[Tensor, "*#batch"], denominator: Float[Tensor, "*#batch"], least: float = SMALLEST_SUM
 ) -> Float[Tensor, "*_"]:
-    """numerator / denominator, where the denominator is a sum of what is never negative and counts as `least` or more.
+    """numerator / max(denominator, least), for a denominator that is never negative, such as a sum of weights.
 
-    0 / 0 is 0. Below `least` the denominator has no gradient, and the numerator's is 1 / least.
+    0 / 0 gives 0. Below `least` the denominator gets no gradient, and the gradient of the numerator is 1 / least.
     """
     return full_precision(numerator) / full_precision(denominator).clamp(min=least)
 
 
 def safe_normalise(vectors: Float[Tensor, "*_"], dim: int = -1, shortest: float = SHORTEST) -> Float[Tensor, "*_"]:
-    """Vectors along `dim` at length 1, however long they were; those shorter than `shortest` become zero.
+    """Scale the vectors along `dim` to length 1. Vectors shorter than `shortest` become zero. Empty in, empty out.
 
-    A vector without a direction gets no gradient either (that of `F.normalize` at zero is 1e12); all others get at most
-    1 / shortest times what comes in. Nothing to normalise: nothing comes back.
+    A vector that becomes zero gets no gradient (`F.normalize` has a gradient of 1e12 there). For all other vectors the
+    gradient is multiplied by at most 1 / shortest.
     """
     vectors = full_precision(vectors)
     if vectors.numel() == 0:
         return vectors
     scale = vectors.detach().abs().amax(dim=dim, keepdim=True).clamp(min=shortest)
-    scaled = vectors / scale  # so that no square overflows or vanishes
+    scaled = vectors / scale  # so that no square overflows or underflows
     squares = scaled.square().sum(dim=dim, keepdim=True)
     is_nothing = squares.detach().sqrt() * scale < shortest
-    length = squares.masked_fill(is_nothing, 1).sqrt()  # before the root, whose slope at zero is infinite
+    length = squares.masked_fill(is_nothing, 1).sqrt()  # masked before the root, whose slope at zero is infinite
     return (scaled / length).masked_fill(is_nothing, 0)
 
 
 def safe_log(values: Float[Tensor, "*_"], least: float = SMALLEST_SUM) -> Float[Tensor, "*_"]:
-    """Logarithm of what is never negative; below `least` it is that of `least`, without a gradient.
+    """log(max(values, least)), for values that are never negative. Below `least` there is no gradient.
 
-    For probabilities out of a softmax or sigmoid take `log_probabilities` or `logsigmoid` of the logits instead: they
-    are exact.
+    For probabilities of a softmax or sigmoid use `log_probabilities` or `logsigmoid` of the logits: these are exact.
     """
     return full_precision(values).clamp(min=least).log()
 
 
 def log_probabilities(logits: Float[Tensor, "*_ K"]) -> Float[Tensor, "*_ K"]:
-    """Logarithms of the softmax over the last axis: finite however peaked it is, and exact where they count."""
+    """Logarithm of the softmax over the last axis. It is finite, also where a probability underflows to 0."""
     return full_precision(logits).log_softmax(dim=-1).clamp(min=LOWEST_LOG)
 
 
 def kl(log_student: Float[Tensor, "*_ K"], log_teacher: Float[Tensor, "*_ K"]) -> Float[Tensor, "*_"]:
-    """KL(teacher || student) over the last axis, both as `log_probabilities`: never below zero."""
+    """KL(teacher || student) over the last axis, from two results of `log_probabilities`. Never below zero."""
+    # KL = sum of p_t * (log p_t - log p_s); rounding can make it slightly negative, hence the clamp.
     return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1).clamp(min=0)
 
 
 def binary_kl(student: Float[Tensor, "*K"], teacher: Float[Tensor, "*K"]) -> Float[Tensor, "*K"]:
-    """KL(teacher || student) of two sigmoids, logits element by element: never below zero.
+    """KL(teacher || student) of two sigmoids, element by element, from their logits. Never below zero.
 
-    Binary cross-entropy less the teacher's entropy, both from the same logarithms, so that no clamp parts them.
+    KL = t * (log t - log s) + (1 - t) * (log(1 - t) - log(1 - s)) with t and s the sigmoids of teacher and student.
+    `logsigmoid` gives all four logarithms without a clamp.
     """
     student, teacher = full_precision(student), full_precision(teacher)
     log_yes = F.logsigmoid(teacher) - F.logsigmoid(student)

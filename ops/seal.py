@@ -1,8 +1,8 @@
-"""A file that tells whether it is still what was written: it ends with the SHA-256 of everything before.
+"""Checksums that detect damaged files. A sealed file ends with the SHA-256 of all bytes before it.
 
-Zip keeps a checksum of every member, but torch verifies none of them on loading, and the archive's headers have none at
-all: a flipped bit in a weight would go on into the training. The seal is the comment of the zip, so that the file stays
-an ordinary archive for torch and for `unzip`.
+A zip archive has a checksum for each member, but torch does not verify them, and the headers have none: a flipped bit
+in a weight would enter the training without a warning. The checksum is stored as the comment of the zip, so that torch
+and `unzip` still read the file.
 """
 
 import hashlib
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 _MARK = b"sha256 "
-_DIGEST_LENGTH = 64  # in hexadecimal letters
+_DIGEST_LENGTH = 64  # hexadecimal digits
 _END_OF_ZIP = b"PK\x05\x06"
-_END_OF_ZIP_LENGTH = 22  # of the record that closes a zip, without a comment
+_END_OF_ZIP_LENGTH = 22  # bytes of the last record of a zip without a comment
 _BLOCK = 1 << 20
 
 
 def sealed(archive: bytes) -> bytes:
-    """The zip archive with its seal. Raises `ValueError` for other bytes, and for a zip that has a comment."""
+    """The zip archive with its checksum. Raises `ValueError` for other content and for a zip that has a comment."""
     if not archive[-_END_OF_ZIP_LENGTH:].startswith(_END_OF_ZIP):
         raise ValueError("only a zip archive without a comment can be sealed")
     comment_length = (len(_MARK) + _DIGEST_LENGTH).to_bytes(2, "little")
@@ -27,7 +27,7 @@ def sealed(archive: bytes) -> bytes:
 
 
 def is_intact(path: Path) -> bool | None:
-    """True: the file is what was sealed, to the last bit. False: it is not. None: it bears no seal.
+    """True: the file has not changed since it was sealed. False: it has changed. None: it has no checksum.
 
     Raises `OSError` when it cannot be read.
     """
@@ -44,13 +44,13 @@ def is_intact(path: Path) -> bool | None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
+    """SHA-256 of a file in hexadecimal, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return _digest(file, os.fstat(file.fileno()).st_size).decode("ascii")
 
 
 def _digest(file: BinaryIO, length: int) -> bytes:
-    """Of the next `length` bytes, without holding them all."""
+    """SHA-256 of the next `length` bytes, read block by block."""
     digest = hashlib.sha256()
     while length > 0 and (block := file.read(min(length, _BLOCK))):
         digest.update(block)

@@ -1,4 +1,4 @@
-"""Plain text for a terminal: how wide it shows, and tables of it."""
+"""Plain text for the terminal and for log files: display width, escaping, lists, tables."""
 
 import json
 import re
@@ -6,26 +6,26 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def display_width(text: str) -> int:
-    """Columns on a terminal: Chinese and other wide characters take two, combining ones none."""
+    """Columns that the text takes on a terminal: 2 for Chinese and other wide characters, 0 for combining marks."""
     return sum(_columns(char) for char in text)
 
 
 def escaped(text: str) -> str:
-    """Text fit for any output: control characters become `\\x1b` and the like; line breaks and tabs stay.
+    """Replace control characters by escapes such as `\\x1b`, so that text is safe to print. Line breaks and tabs stay.
 
     Escaped are the control characters of ASCII and Latin-1 (an escape sequence can hide or forge a line), characters
-    that reverse the direction of writing, Unicode's line separators, and the halves of characters that stand for bytes
-    of a file name that is not UTF-8.
+    that reverse the writing direction, the line separators of Unicode, and lone surrogates, by which Python represents
+    bytes of a file name that is not UTF-8.
     """
-    return _COMMANDS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    return _CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def shortened(value: Any) -> str:
-    """A plain value as JSON, cut after 60 letters."""
+    """A plain value as JSON, cut to 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -36,16 +36,15 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def shown(names: Sequence[str], most: int = 5) -> str:
-    """The first names with commas between them, and how many more there are; "" for none."""
+    """The first `most` names, separated by commas, and the number of the others: "a, b and 3 more". Empty: ""."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """One line a row, two spaces between columns: the first column left, all others right. No rows: no lines.
+    """One line per row with two spaces between columns. The first column is aligned left, all others right.
 
-    The lines are for files, too: letters that the console cannot show are replaced only as they are written there.
-    Raises `ValueError` when rows differ in length.
+    Without rows there are no lines. Raises `ValueError` when rows differ in length.
     """
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -117,7 +117,7 @@ def test_control_characters_reach_neither_console_nor_log(tmp_path, capsys, monk
     ("error", "status", "words"),
     [
         (UserError("file \x1b[2J: bad"), 2, [r"mars: file \x1b[2J: bad"]),
-        (MemoryError(), 1, ["mars: memory ran out"]),
+        (MemoryError(), 1, ["mars: out of memory"]),
         (NotImplementedError("later\x1b"), 2, [f"{__file__}, line ", "broken is not implemented (later\\x1b)"]),
         (NotImplementedError(), 2, ["broken is not implemented; write this part"]),
     ],

@@ -529,7 +529,7 @@ def test_memory_that_runs_out_is_one_sentence(run, folder, monkeypatch, error, m
     monkeypatch.setattr(place, too_much)
     status, _, err = run(mode, "--set", "maxEpoch=2")
     assert (status, err.count("\n")) == (1, 1)
-    assert err.startswith("mars: memory ran out") and "smaller batchSize or inputShape" in err
+    assert err.startswith("mars: out of memory") and "smaller batchSize or inputShape" in err
     assert err.endswith("what was written stays\n")
     assert (folder / "weights/last.pth").read_bytes() == before
     assert "Traceback" in (folder / "mars.log").read_text(), "where it was, for who wants to know"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from config.errors import out_of_memory_message
 from config.mconfig import ModelConfig
 from debug.doctor.batch_check import examine_batch, examine_points, examine_sizes
 from debug.doctor.data_check import examine_data, examine_labels
@@ -14,7 +15,6 @@ from debug.doctor.teacher_check import examine_teacher
 from debug.doctor.weights_check import examine_aliases, examine_folder, examine_weights
 from dl.check import CheckedData
 from ops.batch import Batch
-from ops.shortage import shortage
 from train.setup import TrainingSetup, build_training, some_images
 
 _BATCHES = 8  # that are looked through for ground truths without a point
@@ -68,7 +68,7 @@ def _heard(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Finding
         try:
             findings = list(check())
         except Exception as error:
-            if (text := shortage(error)) is None:
+            if (text := out_of_memory_message(error)) is None:
                 raise
             findings = [Finding(WRONG, subject, text)]
     return [*findings, *(Finding(LOOK, subject, text) for text in warnings)]

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from config.errors import UserError, reading
+from config.errors import UserError, out_of_memory_message, reading
 from config.recipes import CODE_DIR
 
 NO_ROOM = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
@@ -76,3 +76,34 @@ def test_too_many_open_files(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, file], cwd=CODE_DIR, capture_output=True, text=True)
     assert f"UserError: {file}: cannot be read (Too many open files); raise" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            "out of memory on the GPU (another 2.00 GiB were requested)",
+        ),
+        (
+            RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+            "(another 64 bytes were requested)",
+        ),
+        (
+            MemoryError("Unable to allocate 7.28 TiB for an array"),
+            "out of memory (another 7.28 TiB were requested); set",
+        ),
+        (MemoryError(), "out of memory; set"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (ValueError("memory"), None),
+    ],
+)
+def test_out_of_memory_errors_and_others(error, words):
+    text = out_of_memory_message(error)
+    assert text is None if words is None else text is not None and words in text
+
+
+def test_the_message_of_torchs_allocator_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert "bytes were requested" in out_of_memory_message(caught.value)

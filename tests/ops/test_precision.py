@@ -49,11 +49,11 @@ def test_a_word_is_obeyed_without_timing(word, monkeypatch):
 def test_without_bfloat16_its_word_is_refused_and_the_others_are_obeyed(has_onednn, monkeypatch):
     processor(monkeypatch, has_bfloat16=not has_onednn, has_onednn=has_onednn)
     monkeypatch.setattr(precision, "_time_step", None)
-    with pytest.raises(UserError, match=r"^precision=bfloat16: cpu here has none; use auto or float32$"):
+    with pytest.raises(UserError, match=r"^precision=bfloat16: cpu does not support it; use auto or float32$"):
         pick_precision("bfloat16", CPU, Net(), (32, 32))
     assert pick_precision("float32", CPU, Net(), (32, 32)).dtype == torch.float32
     auto = pick_precision("auto", CPU, Net(), (32, 32))
-    assert auto == (torch.float32, "precision: float32, for this processor has no bfloat16", None)
+    assert auto == (torch.float32, "precision: float32, this processor has no bfloat16", None)
 
 
 def test_a_word_is_timed_when_somebody_must_know(monkeypatch):
@@ -89,14 +89,14 @@ def test_a_run_that_goes_on_keeps_its_precision_where_the_device_has_it(monkeypa
     assert resumed_precision("float32", CPU).dtype == torch.float32
     assert resumed_precision("bfloat16", CPU).dtype == torch.bfloat16
     kept = resumed_precision("float16", CPU)
-    assert kept.dtype == torch.float32 and "float16, in which this run began" in kept.why
+    assert kept.dtype == torch.float32 and "this run started in float16, which cpu lacks" in kept.why
     monkeypatch.setattr(precision, "half_dtypes", lambda device: ())
     kept = resumed_precision("bfloat16", CPU)
-    assert kept.dtype == torch.float32 and "cpu has no bfloat16, in which this run began" in kept.why
+    assert kept.dtype == torch.float32 and "this run started in bfloat16, which cpu lacks" in kept.why
 
 
 def test_timing_leaves_model_and_random_state_as_they_were(monkeypatch):
-    monkeypatch.setattr(precision, "_SECONDS_A_TYPE", 0.02)
+    monkeypatch.setattr(precision, "_SECONDS_PER_TYPE", 0.02)
     net = Net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     torch.manual_seed(7)
