@@ -1,4 +1,4 @@
-"""What all tests share: shapes are checked while they run, one thread a process, and where ../shared lies."""
+"""Settings and fixtures of all tests: shape checks, one thread per process, the folder of real data sets."""
 
 import importlib
 import math
@@ -13,18 +13,19 @@ import pytest
 import typecheck
 from PIL import Image
 
-# Before torch and numpy are imported: pytest-xdist runs one process a core, and each would start a thread a core.
+# Set before torch and numpy are imported. pytest-xdist runs one process per core; by default each of them would start
+# one thread per core.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-# Every annotated shape and type of these packages is checked at each call; in production they cost nothing.
+# In the tests, every call of these packages checks the annotated shapes and types. In production they cost nothing.
 jaxtyping.jaxtyped = typecheck.checked
 jaxtyping.install_import_hook(
     ["config", "ops", "dl", "scenes", "model", "interop", "eval", "runs", "train", "debug"], "typecheck.check"
 )
 
-# No example is too slow for a busy machine. The examples are the same each time: the suite fails for a change of the
-# code, never for a draw, and the same command shows a failure again.
+# No deadline, because the machine may be busy. The examples are the same in each run: the suite fails only after a
+# change of the code, and the same command reproduces a failure.
 hypothesis.settings.register_profile(
     "mars", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -35,25 +36,39 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption(
-        "--bfloat16", choices=("present", "absent"), help="what the processor says of bfloat16 (default: as it is)"
+        "--bfloat16", choices=("present", "absent"), help="whether the processor has bfloat16 (default: as detected)"
     )
     parser.addoption(
         "--mutations",
         metavar="KEY",
-        help="try a few of the mistakes in tests/mutations.py without --slow: those that follow from KEY, or 'all'",
+        help="without --slow, try a few mistakes of tests/mutations.py, selected by KEY, or 'all' of them",
     )
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     key = config.getoption("--mutations")
-    return key and f"mutations: the same ones again with make mutations MUTATIONS={key}"
+    return key and f"mutations: make mutations MUTATIONS={key} tries the same ones again"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--bfloat16") == "absent":  # oneDNN reads it once, also in the processes that tests start
+    if config.getoption("--bfloat16") == "absent":  # oneDNN reads this once, also in the processes that tests start
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+
+
+# Imported before the first module of Mars. While jaxtyping loads one of our modules, Python does not use the compiled
+# copies (.pyc) of the libraries that the module imports; it would compile torch and torchvision again in each process,
+# which takes eight seconds.
+LIBRARIES = (
+    "torch", "torchvision.ops", "cv2", "matplotlib.figure", "matplotlib.backends.backend_agg", "faster_coco_eval",
+)  # fmt: skip
+
+
+def pytest_collection() -> None:
+    """Done here and not at the top of the file: the process that only starts the others needs no libraries."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -65,17 +80,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _libraries_as_they_are() -> None:
-    """Importing ultralytics replaces PIL's Image.open and torch.save in the whole process: put them back."""
+def _restore_libraries() -> None:
+    """Undo what importing ultralytics does to the whole process: it replaces PIL's Image.open and torch.save."""
     if "ultralytics" in sys.modules:
         torch = sys.modules["torch"]
         Image.open, torch.save = IMAGE_OPEN, torch.serialization.save
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _precision_is_told(pytestconfig: pytest.Config) -> None:
-    """Whether the processor has bfloat16, where --bfloat16 says so. precision=auto does not time for two seconds: each
-    type has a fixed time, and half precision is the faster. Arithmetic in bfloat16 works on every processor.
+def _fixed_step_times(pytestconfig: pytest.Config) -> None:
+    """precision=auto measures nothing: each type has a fixed step time, and half precision is faster.
+
+    With --bfloat16 the option decides whether the processor has it; arithmetic in bfloat16 works on every processor.
     """
     import torch
 
@@ -88,9 +104,9 @@ def _precision_is_told(pytestconfig: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def narrow_nano() -> Iterator[None]:
-    """Phase nano with all of its layers and a quarter of their channels: for tests of what happens around a network.
+    """Phase nano with all its layers and a quarter of their channels, for tests that do not depend on the network.
 
-    A training of a few steps takes half as long, most of which goes into checkpoints.
+    A training of a few steps then takes half the time; most of it is spent on checkpoints.
     """
     from model.base.scales import SCALES, Scale
 
@@ -101,14 +117,14 @@ def narrow_nano() -> Iterator[None]:
 
 @pytest.fixture
 def real_curves() -> None:
-    """A test that asks for it sees the picture of the curves drawn."""
+    """With this fixture the plot of the curves is really drawn."""
 
 
 @pytest.fixture(autouse=True)
 def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is ample, no clock ends a check or repeats a picture; curves, slower than an epoch, are not drawn.
+    """Results do not depend on free memory or on time; the plot of the curves, slower than an epoch, is not drawn.
 
-    The modules are imported here, once in a process, so that it does not matter which test comes first.
+    The modules are imported here, once per process, so that the order of the tests does not matter.
     """
     values = {
         "dl.cache": {"available_memory": lambda: 16 * 2**30},
@@ -125,8 +141,8 @@ def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.M
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data sets and weights that is no part of the checkout: $MARS_SHARED, else ../shared."""
+    """The folder with real data sets and weights outside the checkout: $MARS_SHARED, else ../shared."""
     folder = Path(os.environ.get("MARS_SHARED") or ROOT.parent / "shared")
     if not (folder / "data").is_dir():
-        pytest.skip(f"real data sets are not at hand: no {folder / 'data'} ($MARS_SHARED names another place)")
+        pytest.skip(f"no real data sets: {folder / 'data'} does not exist (set $MARS_SHARED to another folder)")
     return folder
