@@ -26,10 +26,11 @@ from benchmarks.fault_runs import Outcome, Workshop, hearing, strike
 from benchmarks.injections import ALL, INJECTIONS, QUIET, STOPPED, STRUCTURAL, UNPREPARED, Injection
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from debug.doctor.aliases import examine_aliases
 from debug.doctor.finding import OK, Finding
 from debug.doctor.plan_check import examine_freezing
 from debug.doctor.teacher_check import examine_teacher
-from debug.doctor.weights_check import examine_aliases, examine_weights
+from debug.doctor.weights_check import examine_weights
 from model import build_model
 from train.objective import DistillationObjective
 from train.teacher import Teacher
@@ -126,7 +127,7 @@ STRUCTURES = (
     ),
     Injection(
         "alias", "conv_1 = conv: backbone.l2.m.0.cv2.conv is cv1.conv", group=STRUCTURAL,
-        says={"doctor": "wrong  aliases: backbone.l2.m.0.cv1.conv and backbone.l2.m.0.cv2.conv are one and the same"},
+        says={"doctor": "wrong  aliases: backbone.l2.m.0.cv1.conv and backbone.l2.m.0.cv2.conv are the same tensor"},
     ),
     Injection(
         "teacher", "a teacher in train mode", group=STRUCTURAL, is_student=True,
@@ -135,7 +136,7 @@ STRUCTURES = (
     Injection(
         "frozen", "a random backbone frozen for 100 of 200 epochs", group=STRUCTURAL, is_fresh=True,
         settings={"maxEpoch": 200, "backboneFreezeEpochs": tuple(range(100))},
-        says={"doctor": "wrong  freezing: the backbone is held still for 100 of 200 epochs"},
+        says={"doctor": "wrong  freezing: the backbone is frozen for 100 of 200 epochs"},
     ),
     Injection(
         "half-match", "starting weights of which half match", group=STRUCTURAL, is_fresh=True,

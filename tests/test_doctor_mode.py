@@ -217,11 +217,11 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
     fields = {"inputShape": 64, "batchSize": 2, "dcore": 0, "precision": "float32", "device": "cpu"}
     fields |= {"classList": ["red", "blue"]}
     mcfg = load_config("voc.nano", root=str(tmp_path), data=str(squares), overrides=fields)
-    patient = build_training(mcfg, check_data(mcfg, ["train", "validation"]))
-    batch = next(patient.batches(1))
+    setup = build_training(mcfg, check_data(mcfg, ["train", "validation"]))
+    batch = next(setup.batches(1))
 
     def status_of(name: str) -> tuple[int, str]:
-        step = TracedStep(patient.model.train(), patient.objective, batch, torch.float32)
+        step = TracedStep(setup.model.train(), setup.objective, batch, torch.float32)
         path = write_bundle(tmp_path / name, step, json.dumps(mcfg.to_dict()), "loss not finite in epoch 3")
         status = mars.main(["doctor", "voc.nano", "--root", str(tmp_path), "--replay", str(path)])
         out, err = capsys.readouterr()
@@ -231,7 +231,7 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
     status, out = status_of("healthy.pth")
     assert (status, "the step is not bad here, so it is not reproduced" in out) == (0, True)
     with torch.no_grad():
-        patient.model.neck.l12.cv1.conv.weight[0, 0, 0, 0] = torch.inf
+        setup.model.neck.l12.cv1.conv.weight[0, 0, 0, 0] = torch.inf
     status, out = status_of("bad.pth")
     assert (status, "not reproduced" in out, out.startswith("loss not finite in epoch 3")) == (1, False, True)
     assert "neck.l12.cv1" in out

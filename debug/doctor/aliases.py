@@ -1,7 +1,7 @@
 """Parameters and buffers that are one tensor under two names, or lie in the same memory: `conv_1 = conv`.
 
-What is written under one name changes the other in silence: a fill of `conv_1` with ones made the values of `conv` grow
-tenfold from layer to layer.
+A write to one of them changes the other without any message. In a real case, a fill of `conv_1` with ones made the
+values of `conv` grow tenfold from layer to layer.
 """
 
 from collections import defaultdict
@@ -12,26 +12,43 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from debug.doctor.finding import OK, WRONG, Finding
+from ops.text import counted
+
 Declared = Sequence[tuple[str, str]]
+DECLARED: Declared = ()  # pairs of names that may share memory: Mars's network has none
+_SHOWN = 5  # pairs
 
 
 class Alias(NamedTuple):
-    """Two names and what they have in common."""
+    """Two names that share memory."""
 
     first: str
     second: str
-    is_same: bool  # the very tensor; else they only overlap in memory
+    is_same: bool  # the same tensor; else they only overlap in memory
 
     def __str__(self) -> str:
-        how = "are one and the same" if self.is_same else "overlap in memory"
+        how = "are the same tensor" if self.is_same else "overlap in memory"
         return f"{self.first} and {self.second} {how}"
+
+
+def examine_aliases(*modules: nn.Module) -> Iterator[Finding]:
+    """Each module is checked by itself."""
+    for module in modules:
+        if aliases := merge_to_modules(module, find_aliases(module, DECLARED)):
+            more = f" and {len(aliases) - _SHOWN} more pairs" if len(aliases) > _SHOWN else ""
+            text = f"{'; '.join(map(str, aliases[:_SHOWN]))}{more}: a write to one of them changes the other; make "
+            yield Finding(WRONG, "aliases", f"{text}copies of them, or declare them (DECLARED in {__name__})")
+            return
+    count = sum(len(module.state_dict()) for module in modules)
+    yield Finding(OK, "aliases", f"each of {counted(count, 'tensor')} has its own memory")
 
 
 def find_aliases(module: nn.Module, declared: Declared = ()) -> list[Alias]:
     """Every pair of names in `module` that share memory, in the order of the names; none: an empty list.
 
-    A module that stands under two names gives a pair for each of its tensors. `declared`: pairs of names, of tensors or
-    of modules, that are meant to share. Tensors without elements, or without memory (on the meta device), share none.
+    A module that has two names gives a pair for each of its tensors. `declared`: pairs of names, of tensors or of
+    modules, that may share memory. Tensors without elements, or on the meta device, share none.
     """
     by_storage: dict[tuple[str, int], list[tuple[str, Tensor]]] = defaultdict(list)
     for name, tensor in _named_tensors(module):
@@ -39,81 +56,72 @@ def find_aliases(module: nn.Module, declared: Declared = ()) -> list[Alias]:
             by_storage[str(tensor.device), tensor.untyped_storage().data_ptr()].append((name, tensor))
     found = []
     for entries in by_storage.values():
-        for (first, one), (second, other) in combinations(entries, 2):
-            is_same = _place(one) == _place(other)
-            if (is_same or _overlap(one, other)) and not _is_declared(first, second, declared):
+        for (first, a), (second, b) in combinations(entries, 2):
+            is_same = _layout(a) == _layout(b)
+            if (is_same or _overlap(a, b)) and not _is_declared(first, second, declared):
                 found.append(Alias(first, second, is_same))
     return found
 
 
-def grouped(module: nn.Module, aliases: Sequence[Alias]) -> list[Alias]:
-    """Pairs of tensors put together to pairs of modules, where two share everything that they hold: fewer lines."""
-    names, shared = [name for name, _ in _named_tensors(module)], {(one.first, one.second) for one in aliases}
+def merge_to_modules(module: nn.Module, aliases: Sequence[Alias]) -> list[Alias]:
+    """Replace pairs of tensors by a pair of modules where two modules share all of their tensors: fewer lines."""
+    names = [name for name, _ in _named_tensors(module)]
+    shared = {(alias.first, alias.second) for alias in aliases}
 
     def share_all(first: str, second: str) -> bool:
-        mine, theirs = ([name[len(one) :] for name in names if name.startswith(f"{one}.")] for one in (first, second))
-        return mine == theirs and all((first + rest, second + rest) in shared for rest in mine)
+        of_first, of_second = (
+            [name.removeprefix(path) for name in names if name.startswith(f"{path}.")] for path in (first, second)
+        )
+        return of_first == of_second and all((first + rest, second + rest) in shared for rest in of_first)
 
     merged: dict[tuple[str, str], Alias] = {}
     for alias in aliases:
         first, second = alias.first, alias.second
-        while _above(first) and _above(second) and share_all(_above(first), _above(second)):
-            first, second = _above(first), _above(second)
+        while True:
+            parents = first.rpartition(".")[0], second.rpartition(".")[0]
+            if not all(parents) or not share_all(*parents):
+                break
+            first, second = parents
         is_same = alias.is_same and merged.get((first, second), alias).is_same
         merged[first, second] = Alias(first, second, is_same)
     return list(merged.values())
 
 
-def _above(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers under every name that they have."""
+    """Parameters and buffers under each of their names."""
     return chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
 
 
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]:
+def _layout(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Do two tensors of one storage have a byte in common? Interleaved ones, columns of one matrix, have none."""
-    if not _span(one) & _span(other):
-        return False
-    marks = [_bytes_of(tensor) for tensor in (one, other)]
-    return bool((marks[0] & marks[1]).any())
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Do two tensors of one storage share a byte? Interleaved ones, such as columns of one matrix, share none."""
+    starts, ends = zip(_byte_range(a), _byte_range(b), strict=True)
+    return max(starts) < min(ends) and bool((_byte_mask(a) & _byte_mask(b)).any())
 
 
-class _Interval(NamedTuple):
-    start: int
-    end: int
-
-    def __and__(self, other: "_Interval") -> bool:
-        return self.start < other.end and other.start < self.end
-
-
-def _span(tensor: Tensor) -> _Interval:
-    """First byte in its storage, and the first behind it."""
+def _byte_range(tensor: Tensor) -> tuple[int, int]:
+    """The tensor's first byte in its storage, and the first byte after it."""
     last = sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
-    size = tensor.element_size()
-    start = int(tensor.storage_offset()) * size
-    return _Interval(start, start + (int(last) + 1) * size)
+    start, size = int(tensor.storage_offset()), tensor.element_size()
+    return start * size, (start + int(last) + 1) * size
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """A mark on every byte of the storage that the tensor reads."""
-    size = tensor.element_size()
-    marks = torch.zeros(tensor.untyped_storage().nbytes() // size, dtype=torch.bool)
-    marks.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
-    return marks.repeat_interleave(size)[: tensor.untyped_storage().nbytes()]
+def _byte_mask(tensor: Tensor) -> Tensor:
+    """True for every byte of the storage that belongs to the tensor."""
+    size, num_bytes = tensor.element_size(), tensor.untyped_storage().nbytes()
+    elements = torch.zeros(num_bytes // size, dtype=torch.bool)
+    elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+    return elements.repeat_interleave(size)[:num_bytes]
 
 
 def _is_declared(first: str, second: str, declared: Declared) -> bool:
-    """Is the pair named, in either order, or does it lie at the same place in two modules that are?"""
-    for one, other in (pair for a, b in declared for pair in ((a, b), (b, a))):
-        rests = first.removeprefix(one), second.removeprefix(other)
-        is_below = first.startswith((f"{one}.", one)) and second.startswith((f"{other}.", other))
-        if is_below and rests[0] == rests[1] and rests[0][:1] in ("", "."):
+    """Is the pair declared, in either order, or do the names differ only in the modules of a declared pair?"""
+    for a, b in chain(declared, ((b, a) for a, b in declared)):
+        is_inside = first.startswith(a) and second.startswith(b)
+        rest = first.removeprefix(a)
+        if is_inside and rest == second.removeprefix(b) and rest[:1] in ("", "."):
             return True
     return False

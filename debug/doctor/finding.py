@@ -1,4 +1,4 @@
-"""What a check found: one line that begins with ok, look or wrong, and says what to do."""
+"""The result of a check: one line that begins with ok, look or wrong, and says what to do."""
 
 import logging
 from collections.abc import Iterator
@@ -23,35 +23,20 @@ class Finding(NamedTuple):
         return "\n".join([f"{self.level:<6} {self.subject}: {text}", *(f"       {line}" for line in self.details)])
 
 
-class _Ear(logging.Filter):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[str] = []
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Within the block, warnings of the program are collected instead of printed: they become lines of the report."""
+    messages: list[str] = []
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def collect(record: logging.LogRecord) -> bool:
+        """A filter of the logger: False drops the record."""
         if record.levelno < logging.WARNING:
             return True
-        self.heard.append(record.getMessage())
+        messages.append(record.getMessage())
         return False
 
-
-@contextmanager
-def overhearing() -> Iterator[list[str]]:
-    """Within the block, what the program warns of is collected instead of printed: it becomes lines of the report."""
-    ear = _Ear()
-    log.addFilter(ear)
+    log.addFilter(collect)
     try:
-        yield ear.heard
+        yield messages
     finally:
-        log.removeFilter(ear)
-
-
-def epochs_text(epochs: list[int] | tuple[int, ...]) -> str:
-    """Epochs counted from 0 -> how people count them: 1 to 5, 8."""
-    spans: list[list[int]] = []
-    for epoch in sorted(set(epochs)):
-        if spans and epoch == spans[-1][1] + 1:
-            spans[-1][1] = epoch
-        else:
-            spans.append([epoch, epoch])
-    return ", ".join(f"{a + 1}" if a == b else f"{a + 1} to {b + 1}" for a, b in spans)
+        log.removeFilter(collect)

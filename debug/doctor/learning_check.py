@@ -1,4 +1,4 @@
-"""Does what is trained learn? Gradients that reach every part, and one batch overfitted in a few steps."""
+"""Checks of learning: does a gradient reach every part, and can a few steps overfit a few images?"""
 
 import math
 import time
@@ -19,78 +19,80 @@ from train.points import points_given
 from train.setup import TrainingSetup
 
 _STEPS, _LEAST_STEPS, _SECONDS = 24, 6, 15.0
-_GOES, _GAINS = 0.12, 0.06  # share of the loss that must go in so many steps, or what the overlap must gain
-_HARDLY = 0.02  # of either, is nothing
-_LOUD = 4  # times the gains of the loss: what boxes and classes that are quite wrong cost
-_MOVED = 1e-5  # relative to the weights: below this they stood still
-_CONSTANT = "head.dfl"  # the bins of the box distribution
+_LOSS_DROP, _OVERLAP_GAIN = 0.12, 0.06  # share of the loss, and overlap: either, after so many steps, is learning
+_NOTHING = 0.02  # of either: less is no change
+_HIGHEST_LOSS = 4  # times the loss gains, above the first loss: the cost of boxes and classes that are quite wrong
+_LEAST_MOVEMENT = 1e-5  # of the weights, relative to their size: less is no movement
+_CONSTANT = "head.dfl"  # holds the bins of the box distribution and is never trained
 
 
-def examine_gradient(patient: TrainingSetup, batch: Batch) -> Iterator[Finding]:
-    """Which parts get no gradient, or nothing but zeros; which are frozen. Unfrozen, where any epoch is so."""
-    model, epoch = patient.model, next((e for e in patient.epochs if e not in patient.frozen_epochs), None)
-    _set_up(patient, patient.mcfg.startEpoch if epoch is None else epoch)
-    batch = batch.to(patient.device)
-    total = _loss(patient, batch)
-    frozen = [part for part, tensors in _parts(patient).items() if not any(p.requires_grad for _, p in tensors)]
+def examine_gradient(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
+    """Which parts get no gradient, or only zeros, or are frozen. The backbone is trained, if it is in any epoch."""
+    free_epoch = next((epoch for epoch in setup.epochs if epoch not in setup.frozen_epochs), None)
+    _set_epoch(setup, setup.mcfg.startEpoch if free_epoch is None else free_epoch)
+    batch = batch.to(setup.device)
+    total = _loss(setup, batch)
+    parts = _parts(setup)
+    frozen = [part for part, tensors in parts.items() if not any(p.requires_grad for _, p in tensors)]
     if not total.requires_grad:
-        yield Finding(
-            WRONG, "gradient", "the loss depends on nothing that is trained: every part is frozen or detached"
-        )
+        text = "the loss depends on no trained parameter: every part is frozen or detached"
+        yield Finding(WRONG, "gradient", text)
         return
     total.backward()
-    reached, cut, zero = _sorted_by_gradient(patient)
-    idle = _idle_branches(patient, batch)
-    model.zero_grad(set_to_none=True)
-    for module in patient.objective.extra_modules:
+    reached, without, zero = _sort_by_gradient(parts)
+    unused = _box_branches_without_points(setup, batch)
+    for module in (setup.model, *setup.objective.extra_modules):
         module.zero_grad(set_to_none=True)
-    if cut:
+    if without:
         yield Finding(
-            WRONG, "gradient", f"none reaches {shown(cut)}: detached or unused, it would keep its first weights: look "
-            "for detach() and no_grad() behind it",
+            WRONG, "gradient", f"no gradient reaches {shown(without)}: a part that is detached or unused keeps its "
+            "first weights; look for detach() and no_grad() after it",
         )  # fmt: skip
-    if dead := [part for part in zero if part not in idle]:
+    if dead := [part for part in zero if part not in unused]:
         yield Finding(
-            WRONG, "gradient", f"that of {shown(dead)} is zero everywhere: something multiplies it away, or its "
-            "activation is dead",
+            WRONG, "gradient", f"the gradient of {shown(dead)} is zero everywhere: it is multiplied by zero, or its "
+            "activations are dead",
         )  # fmt: skip
-    unasked = [part for part in frozen if part != _CONSTANT and not part.startswith("backbone.")]
-    if unasked:
-        yield Finding(LOOK, "gradient", f"{shown(unasked)} is frozen, which no field asks for")
-    if not cut and not dead:
-        yield Finding(OK, "gradient", f"reaches {counted(len(reached), 'part')}{_asides(frozen, zero, epoch is None)}")
+    unexpected = [part for part in frozen if part != _CONSTANT and not part.startswith("backbone.")]
+    if unexpected:
+        yield Finding(LOOK, "gradient", f"{shown(unexpected)} is frozen, although no config field asks for it")
+    if not without and not dead:
+        text = f"reaches {counted(len(reached), 'part')}; frozen: {_frozen_text(frozen)}"
+        text += ", in every epoch" if free_epoch is None else ""
+        text += f"; {shown(zero)} got none in this batch, because no box has an anchor point there" if zero else ""
+        yield Finding(OK, "gradient", text)
 
 
-def examine_overfitting(patient: TrainingSetup, batch: Batch) -> Iterator[Finding]:
-    """A few steps on these few images, at the highest learning rate, in the state of the first epoch."""
+def examine_overfitting(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
+    """A few steps on a few images, with the highest learning rate and the frozen parts of the first epoch."""
     if not batch.valid.any():
-        yield Finding(LOOK, "overfit", "not tried, for no image of the first batches has an object")
+        yield Finding(LOOK, "overfit", "not tried, because no image of the first batches has an object")
         return
-    _set_up(patient, patient.mcfg.startEpoch)
-    tried = _overfit(patient, batch.to(patient.device))
-    course = f"loss {tried.losses[0]:.3g} -> {tried.last:.3g}, overlap of each object's best box "
-    course += f"{tried.overlaps[0]:.2f} -> {tried.overlaps[-1]:.2f}, on {counted(len(batch), 'image')} in "
-    course += counted(tried.steps, "step")
-    if tried.is_learning:
-        yield Finding(OK, "overfit", f"{course}: it learns")
+    _set_epoch(setup, setup.mcfg.startEpoch)
+    course = _overfit(setup, batch.to(setup.device))
+    text = f"loss {course.losses[0]:.3g} -> {course.last:.3g}, IoU of each object's best box "
+    text += f"{course.overlaps[0]:.2f} -> {course.overlaps[-1]:.2f}, on {counted(len(batch), 'image')} in "
+    text += counted(course.num_steps, "step")
+    if course.is_learning:
+        yield Finding(OK, "overfit", f"{text}: it learns")
         return
-    level = LOOK if tried.goes >= _HARDLY else WRONG
-    yield Finding(level, "overfit", f"{course}: {_why_not(patient, tried, level)}")
+    level = LOOK if course.loss_drop >= _NOTHING else WRONG
+    yield Finding(level, "overfit", f"{text}: {_why_not(setup, course, level)}")
 
 
-class Tried(NamedTuple):
-    """Before each step and after the last: the loss, and how well the best box of each object overlaps with it.
+class OverfitCourse(NamedTuple):
+    """Before each step and after the last: the loss, and the mean IoU of each object's best box.
 
-    A loss alone does not tell: while no box overlaps with any object nothing asks for boxes, and it is small.
+    The loss alone is not enough: while no box overlaps with any object, no box is trained and the loss is small.
     """
 
     losses: list[float]
     overlaps: list[float]
-    ceiling: float  # a loss above it is no loss of objects that are being found
-    moved: float = 0.0  # how far the weights went, relative to their size
+    highest_loss: float  # a loss above it diverges
+    movement: float = 0.0  # of the weights, relative to their size
 
     @property
-    def steps(self) -> int:
+    def num_steps(self) -> int:
         return len(self.losses) - 1
 
     @property
@@ -99,54 +101,57 @@ class Tried(NamedTuple):
         return sum(self.losses[-3:]) / len(self.losses[-3:])
 
     @property
-    def goes(self) -> float:
-        """Share of the loss that went; minus infinity when it is not finite."""
+    def loss_drop(self) -> float:
+        """Share of the first loss; minus infinity when a loss is not finite."""
         if not all(map(math.isfinite, self.losses)):
             return -math.inf
         return 1 - self.last / self.losses[0] if self.losses[0] else 0.0
 
     @property
-    def gains(self) -> float:
-        """By how much the overlap grew; 0 when the loss ran away meanwhile."""
-        is_sane = math.isfinite(self.goes) and self.last <= self.ceiling
-        return self.overlaps[-1] - self.overlaps[0] if is_sane else 0.0
+    def overlap_gain(self) -> float:
+        """0 when the loss diverged."""
+        has_converged = math.isfinite(self.loss_drop) and self.last <= self.highest_loss
+        return self.overlaps[-1] - self.overlaps[0] if has_converged else 0.0
 
     @property
     def is_learning(self) -> bool:
-        """Less is asked of fewer steps, where they take long."""
-        part = self.steps / _STEPS
-        return self.goes >= max(_HARDLY, _GOES * part) or self.gains >= max(_HARDLY, _GAINS * part)
+        """Fewer steps, when they take long, need to change less."""
+        share = self.num_steps / _STEPS
+        has_dropped = self.loss_drop >= max(_NOTHING, _LOSS_DROP * share)
+        return has_dropped or self.overlap_gain >= max(_NOTHING, _OVERLAP_GAIN * share)
 
     @property
     def is_clear(self) -> bool:
-        """Has it learned so much that no more steps are needed to say so?"""
-        return self.goes >= 2 * _GOES or self.gains >= 2 * _GAINS
+        """Has it learned so much that no more steps are needed?"""
+        return self.loss_drop >= 2 * _LOSS_DROP or self.overlap_gain >= 2 * _OVERLAP_GAIN
 
 
-def _overfit(patient: TrainingSetup, batch: Batch) -> Tried:
-    mcfg, trained = patient.mcfg, [p for p in _all_parameters(patient) if p.requires_grad]
-    optimizer = build_optimizer(mcfg, patient.model, *patient.objective.extra_modules)
+def _overfit(setup: TrainingSetup, batch: Batch) -> OverfitCourse:
+    mcfg = setup.mcfg
+    modules = (setup.model, *setup.objective.extra_modules)
+    trained = [p for p in chain.from_iterable(module.parameters() for module in modules) if p.requires_grad]
+    optimizer = build_optimizer(mcfg, *modules)
     before = [parameter.detach().clone() for parameter in trained]
     weight, started = float(len(batch)) if mcfg.lossReduction == "sum" else 1.0, time.perf_counter()
-    tried = Tried([], [], math.inf)
+    course = OverfitCourse([], [], math.inf)
     while True:
-        total, overlap = _loss_and_overlap(patient, batch)
-        if not tried.losses:
-            tried = tried._replace(ceiling=total.item() + _LOUD * sum(mcfg.lossWeights))
-        tried.losses.append(total.item())
-        tried.overlaps.append(overlap)
+        total, overlap = _loss_and_overlap(setup, batch)
+        if not course.losses:
+            course = course._replace(highest_loss=total.item() + _HIGHEST_LOSS * sum(mcfg.lossWeights))
+        course.losses.append(total.item())
+        course.overlaps.append(overlap)
         is_late = time.perf_counter() - started > _SECONDS
-        is_enough = tried.steps >= _LEAST_STEPS and (is_late or tried.is_clear)
-        if tried.steps == _STEPS or is_enough or not math.isfinite(tried.losses[-1]) or not total.requires_grad:
-            return tried._replace(moved=_distance(trained, before))
+        is_enough = course.num_steps >= _LEAST_STEPS and (is_late or course.is_clear)
+        if course.num_steps == _STEPS or is_enough or not math.isfinite(total.item()) or not total.requires_grad:
+            return course._replace(movement=_movement(trained, before))
         (total * weight).backward()
         torch.nn.utils.clip_grad_norm_(trained, mcfg.gradientClip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
-def _loss_and_overlap(patient: TrainingSetup, batch: Batch) -> tuple[Tensor, float]:
-    """The overlap is the assigner's, of points inside the object, a mean over objects."""
+def _loss_and_overlap(setup: TrainingSetup, batch: Batch) -> tuple[Tensor, float]:
+    """The IoU is the assigner's, of anchor points inside the object; the mean over all objects."""
     best: list[Tensor] = []
 
     def listen(name: str, value: Tensor) -> None:
@@ -154,105 +159,96 @@ def _loss_and_overlap(patient: TrainingSetup, batch: Batch) -> tuple[Tensor, flo
             best.append(value.amax(dim=-1)[batch.valid].mean())
 
     with listening(listen):
-        total = _loss(patient, batch)
+        total = _loss(setup, batch)
     return total, best[0].item() if best else 0.0
 
 
-def _why_not(patient: TrainingSetup, tried: Tried, level: str) -> str:
-    """What it means that the loss did not go, by what else was seen."""
-    mcfg, rate = patient.mcfg, patient.mcfg.baseLearningRate
-    if not math.isfinite(tried.losses[-1]):
-        return f"it is not finite: lower baseLearningRate ({rate:g}); if that does not help, train once with --trace"
-    if tried.goes < -_HARDLY and tried.moved >= _MOVED:
-        return f"it grows: lower baseLearningRate ({rate:g}), tenfold at first"
-    if tried.moved < _MOVED:
-        is_frozen = patient.model.is_backbone_frozen
-        frozen = f", or unfreeze the backbone (backboneFreezeEpochs={mcfg.backboneFreezeEpochs})" if is_frozen else ""
-        return f"the weights hardly moved ({tried.moved:.1e} of their size): raise baseLearningRate ({rate:g}){frozen}"
+def _why_not(setup: TrainingSetup, course: OverfitCourse, level: str) -> str:
+    """The likely reason that the loss did not drop, and what to do."""
+    mcfg, rate = setup.mcfg, setup.mcfg.baseLearningRate
+    is_frozen = setup.model.is_backbone_frozen
+    if not math.isfinite(course.losses[-1]):
+        return f"the loss is not finite: lower baseLearningRate ({rate:g}); if it stays so, train once with --trace"
+    if course.movement < _LEAST_MOVEMENT:
+        frozen = f", or train the backbone (backboneFreezeEpochs={mcfg.backboneFreezeEpochs})" if is_frozen else ""
+        movement = f"{course.movement:.1e} of their size"
+        return f"the weights hardly changed ({movement}): raise baseLearningRate ({rate:g}){frozen}"
+    if course.loss_drop < -_NOTHING:
+        return f"the loss grows: lower baseLearningRate ({rate:g}), first by a factor of 10"
     if level == LOOK:
-        return "it goes slowly, as with a low learning rate or weights that know much already"
-    frozen = "the frozen backbone (its features do not fit), " if patient.model.is_backbone_frozen else ""
+        return "the loss drops slowly, as with a low learning rate or with weights that are already trained"
+    frozen = "the frozen backbone (its features may not fit), " if is_frozen else ""
     return (
-        f"the weights moved, but nothing was learned: look at {frozen}the labels in the picture of the batch, and at "
-        "the lines about points and gradient"
+        f"the weights changed, but nothing was learned: check {frozen}the labels in the picture of the batch, and the "
+        "findings about points and gradient"
     )
 
 
-def _set_up(patient: TrainingSetup, epoch: int) -> None:
-    """Train mode, frozen or not, as in this epoch; the teacher speaks, where it does in any."""
-    if epoch in patient.frozen_epochs:
-        patient.model.freezeBackbone()
+def _set_epoch(setup: TrainingSetup, epoch: int) -> None:
+    """Train mode, with the backbone frozen as in this epoch; the teacher is active if it is in any epoch."""
+    if epoch in setup.frozen_epochs:
+        setup.model.freezeBackbone()
     else:
-        patient.model.unfreezeBackbone()
-    patient.model.train()
-    patient.objective.set_epoch(min(patient.mcfg.distilEpochs, default=epoch))
+        setup.model.unfreezeBackbone()
+    setup.model.train()
+    setup.objective.set_epoch(min(setup.mcfg.distilEpochs, default=epoch))
 
 
-def _loss(patient: TrainingSetup, batch: Batch) -> Tensor:
-    with autocast(patient.device, patient.precision.dtype):
-        return patient.objective(patient.model, network_input(batch.images), batch).total
+def _loss(setup: TrainingSetup, batch: Batch) -> Tensor:
+    with autocast(setup.device, setup.precision.dtype):
+        return setup.objective(setup.model, network_input(batch.images), batch).total
 
 
-def _parts(patient: TrainingSetup) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """backbone.l3, neck.l12, head.box.0 -> its parameters; what is learned beside the network by its own names."""
+def _parts(setup: TrainingSetup) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """backbone.l3, neck.l12, head.box.0 -> its parameters; modules trained beside the network by their own names."""
     found: dict[str, list[tuple[str, nn.Parameter]]] = {}
-    beside = (module.named_parameters() for module in patient.objective.extra_modules)
-    for name, parameter in chain(patient.model.named_parameters(), *beside):
-        words = name.split(".")[:-1]
-        part = ".".join(words[: 3 if words[:2] in (["head", "box"], ["head", "cls"]) else 2])
-        found.setdefault(part, []).append((name, parameter))
+    for module in (setup.model, *setup.objective.extra_modules):
+        for name, parameter in module.named_parameters():
+            path = name.split(".")[:-1]
+            part = ".".join(path[: 3 if path[:2] in (["head", "box"], ["head", "cls"]) else 2])
+            found.setdefault(part, []).append((name, parameter))
     return found
 
 
-def _sorted_by_gradient(patient: TrainingSetup) -> tuple[list[str], list[str], list[str]]:
-    """Parts that a gradient reaches; parts, or else tensors, without any; parts whose gradient is zero everywhere."""
-    reached, cut, zero = [], [], []
-    for part, tensors in _parts(patient).items():
+def _sort_by_gradient(
+    parts: dict[str, list[tuple[str, nn.Parameter]]],
+) -> tuple[list[str], list[str], list[str]]:
+    """Parts that a gradient reaches; parts, or single tensors, without one; parts whose gradient is zero everywhere."""
+    reached, without, zero = [], [], []
+    for part, tensors in parts.items():
         trained = [(name, p) for name, p in tensors if p.requires_grad]
-        without = [name for name, p in trained if p.grad is None]
+        names = [name for name, p in trained if p.grad is None]
         if not trained:
             continue
-        if len(without) == len(trained):
-            cut.append(part)
+        if len(names) == len(trained):
+            without.append(part)
             continue
-        cut += without
+        without += names
         is_zero = not any(p.grad.any() for _, p in trained if p.grad is not None)
         (zero if is_zero else reached).append(part)
-    return reached, cut, zero
+    return reached, without, zero
 
 
-def _idle_branches(patient: TrainingSetup, batch: Batch) -> list[str]:
-    """Box branches of the maps on which no point was given to an object: they have nothing to learn from this batch."""
-    with torch.no_grad(), autocast(patient.device, patient.precision.dtype):
-        raw_maps = patient.model(network_input(batch.images))
+def _box_branches_without_points(setup: TrainingSetup, batch: Batch) -> list[str]:
+    """The box branches of those maps of which no box has an anchor point: they learn nothing from this batch."""
+    with torch.no_grad(), autocast(setup.device, setup.precision.dtype):
+        raw_maps = setup.model(network_input(batch.images))
     sizes = [raw.shape[2] * raw.shape[3] for raw in raw_maps]
-    shares = points_given(patient.detection_loss, raw_maps, batch).assignment.target_scores.sum(dim=-1).split(sizes, 1)
-    return [f"head.box.{level}" for level, share in enumerate(shares) if not share.any()]
+    weights = points_given(setup.detection_loss, raw_maps, batch).assignment.target_scores.sum(dim=-1).split(sizes, 1)
+    return [f"head.box.{level}" for level, weight in enumerate(weights) if not weight.any()]
 
 
-def _asides(frozen: Sequence[str], zero: Sequence[str], is_always_frozen: bool) -> str:
-    text = "; frozen: " + shown([f"{name} (a constant)" if name == _CONSTANT else name for name in _joined(frozen)])
-    text += ", in every epoch" if is_always_frozen else ""
-    return text + (
-        f"; nothing to learn for {shown(list(zero))} on this batch, for no object got a point there" * bool(zero)
-    )
-
-
-def _joined(parts: Sequence[str]) -> list[str]:
-    """All ten layers of the backbone are the backbone."""
-    layers = [part for part in parts if part.startswith("backbone.")]
-    return (["backbone"] if layers else []) + [part for part in parts if part not in layers]
-
-
-def _all_parameters(patient: TrainingSetup) -> Iterator[nn.Parameter]:
-    return chain(patient.model.parameters(), *(module.parameters() for module in patient.objective.extra_modules))
+def _frozen_text(frozen: Sequence[str]) -> str:
+    """The layers of the backbone together are called backbone."""
+    names = ["backbone" if part.startswith("backbone.") else part for part in frozen]
+    return shown([f"{name} (a constant)" if name == _CONSTANT else name for name in dict.fromkeys(names)])
 
 
 @torch.no_grad()
-def _distance(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """How far the tensors went, relative to their size; 0 for none."""
+def _movement(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """The length of the change, relative to the tensors' length; 0 for no tensors."""
     if not now:
         return 0.0
-    went = torch.stack([(one - other).norm() for one, other in zip(now, before, strict=True)]).norm()
-    size = torch.stack([other.norm() for other in before]).norm()
-    return float(went / size.clamp(min=1e-12))
+    change = torch.stack([(a - b).norm() for a, b in zip(now, before, strict=True)]).norm()
+    length = torch.stack([b.norm() for b in before]).norm()
+    return float(change / length.clamp(min=1e-12))

@@ -1,9 +1,9 @@
-"""Learning rate, freezing and what else follows the calendar: drawn, and read for plans that cannot work."""
+"""Checks of the plan: learning-rate schedule, frozen backbone, mosaic and teacher over the epochs, with a plot."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from debug.doctor.finding import LOOK, OK, WRONG, Finding, epochs_text
+from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from debug.doctor.weights_check import is_backbone_random
 from dl.mosaic import ModernRanges
 from eval.schedule_plot import EpochSpan, PlannedRates, plot_schedule
@@ -13,73 +13,70 @@ from train.sched import build_schedule, build_warm_up
 from train.setup import TrainingSetup
 
 PLOT = "schedule.png"
-_LONG = 0.1  # share of the epochs that a random backbone must not be held still for
+_LONG = 0.1  # share of the epochs above which a random backbone must not be frozen
 _FEW_STEPS = 100
 _MOST_POINTS = 4000  # of the curve
 
 
-def examine_schedule(patient: TrainingSetup, folder: Path) -> Iterator[Finding]:
-    """Draw the plan into `folder` and say what is in it."""
-    planned = _planned(patient)
-    path = plot_schedule(planned, _spans(patient), folder / PLOT)
-    mcfg, num_batches = patient.mcfg, len(patient.loader)
+def examine_schedule(setup: TrainingSetup, folder: Path) -> Iterator[Finding]:
+    """Draw the plan into `folder` and describe it."""
+    rates = planned_rates(setup)
+    path = plot_schedule(rates, planned_spans(setup), folder / PLOT)
+    mcfg, num_batches, num_epochs = setup.mcfg, len(setup.loader), len(setup.epochs)
     warm_up = build_warm_up(mcfg, num_batches)
-    total, epochs = num_batches * len(patient.epochs), len(patient.epochs)
-    what = f"{mcfg.schedulerType} from {max(planned.rates):.2g} to {planned.rates[-1]:.2g} in "
-    what += f"{counted(epochs, 'epoch')} of {counted(num_batches, 'batch', 'batches')}"
-    minutes = mcfg.trainMinutes
-    if minutes:
-        what += f" (what trainMinutes={minutes:g} allows on this machine as busy as it is, at least "
-        what += f"trainMinEpochs={mcfg.trainMinEpochs})"
-    what += f", drawn in {path}"
+    text = f"{mcfg.schedulerType} from {max(rates.rates):.2g} to {rates.rates[-1]:.2g} over "
+    text += f"{counted(num_epochs, 'epoch')} of {counted(num_batches, 'batch', 'batches')}"
+    if mcfg.trainMinutes:
+        text += f" (as many as fit into trainMinutes={mcfg.trainMinutes:g} at the present speed of this machine, at "
+        text += f"least trainMinEpochs={mcfg.trainMinEpochs})"
+    text += f", drawn in {path}"
     if mcfg.schedulerType == "plateau":
-        what += " without its reductions, which follow from figures that nobody knows yet"
-    yield Finding(OK, "schedule", what)
+        text += " without its reductions, because they depend on validation results"
+    yield Finding(OK, "schedule", text)
+    total = num_batches * num_epochs
     if warm_up.num_batches > total / 2:
         yield Finding(
-            LOOK, "schedule", f"warm-up takes {warm_up.num_batches} of the {total} batches, so the learning rate "
-            "hardly gets to its height: raise maxEpoch, or lower batchSize; warmupEpochs=0 leaves it out",
+            LOOK, "schedule", f"warm-up takes {warm_up.num_batches} of the {total} batches, so the learning rate is at "
+            "its full value only briefly or never: raise maxEpoch, lower batchSize, or turn it off with warmupEpochs=0",
         )  # fmt: skip
     elif total / warm_up.accumulate < _FEW_STEPS:
-        steps = round(total / warm_up.accumulate)
-        yield Finding(LOOK, "schedule", f"only {counted(steps, 'step')} of the optimizer: raise maxEpoch")
+        steps = counted(round(total / warm_up.accumulate), "step")
+        yield Finding(LOOK, "schedule", f"the optimizer makes only {steps}: raise maxEpoch")
 
 
-def examine_freezing(patient: TrainingSetup) -> Iterator[Finding]:
-    """Is the backbone held still for longer than it bears?"""
-    frozen, epochs = patient.frozen_epochs, len(patient.epochs)
-    never = [epoch for epoch in patient.mcfg.backboneFreezeEpochs if epoch not in patient.epochs]
-    if never:
+def examine_freezing(setup: TrainingSetup) -> Iterator[Finding]:
+    """Is a backbone with random weights frozen, and for how long?"""
+    frozen, num_epochs = setup.frozen_epochs, len(setup.epochs)
+    outside = [epoch for epoch in setup.mcfg.backboneFreezeEpochs if epoch not in setup.epochs]
+    if outside:
         yield Finding(
-            LOOK, "freezing", f"backboneFreezeEpochs names epochs that are not trained ({epochs_text(never)}); epochs "
-            f"{epochs_text(list(patient.epochs))} are (the field counts from 0)",
+            LOOK, "freezing", f"backboneFreezeEpochs has epochs that are not trained ({epochs_text(outside)}); this "
+            f"run trains epochs {epochs_text(setup.epochs)} (the field counts from 0)",
         )  # fmt: skip
     if not frozen:
-        if not never:
-            yield Finding(OK, "freezing", "the backbone learns in every epoch")
+        if not outside:
+            yield Finding(OK, "freezing", "the backbone is trained in every epoch")
         return
-    held = f"the backbone is held still for {len(frozen)} of {counted(epochs, 'epoch')} ({epochs_text(frozen)})"
-    if not is_backbone_random(patient):
-        yield Finding(OK, "freezing", f"{held}, with weights that were read from a file")
+    text = f"the backbone is frozen for {len(frozen)} of {counted(num_epochs, 'epoch')} ({epochs_text(frozen)})"
+    if not is_backbone_random(setup):
+        yield Finding(OK, "freezing", f"{text}, with weights from a file")
         return
-    way_out = (
-        "start from weights that know something (pretrained, checkpointModelFile or pretrainedBackboneUrl), or leave "
-        "backboneFreezeEpochs out"
-    )
-    is_long = len(frozen) > _LONG * epochs
-    reason = f"{held}, and its weights are random: nothing is learned in them, and the head learns from noise"
-    yield Finding(WRONG if is_long else LOOK, "freezing", f"{reason}; {way_out}")
+    level = WRONG if len(frozen) > _LONG * num_epochs else LOOK
+    yield Finding(
+        level, "freezing", f"{text}, and its weights are random, so the head is trained on random features; start from "
+        "trained weights (pretrained, checkpointModelFile or pretrainedBackboneUrl), or remove backboneFreezeEpochs",
+    )  # fmt: skip
 
 
-def _planned(patient: TrainingSetup) -> PlannedRates:
-    """Rates at every batch, thinned out where there are many."""
-    mcfg, num_batches = patient.mcfg, len(patient.loader)
+def planned_rates(setup: TrainingSetup) -> PlannedRates:
+    """The learning rates at every batch; at some of them when there are many."""
+    mcfg, num_batches = setup.mcfg, len(setup.loader)
     schedule, warm_up = build_schedule(mcfg), build_warm_up(mcfg, num_batches)
-    thinning = max(1, num_batches * len(patient.epochs) // _MOST_POINTS)
+    interval = max(1, num_batches * len(setup.epochs) // _MOST_POINTS)
     epochs, rates, bias_rates = [], [], []
-    for epoch in patient.epochs:
+    for epoch in setup.epochs:
         rate = schedule.rate(epoch)
-        for batch in range(0, num_batches, thinning):
+        for batch in range(0, num_batches, interval):
             pace = warm_up.pace((epoch - mcfg.startEpoch) * num_batches + batch, rate)
             epochs.append(epoch + batch / num_batches)
             rates.append(pace.rate)
@@ -87,19 +84,24 @@ def _planned(patient: TrainingSetup) -> PlannedRates:
     return PlannedRates([*epochs, mcfg.maxEpoch], [*rates, rates[-1]], [*bias_rates, bias_rates[-1]])
 
 
-def _spans(patient: TrainingSetup) -> dict[str, Sequence[EpochSpan]]:
-    ranges = patient.loader.dataset.ranges
-    mosaic = [epoch for epoch in patient.epochs if isinstance(ranges, ModernRanges) and ranges.has_mosaic(epoch)]
-    taught = [epoch for epoch in patient.epochs if _strength(patient, epoch) > 0]
-    return {"frozen": _joined(patient.frozen_epochs), "mosaic": _joined(mosaic), "teacher": _joined(taught)}
+def planned_spans(setup: TrainingSetup) -> dict[str, list[EpochSpan]]:
+    """In which epochs the backbone is frozen, images are combined to mosaics, and the teacher is used."""
+    ranges, objective = setup.loader.dataset.ranges, setup.objective
+    mosaic = [epoch for epoch in setup.epochs if isinstance(ranges, ModernRanges) and ranges.has_mosaic(epoch)]
+    taught = []
+    if isinstance(objective, DistillationObjective):
+        taught = [epoch for epoch in setup.epochs if objective.distill_weight_at(epoch) > 0]
+    return {"frozen": spans_of(setup.frozen_epochs), "mosaic": spans_of(mosaic), "teacher": spans_of(taught)}
 
 
-def _strength(patient: TrainingSetup, epoch: int) -> float:
-    return patient.objective.distill_weight_at(epoch) if isinstance(patient.objective, DistillationObjective) else 0.0
+def epochs_text(epochs: Iterable[int]) -> str:
+    """Epochs, counted from 0, as text that counts from 1: 1 to 5, 8."""
+    spans = spans_of(sorted(set(epochs)))
+    return ", ".join(f"{a + 1}" if b == a + 1 else f"{a + 1} to {b}" for a, b in spans)
 
 
-def _joined(epochs: Sequence[int]) -> list[EpochSpan]:
-    """Neighbouring epochs as one span."""
+def spans_of(epochs: Iterable[int]) -> list[EpochSpan]:
+    """Joins neighbouring epochs of a rising sequence into spans."""
     spans: list[EpochSpan] = []
     for epoch in epochs:
         if spans and spans[-1].last == epoch:

@@ -1,10 +1,10 @@
-"""Tensors under two names: found, told apart from neighbours in one memory, and let be where they are declared."""
+"""Tensors under two names: found, distinguished from neighbours in the same memory, and allowed if declared."""
 
 import pytest
 import torch
 from torch import nn
 
-from debug.doctor.aliases import Alias, find_aliases, grouped
+from debug.doctor.aliases import Alias, find_aliases, merge_to_modules
 from model import YoloModel
 
 
@@ -33,8 +33,8 @@ def test_one_module_under_two_names():
         Alias("conv.weight", "conv_1.weight", True),
         Alias("conv.bias", "conv_1.bias", True),
     ]
-    assert grouped(module, found) == [Alias("conv", "conv_1", True)]
-    assert str(grouped(module, found)[0]) == "conv and conv_1 are one and the same"
+    assert merge_to_modules(module, found) == [Alias("conv", "conv_1", True)]
+    assert str(merge_to_modules(module, found)[0]) == "conv and conv_1 are the same tensor"
 
 
 def test_a_copy_is_no_alias():
@@ -49,11 +49,11 @@ def test_one_parameter_in_two_modules():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[1].weight = module[0].weight
     found = find_aliases(module)
-    assert found == grouped(module, found) == [Alias("0.weight", "1.weight", True)]
+    assert found == merge_to_modules(module, found) == [Alias("0.weight", "1.weight", True)]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "overlaps"),
+    ("first", "second", "overlaps"),
     [
         ((slice(0, 4),), (slice(3, 6),), True),
         ((slice(0, 3),), (slice(3, 6),), False),
@@ -62,9 +62,9 @@ def test_one_parameter_in_two_modules():
         ((slice(0, 0),), (slice(0, 6),), False),  # nothing in it
     ],
 )
-def test_views_of_one_memory(one, other, overlaps):
+def test_views_of_one_memory(first, second, overlaps):
     memory = torch.zeros(6)
-    found = find_aliases(Holding(a=memory[one], b=memory[other]))
+    found = find_aliases(Holding(a=memory[first], b=memory[second]))
     assert found == ([Alias("a", "b", False)] if overlaps else [])
 
 
@@ -84,7 +84,9 @@ def test_the_same_bytes_read_as_another_type():
 def test_what_is_declared_is_let_be():
     assert find_aliases(Twice(), declared=[("conv", "conv_1")]) == []
     assert find_aliases(Twice(), declared=[("conv_1", "conv")]) == []
-    assert [one.first for one in find_aliases(Twice(), declared=[("conv.weight", "conv_1.weight")])] == ["conv.bias"]
+    assert [alias.first for alias in find_aliases(Twice(), declared=[("conv.weight", "conv_1.weight")])] == [
+        "conv.bias"
+    ]
     assert len(find_aliases(Twice(), declared=[("con", "con_1"), ("conv", "other")])) == 2
 
 
@@ -93,7 +95,7 @@ def test_the_network_has_none_until_somebody_writes_conv_1_is_conv():
     assert find_aliases(model) == []
     block = model.backbone.l2.m[0]
     block.cv2.conv = block.cv1.conv
-    found = grouped(model, find_aliases(model))
+    found = merge_to_modules(model, find_aliases(model))
     assert found == [Alias("backbone.l2.m.0.cv1.conv", "backbone.l2.m.0.cv2.conv", True)]
 
 
@@ -102,7 +104,7 @@ def test_a_block_under_two_names_is_one_line():
     model.backbone.l4.m[1] = model.backbone.l4.m[0]
     found = find_aliases(model)
     assert len(found) == 12  # two convolutions, each with weight and batch norm's five
-    assert grouped(model, found) == [Alias("backbone.l4.m.0", "backbone.l4.m.1", True)]
+    assert merge_to_modules(model, found) == [Alias("backbone.l4.m.0", "backbone.l4.m.1", True)]
 
 
 def test_a_network_without_memory_shares_none():
