@@ -21,6 +21,7 @@ from torch import Tensor
 from config.errors import UserError, reading
 from model.archive import Archive, open_archive
 from model.picklescan import LARGEST_KEY, MOST_ARGUMENTS, Damaged, Refused, check_pickle
+from ops.seal import is_intact
 from ops.text import shortened
 
 # Elements that a tensor may have beyond those in its storage: `expand` makes such tensors, as of one value a channel.
@@ -33,6 +34,10 @@ MOST_CLASSES = 1000  # that stand-ins are made for; the checkpoints of Ultralyti
 MOST_MODULES = 20_000  # modules and tensors of a network; YOLOv9e, the largest of Ultralytics, has 3,036
 DEEPEST_MODULE = 100  # the modules of Ultralytics lie up to 9 deep (YOLOv9e)
 LONGEST_NAME = 500  # letters of a tensor's name; those of Ultralytics have up to 51 (YOLOv9e)
+
+
+class DamagedFile(UserError):
+    """A file that changed after Mars wrote it, or that was not written completely."""
 
 
 class StandIn:
@@ -243,28 +248,33 @@ def _ordered_dict(*entries: object) -> "collections.OrderedDict[Any, Any]":
 
 
 def read_with_stand_ins(path: Path) -> Any:
-    """The content of a file that `torch.save` wrote: tensors and containers as they are, `StandIn` for other objects.
+    """The content of a file that `torch.save` wrote: tensors and plain containers, and `StandIn` for other objects.
 
-    Tensors lie on the CPU, those of one storage share it here, too, and need no gradient. Raises `UserError` naming the
-    file: for what it wants to call when that is neither, and when it is damaged or of another kind.
+    Tensors are on the CPU and need no gradient; tensors that shared a storage still share it. Raises `DamagedFile` if
+    the file has a checksum of Mars (`ops.seal`) that does not match. Raises `UserError`, with the name of the file, if
+    the file asks for anything else, is damaged, or is no file of `torch.save`.
     """
     return _read(path, is_plain=False)
 
 
 def read_plain(path: Path) -> Any:
-    """The same for files of ours, in which no other objects have a place."""
+    """The same for files that only Mars writes: every object that is not a tensor or plain container is an error."""
     return _read(path, is_plain=True)
 
 
 def _read(path: Path, is_plain: bool) -> Any:
-    with refusing(path), open_archive(path) as archive:
+    with reading(path, "weights"):
+        is_changed = is_intact(path) is False
+    if is_changed:
+        raise DamagedFile(f"{path}: is damaged: its content does not match its checksum; copy it again")
+    with reading_untrusted(path), open_archive(path) as archive:
         pickled = archive.pickled()
         check_pickle(pickled)
         return _Unpickler(archive, pickled, is_plain).load()
 
 
 @contextmanager
-def refusing(path: Path | str, wanted: str = "weights") -> Iterator[None]:
+def reading_untrusted(path: Path | str, wanted: str = "weights") -> Iterator[None]:
     """Around code that reads weights: `Refused`, and whatever else is raised, becomes a `UserError` with the file."""
     try:
         with reading(path, wanted):

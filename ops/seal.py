@@ -26,17 +26,20 @@ def sealed(archive: bytes) -> bytes:
     return content + hashlib.sha256(content).hexdigest().encode("ascii")
 
 
+def has_seal(path: Path) -> bool:
+    """Does the file end with a checksum? The checksum is not verified. Raises `OSError` if the file cannot be read."""
+    with open(path, "rb") as file:
+        return _length_before_digest(file) is not None
+
+
 def is_intact(path: Path) -> bool | None:
     """True: the file has not changed since it was sealed. False: it has changed. None: it has no checksum.
 
-    Raises `OSError` when it cannot be read.
+    Raises `OSError` if the file cannot be read.
     """
     with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size - _DIGEST_LENGTH
-        if length < len(_MARK):
-            return None
-        file.seek(length - len(_MARK))
-        if file.read(len(_MARK)) != _MARK:
+        length = _length_before_digest(file)
+        if length is None:
             return None
         digest = file.read()
         file.seek(0)
@@ -47,6 +50,15 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return _digest(file, os.fstat(file.fileno()).st_size).decode("ascii")
+
+
+def _length_before_digest(file: BinaryIO) -> int | None:
+    """Number of bytes before the digest, where the file is then positioned; None without a seal."""
+    length = os.fstat(file.fileno()).st_size - _DIGEST_LENGTH
+    if length < len(_MARK):
+        return None
+    file.seek(length - len(_MARK))
+    return length if file.read(len(_MARK)) == _MARK else None
 
 
 def _digest(file: BinaryIO, length: int) -> bytes:

@@ -14,12 +14,12 @@ from config.checks import printable
 from config.compare import Differences, config_from_text, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
+from model.unpickle import DamagedFile
 from ops.files import hard_link_or_rename, remove_stale_drafts, reporting_write_errors, write_atomic
 from ops.safe import find_nonfinite
 from ops.seal import is_intact
 from ops.text import shortened
-from runs.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint, weights_of
-from runs.contents import Contents
+from runs.checkpoint import FileParts, load_checkpoint, save_checkpoint, weights_content
 from runs.identity import data_differences, label_changes, name_digest
 from runs.lock import LOCK_NAME
 
@@ -144,7 +144,7 @@ class RunFolder:
     def begun_config(self) -> dict[str, Any] | None:
         """The config that the run here began or last went on with, as plain values; None where there is no run."""
         for path in (self.last, self.previous):
-            with suppress(DamagedCheckpoint):  # said when the run goes on
+            with suppress(DamagedFile):  # said when the run goes on
                 if path.exists():
                     return config_from_text(load_checkpoint(path)["config"])
         return None
@@ -168,14 +168,14 @@ class RunFolder:
             hard_link_or_rename(self.last, self.previous)
         save_checkpoint(self.last, dict(checkpoint))
         if is_best:
-            save_checkpoint(self.best, weights_of(dict(checkpoint)))
+            save_checkpoint(self.best, weights_content(dict(checkpoint)))
 
     def tidy(self) -> None:
         """Remove what killed processes left half-written. For the holder of the folder's lock only."""
         for draft in remove_stale_drafts(self.path):
             log.debug("removed %s, which a stopped process left half-written", draft)
 
-    def checkpoint_to_resume(self, mcfg: ModelConfig, data: Mapping[str, str]) -> tuple[Contents | None, str]:
+    def checkpoint_to_resume(self, mcfg: ModelConfig, data: Mapping[str, str]) -> tuple[FileParts | None, str]:
         """The checkpoint to go on from, or None for a fresh run; and what changed in its schedule, in words.
 
         Raises `UserError` when the folder belongs to another data set, class list or training, or holds nothing whole.
@@ -201,7 +201,7 @@ class RunFolder:
             )  # fmt: skip
         return checkpoint, _in_words(schedule_differences(old, new))
 
-    def newest_whole(self) -> Contents | None:
+    def newest_whole(self) -> FileParts | None:
         """The last checkpoint, or the one before when the last is damaged or missing, which is said aloud."""
         faults = []
         for path in (self.last, self.previous):
@@ -209,7 +209,7 @@ class RunFolder:
                 continue
             try:
                 checkpoint = load_checkpoint(path)
-            except DamagedCheckpoint as error:
+            except DamagedFile as error:
                 faults.append(str(error))
                 continue
             if path == self.previous:
@@ -241,11 +241,11 @@ class RunFolder:
                 if load_checkpoint(self.best)["epoch"] >= epoch:  # more: of an epoch that will come again
                     return True
                 fault = "is of an earlier epoch"
-            except DamagedCheckpoint:
+            except DamagedFile:
                 fault = "is damaged"
         for source in (checkpoint, self._previous_or_none()):
             if source is not None and source["progress"] is None and source["epoch"] == epoch:
-                save_checkpoint(self.best, weights_of(dict(source)))
+                save_checkpoint(self.best, weights_content(dict(source)))
                 log.warning("%s: %s; made again from the checkpoint of epoch %d", self.best, fault, epoch)
                 return True
         log.warning(

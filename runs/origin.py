@@ -13,7 +13,7 @@ from typing import Any
 from config.places import absolute
 from model.archive import open_archive
 from model.picklescan import Refused
-from model.unpickle import StandIn, read_with_stand_ins, refusing
+from model.unpickle import StandIn, read_with_stand_ins, reading_untrusted
 from ops.seal import file_digest
 
 Origin = dict[str, Any]  # path, sha256, licence, from: of the file before it, None where nothing is known
@@ -99,7 +99,7 @@ def _origin_inside(path: Path) -> Origin | None:
     content = read_with_stand_ins(path)
     if not isinstance(content, dict) or any(isinstance(value, StandIn) for value in content.values()):
         return None
-    with refusing(path):
+    with reading_untrusted(path):
         origin = content.get("weights_origin") or _metadata_of(content).get("weights_origin")
         if origin is None:
             return None
@@ -113,7 +113,7 @@ def _metadata_of(state: dict[str, Any]) -> dict[str, Any]:
 
 def _is_ultralytics(path: Path) -> bool:
     """Searched for in the bytes of the pickle, which holds every name in plain letters."""
-    with refusing(path), open_archive(path) as archive:
+    with reading_untrusted(path), open_archive(path) as archive:
         return _ULTRALYTICS.search(archive.pickled()) is not None
 
 

@@ -26,8 +26,7 @@ from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
 from ops.precision import dtype_name, pick_precision, resumed_precision
 from ops.random_states import random_states, restore_random_states, seed_random_states
-from runs.checkpoint import load_checkpoint
-from runs.contents import Contents
+from runs.checkpoint import FileParts, load_checkpoint
 from runs.folder import RunFolder
 from runs.identity import identity_of
 from runs.interrupt import Interrupted, Interrupts
@@ -428,7 +427,7 @@ class Trainer:
             "pending_images": self.stepper.pending_images,
         }
 
-    def _go_on_from(self, checkpoint: Contents) -> None:
+    def _go_on_from(self, checkpoint: FileParts) -> None:
         """Put everything back as it was. Raises `UserError` for parts that do not fit network or optimizer."""
         with reading(checkpoint.path, "a checkpoint of this run"):
             self._restore(checkpoint)

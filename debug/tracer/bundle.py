@@ -17,15 +17,12 @@ from debug.tracer.findings import Trace
 from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
 from model import YoloModel, build_model
-from model.unpickle import read_plain
 from ops.batch import Batch
 from ops.device import pick_device
 from ops.precision import DTYPES, dtype_name
 from ops.random_states import are_random_states, random_states
-from ops.seal import is_intact
-from runs import contents
-from runs.checkpoint import write_sealed
-from runs.contents import Contents, check_contents
+from runs import checkpoint
+from runs.checkpoint import check_parts, read_sealed, write_sealed
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective, DistillationObjective, Objective, build_objective
 
@@ -82,34 +79,16 @@ def write_bundle(path: str | Path, step: TracedStep, config_json: str, message: 
 
 def read_bundle(path: str | Path) -> Bundle:
     """Read what `write_bundle` wrote. Raises `UserError` when the file is missing, damaged or no bundle."""
-    path = Path(path)
-    way_out = "give the .pth file of a run's health folder"
-    try:
-        is_whole = is_intact(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {way_out}") from error
-    if is_whole is False:
-        raise UserError(f"{path}: is damaged (its checksum does not match its content); copy it again")
-    try:
-        content = read_plain(path)
-    except UserError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise UserError(f"{path}: is no bundle of a non-finite step ({reason})") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        reason = found if isinstance(found, str) else "no format"
-        raise UserError(f"{path}: is no bundle of a non-finite step ({reason}); {way_out}")
-    if not is_whole:
-        raise UserError(f"{path}: is cut short; {way_out}")
-    parts = Contents(path, content)
-    check_contents(parts, _CHECKS)
+    advice = "give the .pth file of a run's health folder"
+    parts = read_sealed(Path(path), (FORMAT,), "a bundle of a non-finite step", advice)
+    check_parts(parts, _CHECKS)
     tensors = parts["batch"]
     batch = Batch(
         tensors["images"], tensors["boxes"], tensors["labels"], tensors["valid"], tuple(parts["image_ids"]),
         labelled=tensors.get("labelled"),
     )  # fmt: skip
     return Bundle(
-        path=path,
+        path=parts.path,
         batch=batch,
         weights=parts["weights"],
         extra_modules=parts["learned"],
@@ -143,19 +122,19 @@ def _is_batch(parts: Any) -> bool:
 
 _CHECKS = {
     "batch": _is_batch,
-    "image_ids": contents.list_of(contents.is_text),
-    "weights": contents.dict_of(contents.is_tensor),
-    "learned": contents.list_of(contents.dict_of(contents.is_tensor)),
+    "image_ids": checkpoint.list_of(checkpoint.is_text),
+    "weights": checkpoint.dict_of(checkpoint.is_tensor),
+    "learned": checkpoint.list_of(checkpoint.dict_of(checkpoint.is_tensor)),
     "random": are_random_states,
-    "config": contents.is_config,
-    "precision": contents.is_precision,
-    "scale": contents.is_number,
-    "message": contents.is_text,
-    "training": contents.list_of(contents.is_text),
-    "trained": contents.list_of(contents.is_text),
-    "strength": contents.is_number,
-    "weights_file": contents.or_none(contents.is_text),
-    "taught_by": contents.or_none(contents.is_text),
+    "config": checkpoint.is_config,
+    "precision": checkpoint.is_precision,
+    "scale": checkpoint.is_number,
+    "message": checkpoint.is_text,
+    "training": checkpoint.list_of(checkpoint.is_text),
+    "trained": checkpoint.list_of(checkpoint.is_text),
+    "strength": checkpoint.is_number,
+    "weights_file": checkpoint.or_none(checkpoint.is_text),
+    "taught_by": checkpoint.or_none(checkpoint.is_text),
 }
 
 

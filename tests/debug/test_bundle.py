@@ -188,9 +188,12 @@ def test_files_that_are_none_are_refused(written, tmp_path):
     torch.save({"format": "other"}, tmp_path / "other.pth")
     for name, words in (
         ("flipped.pth", "is damaged"),
-        ("text.pth", "no bundle of a non-finite step"),
-        ("short.pth", "no bundle|cut short"),
-        ("other.pth", r"no bundle of a non-finite step \(other\)"),
+        ("text.pth", "damaged, incomplete or not a bundle of a non-finite step"),
+        ("short.pth", "incomplete or not a bundle|end of the file with its checksum is missing"),
+        (
+            "other.pth",
+            r"not a bundle of a non-finite step of this version \(format: other, .*give the .pth file",
+        ),
         ("nowhere.pth", "cannot be read"),
     ):
         with pytest.raises(UserError, match=f"{name}: .*({words})"):

@@ -13,7 +13,7 @@ from config.errors import UserError
 from model import YoloModel
 from model.pretrained import load_weights
 from model.weightsfile import read_weights
-from runs.checkpoint import ABOUT, load_checkpoint, save_checkpoint
+from runs.checkpoint import METADATA, load_checkpoint, save_checkpoint
 
 
 def spoiled(what):
@@ -59,7 +59,7 @@ def test_tensors_that_no_network_can_take(tmp_path, what, words):
 
 
 def test_a_checkpoint_whose_seal_is_broken_is_refused(tmp_path):
-    about = dict.fromkeys(ABOUT) | {"class_list": ["a", "b", "c"], "config": "{}"}
+    about = dict.fromkeys(METADATA) | {"class_list": ["a", "b", "c"], "config": "{}"}
     path = tmp_path / "best.pth"
     save_checkpoint(path, {"model": YoloModel("nano", 3).state_dict(), **about})
     assert not load_weights(YoloModel("nano", 3), path).missing

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from config.errors import UserError
+from model.unpickle import DamagedFile
 from ops.random_states import random_states, restore_random_states
-from runs.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint, weights_of
+from runs.checkpoint import load_checkpoint, save_checkpoint, weights_content
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -33,7 +34,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path):
 def test_damaged_files_are_named(tmp_path, content):
     path = tmp_path / "last.pth"
     path.write_bytes(content)
-    with pytest.raises(DamagedCheckpoint, match=r"last\.pth: is damaged"):
+    with pytest.raises(DamagedFile, match=r"last\.pth: is damaged"):
         load_checkpoint(path)
 
 
@@ -43,14 +44,14 @@ def test_a_flipped_bit_or_a_missing_byte_anywhere_is_damage(tmp_path):
     content = path.read_bytes()
     for place in range(0, len(content), 7):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(DamagedFile):
             load_checkpoint(path)
         path.write_bytes(content[:place])
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(DamagedFile):
             load_checkpoint(path)
     for place in range(len(content) - 71, len(content)):  # the seal itself
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(DamagedFile):
             load_checkpoint(path)
 
 
@@ -59,14 +60,14 @@ def test_other_files_and_versions_are_refused_and_are_no_damage(tmp_path, conten
     torch.save(content, tmp_path / "last.pth")
     with pytest.raises(UserError, match=r"not a checkpoint of this version.*--name") as told:
         load_checkpoint(tmp_path / "last.pth")
-    assert not isinstance(told.value, DamagedCheckpoint)
+    assert not isinstance(told.value, DamagedFile)
 
 
 def test_what_this_user_may_not_read_is_no_damage(tmp_path):
     (tmp_path / "last.pth").mkdir()
     with pytest.raises(UserError, match=r"last\.pth: cannot be read \(Is a directory\)") as told:
         load_checkpoint(tmp_path / "last.pth")
-    assert not isinstance(told.value, DamagedCheckpoint)
+    assert not isinstance(told.value, DamagedFile)
 
 
 @pytest.mark.parametrize(("text", "path"), [("random", None), ("/home/a/b.pth", "/home/a/b.pth")])
@@ -82,8 +83,8 @@ def test_the_first_format_is_read_as_if_written_today(tmp_path, text, path):
 
 def test_the_evaluated_weights_are_the_average_where_there_is_one():
     about = dict.fromkeys(("epoch", "fitness", "config", "class_list", "phase", "weights_origin", "data", "commit"), 1)
-    assert weights_of({**about, "model": "raw", "ema": None, "optimizer": 2}) == {**about, "model": "raw"}
-    assert weights_of({**about, "model": "raw", "ema": "average"})["model"] == "average"
+    assert weights_content({**about, "model": "raw", "ema": None, "optimizer": 2}) == {**about, "model": "raw"}
+    assert weights_content({**about, "model": "raw", "ema": "average"})["model"] == "average"
 
 
 def test_random_generators_go_on_where_they_were(tmp_path):

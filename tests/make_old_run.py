@@ -1,10 +1,10 @@
-"""Makes `old_run.tar.xz`: run folders of the version before the restructuring, and what that version did with them.
+"""Makes `tests/runs/old_run.tar.xz`: run folders that an old version wrote, and the results that it got from them.
 
     git worktree add /tmp/before a362b73
-    cd /tmp/before && python REPOSITORY/tests/runs/make_old_run.py REPOSITORY/tests/runs/old_run.tar.xz
+    cd /tmp/before && PYTHONPATH=. python REPOSITORY/tests/make_old_run.py REPOSITORY/tests/runs/old_run.tar.xz
 
-It runs the code of that commit (the current folder) and must not be run with newer code: the point of the archive is
-that older code wrote it. Phases nano and small are narrowed and floats are rounded, so that the archive stays small.
+a362b73 is the last commit before the packages `runs` and `debug` existed. The archive must come from old code: do not
+run this script with newer code. Phases nano and small are narrowed and floats are rounded, to keep the archive small.
 """
 
 import json
@@ -17,13 +17,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, ".")
-
 from benchmarks.squares import draw_squares
 from mars import main
 from model.base.scales import SCALES, Scale
 
-# The phases while the runs were made; `test_old_run.py` narrows them in the same way.
+# The phases of these runs. `tests/runs/test_old_run.py` narrows them in the same way.
 NARROW = {"nano": Scale(0.33, 1 / 64, 1024), "small": Scale(0.33, 3 / 16, 64)}
 FIELDS = {"inputShape": 64, "regMax": 4, "batchSize": 3, "dcore": 0, "precision": "float32", "device": "cpu"}
 LONG = {**FIELDS, "baseLearningRate": 0.05, "validationInterval": 5}
@@ -86,9 +84,10 @@ def round_files(folder: Path) -> None:
 
 def write_bad_step(root: Path, data: Path) -> None:
     """The bundle of a step of the run `plain` that is not finite: one weight is NaN."""
-    from config.load import load_config
     from train.checkpoint import load_checkpoint, random_states
     from train.health.bundle import write_bundle
+
+    from config.load import load_config
     from train.trainer import Trainer
 
     fields = {**PLAIN, "classList": ["red", "blue"], "useEMA": True, "inputShape": (64, 64)}
@@ -116,29 +115,22 @@ def make_runs(root: Path, data: Path) -> None:
     write_bad_step(root, data)
 
 
-def used(root: Path, data: Path) -> dict[str, Any]:
-    """Evaluate and resume both runs; what came out, to be compared with what other versions do."""
-    from train.checkpoint import load_checkpoint
-
-    found: dict[str, Any] = {}
-    for name, fields in (("plain", PLAIN), ("student", student_fields(root))):
-        run = root / name
-        assert main(command("eval", name, root, data, fields, "--split", "validation")) == 0
-        place = run / "eval" / "validation"
-        metrics = json.loads((place / "metrics.json").read_text())
-        detections = json.loads((place / "detections.json").read_text())
-        detections = sorted(detections, key=lambda detection: -detection["score"])[:20]
-        assert main(command("train", name, root, data, fields)) == 0
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        rows = [{key: row[key] for key in ROW if key in row} for row in rows[STOPS[name][0] :]]
-        end = load_checkpoint(run / "weights" / "last.pth")
-        found[name] = {
-            "metrics": {key: metrics[key] for key in ("images_evaluated", "map50", "map50_95", "per_class")},
-            "detections": detections,
-            "rows": rows,
-            "end": {key: end[key] for key in ("epoch", "ema_steps", "best", "schedule", "teacher")},
-        }
-    return found
+def evaluated_and_resumed(name: str, root: Path, data: Path) -> dict[str, Any]:
+    """Evaluate one run, then train it to its end. The results: metrics, best detections, last epochs, final state."""
+    run, fields = root / name, PLAIN if name == "plain" else student_fields(root)
+    assert main(command("eval", name, root, data, fields, "--split", "validation")) == 0
+    place = run / "eval" / "validation"
+    metrics = json.loads((place / "metrics.json").read_text())
+    detections = json.loads((place / "detections.json").read_text())
+    assert main(command("train", name, root, data, fields)) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    end = torch.load(run / "weights" / "last.pth", weights_only=True)
+    return {
+        "metrics": {key: metrics[key] for key in ("images_evaluated", "map50", "map50_95", "per_class")},
+        "detections": sorted(detections, key=lambda detection: -detection["score"])[:20],
+        "rows": [{key: row[key] for key in ROW if key in row} for row in rows[STOPS[name][0] :]],
+        "end": {key: end[key] for key in ("epoch", "ema_steps", "best", "schedule", "teacher")},
+    }
 
 
 def make_archive(target: Path) -> None:
@@ -147,7 +139,7 @@ def make_archive(target: Path) -> None:
         folder, data = Path(temporary), draw_squares(Path(temporary) / "squares")
         make_runs(folder / "root", data)
         shutil.copytree(folder / "root", folder / "old_run")
-        expected = used(folder / "root", data)
+        expected = {name: evaluated_and_resumed(name, folder / "root", data) for name in STOPS}
         (folder / "old_run" / "expected.json").write_text(json.dumps(expected, indent=1))
         for path in (*folder.glob("old_run/*/plots"), *folder.glob("old_run/*/mars.log")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
