@@ -1,4 +1,4 @@
-"""Run a split, count what was evaluated, and say how good it was."""
+"""Evaluation of a split: detections of all its images, AP, groups, confusion."""
 
 import json
 import math
@@ -20,8 +20,7 @@ from dl.annotations import Annotation
 from dl.check import check_data
 from dl.image_cache import Images
 from dl.loader import build_loader
-from eval.confusion import GroupConfusion, group_confusion
-from eval.groups import GroupedAp, group_ap
+from eval.groups import GroupConfusion, GroupedAp, group_ap, group_confusion
 from eval.metrics import ApResult, average_precision
 from eval.painter import paint_split
 from eval.predictor import Detections, Predictor
@@ -31,7 +30,7 @@ from ops.files import write_atomic
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What one evaluation found. Truth and detections stay at hand for painting; images are not kept."""
+    """The result of one evaluation, with ground truth and detections for painting, without the images."""
 
     split: str
     weights: str
@@ -39,13 +38,13 @@ class EvalResult:
     images_evaluated: int
     ap: ApResult
     ap_style: str
-    settings: dict[str, Any]  # how the detections were selected
+    settings: dict[str, Any]  # of the selection of detections
     seconds: float
     annotations: tuple[Annotation, ...]
     detections: tuple[Detections, ...]
-    base_names: tuple[str, ...] | None = None  # the classes known first; None: no groups
-    confusion: GroupConfusion | None = None  # of base with novel classes
-    test_is_validation: bool = False  # the test images are those on which the best weights were chosen
+    base_names: tuple[str, ...] | None = None  # the classes that were learned first; None: there are no groups
+    confusion: GroupConfusion | None = None  # between base and novel classes
+    test_is_validation: bool = False  # the best weights were chosen on these images
 
     @property
     def groups(self) -> GroupedAp | None:
@@ -61,7 +60,7 @@ class EvalResult:
         return self.ap.map50_95
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `eval/SPLIT/metrics.json`: plain values, None where there is no figure, never NaN."""
+        """The content of `eval/SPLIT/metrics.json`: plain values, None where a value is missing, never NaN."""
         values = {
             "split": self.split,
             "weights": self.weights,
@@ -71,7 +70,7 @@ class EvalResult:
             "ap_style": self.ap_style,
             "map50": self.map50,
             "map50_95": self.map50_95,
-            "per_class": {name: {**self._group_of(name), **one._asdict()} for name, one in self.ap.per_class.items()},
+            "per_class": {name: {**self._group_of(name), **ap._asdict()} for name, ap in self.ap.per_class.items()},
             "groups": None if self.groups is None else self.groups.to_dict(),
             "confusion": None if self.confusion is None else self.confusion.to_dict(),
             "settings": self.settings,
@@ -85,28 +84,28 @@ class EvalResult:
         return {"group": "base" if class_name in self.base_names else "novel"}
 
     def save(self, path: Path | str) -> Path:
-        """Write `to_dict` as JSON; the file is whole or not there."""
+        """Write `to_dict` as JSON, atomically."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         return write_atomic(path, (text + "\n").encode("utf-8"))
 
     def save_detections(self, folder: Path | str, class_names: Sequence[str]) -> Path:
-        """Write `detections.json` (COCO results) and `truth.json`, which any COCO tool can score."""
+        """Write `detections.json` (COCO results) and `truth.json` (ground truth), which any COCO tool can evaluate."""
         folder = Path(folder)
-        images = (ImageRecord(one.image_id, one.image_path.name, one.width, one.height) for one in self.annotations)
+        images = (ImageRecord(a.image_id, a.image_path.name, a.width, a.height) for a in self.annotations)
         write_images(folder / "truth.json", images, class_names, self.annotations)
         return write_results(folder / "detections.json", self.detections)
 
 
 class Evaluator:
-    """Evaluates a model as a config describes it: which classes count, how detections are selected, whose AP."""
+    """Evaluates a model as a config describes it: classes, selection of detections, definition of AP."""
 
     def __init__(self, mcfg: ModelConfig, precision: torch.dtype = torch.float32, images: Images | None = None) -> None:
-        """The network computes in `precision`. `images`: where a split that comes again is kept decoded."""
+        """The network computes in `precision`. `images`: a cache of decoded images for repeated evaluation."""
         if not mcfg.classList or isinstance(mcfg.classList, str):
-            raise UserError(f"classList={mcfg.classList!r}: AP per class needs the class names")
+            raise UserError(f"classList={mcfg.classList!r}: evaluation needs the class names")
         self.mcfg = mcfg
         self.class_names = tuple(mcfg.classList)
-        self.selected_names = _selected(self.class_names, mcfg.testSelectedClasses)
+        self.selected_names = _selected_names(self.class_names, mcfg.testSelectedClasses)
         self.base_names = base_names(mcfg)
         self.precision, self.images = precision, images
 
@@ -114,7 +113,7 @@ class Evaluator:
     def for_validation(
         cls, mcfg: ModelConfig, precision: torch.dtype = torch.float32, images: Images | None = None
     ) -> "Evaluator":
-        """All classes by COCO's definition, whatever is reported: what picks the best epoch must not change."""
+        """For choosing the best epoch: always all classes and AP of COCO, whatever the config reports at the end."""
         return cls(mcfg.with_values(apStyle="coco", testSelectedClasses=None), precision, images)
 
     def evaluate(
@@ -126,13 +125,13 @@ class Evaluator:
         on_batch: Callable[[int, int], None] | None = None,
         images_expected: int | None = None,
     ) -> EvalResult:
-        """Detect on every image of the split and measure the AP.
+        """Detect on every image of the split and compute the AP.
 
-        `annotations` saves reading and checking the split again (it is validated after every epoch). `on_batch` hears
-        how many images are done, of how many. `images_expected` is what the split lists, when faulty files were
-        skipped; one that cannot be read any more is left out, too, where badFiles says so. Truth and detections of
-        classes outside `testSelectedClasses` are left out. Raises `RuntimeError` when an image is missing or comes
-        twice, `FloatingPointError` on NaN predictions.
+        `annotations`: the checked split, so that it is not read again at every epoch. `on_batch` is called with the
+        number of finished images and the total. `images_expected`: the number of images that the split lists, when
+        files with errors were skipped; images that become unreadable later are skipped if `badFiles` allows it.
+        Ground truth and detections of classes outside `testSelectedClasses` are left out. Raises `RuntimeError` when an
+        image is missing or comes twice, and `FloatingPointError` for predictions that are not finite.
         """
         started = time.perf_counter()
         if annotations is None:
@@ -145,26 +144,26 @@ class Evaluator:
                 if on_batch is not None:
                     on_batch(len(detections), len(annotations))
         expected = len(annotations) if images_expected is None else images_expected
-        annotations = [one for one in annotations if one.image_id not in loader.skipped]
-        _stop_unless_each_once(split, annotations, detections)
+        annotations = [annotation for annotation in annotations if annotation.image_id not in loader.skipped]
+        _check_each_image_once(split, annotations, detections)
         truth, found = self._only_selected(annotations, detections)
         return EvalResult(
             split=split,
             weights=weights_name,
             images_expected=expected,
-            images_evaluated=len({one.image_id for one in detections}),
-            ap=self._measure(truth, found),
+            images_evaluated=len(detections),
+            ap=self._ap(truth, found),
             ap_style=self.mcfg.apStyle,
             settings=self._settings(predictor),
             seconds=time.perf_counter() - started,
             annotations=tuple(truth),
             detections=tuple(found),
             base_names=self.base_names,
-            confusion=self._confuse(truth, found),
+            confusion=self._confusion(truth, found),
         )
 
     def paint(self, result: EvalResult, folder: Path | str, on_image: Callable[[int, int], None] | None = None) -> int:
-        """Paint every image of `result` into `folder`, one at a time; how many there are."""
+        """Paint every image of `result` into `folder`, one at a time. Returns the number of images."""
         return paint_split(
             result.annotations,
             result.detections,
@@ -175,12 +174,12 @@ class Evaluator:
             on_image,
         )
 
-    def _measure(self, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> ApResult:
-        everything = average_precision(self.mcfg.apStyle, annotations, detections, self.class_names, self.mcfg.minIou)
-        # the other classes have lost their truth, so they are in no mean; here they leave the table too
-        return everything._replace(per_class={name: everything.per_class[name] for name in self.selected_names})
+    def _ap(self, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> ApResult:
+        ap = average_precision(self.mcfg.apStyle, annotations, detections, self.class_names, self.mcfg.minIou)
+        # Classes that were not selected have no ground truth here, so they are in no mean; leave them out of the table.
+        return ap._replace(per_class={name: ap.per_class[name] for name in self.selected_names})
 
-    def _confuse(self, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> GroupConfusion | None:
+    def _confusion(self, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> GroupConfusion | None:
         if self.base_names is None:
             return None
         is_base = [name in self.base_names for name in self.class_names]
@@ -192,7 +191,8 @@ class Evaluator:
         if self.selected_names == self.class_names:
             return annotations, detections
         is_selected = [name in self.selected_names for name in self.class_names]
-        return [_truth_of(one, is_selected) for one in annotations], [_found_of(one, is_selected) for one in detections]
+        truth = [_selected_objects(annotation, is_selected) for annotation in annotations]
+        return truth, [_selected_detections(found, is_selected) for found in detections]
 
     def _settings(self, predictor: Predictor) -> dict[str, Any]:
         return {
@@ -205,41 +205,41 @@ class Evaluator:
         }
 
 
-def _selected(class_names: tuple[str, ...], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The wanted names in the order of the class list; all when None."""
-    for name in wanted or ():
+def _selected_names(class_names: tuple[str, ...], selected: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The selected names in the order of the class list; all when None."""
+    for name in selected or ():
         if name not in class_names:
             raise UserError(f"testSelectedClasses: '{name}' is not in classList{nearest(name, class_names)}")
-    return tuple(name for name in class_names if wanted is None or name in wanted)
+    return tuple(name for name in class_names if selected is None or name in selected)
 
 
-def _truth_of(annotation: Annotation, is_selected: list[bool]) -> Annotation:
+def _selected_objects(annotation: Annotation, is_selected: list[bool]) -> Annotation:
     keep = np.array(is_selected)[annotation.labels]
     boxes, labels, difficult = (part[keep] for part in (annotation.boxes, annotation.labels, annotation.difficult))
     return replace(annotation, boxes=boxes, labels=labels, difficult=difficult)
 
 
-def _found_of(found: Detections, is_selected: list[bool]) -> Detections:
+def _selected_detections(found: Detections, is_selected: list[bool]) -> Detections:
     keep = torch.tensor(is_selected)[found.labels]
     return Detections(found.image_id, found.boxes[keep], found.scores[keep], found.labels[keep])
 
 
-def _stop_unless_each_once(split: str, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> None:
-    """Figures over part of a split, or over an image counted twice, look like figures over the split."""
-    expected = [one.image_id for one in annotations]
-    evaluated = [one.image_id for one in detections]
+def _check_each_image_once(split: str, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> None:
+    """An AP over a part of the split, or with an image counted twice, would be reported as the AP of the split."""
+    expected = [annotation.image_id for annotation in annotations]
+    evaluated = [found.image_id for found in detections]
     if sorted(expected) == sorted(evaluated):
         return
     missing, extra = sorted(set(expected) - set(evaluated)), sorted(set(evaluated) - set(expected))
     twice = sorted({image_id for image_id in set(evaluated) if evaluated.count(image_id) > 1})
     raise RuntimeError(
         f"split '{split}': {len(expected)} images expected, {len(evaluated)} evaluated "
-        f"(missing: {missing[:10]}, evaluated twice: {twice[:10]}, not of this split: {extra[:10]})"
+        f"(missing: {missing[:10]}, evaluated twice: {twice[:10]}, not in this split: {extra[:10]})"
     )
 
 
 def _without_nan(value: Any) -> Any:
-    """The same plain values with None for every float that JSON cannot hold."""
+    """The same values with None for every float that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Which detection stands for which ground-truth object.
+"""Which detection is matched to which ground-truth object.
 
 Legend: D or K detections, T ground-truth objects.
 
@@ -7,6 +7,7 @@ They differ in the IoUs that they pass to it: which objects take part, whether c
 that must not match is set to 0), and whether the IoU is computed in single or double precision.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def match_greedily(overlaps: Float[np.ndarray, "D T"], min_iou: float) -> Int64[
     return matched
 
 
-def best_first(detections: Detections, min_score: float) -> Detections:
+def best_first(detections: Detections, min_score: float = -math.inf) -> Detections:
     """The detections of at least `min_score`, by falling score; those of equal score stay in their order."""
     order = detections.scores.argsort(descending=True, stable=True)
     order = order[detections.scores[order] >= min_score]

@@ -1,7 +1,9 @@
-"""Average precision by four definitions: COCO's, VOC 2007's, Ultralytics' and the assignment's.
+"""Average precision (AP) by four definitions: COCO, VOC 2007, Ultralytics and the course assignment.
 
-Whatever the definition, a class without ground truth has no AP (None) and is left out of the means.
-Boxes are xyxy in pixels of the image as read; widths are right - left, no +1.
+In all of them, a class without ground truth has no AP (None) and is left out of the means. Boxes are xyxy in pixels of
+the image as read; width = right - left, without +1.
+
+Legend: D detections, T ground-truth objects, L = 10 IoU thresholds.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,42 +12,45 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from jaxtyping import Bool, Float32, Float64
 
 from dl.annotations import Annotation
-from eval.matching import pair_up
+from eval.matching import best_first, match_greedily, pair_up
 from eval.predictor import ASSIGNMENT_SELECTION, Detections
-from eval.ultralytics_ap import areas, judge_all
 from ops.boxes import pairwise_iou
 from ops.nms import select_detections
 
-COCO_MAX_DETECTIONS = 100  # an image and class, as in every published COCO figure
+COCO_MAX_DETECTIONS = 100  # per image and class, as in all published COCO results
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+# Ultralytics compares IoUs and thresholds in single precision.
+_FLOAT32_THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
+_RECALLS = np.linspace(0, 1, 101)
 
 
 class ClassAp(NamedTuple):
-    """AP of one class, 0 to 1 (the assignment's may exceed 1); None without ground truth."""
+    """AP of one class, from 0 to 1 (that of the assignment can exceed 1); None without ground truth."""
 
     ap50: float | None
     ap50_95: float | None  # mean over IoU .50, .55, ... .95
-    n_gt: int  # ground truths that count
+    n_gt: int  # ground-truth objects that count
 
 
 class ApResult(NamedTuple):
-    """AP over all classes, and class by class in the order of the class list. Means are None without any truth."""
+    """Mean AP over all classes, and AP per class in the order of the class list. Without ground truth: means None."""
 
     map50: float | None
     map50_95: float | None
     per_class: dict[str, ClassAp]
 
 
-class _Matches(NamedTuple):
-    """All detections of one class over all images, in the order image by image, D of them, and the truth they meet."""
+class _BestOverlaps(NamedTuple):
+    """All detections of one class, image after image, and the object of the class that each overlaps most."""
 
     scores: np.ndarray  # (D,)
-    overlaps: np.ndarray  # (D,) largest IoU with a truth of the class on the image, 0 without one
-    truths: np.ndarray  # (D,) that truth's number over all images, -1 without one
-    on_difficult: np.ndarray  # (D,) bool: that truth is difficult
-    n_gt: int  # truths that are not difficult
+    overlaps: np.ndarray  # (D,) largest IoU with an object of the class on the image, 0 without one
+    objects: np.ndarray  # (D,) number of that object, counted over all images; -1 without one
+    on_difficult: np.ndarray  # (D,) bool: that object is difficult
+    n_gt: int  # objects that are not difficult
     n_difficult: int
 
 
@@ -56,7 +61,7 @@ def average_precision(
     class_names: Sequence[str],
     min_iou: float = 0.5,
 ) -> ApResult:
-    """AP by the definition named `style`: coco, voc07, ultralytics or assignment (which alone heeds `min_iou`)."""
+    """AP by the definition named `style`: coco, voc07, ultralytics or assignment. Only assignment uses `min_iou`."""
     if style == "assignment":
         return assignment_ap(annotations, detections, class_names, min_iou)
     by_style = {"coco": coco_ap, "voc07": voc07_ap, "ultralytics": ultralytics_ap}
@@ -66,25 +71,22 @@ def average_precision(
 def coco_ap(
     annotations: Sequence[Annotation], detections: Sequence[Detections], class_names: Sequence[str]
 ) -> ApResult:
-    """COCO's AP: greedy matching by score, 101 recall points, ten IoU thresholds, 100 detections an image and class.
+    """AP of COCO: greedy matching by score, 101 recall points, ten IoU thresholds, 100 detections per image and class.
 
-    Equal to pycocotools. Difficult objects are COCO's crowds: a detection that lies on one is neither right nor wrong.
-    `annotations` and `detections` hold the same images, each once, in any order, else `ValueError`.
+    Equal to pycocotools. Difficult objects are treated as COCO's crowds: a detection on one of them is ignored.
+    `annotations` and `detections` contain the same images, each once, in any order; otherwise `ValueError`.
     """
     pairs = pair_up(annotations, detections)
-    counts = _count_truths(annotations, len(class_names))
+    counts = _count_objects(annotations, len(class_names))
     scores = [_coco_scores(pairs, label) if counts[label] else (None, None) for label in range(len(class_names))]
     return _collect(class_names, counts, scores)
 
 
 def _coco_scores(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> tuple[float, float]:
-    """AP50 and AP50-95 of one class.
-
-    Class by class, because the library makes half a gigabyte of dictionaries out of 600,000 detections, and no class
-    asks about another one's.
-    """
+    """AP50 and AP50-95 of one class."""
+    # One class at a time: the library makes half a gigabyte of dictionaries for 600,000 detections.
     truth = _coco_of(pairs, label)
-    evaluation = COCOeval_faster(truth, truth.loadRes(_coco_results(pairs, label)), "bbox", print_function=_say_nothing)
+    evaluation = COCOeval_faster(truth, truth.loadRes(_coco_results(pairs, label)), "bbox", print_function=_ignore)
     evaluation.params.maxDets = [COCO_MAX_DETECTIONS]
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.evaluate()
@@ -96,22 +98,23 @@ def _coco_scores(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> 
 def voc07_ap(
     annotations: Sequence[Annotation], detections: Sequence[Detections], class_names: Sequence[str]
 ) -> ApResult:
-    """VOC 2007's AP: the mean over recall 0, .1, ... 1 of the best precision at that recall or beyond.
+    """AP of VOC 2007: the mean over recall 0, .1, ... 1 of the best precision at that recall or a higher one.
 
-    A detection meets the truth of its class that it overlaps most, also if that one is taken: the second on a truth is
-    wrong. On a difficult truth it is neither right nor wrong. (Everingham et al. 2010, section 4.2.) `ap50_95` is the
-    same at ten thresholds, which VOC itself never asks for.
+    A detection is compared with the object of its class that it overlaps most, even if another detection has found it
+    already: the second detection of an object is wrong. A detection of a difficult object is ignored. (Everingham et
+    al. 2010, section 4.2.) `ap50_95` is the mean at ten IoU thresholds, which VOC itself does not define.
     """
 
-    def ap_at(matches: _Matches, threshold: float) -> float:
-        right, wrong = _voc_verdicts(matches, threshold)
-        hits, misses = np.cumsum(right), np.cumsum(wrong)
+    def ap_at(matches: _BestOverlaps, threshold: float) -> float:
+        is_right, is_wrong = _voc_outcomes(matches, threshold)
+        hits, misses = np.cumsum(is_right), np.cumsum(is_wrong)
         precision = hits / np.maximum(hits + misses, 1)
-        # recall >= tenth / 10 in whole numbers: 3 of 10 reach .3, which floats deny
+        # recall >= tenth / 10 in whole numbers: in floating point, 3 of 10 do not reach .3
         reached = [precision[hits * 10 >= tenth * matches.n_gt] for tenth in range(11)]
         return float(sum(tail.max() for tail in reached if tail.size) / 11)
 
-    all_matches = _match(pair_up(annotations, detections), len(class_names))
+    pairs = pair_up(annotations, detections)
+    all_matches = [_best_overlaps_of_class(pairs, label) for label in range(len(class_names))]
     counts = [matches.n_gt for matches in all_matches]
     return _collect(class_names, counts, [_scores_of(ap_at, matches, 0.5, matches.n_gt) for matches in all_matches])
 
@@ -119,15 +122,77 @@ def voc07_ap(
 def ultralytics_ap(
     annotations: Sequence[Annotation], detections: Sequence[Detections], class_names: Sequence[str]
 ) -> ApResult:
-    """Ultralytics' AP, as its `val` prints it, see `eval.ultralytics_ap`. Difficult objects count, in `n_gt` too."""
-    verdicts = judge_all(pair_up(annotations, detections))
-    counts = _count_truths(annotations, len(class_names), with_difficult=True)
+    """AP as `val` of Ultralytics 8.4.190 prints it.
+
+    It differs from COCO in three points. The points of the precision-recall curve are joined by straight lines that
+    fall to zero at the highest recall, and the area is a sum of trapezoids, so that a perfect detector gets .995. All
+    detections count, not only 100 per image and class. Difficult objects count as all others, in `n_gt` too.
+    Earlier releases matched the largest IoU first, this one the highest score first; the two differ where a detection
+    overlaps two objects of its class.
+    """
+    labels, is_right = _ultralytics_outcomes(pair_up(annotations, detections))
+    counts = _count_objects(annotations, len(class_names), with_difficult=True)
     figures: list[tuple[float | None, float | None]] = [(None, None)] * len(class_names)
     for label, count in enumerate(counts):
         if count:
-            ap = areas(verdicts.is_right[verdicts.labels == label], count)
+            ap = _ultralytics_areas(is_right[labels == label], count)
             figures[label] = (float(ap[0]), float(ap.mean()))
     return _collect(class_names, counts, figures)
+
+
+def _ultralytics_outcomes(pairs: Sequence[tuple[Annotation, Detections]]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (D,) of all detections by falling score, and whether each is right at each threshold (D, L)."""
+    labels: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]  # the first entry is empty: for no images at all
+    scores: list[np.ndarray] = [np.zeros(0, dtype=np.float32)]
+    is_right = [np.zeros((0, len(_FLOAT32_THRESHOLDS)), dtype=bool)]
+    for annotation, found in pairs:
+        found = best_first(found)
+        labels.append(found.labels.numpy())
+        # In Ultralytics an image without detections converts all scores to double precision, and then numpy sorts equal
+        # scores in another order.
+        scores.append(found.scores.numpy() if len(found.scores) else np.zeros(0))
+        is_right.append(_ultralytics_image(annotation, found))
+    # The plain sort of numpy, as Ultralytics calls it: its order of equal scores depends on the processor. Any other
+    # order would be as correct but would give another AP than Ultralytics.
+    order = np.argsort(-np.concatenate(scores))
+    return np.concatenate(labels)[order], np.concatenate(is_right)[order]
+
+
+def _ultralytics_image(annotation: Annotation, found: Detections) -> Bool[np.ndarray, "D L"]:
+    """Which detections of an image are right at each threshold; each class is matched on its own."""
+    overlaps = pairwise_iou(found.boxes.float(), torch.from_numpy(annotation.boxes).float()).numpy()
+    is_right = np.zeros((len(overlaps), len(_FLOAT32_THRESHOLDS)), dtype=bool)
+    for label in set(annotation.labels.tolist()):
+        rows = np.flatnonzero(found.labels.numpy() == label)
+        is_right[rows] = right_at_each_threshold(overlaps[np.ix_(rows, annotation.labels == label)])
+    return is_right
+
+
+def right_at_each_threshold(overlaps: Float32[np.ndarray, "D T"]) -> Bool[np.ndarray, "D L"]:
+    """Which detections of one image and class are right at IoU .5, .55, ... .95. `overlaps`: the best score in row 0.
+
+    The thresholds are single precision numbers as the IoUs are, so that an IoU of exactly .85 reaches .85.
+    """
+    matched = [match_greedily(overlaps, min_iou) for min_iou in _FLOAT32_THRESHOLDS.tolist()]
+    return np.stack(matched, axis=1) >= 0
+
+
+def _ultralytics_areas(is_right: Bool[np.ndarray, "D L"], num_objects: int) -> Float64[np.ndarray, " L"]:
+    """AP of one class at each threshold, from its detections over all images by falling score; zeros without any.
+
+    The area under straight lines from (0, 1) through the best precision at each recall or a higher one, then down to 0.
+    """
+    if len(is_right) == 0:
+        return np.zeros(len(_FLOAT32_THRESHOLDS))
+    hits = is_right.cumsum(axis=0)
+    recalls, precisions = hits / num_objects, hits / np.arange(1, len(hits) + 1)[:, None]
+    areas = []
+    for recall, precision in zip(recalls.T, precisions.T, strict=True):
+        best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+        x = np.concatenate(([0.0], recall, [recall[-1], 1.0]))
+        heights = np.interp(_RECALLS, x, np.concatenate(([1.0], best_from_here, [0.0, 0.0])))
+        areas.append(float(((heights[1:] + heights[:-1]) / 2 * np.diff(_RECALLS)).sum()))
+    return np.array(areas)
 
 
 def assignment_ap(
@@ -136,22 +201,22 @@ def assignment_ap(
     class_names: Sequence[str],
     min_iou: float = 0.5,
 ) -> ApResult:
-    """The course assignment's own figure. For comparison with the figures of that course; it is not average precision.
+    """The metric of the course assignment, for comparison with results of that course. It is not average precision.
 
-    It keeps detections with a score above .2, after suppression at .4 whatever the class, at most 50 an image. It takes
-    them image by image instead of sorting them by score, never marks a truth as found (three boxes on one object are
-    three hits, so recall and AP may exceed 1), knows no difficult objects (all count, in `n_gt` too), and lays
-    trapezoids under the raw precision-recall points from (0, 1) on, without an envelope. `ap50` is at `min_iou`.
+    It keeps detections with a score above .2, after class-agnostic suppression at IoU .4, at most 50 per image. It
+    counts them image by image instead of by falling score. It never marks an object as found: three boxes on one object
+    are three hits, so recall and AP can exceed 1. Difficult objects count, in `n_gt` too. The area is a sum of
+    trapezoids under the raw precision-recall points, beginning at (0, 1). `ap50` is measured at `min_iou`.
     """
 
-    def ap_at(matches: _Matches, threshold: float) -> float:
+    def ap_at(matches: _BestOverlaps, threshold: float) -> float:
         hits = np.cumsum(matches.overlaps >= threshold)
         recall = np.concatenate(([0.0], hits / (matches.n_gt + matches.n_difficult)))
         precision = np.concatenate(([1.0], hits / np.arange(1, hits.size + 1)))
         return float(((recall[1:] - recall[:-1]) * (precision[1:] + precision[:-1]) / 2).sum())
 
-    selected = [_assignment_selection(found, len(class_names)) for found in detections]
-    all_matches = _match(pair_up(annotations, selected), len(class_names))
+    pairs = pair_up(annotations, [_assignment_selection(found, len(class_names)) for found in detections])
+    all_matches = [_best_overlaps_of_class(pairs, label) for label in range(len(class_names))]
     counts = [matches.n_gt + matches.n_difficult for matches in all_matches]
     scores = [_scores_of(ap_at, matches, min_iou, n) for matches, n in zip(all_matches, counts, strict=True)]
     return _collect(class_names, counts, scores)
@@ -160,7 +225,7 @@ def assignment_ap(
 def _collect(
     class_names: Sequence[str], counts: Sequence[int], scores: Sequence[tuple[float | None, float | None]]
 ) -> ApResult:
-    """Per-class figures and their means over the classes that have ground truth."""
+    """AP per class, and the means over the classes that have ground truth."""
     per_class = {name: ClassAp(*pair, n) for name, pair, n in zip(class_names, scores, counts, strict=True)}
 
     def mean(values: list[float | None]) -> float | None:
@@ -171,15 +236,15 @@ def _collect(
 
 
 def _scores_of(
-    ap_at: Callable[[_Matches, float], float], matches: _Matches, threshold: float, n_gt: int
+    ap_at: Callable[[_BestOverlaps, float], float], matches: _BestOverlaps, threshold: float, n_gt: int
 ) -> tuple[float | None, float | None]:
-    """AP at `threshold` and the mean over the ten thresholds, or two None without ground truth."""
+    """AP at `threshold` and the mean AP over the ten thresholds; two None without ground truth."""
     if n_gt == 0:
         return None, None
     return ap_at(matches, threshold), float(np.mean([ap_at(matches, t) for t in IOU_THRESHOLDS]))
 
 
-def _count_truths(annotations: Sequence[Annotation], num_classes: int, with_difficult: bool = False) -> list[int]:
+def _count_objects(annotations: Sequence[Annotation], num_classes: int, with_difficult: bool = False) -> list[int]:
     counts = np.zeros(num_classes, dtype=int)
     for annotation in annotations:
         counts += np.bincount(annotation.labels[~annotation.difficult | with_difficult], minlength=num_classes)
@@ -187,88 +252,81 @@ def _count_truths(annotations: Sequence[Annotation], num_classes: int, with_diff
 
 
 def _coco_of(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> COCO:
-    """The truth of one class, as the library wants it; it has seen no other."""
+    """The ground truth of one class in the format of the library."""
     rows = []
     for image, (annotation, _) in enumerate(pairs):
-        ours = annotation.labels == label
-        boxes = annotation.boxes[ours].astype(np.float64)
-        for box, size, difficult in zip(boxes, boxes[:, 2:] - boxes[:, :2], annotation.difficult[ours], strict=True):
+        of_class = annotation.labels == label
+        boxes = annotation.boxes[of_class].astype(np.float64)
+        sizes, is_difficult = boxes[:, 2:] - boxes[:, :2], annotation.difficult[of_class]
+        for box, size, difficult in zip(boxes, sizes, is_difficult, strict=True):
             bbox = [*box[:2].tolist(), *size.tolist()]
-            # number from 1: a truth numbered 0 reads as "no match"
+            # ids start at 1: the library takes a match with id 0 for "no match"
             row = {"id": len(rows) + 1, "image_id": image, "category_id": label, "bbox": bbox}
             rows.append(row | {"area": bbox[2] * bbox[3], "iscrowd": int(difficult)})
     images = [{"id": image, "width": a.width, "height": a.height} for image, (a, _) in enumerate(pairs)]
     content = {"info": {}, "images": images, "categories": [{"id": label, "name": str(label)}], "annotations": rows}
-    return COCO(content, print_function=_say_nothing)
+    return COCO(content, print_function=_ignore)
 
 
 def _coco_results(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> list[dict]:
-    """The detections of one class, on each image no more than are looked at."""
+    """The detections of one class in the format of the library, at most `COCO_MAX_DETECTIONS` per image."""
     rows = []
     for image, (_, found) in enumerate(pairs):
-        mine = np.flatnonzero(found.labels.numpy() == label)
-        scores = found.scores.numpy()[mine]
+        of_class = np.flatnonzero(found.labels.numpy() == label)
+        scores = found.scores.numpy()[of_class]
         best = np.argsort(-scores, kind="stable")[:COCO_MAX_DETECTIONS]
-        boxes = found.boxes.numpy()[mine[best]].astype(np.float64)
+        boxes = found.boxes.numpy()[of_class[best]].astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         for bbox, score in zip(boxes.tolist(), scores[best].tolist(), strict=True):
-            # without a segmentation of its own the library would build one of every box
+            # without an entry "segmentation" the library would build one for each box
             rows.append({"image_id": image, "category_id": label, "bbox": bbox, "score": score, "segmentation": []})
     return rows
 
 
-def _say_nothing(*_args: object) -> None:
-    """The library reports its progress line by line."""
+def _ignore(*_args: object) -> None:
+    """Instead of `print`: the library reports its progress line by line."""
 
 
-def _match(pairs: Sequence[tuple[Annotation, Detections]], num_classes: int) -> list[_Matches]:
-    """Every detection with the truth of its class that it overlaps most, class by class."""
-    return [_match_class(pairs, label) for label in range(num_classes)]
-
-
-def _match_class(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> _Matches:
-    scores, overlaps, truths, on_difficult, n_gt, n_difficult = [], [], [], [], 0, 0
+def _best_overlaps_of_class(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> _BestOverlaps:
+    scores, overlaps, objects, on_difficult, n_gt, n_difficult = [], [], [], [], 0, 0
     for annotation, found in pairs:
-        mine, ours = found.labels == label, annotation.labels == label
-        difficult = annotation.difficult[ours]
-        overlap, truth = _best_overlaps(found.boxes[mine], annotation.boxes[ours])
-        scores.append(found.scores[mine].numpy())
+        is_detection, is_object = found.labels == label, annotation.labels == label
+        difficult = annotation.difficult[is_object]
+        overlap, index = _best_overlaps(found.boxes[is_detection], annotation.boxes[is_object])
+        scores.append(found.scores[is_detection].numpy())
         overlaps.append(overlap)
-        truths.append(np.where(truth >= 0, truth + n_gt + n_difficult, -1))
-        on_difficult.append(difficult[truth] if difficult.size else np.zeros(truth.shape, dtype=bool))
+        objects.append(np.where(index >= 0, index + n_gt + n_difficult, -1))
+        on_difficult.append(difficult[index] if difficult.size else np.zeros(index.shape, dtype=bool))
         n_difficult += int(difficult.sum())
         n_gt += int((~difficult).sum())
-
-    def joined(parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    return _Matches(joined(scores), joined(overlaps), joined(truths), joined(on_difficult), n_gt, n_difficult)
+    columns = (np.concatenate(parts) if parts else np.zeros(0) for parts in (scores, overlaps, objects, on_difficult))
+    return _BestOverlaps(*columns, n_gt, n_difficult)
 
 
-def _best_overlaps(boxes: torch.Tensor, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest IoU of each box and the truth it is with; 0 and -1 when there is no truth."""
-    if len(truths) == 0:
+def _best_overlaps(boxes: torch.Tensor, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest IoU of each box and the index of the object it belongs to; 0 and -1 without objects."""
+    if len(objects) == 0:
         return np.zeros(len(boxes)), np.full(len(boxes), -1)
-    best = pairwise_iou(boxes.double(), torch.from_numpy(truths).double()).max(dim=1)
+    best = pairwise_iou(boxes.double(), torch.from_numpy(objects).double()).max(dim=1)
     return best.values.numpy(), best.indices.numpy()
 
 
-def _voc_verdicts(matches: _Matches, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Right and wrong (D,) bool each, by falling score; a detection on a difficult truth is neither."""
+def _voc_outcomes(matches: _BestOverlaps, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Right and wrong, (D,) bool each, by falling score; a detection of a difficult object is neither."""
     order = np.argsort(-matches.scores, kind="stable")
-    meets = matches.overlaps[order] >= threshold
-    on_difficult = meets & matches.on_difficult[order].astype(bool)
-    candidates = np.flatnonzero(meets & ~on_difficult)
-    _, first = np.unique(matches.truths[order][candidates], return_index=True)  # the best-scored one on each truth
-    right = np.zeros(order.size, dtype=bool)
-    right[candidates[first]] = True
-    return right, ~right & ~on_difficult
+    is_match = matches.overlaps[order] >= threshold
+    on_difficult = is_match & matches.on_difficult[order].astype(bool)
+    candidates = np.flatnonzero(is_match & ~on_difficult)
+    _, first = np.unique(matches.objects[order][candidates], return_index=True)  # the best score on each object
+    is_right = np.zeros(order.size, dtype=bool)
+    is_right[candidates[first]] = True
+    return is_right, ~is_right & ~on_difficult
 
 
 def _assignment_selection(found: Detections, num_classes: int) -> Detections:
     scores = torch.zeros(len(found.scores), num_classes)
     scores[torch.arange(len(found.scores)), found.labels] = found.scores
-    kept = select_detections(
+    selection = select_detections(
         found.boxes,
         scores,
         ASSIGNMENT_SELECTION["score_threshold"],
@@ -276,4 +334,4 @@ def _assignment_selection(found: Detections, num_classes: int) -> Detections:
         ASSIGNMENT_SELECTION["max_detections"],
         class_agnostic=True,
     )
-    return Detections(found.image_id, *kept)
+    return Detections(found.image_id, *selection)

@@ -1,6 +1,6 @@
-"""From a batch to detections in the pixels of the images as they were read.
+"""From a batch to detections in pixels of the images as read.
 
-Legend: B images, A anchor points, R bins a side, C classes, K detections of one image.
+Legend: B images, A anchor points, R bins per side, C classes, K detections of one image.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ ASSIGNMENT_SELECTION = {"score_threshold": 0.2, "nms_iou": 0.4, "max_detections"
 
 
 class Detections(NamedTuple):
-    """What was found on one image, best first, on the CPU. Nothing found: shapes (0, 4), (0,) and (0,)."""
+    """The detections of one image, highest score first, on the CPU. Without any: shapes (0, 4), (0,) and (0,)."""
 
     image_id: str
     boxes: Tensor  # (K, 4) float32, xyxy in pixels of the image as read, clipped to it
@@ -30,9 +30,9 @@ class Detections(NamedTuple):
 
 
 class Predictor:
-    """A model and the way from its raw maps to detections.
+    """A model together with the decoding and selection of its detections.
 
-    `score_threshold`, `nms_iou`, `max_detections` and `class_agnostic` mean what they mean in `ops.nms`.
+    `score_threshold`, `nms_iou`, `max_detections` and `class_agnostic`: see `ops.nms.select_detections`.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Predictor:
 
     @classmethod
     def from_config(cls, mcfg: ModelConfig, model: nn.Module, precision: torch.dtype = torch.float32) -> "Predictor":
-        """The predictor a config describes, on the device where the model lies; the network computes in `precision`.
+        """The predictor that a config describes, on the device of the model. The network computes in `precision`.
 
-        `apStyle=assignment` brings the assignment's own selection (score above .2, overlap .4 whatever the class, 50
-        boxes); its figures mean nothing with another one.
+        With `apStyle=assignment` the selection is that of the assignment (score above .2, class-agnostic IoU .4, 50
+        boxes), because its metric is defined for this selection only.
         """
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         if mcfg.apStyle == "assignment":
@@ -67,29 +67,30 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> list[Detections]:
-        """Detections of every image of the batch, in its order.
+        """The detections of every image of the batch, in its order.
 
-        The model runs in eval mode and is left exactly as it was. Raises `FloatingPointError` naming the images whose
-        predictions are not finite, and `ValueError` for a batch without letterboxes (one made for training).
+        The model runs in eval mode; afterwards every module has its earlier mode. Raises `FloatingPointError` with the
+        names of images whose predictions are not finite, and `ValueError` for a training batch, which has no
+        letterboxes.
         """
         letterboxes = [letterbox for letterbox in batch.letterboxes if letterbox is not None]
         if len(letterboxes) != len(batch):
-            raise ValueError("this batch has no letterboxes to undo: build its loader with train=False")
+            raise ValueError("the images of this batch have no letterbox: build its loader with train=False")
         images = network_input(batch.images.to(self.device, non_blocking=True))
-        with _evaluating(self.model), autocast(self.device, self.precision):
+        with _eval_mode(self.model), autocast(self.device, self.precision):
             raw_maps = self.model(images)
         distributions, logits = flatten_maps(raw_maps, cast(int, self.model.reg_max))
         boxes = decode_boxes(distributions, *anchors_of(raw_maps, cast("tuple[int, ...]", self.model.strides)))
-        if sick := _not_finite(boxes, logits, batch.image_ids):
-            raise FloatingPointError(self._complaint(sick, images))
+        if bad_images := _nonfinite_images(boxes, logits, batch.image_ids):
+            raise FloatingPointError(self._nonfinite_message(bad_images, images))
         rows = zip(batch.image_ids, letterboxes, boxes, logits, strict=True)
         return [self._detections_of(*row) for row in rows]
 
-    def _complaint(self, sick: list[str], images: Float[Tensor, "B 3 H W"]) -> str:
-        with _evaluating(self.model), autocast(self.device, self.precision):
-            place = _first_bad_module(self.model, images)
-        told = f"the network's predictions are not finite (NaN or Inf) on {', '.join(sick)}"
-        return f"{told}; the first to give such values is {place}" if place else told
+    def _nonfinite_message(self, bad_images: list[str], images: Float[Tensor, "B 3 H W"]) -> str:
+        with _eval_mode(self.model), autocast(self.device, self.precision):
+            module = _first_nonfinite_module(self.model, images)
+        text = f"the predictions of the network are not finite (NaN or Inf) on {', '.join(bad_images)}"
+        return f"{text}; the first module with such an output is {module}" if module else text
 
     def _detections_of(
         self, image_id: str, letterbox: Letterbox, boxes: Float[Tensor, "A 4"], logits: Float[Tensor, "A C"]
@@ -103,28 +104,31 @@ class Predictor:
             class_agnostic=self.class_agnostic,
         )
         in_image: Float32[Tensor, "K 4"] = letterbox.undo(found.boxes.cpu())
-        inside = (in_image[:, 2:] > in_image[:, :2]).all(dim=1)  # the rest lay wholly in the letterbox's grey border
+        inside = (in_image[:, 2:] > in_image[:, :2]).all(dim=1)  # false in the grey border of the letterbox
         return Detections(image_id, in_image[inside], found.scores.cpu()[inside], found.labels.cpu()[inside])
 
 
-def _not_finite(boxes: Float[Tensor, "B A 4"], logits: Float[Tensor, "B A C"], image_ids: tuple[str, ...]) -> list[str]:
-    """Whose are; a score that is NaN is not above any threshold: unasked, the image would just look empty."""
-    healthy = (boxes.isfinite().all(dim=2) & logits.isfinite().all(dim=2)).all(dim=1)
-    return [image_id for image_id, ok in zip(image_ids, healthy.tolist(), strict=True) if not ok]
+def _nonfinite_images(
+    boxes: Float[Tensor, "B A 4"], logits: Float[Tensor, "B A C"], image_ids: tuple[str, ...]
+) -> list[str]:
+    """The images with a prediction that is not finite."""
+    # Without this check such an image would look empty: NaN is not above any score threshold.
+    is_finite = (boxes.isfinite().all(dim=2) & logits.isfinite().all(dim=2)).all(dim=1)
+    return [image_id for image_id, finite in zip(image_ids, is_finite.tolist(), strict=True) if not finite]
 
 
-def _first_bad_module(model: nn.Module, images: Float[Tensor, "B 3 H W"]) -> str | None:
-    """Which module is the first to end with a tensor that is not finite, by its path; the innermost of those."""
+def _first_nonfinite_module(model: nn.Module, images: Float[Tensor, "B 3 H W"]) -> str | None:
+    """The path of the first module whose output is not finite; inner modules finish before those around them."""
     found: list[str] = []
 
-    def look_at(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(module: nn.Module, args: Any, output: Any) -> None:
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not found and isinstance(output, Tensor) and not output.isfinite().all():
                 found.append(name)
 
-        return look
+        return hook
 
-    hooks = [module.register_forward_hook(look_at(name)) for name, module in model.named_modules() if name]
+    hooks = [module.register_forward_hook(hook_of(name)) for name, module in model.named_modules() if name]
     try:
         model(images)
     finally:
@@ -134,8 +138,8 @@ def _first_bad_module(model: nn.Module, images: Float[Tensor, "B 3 H W"]) -> str
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; afterwards every module, a frozen batch norm too, is in the mode it had before."""
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block. Afterwards every module has its earlier mode, also a frozen batch norm."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

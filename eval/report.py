@@ -1,22 +1,20 @@
-"""The table a person reads: one row a class, then all of them, then how many images that rests on.
+"""The table of an evaluation as text: one row per class, the means, the number of images.
 
-Where classes were learned one group after another, it also says which are base and which novel, how the groups do, and
-whether they are mixed up.
+When classes were learned in groups, it also shows the group of each class, the AP of the groups and their confusion.
 """
 
 from collections.abc import Sequence
 
 from dl.annotations import Annotation
-from eval.confusion import ConfusionCounts
 from eval.evaluator import EvalResult
-from eval.groups import GroupAp
-from ops.text import align_columns, display_width
+from eval.groups import ConfusionCounts
+from ops.text import align_columns, counted, display_width
 
 _STYLES = {
-    "coco": "COCO's definition",
+    "coco": "COCO definition",
     "voc07": "VOC 2007, 11 points",
     "ultralytics": "as Ultralytics computes it",
-    "assignment": "the assignment's own figure, not average precision",
+    "assignment": "metric of the assignment, not average precision",
 }
 _HEADINGS = ("class", "group", "objects", "AP50", "AP50-95")
 
@@ -30,12 +28,15 @@ def ap_table(result: EvalResult) -> str:
     lines = align_columns(rows if result.groups else [(name, *figures) for name, _, *figures in rows])
     head, body, last = lines[0], lines[1 : 1 + len(classes)], lines[1 + len(classes) :]
     rule = "-" * display_width(head)
-    notes = [*_nothing_to_measure(result), *_chosen_on_it(result)]
-    return "\n".join([_title(result), head, rule, *body, rule, *last, *notes, _images(result), *_mixed_up(result)])
+    weights = f", weights {result.weights}" if result.weights else ""
+    title = f"Average precision on '{result.split}' ({_STYLES[result.ap_style]}){weights}"
+    noun = "image" if result.images_expected == 1 else "images"
+    images = f"{result.images_evaluated} of {result.images_expected} {noun} evaluated"
+    return "\n".join([title, head, rule, *body, rule, *last, *_notes(result), images, *_confusion_lines(result)])
 
 
 def reason_without_ap(split: str, annotations: Sequence[Annotation]) -> str:
-    """The reason why no AP can be measured on these images by COCO's rules; empty when at least one object counts."""
+    """Why no AP can be computed on these images by the rules of COCO; empty when at least one object counts."""
     num_objects = sum(len(annotation.labels) for annotation in annotations)
     num_difficult = sum(int(annotation.difficult.sum()) for annotation in annotations)
     if num_objects == 0:
@@ -45,75 +46,60 @@ def reason_without_ap(split: str, annotations: Sequence[Annotation]) -> str:
     return ""
 
 
-def _nothing_to_measure(result: EvalResult) -> list[str]:
-    """A line where there is no AP at all."""
-    if result.map50 is not None:
-        return []
-    reason = reason_without_ap(result.split, result.annotations) or f"no object of '{result.split}' counts"
-    return [f"There is nothing to measure: {reason}. The AP is left out (null in metrics.json), it is not 0."]
-
-
-def _chosen_on_it(result: EvalResult) -> list[str]:
-    """A line where the test images are the validation images."""
-    if not result.test_is_validation:
-        return []
-    name = result.split
-    return [f"The images of '{name}' are the validation images, which chose the best weights: no independent test."]
+def _notes(result: EvalResult) -> list[str]:
+    """What a reader must know about the numbers: there is no AP, or the test is not independent."""
+    name, notes = result.split, []
+    if result.map50 is None:
+        reason = reason_without_ap(name, result.annotations) or f"no object of '{name}' counts"
+        notes.append(f"AP cannot be computed: {reason}. It is missing (null in metrics.json), not 0.")
+    if result.test_is_validation:
+        notes.append(f"Not an independent test: the best weights were chosen on the images of '{name}'.")
+    return notes
 
 
 def _class_rows(result: EvalResult) -> list[_Row]:
     base = result.base_names or ()
     return [
-        (name, "base" if name in base else "novel", str(one.n_gt), _figure(one.ap50), _figure(one.ap50_95))
-        for name, one in result.ap.per_class.items()
+        (name, "base" if name in base else "novel", str(ap.n_gt), _figure(ap.ap50), _figure(ap.ap50_95))
+        for name, ap in result.ap.per_class.items()
     ]
 
 
 def _summary_rows(result: EvalResult) -> list[_Row]:
-    total = sum(one.n_gt for one in result.ap.per_class.values())
+    total = sum(ap.n_gt for ap in result.ap.per_class.values())
     overall = ("all classes", "", str(total), _figure(result.map50), _figure(result.map50_95))
     groups = result.groups
     if groups is None:
         return [overall]
+    base, novel = (
+        (f"{name} classes", "", str(group.n_gt), _figure(group.ap50), _figure(group.ap50_95))
+        for name, group in (("base", groups.base), ("novel", groups.novel))
+    )
     harmonic = ("harmonic mean", "", "", _figure(groups.harmonic.ap50), _figure(groups.harmonic.ap50_95))
-    return [_group_row("base classes", groups.base), _group_row("novel classes", groups.novel), overall, harmonic]
+    return [base, novel, overall, harmonic]
 
 
-def _group_row(name: str, group: GroupAp) -> _Row:
-    return name, "", str(group.n_gt), _figure(group.ap50), _figure(group.ap50_95)
-
-
-def _mixed_up(result: EvalResult) -> list[str]:
-    """A line a group on what became of its objects; none without groups."""
+def _confusion_lines(result: EvalResult) -> list[str]:
+    """As what the objects of each group were found; no line without groups."""
     confusion = result.confusion
     if confusion is None:
         return []
-    asked = f"a score of {confusion.score_threshold:g} or more and an overlap of {confusion.min_iou:g} or more"
+    thresholds = f"score >= {confusion.score_threshold:g}, IoU >= {confusion.min_iou:g}"
     return [
-        f"Mixed up, by detections with {asked}:",
-        _fates_line(confusion.novel, "novel", "base"),
-        _fates_line(confusion.base, "base", "novel"),
+        f"Confusion of the groups (detections with {thresholds}):",
+        _counts_line(confusion.novel, "novel", "base"),
+        _counts_line(confusion.base, "base", "novel"),
     ]
 
 
-def _fates_line(fates: ConfusionCounts, group: str, other: str) -> str:
-    if fates.n_gt == 0:
+def _counts_line(counts: ConfusionCounts, group: str, other_group: str) -> str:
+    if counts.n_gt == 0:
         return f"  no {group} objects"
-    nouns = (f"{group} object", "itself") if fates.n_gt == 1 else (f"{group} objects", "themselves")
     return (
-        f"  of {fates.n_gt} {nouns[0]} {fates.as_itself} found as {nouns[1]}, {fates.as_same_group} as another {group} "
-        f"class, {fates.as_other_group} as a {other} class, {fates.missed} missed"
+        f"  {counted(counts.n_gt, f'{group} object')}: {counts.as_itself} found with the right class, "
+        f"{counts.as_same_group} as another {group} class, {counts.as_other_group} as a {other_group} class, "
+        f"{counts.missed} missed"
     )
-
-
-def _title(result: EvalResult) -> str:
-    weights = f", weights {result.weights}" if result.weights else ""
-    return f"Average precision on '{result.split}' ({_STYLES[result.ap_style]}){weights}"
-
-
-def _images(result: EvalResult) -> str:
-    noun = "image" if result.images_expected == 1 else "images"
-    return f"{result.images_evaluated} of {result.images_expected} {noun} evaluated"
 
 
 def _figure(value: float | None) -> str:

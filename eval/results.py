@@ -1,8 +1,8 @@
-"""Detections as COCO results in a JSON file: written image by image, read back to the last bit.
+"""Detections as COCO results in a JSON file: written image by image, and read back without any loss.
 
-A row is {"image_id", "category_id", "bbox" [x, y, width, height], "score"}; `category_id` is the label + 1, as COCO
-numbers from 1. The companion that `write_images` makes holds image ids and categories (and the truth, where it is
-known), so that `COCO(companion).loadRes(results)` of pycocotools works.
+A row is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}. `category_id` is the label + 1, because
+COCO counts from 1. `write_images` writes the image file beside it, with image ids, categories and, where it is known,
+the ground truth, so that `COCO(image_file).loadRes(results)` of pycocotools works.
 """
 
 import json
@@ -24,13 +24,14 @@ from eval.predictor import Detections
 from ops.files import atomic_writer
 from ops.seal import file_digest
 
-_DESCRIPTION = "images and categories of the detections beside it; category_id is the label + 1"  # marks our files
+# This description marks the files that Mars wrote; do not change it.
+_DESCRIPTION = "images and categories of the detections beside it; category_id is the label + 1"
 
-_LARGEST = 2**31  # of the numbers in a row: beyond any pixel and class, and float32 and int64 can hold it
+_LARGEST = 2**31  # limit for numbers in a row: larger than any coordinate or class id, and safe in float32 and int64
 
 
 class ImageRecord(NamedTuple):
-    """What a companion says about one image."""
+    """One entry of `images` in the image file."""
 
     image_id: str
     file_name: str
@@ -39,10 +40,10 @@ class ImageRecord(NamedTuple):
 
 
 def write_results(path: Path | str, detections: Iterable[Detections]) -> Path:
-    """Write detections, one row a line, in the order given; the file is whole or not there. Returns the path.
+    """Write detections atomically, one row per line, in the given order. Returns the path.
 
-    `detections` may be a generator: only the image at hand is held. None at all, or images without any, give `[]`.
-    `read_results` gives back the same float32 boxes and scores; no digit is written that does not serve that.
+    `detections` may be a generator: only one image is in memory at a time. Without detections the file contains `[]`.
+    Numbers are as short as possible so that `read_results` returns exactly the same float32 boxes and scores.
     """
     with atomic_writer(path) as file:
         separator = "[\n"
@@ -54,21 +55,21 @@ def write_results(path: Path | str, detections: Iterable[Detections]) -> Path:
 
 
 def read_results(path: Path | str, image_ids: Sequence[str]) -> list[Detections]:
-    """The detections in a COCO results file, one entry for each of `image_ids` and in their order, best first.
+    """The detections in a COCO results file, one entry per image in the order of `image_ids`, highest score first.
 
-    An image without rows gets an empty one. Other tools write a name like 000123 as the number 123: a number means the
-    image whose name is that number. Raises `UserError` naming the file, and the row where there is one, when it cannot
-    be read, when a row is no detection, and when it is of an image that is not in `image_ids`.
+    An image without rows gets an empty entry. Other tools write a name such as 000123 as the number 123; a number then
+    means the image whose name is this number. Raises `UserError` with the file, and the row if there is one, when the
+    file cannot be read, when a row is not a detection, and when its image is not in `image_ids`.
     """
     path = Path(absolute(path))
-    known, numbers = set(image_ids), _numbers(image_ids)
+    known, numbers = set(image_ids), _ids_by_number(image_ids)
     tables: dict[str, list[tuple[float, ...]]] = {image_id: [] for image_id in image_ids}
     for number, row in enumerate(_load_rows(path), start=1):
         values = _values(row)
         if values is None:
             raise UserError(
-                f"{path}: row {number} is no COCO result; wanted are image_id, category_id from 1 on, "
-                "bbox [x, y, width, height] and score, the last three as numbers without quotes"
+                f"{path}: row {number} is not a COCO result; it needs image_id, category_id (1 or more), "
+                "bbox [x, y, width, height] and score; the last three must be numbers without quotes"
             )
         image_id = row["image_id"]
         name = str(image_id)
@@ -76,7 +77,7 @@ def read_results(path: Path | str, image_ids: Sequence[str]) -> list[Detections]
             name = numbers.get(image_id, name)
         if name not in known:
             raise UserError(
-                f"{path}: row {number} is of image {excerpt(name)}, which is not among the images asked for"
+                f"{path}: row {number} belongs to image {excerpt(name)}, which is not one of the evaluated images"
             )
         tables[name].append(values)
     return [_to_detections(image_id, tables.pop(image_id)) for image_id in image_ids]
@@ -89,16 +90,17 @@ def write_images(
     annotations: Iterable[Annotation] = (),
     results: Path | None = None,
 ) -> Path:
-    """Write the companion of a results file: COCO's `images`, `categories` and, where it is known, the truth.
+    """Write the image file of a results file: `images`, `categories` and, where it is known, the ground truth of COCO.
 
-    Difficult objects are COCO's crowds, as in `eval.metrics`. `results`: the file, whose checksum is kept for
-    `refuse_overwriting_results`. Returns the path.
+    Difficult objects become COCO's crowds, as in `eval.metrics`. `results`: the results file; its checksum is stored
+    for `refuse_overwriting_results`. Returns the path.
     """
     checksum = {"results_sha256": file_digest(results)} if results else {}
     content = {
         "info": {"description": _DESCRIPTION, **checksum},
         "images": [
-            {"id": one.image_id, "file_name": one.file_name, "width": one.width, "height": one.height} for one in images
+            {"id": image.image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
+            for image in images
         ],
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(class_names)],
         "annotations": [],
@@ -106,31 +108,35 @@ def write_images(
     with atomic_writer(path) as file:
         head = json.dumps(content, ensure_ascii=False, indent=1).removesuffix("[]\n}")
         file.write(f"{head}[".encode())
-        for number, row in enumerate(_truths(annotations), start=1):  # from 1: a truth numbered 0 reads as "no match"
+        for number, row in enumerate(_object_rows(annotations), start=1):  # COCO tools take an id of 0 for "no match"
             file.write(f"{',' if number > 1 else ''}\n{json.dumps({'id': number, **row}, ensure_ascii=False)}".encode())
         file.write(b"]\n}\n")
     return Path(path)
 
 
-def refuse_overwriting_results(results: Path, companion: Path, way_out: str) -> None:
-    """Raise `UserError` when one of both files is there and is not, unchanged, what was written for predictions."""
-    is_ours, checksum = _read_companion(companion)
-    # Without a checksum: of an earlier version, or of a call that was killed before its results were in place.
-    if os.path.lexists(companion) and not is_ours:
-        raise UserError(f"{companion}: was not written by predict, and would be replaced; move it away{way_out}")
+def refuse_overwriting_results(results: Path, image_file: Path, alternative: str) -> None:
+    """Raise `UserError` when one of the two files exists and is not exactly what `predict` wrote.
+
+    `alternative`: what the user can do instead of moving the file; the end of the message.
+    """
+    is_own, checksum = _read_image_file(image_file)
+    if os.path.lexists(image_file) and not is_own:
+        raise UserError(f"{image_file}: was not written by predict and would be overwritten; move it away{alternative}")
+    # There is no checksum in files of earlier versions, or when the call was killed before the results were complete.
     is_same = (
-        is_ours
+        is_own
         and results.is_file()
         and (_are_results(results) if checksum is None else checksum == file_digest(results))
     )
     if os.path.lexists(results) and not is_same:
         raise UserError(
-            f"{results}: was not written by predict or was changed since, and would be replaced; move it away{way_out}"
+            f"{results}: was not written by predict, or was changed later, and would be overwritten; move it "
+            f"away{alternative}"
         )
 
 
-def _read_companion(path: Path) -> tuple[bool, str | None]:
-    """Was it written for predictions, to which nobody added objects? And the checksum of the results beside it."""
+def _read_image_file(path: Path) -> tuple[bool, str | None]:
+    """Did `predict` write it, and has nobody added objects since? And the checksum of the results beside it."""
     try:
         content = _load(path)
         info, annotations = content["info"], content["annotations"]
@@ -140,7 +146,7 @@ def _read_companion(path: Path) -> tuple[bool, str | None]:
 
 
 def _are_results(path: Path) -> bool:
-    """Is it a file of COCO results, whoever wrote it?"""
+    """Is it a file of COCO results, written by any tool?"""
     try:
         return all({"image_id", "category_id", "bbox", "score"} <= row.keys() for row in _load_rows(path))
     except (UserError, AttributeError):
@@ -155,25 +161,29 @@ def _rows(detections: Iterable[Detections]) -> Iterator[Mapping[str, Any]]:
             yield {"image_id": found.image_id, "category_id": label + 1, "bbox": bbox, "score": score}
 
 
-def _truths(annotations: Iterable[Annotation]) -> Iterator[Mapping[str, Any]]:
-    for one in annotations:
-        boxes = corners_to_bboxes(one.boxes).tolist()
-        for bbox, label, is_difficult in zip(boxes, one.labels.tolist(), one.difficult.tolist(), strict=True):
-            row = {"image_id": one.image_id, "category_id": label + 1, "bbox": bbox}
+def _object_rows(annotations: Iterable[Annotation]) -> Iterator[Mapping[str, Any]]:
+    for annotation in annotations:
+        columns = (
+            corners_to_bboxes(annotation.boxes).tolist(),
+            annotation.labels.tolist(),
+            annotation.difficult.tolist(),
+        )
+        for bbox, label, is_difficult in zip(*columns, strict=True):
+            row = {"image_id": annotation.image_id, "category_id": label + 1, "bbox": bbox}
             yield row | {"area": bbox[2] * bbox[3], "iscrowd": int(is_difficult)}
 
 
 def corners_to_bboxes(boxes: Float32[np.ndarray, "K 4"]) -> Float64[np.ndarray, "K 4"]:
-    """xyxy -> COCO's x, y, width, height, in as few digits as give back the same float32 corners."""
+    """xyxy -> x, y, width, height of COCO, with the fewest digits from which the same float32 corners are read back."""
     low, high = boxes[:, :2], boxes[:, 2:]
     sizes = _shortest(high - low)
-    gives_back = (low.astype(np.float64) + sizes).astype(np.float32) == high
-    exact = high.astype(np.float64) - low  # a difference rounded to float32 may miss the corner by its last bit
-    return np.concatenate((_shortest(low), np.where(gives_back, sizes, exact)), axis=1)
+    is_exact = (low.astype(np.float64) + sizes).astype(np.float32) == high
+    # A size rounded to float32 can give a corner that differs in its last bit; then the size is written in float64.
+    return np.concatenate((_shortest(low), np.where(is_exact, sizes, high.astype(np.float64) - low)), axis=1)
 
 
 def _shortest(values: np.ndarray) -> np.ndarray:
-    """float32 -> the float64 of its shortest text, which still reads as the same float32: 0.1, not 0.10000000149."""
+    """The float64 with the fewest digits that rounds to the same float32: 0.1 instead of 0.10000000149."""
     return values.astype("U32").astype(np.float64)
 
 
@@ -188,7 +198,7 @@ def _to_detections(image_id: str, rows: Sequence[tuple[float, ...]]) -> Detectio
 
 
 def _values(row: Any) -> tuple[float, ...] | None:
-    """x, y, width, height, score and label of a row; None when it is no detection."""
+    """x, y, width, height, score and label of a row; None when it is not a detection."""
     if not isinstance(row, dict) or not isinstance(row.get("bbox"), list):
         return None
     values: list[Any] = [*row["bbox"], row.get("score"), row.get("category_id")]
@@ -201,12 +211,12 @@ def _values(row: Any) -> tuple[float, ...] | None:
 def _load_rows(path: Path) -> list[Any]:
     rows = _load(path)
     if not isinstance(rows, list):
-        raise UserError(f"{path}: holds no COCO results; wanted is a list of detections")
+        raise UserError(f"{path}: is not a file of COCO results, which is a list of detections")
     return rows
 
 
 def _load(path: Path) -> Any:
-    """What a JSON file holds. Raises `UserError`."""
+    """The content of a JSON file. Raises `UserError`."""
     try:
         raw = read_bytes(path, MOST_OF_JSON)
     except OSError as error:
@@ -215,13 +225,13 @@ def _load(path: Path) -> Any:
         with reading(path, "JSON"):
             return json.loads(raw)
     except UserError as error:
-        raise UserError(f"{path}: is not JSON ({excerpt(str(error.__cause__))})") from None
+        raise UserError(f"{path}: is not valid JSON ({excerpt(str(error.__cause__))})") from None
 
 
-def _numbers(image_ids: Sequence[str]) -> dict[int, str]:
-    """Number -> the one image whose name reads as it; names that share a number have none."""
+def _ids_by_number(image_ids: Sequence[str]) -> dict[int, str]:
+    """Number -> the image whose name is that number. Numbers that fit several names (7 and 007) are left out."""
     names: dict[int, list[str]] = {}
     for image_id in image_ids:
         if image_id.isascii() and image_id.isdigit():
             names.setdefault(int(image_id), []).append(image_id)
-    return {number: same[0] for number, same in names.items() if len(same) == 1}
+    return {number: same_number[0] for number, same_number in names.items() if len(same_number) == 1}

@@ -12,7 +12,7 @@ COCO_AP = "tests/parity/test_metrics.py::test_coco_equals_pycocotools"
 
 RESUME = "tests/train/test_resume.py::test_asked_to_leave_it_saves_where_it_is"
 
-OWN_AP = "eval/ultralytics_ap.py"
+METRICS, MATCHING = "eval/metrics.py", "eval/matching.py"
 COMPONENTS, BOXES, LOSS, TAL = "model/base/components.py", "ops/boxes.py", "train/loss.py", "train/tal.py"
 
 
@@ -125,12 +125,12 @@ MUTATIONS = {
         "tests/train/test_schedules.py",
         STEPS,
     ),
-    "a truth found twice": Mutation((Edit(OWN_AP, "taken.add(truth)", "pass"),), "tests/eval/test_metrics.py", AP),
+    "a truth found twice": Mutation((Edit(MATCHING, "taken.add(truth)", "pass"),), "tests/eval/test_metrics.py", AP),
     "precision as it comes": Mutation(
-        (Edit(OWN_AP, "np.maximum.accumulate(precision[::-1])[::-1]", "precision"),), "tests/eval/test_metrics.py", AP
+        (Edit(METRICS, "np.maximum.accumulate(precision[::-1])[::-1]", "precision"),), "tests/eval/test_metrics.py", AP
     ),
     "difficult objects count for COCO": Mutation(
-        (Edit("eval/metrics.py", '"iscrowd": int(difficult)', '"iscrowd": 0'),), "tests/eval/test_metrics.py", COCO_AP
+        (Edit(METRICS, '"iscrowd": int(difficult)', '"iscrowd": 0'),), "tests/eval/test_metrics.py", COCO_AP
     ),
 } | {
     name: Mutation((Edit(file, right, wrong),), own)
@@ -223,19 +223,30 @@ MUTATIONS = {
             "tests/eval/test_evaluator.py::test_a_split_is_evaluated_whole_or_not_at_all",
         ),
         (
-            "an object taken by two detections in the confusion", "eval/confusion.py",
-            "free = np.where(found_as < 0, overlaps[index], -1.0)", "free = overlaps[index]",
+            "an object taken by two detections in the confusion", MATCHING,
+            "taken.add(truth)", "pass",
             "tests/eval/test_confusion.py",
         ),
         (
-            "an object taken by two painted detections", "eval/painter.py",
-            "free = np.where(is_found, -1.0, overlaps[index])", "free = overlaps[index]",
+            "an object taken by two painted detections", MATCHING,
+            "taken.add(truth)", "pass",
             "tests/eval/test_painter.py",
         ),
         (
-            "an object taken by two detections in the bootstrap", "eval/bootstrap.py",
-            "reached == reached.max())[-1]]] = False", "reached == reached.max())[-1]]] = True",
+            "an object taken by two detections in the bootstrap", MATCHING,
+            "taken.add(truth)", "pass",
             "tests/eval/test_bootstrap.py::test_weights_of_one_are_coco_ap",
+        ),
+        (
+            "of equal overlaps the last object", MATCHING,
+            "np.lexsort((-overlaps[detections, objects], detections))",
+            "np.lexsort((-objects, -overlaps[detections, objects], detections))",
+            "tests/eval/test_matching.py",
+        ),
+        (
+            "objects matched whatever their class", MATCHING,
+            "annotation.labels[None, :], overlaps, np.float32(0))", "annotation.labels[None, :], overlaps, overlaps)",
+            "tests/eval/test_painter.py",
         ),
         (
             "a normal quantile for few splits", "eval/bootstrap.py",

@@ -26,8 +26,7 @@ from config.errors import UserError
 from config.load import parse_settings
 from dl.check import check_data
 from eval.bootstrap import class_curves
-from eval.confusion import ConfusionCounts, GroupConfusion
-from eval.groups import GroupAp, GroupedAp, HarmonicAp
+from eval.groups import ConfusionCounts, GroupAp, GroupConfusion, GroupedAp, HarmonicAp
 from eval.increments import MeasuredRun
 from runs.folder import RunFolder
 

@@ -135,7 +135,7 @@ def test_the_files_hold_the_figures_of_every_run(done):
     assert [line.split()[0] for line in lines[1:4]] == ["teacher", *WAYS]
     assert [line.count("+-") for line in lines[1:4]] == [0, 5, 5]
     assert lines[4].startswith("distillation - finetune: harmonic ")
-    assert lines[5] == "95 % intervals of differences: Student's t over 2 small splits"
+    assert lines[5] == "95 % intervals of differences: Student's t over 2 few-shot splits"
     assert lines[6] == f"teacher: {TEACHER}, trained on the base classes"
 
 

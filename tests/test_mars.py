@@ -350,7 +350,7 @@ def test_a_test_split_that_is_the_validation_split_is_said(run, folder, settings
     was_chosen_on_it = len(settings) == 1
     metrics = json.loads((folder / "eval/validation/metrics.json").read_text())
     assert metrics["test_is_validation"] is was_chosen_on_it
-    assert ("'validation' are the validation images, which chose the best weights" in out) is was_chosen_on_it
+    assert ("the best weights were chosen on the images of 'validation'" in out) is was_chosen_on_it
 
 
 def test_a_root_or_a_run_in_the_data_is_refused_before_anything_is_written(run, squares, tmp_path):

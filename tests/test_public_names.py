@@ -67,7 +67,7 @@ def test_losses_of_distillation_are_where_they_were_promised():
 def test_keys_of_the_metrics_file():
     result = EvalResult(
         split="test", weights="w", images_expected=1, images_evaluated=1, ap_style="coco", settings={}, seconds=0.0,
-        ap=Evaluator(load_config("voc", data="d", overrides={"classList": ["a"]}))._measure([], []),
+        ap=Evaluator(load_config("voc", data="d", overrides={"classList": ["a"]}))._ap([], []),
         annotations=(), detections=(),
     )  # fmt: skip
     keys = {"split", "weights", "images_expected", "images_evaluated", "map50", "map50_95", "per_class", "groups"}

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from parity.detection_sets import NAMES, random_set
 
-from eval.confusion import ConfusionCounts, group_confusion
+from eval.groups import ConfusionCounts, group_confusion
 
 IS_BASE = [True, True, False, False]  # ant, bee; cat, dog
 BOX, FAR = (0, 0, 100, 100), (300, 300, 400, 400)

@@ -231,7 +231,7 @@ class Loaded(list):
     [
         ([["image0", "image1"]], r"5 images expected, 2 evaluated \(missing: \['image2', 'image3', 'image4'\]"),
         ([["image0", "image1", "image2"], ["image3", "image4", "image0"]], r"evaluated twice: \['image0'\]"),
-        ([["image0", "image1", "image2"], ["image3", "other"]], r"not of this split: \['other'\]"),
+        ([["image0", "image1", "image2"], ["image3", "other"]], r"not in this split: \['other'\]"),
         ([], "0 evaluated"),
     ],
 )

@@ -83,5 +83,5 @@ def test_nothing_known_nothing_forgotten():
 def test_means_over_other_classes_are_not_compared():
     teacher = result_of(ant=ClassAp(0.5, 0.25, 3), bee=NOTHING)
     student = result_of(ant=ClassAp(0.5, 0.25, 3), bee=ClassAp(0.1, 0.1, 1))
-    with pytest.raises(ValueError, match="teacher measured on 1 base classes, student on 2"):
+    with pytest.raises(ValueError, match="the teacher was evaluated on 1 base classes, the student on 2"):
         forgetting(teacher, student, ("ant", "bee"))

@@ -8,8 +8,7 @@ import statistics
 import pytest
 
 from eval.bootstrap import image_bootstrap
-from eval.confusion import ConfusionCounts, GroupConfusion
-from eval.groups import GroupAp, GroupedAp, HarmonicAp
+from eval.groups import ConfusionCounts, GroupAp, GroupConfusion, GroupedAp, HarmonicAp
 from eval.increments import (
     MeasuredRun,
     Method,
@@ -208,7 +207,7 @@ def test_differences_are_those_of_the_means(run):
     ]
     assert line == f"student - finetune: {', '.join(told)}"
     assert compared["finetune"]["base"].mean > 0 and "base +" in line
-    assert "95 % intervals of differences: Student's t over 2 small splits" in increment_table(
+    assert "95 % intervals of differences: Student's t over 2 few-shot splits" in increment_table(
         teacher, ways, compared, "student"
     )
 
@@ -218,7 +217,7 @@ def test_the_differences_of_one_split_have_an_interval_over_images_and_say_so(ru
     ways = [Method("student", "s", (student,)), Method("finetune", "f", (other,))]
     compared = compare_methods(ways, "student", ["finetune"], IS_BASE)
     assert compared["finetune"]["base"] == image_bootstrap(student.curves, other.curves, IS_BASE, statistic="base")
-    kind = "bootstrap over the test images of one small split; other splits may differ by more: give --draws 5"
+    kind = "bootstrap over the test images of one few-shot split; results on other splits can differ by more: add --draws 5"
     assert f"95 % intervals of differences: {kind}" in increment_table(ways[0], ways, compared, "student")
     assert increments_dict(ways[0], ways, compared, "student")["intervals"] == kind
 

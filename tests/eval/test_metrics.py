@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from parity.detection_sets import NAMES, SPECIAL_SETS, random_set
 
-from eval.metrics import ClassAp, assignment_ap, average_precision, coco_ap, ultralytics_ap, voc07_ap
-from eval.ultralytics_ap import right_at_each_threshold
+from eval.metrics import (
+    ClassAp,
+    assignment_ap,
+    average_precision,
+    coco_ap,
+    right_at_each_threshold,
+    ultralytics_ap,
+    voc07_ap,
+)
 
 
 def test_the_random_sets_are_worth_their_name():

@@ -120,7 +120,7 @@ def test_the_first_module_that_spoils_predictions_is_named():
     model.stem = nn.Sequential(nn.Identity(), nn.Threshold(-1.0, math.nan), nn.Identity())
     forward = model.forward
     model.forward = lambda images: [one + model.stem(images - 9).mean() for one in forward(images)]
-    with pytest.raises(FloatingPointError, match=r"on image; the first to give such values is stem\.1$"):
+    with pytest.raises(FloatingPointError, match=r"on image; the first module with such an output is stem\.1$"):
         Predictor(model)(make_batch([SQUARE], ("image",)))
     assert not any(module._forward_hooks for module in model.modules())
 

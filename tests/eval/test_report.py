@@ -9,8 +9,8 @@ import pytest
 
 from config.load import load_config
 from dl.annotations import Annotation
-from eval.confusion import ConfusionCounts, GroupConfusion
 from eval.evaluator import EvalResult
+from eval.groups import ConfusionCounts, GroupConfusion
 from eval.metrics import ApResult, ClassAp
 from eval.report import ap_table, reason_without_ap
 
@@ -27,7 +27,7 @@ def columns(text):
 def test_known_table():
     per_class = {"RBC": ClassAp(0.91239, 0.61234, 805), "Platelets": ClassAp(None, None, 0)}
     assert ap_table(result_of(per_class, 0.91239, 0.61234)).splitlines() == [
-        "Average precision on 'test' (COCO's definition), weights best.pth",
+        "Average precision on 'test' (COCO definition), weights best.pth",
         "class        objects    AP50  AP50-95",
         "-------------------------------------",
         "RBC              805  0.9124   0.6123",
@@ -80,8 +80,8 @@ def test_the_reason_why_there_is_nothing_to_measure(images, reason):
     figure, count = (0.5, 1) if not reason else (None, 0)
     result = result_of({"a": ClassAp(figure, figure, count)}, figure, figure)
     lines = ap_table(replace(result, annotations=tuple(annotations))).splitlines()
-    assert [line for line in lines if "nothing to measure" in line] == [
-        f"There is nothing to measure: {reason}. The AP is left out (null in metrics.json), it is not 0."
+    assert [line for line in lines if "cannot be computed" in line] == [
+        f"AP cannot be computed: {reason}. It is missing (null in metrics.json), not 0."
     ] * bool(reason)
 
 
@@ -107,9 +107,9 @@ def test_base_and_novel():
         "all classes              1020  0.5667   0.3750",
         "harmonic mean                  0.4200   0.2000",
         "72 of 72 images evaluated",
-        "Mixed up, by detections with a score of 0.2 or more and an overlap of 0.5 or more:",
-        "  of 120 novel objects 80 found as themselves, 3 as another novel class, 12 as a base class, 25 missed",
-        "  of 900 base objects 890 found as themselves, 6 as another base class, 1 as a novel class, 3 missed",
+        "Confusion of the groups (detections with score >= 0.2, IoU >= 0.5):",
+        "  120 novel objects: 80 found with the right class, 3 as another novel class, 12 as a base class, 25 missed",
+        "  900 base objects: 890 found with the right class, 6 as another base class, 1 as a novel class, 3 missed",
     ]
 
 
@@ -124,6 +124,6 @@ def test_an_empty_group_and_a_single_object():
         ["harmonic", "mean", "-", "-"],
     ]
     assert lines[-2:] == [
-        "  of 1 novel object 0 found as itself, 0 as another novel class, 1 as a base class, 0 missed",
+        "  1 novel object: 0 found with the right class, 0 as another novel class, 1 as a base class, 0 missed",
         "  no base objects",
     ]

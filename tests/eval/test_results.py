@@ -155,32 +155,38 @@ def test_a_number_that_two_names_share_is_the_one_written_alike(tmp_path):
     path = tmp_path / "d.json"
     path.write_text(json.dumps([row(7)]))
     assert [len(one.scores) for one in read_results(path, ["007", "7"])] == [0, 1]
-    with pytest.raises(UserError, match="row 1 is of image 7, which is not among"):
+    with pytest.raises(UserError, match="row 1 belongs to image 7, which is not one of"):
         read_results(path, ["007", "07"])
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("[1, 2", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        (f"[{'9' * 5_000}]", "is not JSON"),
-        (json.dumps([row("a", score=10**400)]), "row 1 is no COCO result"),
-        ('[{"image_id": "a", "category_id": Infinity, "bbox": [1, 2, 3, 4], "score": 1}]', "row 1 is no COCO result"),
-        ('{"annotations": []}', "holds no COCO results; wanted is a list"),
-        (json.dumps([row("a"), row("elsewhere")]), "row 2 is of image elsewhere"),
-        (json.dumps([row("a", category_id=0)]), "row 1 is no COCO result; wanted are image_id, category_id from 1 on"),
-        (json.dumps([row("a", bbox=[1, 2, 3])]), "row 1 is no COCO result"),
-        (json.dumps([row("a", score=None)]), "row 1 is no COCO result"),
+        ("[1, 2", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        (f"[{'9' * 5_000}]", "is not valid JSON"),
+        (json.dumps([row("a", score=10**400)]), "row 1 is not a COCO result"),
+        (
+            '[{"image_id": "a", "category_id": Infinity, "bbox": [1, 2, 3, 4], "score": 1}]',
+            "row 1 is not a COCO result",
+        ),
+        ('{"annotations": []}', "is not a file of COCO results, which is a list"),
+        (json.dumps([row("a"), row("elsewhere")]), "row 2 belongs to image elsewhere"),
+        (
+            json.dumps([row("a", category_id=0)]),
+            "row 1 is not a COCO result; it needs image_id, category_id (1 or more)",
+        ),
+        (json.dumps([row("a", bbox=[1, 2, 3])]), "row 1 is not a COCO result"),
+        (json.dumps([row("a", score=None)]), "row 1 is not a COCO result"),
         (
             json.dumps([row("a", score="1")]),
-            "bbox [x, y, width, height] and score, the last three as numbers without quotes",
+            "bbox [x, y, width, height] and score; the last three must be numbers without quotes",
         ),
-        (json.dumps([row("a", category_id="1")]), "as numbers without quotes"),
-        (json.dumps([row("a", bbox=["1", 2, 3, 4])]), "as numbers without quotes"),
-        (json.dumps([row("a"), {"image_id": "a"}]), "row 2 is no COCO result"),
-        ('[{"image_id": "a", "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "row 1 is no COCO result"),
-        ("[3]", "row 1 is no COCO result"),
+        (json.dumps([row("a", category_id="1")]), "must be numbers without quotes"),
+        (json.dumps([row("a", bbox=["1", 2, 3, 4])]), "must be numbers without quotes"),
+        (json.dumps([row("a"), {"image_id": "a"}]), "row 2 is not a COCO result"),
+        ('[{"image_id": "a", "category_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "row 1 is not a COCO result"),
+        ("[3]", "row 1 is not a COCO result"),
     ],
 )
 def test_what_is_no_results_file(tmp_path, content, complaint):
