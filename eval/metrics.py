@@ -299,8 +299,11 @@ def _best_overlaps_of_class(pairs: Sequence[tuple[Annotation, Detections]], labe
         on_difficult.append(difficult[index] if difficult.size else np.zeros(index.shape, dtype=bool))
         n_difficult += int(difficult.sum())
         n_gt += int((~difficult).sum())
-    columns = (np.concatenate(parts) if parts else np.zeros(0) for parts in (scores, overlaps, objects, on_difficult))
-    return _BestOverlaps(*columns, n_gt, n_difficult)
+
+    def joined(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    return _BestOverlaps(joined(scores), joined(overlaps), joined(objects), joined(on_difficult), n_gt, n_difficult)
 
 
 def _best_overlaps(boxes: torch.Tensor, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -217,7 +217,10 @@ def test_the_differences_of_one_split_have_an_interval_over_images_and_say_so(ru
     ways = [Method("student", "s", (student,)), Method("finetune", "f", (other,))]
     compared = compare_methods(ways, "student", ["finetune"], IS_BASE)
     assert compared["finetune"]["base"] == image_bootstrap(student.curves, other.curves, IS_BASE, statistic="base")
-    kind = "bootstrap over the test images of one few-shot split; results on other splits can differ by more: add --draws 5"
+    kind = (
+        "bootstrap over the test images of one few-shot split; results on other splits can differ by more: "
+        "add --draws 5"
+    )
     assert f"95 % intervals of differences: {kind}" in increment_table(ways[0], ways, compared, "student")
     assert increments_dict(ways[0], ways, compared, "student")["intervals"] == kind
 
