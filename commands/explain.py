@@ -13,7 +13,7 @@ from config.mconfig import ModelConfig
 from config.places import absolute
 from debug.explain.error_analysis import Limits
 from debug.explain.explain import explain as explain_image
-from debug.explain.explain import paint_stories, story_table
+from debug.explain.explain import object_table, paint_explanation
 from dl.annotations import Annotation
 from dl.dataset import DetectionDataset
 from dl.discover import locate
@@ -53,8 +53,8 @@ def explain(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     image = FileImages().read(annotation)
     folder = RunFolder.of(mcfg).path / FOLDER
     picture = folder / file_names([annotation.image_id])[annotation.image_id]
-    text = f"{annotation.image_id} of '{split}', with {path}:\n{story_table(explanation, names, model.strides)}\n"
-    write_jpeg(picture, paint_stories(image, explanation, annotation, names))
+    text = f"{annotation.image_id} of '{split}', with {path}:\n{object_table(explanation, names, model.strides)}\n"
+    write_jpeg(picture, paint_explanation(image, explanation, annotation, names))
     write_atomic(picture.with_suffix(".txt"), text)
     log.log(RESULT, "%sdrawn in %s", text, picture)
 

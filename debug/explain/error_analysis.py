@@ -1,13 +1,13 @@
-"""Why an object was found or missed: what the network said around it, and what became of that.
+"""Why an object was found or missed, from the boxes and scores that the network predicted around it.
 
-Legend: A points, C classes, G objects, K detections. Boxes are in pixels of the image as read.
+Legend: A anchor points, C classes, G objects, K detections. Boxes are in pixels of the image as read.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dl.annotations import Annotation
@@ -16,103 +16,102 @@ from eval.predictor import Detections, Predictor
 from ops.boxes import pairwise_iou
 
 FOUND, NO_POINT, LOW_SCORE, WRONG_CLASS, POOR_BOX, SUPPRESSED = (
-    "found", "no point", "low score", "wrong class", "poor box", "suppressed",
+    "found", "no anchor point", "low score", "wrong class", "poor box", "suppressed",
 )  # fmt: skip
-_NEAR, _EQUAL = 0.1, 0.9999  # overlap from which a box is one of this object's, and from which it is the same box
+_NEAR_IOU = 0.1  # with an object, from which a box counts as near it
+_SAME_IOU = 0.9999  # from which two boxes are the same
 
 
 class Limits(NamedTuple):
-    """From which score a detection counts as one, and from which overlap as this object's."""
+    """The score from which a detection counts, and the IoU from which it matches an object."""
 
     paint_conf: float
     min_iou: float
 
 
+class Predictions(NamedTuple):
+    """What the network predicts at every anchor point, and what is left of it after non-maximum suppression."""
+
+    boxes: Float[Tensor, "A 4"]
+    scores: Float[Tensor, "A C"]
+    detections: Detections
+
+
 class ErrorAnalysis:
-    """Pairs detections with objects as the painter does, and looks for what became of the others."""
+    """Matches detections to objects as the painter does, and finds the reason why other objects were missed."""
 
     def __init__(
         self,
         predictor: Predictor,
-        boxes: Float[Tensor, "A 4"],
-        scores: Float[Tensor, "A C"],
-        detections: Detections,
+        predictions: Predictions,
         annotation: Annotation,
         limits: Limits,
         class_names: Sequence[str],
     ):
-        self.class_names = class_names
-        self.predictor, self.boxes, self.scores, self.limits = predictor, boxes, scores, limits
+        self.predictor, self.limits, self.class_names = predictor, limits, class_names
+        self.boxes, self.scores, detections = predictions
         self.shown = best_first(detections, limits.paint_conf)
-        self.labels, self.truths = annotation.labels.tolist(), torch.from_numpy(annotation.boxes).float()
-        self.overlaps = pairwise_iou(self.truths, boxes)  # (G, A)
-        self.found_overlaps = pairwise_iou(self.truths, self.shown.boxes)  # (G, K)
+        self.labels, truths = annotation.labels.tolist(), torch.from_numpy(annotation.boxes).float()
+        self.overlaps = pairwise_iou(truths, self.boxes)  # (G, A)
+        self.shown_overlaps = pairwise_iou(truths, self.shown.boxes)  # (G, K)
         self.owner = match_greedily(class_overlaps(self.shown, annotation), limits.min_iou).tolist()  # object or -1
 
     def wrong(self) -> Detections:
-        """The detections that stand for no object."""
+        """The detections that match no object."""
         keep = torch.tensor([owner < 0 for owner in self.owner], dtype=torch.bool)
         return Detections(self.shown.image_id, *(part[keep] for part in self.shown[1:]))
 
-    def fate_of(self, number: int, inside: int, given: int) -> tuple[str, str]:
-        """FOUND or why the object was missed, and more words about it."""
-        if number in self.owner:
-            taken = self.owner.index(number)
-            score, overlap = self.shown.scores[taken].item(), self.found_overlaps[number, taken].item()
-            return FOUND, f"score {score:.2f}, IoU {overlap:.2f}"
-        if inside == 0:
-            return NO_POINT, "no point of the grid lies inside it; a larger inputShape, or talMinSide, gives it one"
-        own, overlaps = self.scores[:, self.labels[number]], self.overlaps[number]
-        fits = overlaps >= self.limits.min_iou
-        if (own[fits] >= self.limits.paint_conf).any():
-            return SUPPRESSED, self._who_suppressed(number, fits, own)
-        if (self.scores[fits] >= self.limits.paint_conf).any():
-            return WRONG_CLASS, self._seen_as(fits, own)
-        if given == 0:
-            return NO_POINT, f"{inside} lie inside it, but other objects took them, or no box there overlaps with it"
-        return self._weakness(own, overlaps, fits)
+    def classify_error(self, number: int, num_inside: int, num_assigned: int) -> tuple[str, str]:
+        """FOUND, or the kind of error, and the details in words.
 
-    def _who_suppressed(self, number: int, fits: Tensor, own: Tensor) -> str:
-        """The best of its boxes that are sure enough is not in the result as its own: what took its place?"""
-        is_sure = fits & (own >= self.limits.paint_conf)
-        point = int((self.overlaps[number] * is_sure).argmax())
-        score, overlap = own[point].item(), self.overlaps[number, point].item()
-        mine = f"its box of score {score:.2f}, IoU {overlap:.2f},"
-        beside = pairwise_iou(self.boxes[point][None], self.shown.boxes)[0]
-        is_rival = self.shown.scores >= score
+        `num_inside`: anchor points inside object `number`; `num_assigned`: those that the assigner gave to it.
+        """
+        if number in self.owner:
+            index = self.owner.index(number)
+            return FOUND, f"score {self.shown.scores[index]:.2f}, IoU {self.shown_overlaps[number, index]:.2f}"
+        if num_inside == 0:
+            return NO_POINT, "no anchor point lies inside it: use a larger inputShape, or set talMinSide"
+        limits, own_scores, overlaps = self.limits, self.scores[:, self.labels[number]], self.overlaps[number]
+        fits = overlaps >= limits.min_iou
+        if (own_scores[fits] >= limits.paint_conf).any():
+            return SUPPRESSED, self._why_suppressed(number, fits & (own_scores >= limits.paint_conf))
+        if (self.scores[fits] >= limits.paint_conf).any():
+            scores = self.scores * fits[:, None]
+            point, label = divmod(int(scores.argmax()), scores.shape[1])
+            found = f"{self.class_names[label]} with score {scores[point, label]:.2f}"
+            return WRONG_CLASS, f"detected as {found}; score of its own class: {own_scores[fits].max():.2f}"
+        if num_assigned == 0:
+            return NO_POINT, (
+                f"{num_inside} lie inside it, but none is assigned to it: they are assigned to other objects, or no "
+                "predicted box there overlaps with it"
+            )
+        is_near = overlaps >= _NEAR_IOU
+        is_sure = is_near & (own_scores >= limits.paint_conf)
+        if is_sure.any():
+            best = overlaps[is_sure].max()
+            return POOR_BOX, f"the best box of its class has IoU {best:.2f} with it; minIou is {limits.min_iou:g}"
+        if fits.any():
+            score = own_scores[fits].max()
+            return LOW_SCORE, f"score {score:.2f} of the boxes that fit; paintConf is {limits.paint_conf:g}"
+        score = own_scores[is_near].max() if is_near.any() else own_scores[int(overlaps.argmax())]
+        near = f"score {score:.2f} near it, where the best box has IoU {overlaps.max():.2f}"
+        return LOW_SCORE, f"{near}; paintConf is {limits.paint_conf:g}"
+
+    def _why_suppressed(self, number: int, is_candidate: Bool[Tensor, " A"]) -> str:
+        """What took the place of the object's best box: the candidate with the largest IoU."""
+        point = int((self.overlaps[number] * is_candidate).argmax())
+        score = self.scores[point, self.labels[number]]
+        box = f"its box (score {score:.2f}, IoU {self.overlaps[number, point]:.2f})"
+        is_rival = self.shown.scores >= score.item()
         if not self.predictor.class_agnostic:
             is_rival &= self.shown.labels == self.labels[number]
-        rivals = beside * is_rival
-        if not len(rivals) or rivals.max() <= 0:
-            return f"{mine} is not among the best {self.predictor.max_detections} (maxDetections)"
-        rival = int(rivals.argmax())
-        whose = f"object {self.owner[rival] + 1}" if self.owner[rival] >= 0 else "no object"
-        is_itself = bool(rivals[rival] > _EQUAL) and self.shown.scores[rival] == own[point]
-        if is_itself or rivals[rival] <= self.predictor.nms_iou:
-            return f"{mine} counts for {whose}"
-        overlap, best = rivals[rival].item(), self.shown.scores[rival].item()
-        return f"{mine} overlaps {overlap:.2f} with the detection of score {best:.2f} for {whose} (nmsIou)"
-
-    def _seen_as(self, fits: Tensor, own: Tensor) -> str:
-        others = self.scores * fits[:, None]
-        best = int(others.argmax())
-        point, label = divmod(best, others.shape[1])
-        return (
-            f"seen as {self.class_names[label]} with score {others[point, label]:.2f}, as itself {own[fits].max():.2f}"
-        )
-
-    def _weakness(self, own: Tensor, overlaps: Tensor, fits: Tensor) -> tuple[str, str]:
-        near, limits = overlaps >= _NEAR, self.limits
-        sure = near & (own >= limits.paint_conf)
-        if sure.any():
-            best = overlaps[sure].max()
-            return POOR_BOX, f"the best box of its class overlaps {best:.2f} with it, minIou is {limits.min_iou:g}"
-        if fits.any():
-            score = own[fits].max()
-            return LOW_SCORE, f"{score:.2f} at the boxes that fit, paintConf is {limits.paint_conf:g}"
-        score = own[near].max() if near.any() else own[int(overlaps.argmax())]
-        best = overlaps.max()
-        return (
-            LOW_SCORE,
-            f"{score:.2f} near it, where the best box overlaps {best:.2f}, paintConf is {limits.paint_conf:g}",
-        )
+        overlaps = pairwise_iou(self.boxes[point][None], self.shown.boxes)[0] * is_rival
+        if not len(overlaps) or overlaps.max() <= 0:
+            return f"{box} is not among the {self.predictor.max_detections} best (maxDetections)"
+        rival = int(overlaps.argmax())
+        matched = f"object {self.owner[rival] + 1}" if self.owner[rival] >= 0 else "no object"
+        is_same = bool(overlaps[rival] > _SAME_IOU) and self.shown.scores[rival] == score
+        if is_same or overlaps[rival] <= self.predictor.nms_iou:
+            return f"{box} is matched to {matched}"
+        detection = f"the detection of {matched} (score {self.shown.scores[rival]:.2f})"
+        return f"{box} has IoU {overlaps[rival]:.2f} with {detection}, which is above nmsIou"

@@ -17,8 +17,9 @@ from debug.explain.error_analysis import (
     WRONG_CLASS,
     ErrorAnalysis,
     Limits,
+    Predictions,
 )
-from debug.explain.explain import explain, paint_stories, story_table
+from debug.explain.explain import explain, object_table, paint_explanation
 from dl.annotations import Annotation
 from eval.painter import match_for_painting
 from eval.predictor import Detections, Predictor
@@ -65,11 +66,11 @@ def explained(network, annotation, letterbox=SAME, limits=LIMITS):
 def test_objects_and_background_cost_what_the_loss_says(network, count):
     annotation = annotation_of(CORNERS[:count], [0, 1, 0][:count])
     explanation, out = explained(network, annotation)
-    every = [story.loss for story in explanation.stories] + [explanation.background]
+    every = [item.loss for item in explanation.objects] + [explanation.background]
     for name in ("box", "cls", "dfl"):
         assert sum(getattr(parts, name) for parts in every) == pytest.approx(out.parts[name].item(), rel=1e-5, abs=1e-6)
     assert explanation.total == pytest.approx(out.total.item(), rel=1e-5)
-    assert len(explanation.stories) == count
+    assert len(explanation.objects) == count
     assert explanation.background.box == explanation.background.dfl == 0
 
 
@@ -80,16 +81,18 @@ def test_points_are_those_that_were_assigned_level_by_level(network):
     given = points_given(loss, network(batch.images.float() / 255), batch)
     fg, owners = given.assignment.fg_mask[0].tolist(), given.assignment.target_gt_idx[0].tolist()
     sizes = (64, 16, 4)  # maps of 8, 4 and 2 cells a side
-    for number, story in enumerate(explanation.stories):
+    for number, item in enumerate(explanation.objects):
         expected, start = [], 0
         for size in sizes:
             mine = [fg[i] and owners[i] == number for i in range(start, start + size)]
             expected.append(sum(mine))
             start += size
-        assert list(story.points) == expected
+        assert list(item.points) == expected
         assert int(given.count[0, number]) == sum(expected)
-    assert explanation.stories[2].inside == 0 and explanation.stories[2].fate == NO_POINT
-    assert explanation.stories[0].inside == sum(
+    assert explanation.objects[2].error == NO_POINT
+    inside = are_inside(explanation.anchors.points, batch.boxes[0]).sum(dim=-1).tolist()
+    assert inside[2] == 0
+    assert inside[0] == sum(
         8 < stride * (x + 0.5) < 40 and 8 < stride * (y + 0.5) < 40
         for stride in (8, 16, 32)
         for x in range(64 // stride)
@@ -123,7 +126,7 @@ class Silent(nn.Module):
         raise AssertionError
 
 
-def fates(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> ErrorAnalysis:
+def analysis_of(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> ErrorAnalysis:
     """Detections as the predictor selects them."""
     from ops.nms import select_detections
 
@@ -131,7 +134,7 @@ def fates(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> ErrorAnalysis:
     found = select_detections(boxes, scores, 0.001, nms_iou, most)
     detections = Detections("image", *found)
     predictor = Predictor(Silent(), nms_iou=nms_iou, max_detections=most)
-    return ErrorAnalysis(predictor, boxes, scores, detections, annotation_of(truth, labels), LIMITS, NAMES)
+    return ErrorAnalysis(predictor, Predictions(boxes, scores, detections), annotation_of(truth, labels), LIMITS, NAMES)
 
 
 ONE, BESIDE = [10.0, 10, 30, 30], [40.0, 40, 60, 60]
@@ -139,53 +142,53 @@ HALF = [10.0, 10, 30, 18]  # overlaps .4 with ONE
 
 
 @pytest.mark.parametrize(
-    ("boxes", "scores", "fate", "words"),
+    ("boxes", "scores", "error", "words"),
     [
         ([ONE], [[0.9, 0.1]], FOUND, "score 0.90, IoU 1.00"),
-        ([ONE], [[0.1, 0.05]], LOW_SCORE, "0.10 at the boxes that fit, paintConf is 0.2"),
-        ([HALF], [[0.05, 0.0]], LOW_SCORE, "0.05 near it, where the best box overlaps 0.40"),
-        ([BESIDE], [[0.9, 0.0]], LOW_SCORE, "0.90 near it, where the best box overlaps 0.00"),
-        ([ONE], [[0.1, 0.8]], WRONG_CLASS, "seen as blue with score 0.80, as itself 0.10"),
-        ([HALF], [[0.9, 0.0]], POOR_BOX, "overlaps 0.40 with it, minIou is 0.5"),
+        ([ONE], [[0.1, 0.05]], LOW_SCORE, "score 0.10 of the boxes that fit; paintConf is 0.2"),
+        ([HALF], [[0.05, 0.0]], LOW_SCORE, "score 0.05 near it, where the best box has IoU 0.40"),
+        ([BESIDE], [[0.9, 0.0]], LOW_SCORE, "score 0.90 near it, where the best box has IoU 0.00"),
+        ([ONE], [[0.1, 0.8]], WRONG_CLASS, "detected as blue with score 0.80; score of its own class: 0.10"),
+        ([HALF], [[0.9, 0.0]], POOR_BOX, "has IoU 0.40 with it; minIou is 0.5"),
     ],
 )
-def test_one_object(boxes, scores, fate, words):
-    found = fates([ONE], [0], boxes, scores).fate_of(0, inside=10, given=10)
-    assert (found[0], words in found[1]) == (fate, True), found
+def test_one_object(boxes, scores, error, words):
+    found = analysis_of([ONE], [0], boxes, scores).classify_error(0, num_inside=10, num_assigned=10)
+    assert (found[0], words in found[1]) == (error, True), found
 
 
 def test_an_object_without_points():
-    blind = fates([ONE], [0], [BESIDE], [[0.9, 0.0]])
-    assert blind.fate_of(0, inside=0, given=0)[0] == NO_POINT
-    fate, words = blind.fate_of(0, inside=4, given=0)
-    assert (fate, "4 lie inside it" in words) == (NO_POINT, True)
-    assert fates([ONE], [0], [ONE], [[0.9, 0.0]]).fate_of(0, inside=0, given=0)[0] == FOUND
+    blind = analysis_of([ONE], [0], [BESIDE], [[0.9, 0.0]])
+    assert blind.classify_error(0, num_inside=0, num_assigned=0)[0] == NO_POINT
+    error, details = blind.classify_error(0, num_inside=4, num_assigned=0)
+    assert (error, "4 lie inside it" in details) == (NO_POINT, True)
+    assert analysis_of([ONE], [0], [ONE], [[0.9, 0.0]]).classify_error(0, num_inside=0, num_assigned=0)[0] == FOUND
 
 
 def test_an_object_that_another_ones_detection_suppressed():
     """Two of a class, nearly on top of each other: the second's box overlaps .83 with the detection of the first."""
     close = [10.0, 10, 30, 34]
-    both = fates([ONE, close], [0, 0], [ONE, close], [[0.9, 0.0], [0.8, 0.0]])
-    assert both.fate_of(0, 10, 10)[0] == FOUND
-    fate, words = both.fate_of(1, 10, 10)
-    assert fate == SUPPRESSED
-    assert "its box of score 0.80, IoU 1.00, overlaps 0.83 with the detection of score 0.90 for object 1" in words
-    apart = fates([ONE, close], [0, 0], [ONE, close], [[0.9, 0.0], [0.8, 0.0]], nms_iou=0.9)
-    assert [apart.fate_of(number, 10, 10)[0] for number in (0, 1)] == [FOUND, FOUND]
+    both = analysis_of([ONE, close], [0, 0], [ONE, close], [[0.9, 0.0], [0.8, 0.0]])
+    assert both.classify_error(0, 10, 10)[0] == FOUND
+    error, details = both.classify_error(1, 10, 10)
+    assert error == SUPPRESSED
+    assert "its box (score 0.80, IoU 1.00) has IoU 0.83 with the detection of object 1 (score 0.90)" in details
+    apart = analysis_of([ONE, close], [0, 0], [ONE, close], [[0.9, 0.0], [0.8, 0.0]], nms_iou=0.9)
+    assert [apart.classify_error(number, 10, 10)[0] for number in (0, 1)] == [FOUND, FOUND]
 
 
 def test_a_detection_counts_for_one_object_only():
     """One box between two objects that it fits both."""
-    between = fates([ONE, [10.0, 10, 30, 34]], [0, 0], [[10.0, 10, 30, 31]], [[0.9, 0.0]])
-    assert between.fate_of(0, 10, 10)[0] == FOUND
-    fate, words = between.fate_of(1, 10, 10)
-    assert (fate, words) == (SUPPRESSED, "its box of score 0.90, IoU 0.88, counts for object 1")
+    between = analysis_of([ONE, [10.0, 10, 30, 34]], [0, 0], [[10.0, 10, 30, 31]], [[0.9, 0.0]])
+    assert between.classify_error(0, 10, 10)[0] == FOUND
+    error, details = between.classify_error(1, 10, 10)
+    assert (error, details) == (SUPPRESSED, "its box (score 0.90, IoU 0.88) is matched to object 1")
 
 
 def test_an_object_beyond_the_number_of_detections():
-    crowd = fates([ONE, BESIDE], [0, 0], [ONE, BESIDE], [[0.9, 0.0], [0.8, 0.0]], most=1)
-    fate, words = crowd.fate_of(1, 10, 10)
-    assert (fate, "is not among the best 1 (maxDetections)" in words) == (SUPPRESSED, True)
+    crowd = analysis_of([ONE, BESIDE], [0, 0], [ONE, BESIDE], [[0.9, 0.0], [0.8, 0.0]], most=1)
+    error, details = crowd.classify_error(1, 10, 10)
+    assert (error, "is not among the 1 best (maxDetections)" in details) == (SUPPRESSED, True)
 
 
 def test_pairs_are_the_painters():
@@ -195,7 +198,7 @@ def test_pairs_are_the_painters():
         truth = torch.cat((low, low + 8 + torch.rand(6, 2, generator=generator) * 20), dim=1)
         boxes = truth[torch.randint(0, 6, (12,), generator=generator)] + torch.randn(12, 4, generator=generator)
         scores, labels = torch.rand(12, 2, generator=generator), torch.randint(0, 2, (6,), generator=generator)
-        made = fates(truth.tolist(), labels.tolist(), boxes.tolist(), scores.tolist())
+        made = analysis_of(truth.tolist(), labels.tolist(), boxes.tolist(), scores.tolist())
         verdict = match_for_painting(
             annotation_of(truth.tolist(), labels.tolist()), made.shown, LIMITS.min_iou, LIMITS.paint_conf
         )
@@ -209,13 +212,13 @@ def test_pairs_are_the_painters():
 
 def test_the_table_has_a_row_for_each_object_and_adds_up(network):
     explanation, out = explained(network, annotation_of(CORNERS, [0, 1, 0]))
-    lines = story_table(explanation, NAMES, (8, 16, 32)).splitlines()
+    lines = object_table(explanation, NAMES, (8, 16, 32)).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["object", "1 red", "2 blue", "3 red", "background", "all"]
     assert f"{out.parts['cls'].item():.3f}" in lines[-1] and lines[-1].endswith("100.0 %")
-    assert "no point: no point of the grid lies inside it" in lines[3]
+    assert "no anchor point: no anchor point lies inside it" in lines[3]
     shares = [float(line.split(" %")[0].split()[-1]) for line in lines[1:-1]]
     assert sum(shares) == pytest.approx(100, abs=0.3)
-    empty = story_table(explained(network, annotation_of([], []))[0], NAMES, (8, 16, 32)).splitlines()
+    empty = object_table(explained(network, annotation_of([], []))[0], NAMES, (8, 16, 32)).splitlines()
     assert [line.split()[0] for line in empty] == ["object", "background", "all"]
 
 
@@ -224,13 +227,13 @@ def test_the_picture_shows_points_where_they_are_on_the_image(network):
     letterbox = Letterbox(2.0, 2.0, 8.0, 0.0, 32, 24)
     annotation = replace(annotation_of([[4.0, 4, 20, 24]], [0]), height=32, width=24)
     explanation, _ = explained(network, annotation, letterbox)
-    assert sum(explanation.stories[0].points) > 0
+    assert sum(explanation.objects[0].points) > 0
     image = np.zeros((32, 24, 3), dtype=np.uint8)
-    painted = paint_stories(image, explanation, annotation, NAMES)
+    painted = paint_explanation(image, explanation, annotation, NAMES)
     scale = round(640 / 32)
     assert painted.shape == (32 * scale, 24 * scale, 3)
     points, strides = explanation.anchors
-    mine = explanation.given.owner[0] == 0
+    mine = explanation.assigned.owner[0] == 0
     for (x, y), stride in zip(points[mine].tolist(), strides[mine].tolist(), strict=True):
         column, row = (x - 8) / 2 * scale, y / 2 * scale
         around = painted[round(row) - 1 : round(row) + 2, round(column) - 1 : round(column) + 2]
