@@ -1,12 +1,13 @@
-"""Pictures of numbers: the curves of a run (loss and its parts, how well the network detects), and methods compared by
-what they know about base and novel classes.
+"""Plots as PNG files: the curves of a run, the planned schedule, and methods compared by AP of base and novel classes.
+
+pyplot is never imported and no global state of matplotlib changes, so that plots can be drawn after every epoch.
 """
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,27 +26,40 @@ _ALARM = "#c22f3d"
 _PART_COLOURS = ("#2f6fb3", "#d1662b", "#3a9a5c", "#8a5bb5", "#b5476b", "#8c6d46")
 _AP_LINES = (("map50", "mAP50", "#7a3fb0"), ("map50_95", "mAP50-95", "#12857f"))
 _LEGEND_STYLE = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 1.6}
-_MANY_POINTS = 40  # beyond these, markers run into each other
-# Okabe and Ito's colours, told apart by the colour-blind; the shape says it again in print without colour
+_MAX_MARKERS = 40  # with more points, markers overlap
+# The colours of Okabe and Ito, which colour-blind readers can distinguish; in print without colour the shapes differ.
 _METHOD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#2b2d33")
 _METHOD_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p", "<")
-_LEGEND_WIDTH = 32  # letters; longer names are broken, or they would push the axes away
+_LEGEND_WIDTH = 32  # letters; longer names are wrapped, so that the axes keep their width
+_RATE_COLOUR, _BIAS_COLOUR = "#2f6fb3", "#d1662b"
+_STRIPES = ("#7aa6d6", "#e0a36b", "#8fbf9f", "#b99ad1")
+
+
+class EpochSpan(NamedTuple):
+    """A range of epochs, counted from 0; `last` is not part of it."""
+
+    first: float
+    last: float
+
+
+class PlannedRates(NamedTuple):
+    """The learning rates during the training. `epochs` may be fractions, counted from 0."""
+
+    epochs: Sequence[float]
+    rates: Sequence[float]
+    bias_rates: Sequence[float]
 
 
 def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("box", "cls", "dfl")) -> Path:
-    """Draw the rows of `metrics.jsonl` into a PNG; the file is whole or not there.
+    """Plot the rows of `metrics.jsonl`, one per epoch; there may be none. Returns the path of the PNG.
 
-    Rows are those of `train.trainer`, one an epoch; there may be none. `loss_parts` names the fields drawn beside
-    "loss"; epochs with spikes are marked. None and NaN are gaps in a loss; epochs without validation are skipped by the
-    AP, whose points are joined.
-    No global state of matplotlib is touched and nothing is kept, so it may be called after every epoch.
+    `loss_parts`: the fields drawn beside "loss". Epochs with loss spikes are marked. None and NaN leave a gap in a loss
+    curve. The AP curve joins the epochs that have a validation.
     """
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.05)
-    figure = Figure(figsize=(12.5, 4.6), dpi=110, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = _new_figure((12.5, 4.6), w_pad=0.12, h_pad=0.12, wspace=0.05)
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
-        _dress(axes, history)
+        _set_up_epochs(axes, history)
     _draw_losses(left, history, loss_parts)
     _draw_learning_rate(left, history)
     _draw_precision(right, history)
@@ -53,50 +67,94 @@ def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("b
 
 
 def plot_base_novel(points: Mapping[str, Sequence[tuple[float, float]]], path: Path | str) -> Path:
-    """Draw methods by base AP50 (across) and novel AP50 (up) into a PNG; the file is whole or not there.
+    """Plot methods by AP50 of base classes (x axis) and of novel classes (y axis). Returns the path of the PNG.
 
-    `points` holds (base, novel) of every run of a method, 0 to 1; pairs that are not finite are left out, and so is a
-    method without any. A run is a small mark, the mean of a method's runs a large one; on a dotted curve the harmonic
-    mean of base and novel is the same everywhere.
+    `points`: (base, novel) of every run of a method, from 0 to 1. Pairs that are not finite are left out, and so are
+    methods without any. A small mark is a run, a large mark the mean of a method. Along each dotted curve the harmonic
+    mean of base and novel is constant.
     """
-    methods = {name: _finite_pairs(pairs) for name, pairs in points.items()}
+    tables = {name: np.array(pairs, dtype=float).reshape(-1, 2) for name, pairs in points.items()}
+    methods = {name: table[np.isfinite(table).all(axis=1)] for name, table in tables.items()}
     methods = {name: pairs for name, pairs in methods.items() if len(pairs)}
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    size = (9.2, max(5.6, 1.5 + 0.4 * len(methods)))  # higher than the legend
-    figure = Figure(figsize=size, dpi=110, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
+    # higher than the legend
+    figure = _new_figure((9.2, max(5.6, 1.5 + 0.4 * len(methods))), w_pad=0.12, h_pad=0.12)
     axes = figure.subplots()
-    _quieten(axes)
-    axes.set_title("What was kept and what was learned", fontsize=11, color=_INK, loc="left", fontweight="bold", pad=18)
+    _set_up(axes)
+    axes.set_title("AP50 of base and novel classes", fontsize=11, color=_INK, loc="left", fontweight="bold", pad=18)
     axes.set_xlabel("AP50 of the base classes", fontsize=9, color=_INK)
     axes.set_ylabel("AP50 of the novel classes", fontsize=9, color=_INK)
     if methods:
         _draw_methods(axes, methods)
     else:
-        _say_empty(axes, "no run yet")
+        _write_instead(axes, "no run yet")
     return _write(figure, path)
+
+
+def plot_schedule(planned: PlannedRates, spans: Mapping[str, Sequence[EpochSpan]], path: Path | str) -> Path:
+    """Plot the planned learning rates and, below them, a stripe for each name in `spans`. Returns the path of the PNG.
+
+    Names without a span get no stripe.
+    """
+    stripes = {name: name_spans for name, name_spans in spans.items() if name_spans}
+    heights = [3.4, 0.4 * len(stripes)] if stripes else [3.4]
+    figure = _new_figure((9.5, 0.9 + sum(heights)), w_pad=0.1, h_pad=0.08)
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_rates(axes[0], planned)
+    if stripes:
+        _draw_stripes(axes[1], stripes)
+    axes[-1].set_xlabel("epochs done", fontsize=9, color=_INK)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    return _write(figure, path)
+
+
+def _new_figure(size: tuple[float, float], **padding: float) -> Figure:
+    layout = ConstrainedLayoutEngine(**padding)
+    figure = Figure(figsize=size, dpi=110, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_rates(axes: Axes, planned: PlannedRates) -> None:
+    _set_up(axes)
+    axes.set_title("Learning rate", fontsize=11, color=_INK, loc="left", fontweight="bold")
+    if list(planned.bias_rates) != list(planned.rates):
+        label = f"biases, from {planned.bias_rates[0]:.2g}"  # the start usually lies far above the axes
+        axes.plot(planned.epochs, planned.bias_rates, color=_BIAS_COLOUR, linewidth=1.3, label=label)
+    axes.plot(planned.epochs, planned.rates, color=_RATE_COLOUR, linewidth=2, label="weights")
+    axes.set_ylim(0, 1.15 * max(planned.rates) or 1.0)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=_INK)
+
+
+def _draw_stripes(axes: Axes, stripes: Mapping[str, Sequence[EpochSpan]]) -> None:
+    _set_up(axes)
+    for row, spans in enumerate(stripes.values()):
+        bars = [(span.first, span.last - span.first) for span in spans]
+        axes.broken_barh(bars, (row - 0.35, 0.7), facecolors=_STRIPES[row % len(_STRIPES)], linewidth=0)
+    axes.set_yticks(range(len(stripes)), list(stripes))
+    axes.set_ylim(len(stripes) - 0.5, -0.5)
 
 
 def _draw_methods(axes: Axes, methods: Mapping[str, np.ndarray]) -> None:
     everything = np.concatenate(list(methods.values()))
-    axes.set_xlim(*_span(everything[:, 0]))
-    axes.set_ylim(*_span(everything[:, 1]))
+    axes.set_xlim(*_limits_of(everything[:, 0]))
+    axes.set_ylim(*_limits_of(everything[:, 1]))
     _draw_harmonic_curves(axes)
     handles = [_draw_method(axes, number, name, pairs) for number, (name, pairs) in enumerate(methods.items())]
     handles.append(Line2D([], [], color=_FAINT, linewidth=1, linestyle=":", label="equal harmonic mean"))
-    # beside the axes, where no point can be
+    # beside the axes, where it cannot cover a point
     legend = axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.07, 1), borderaxespad=0, **_LEGEND_STYLE)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a name with two dollar signs is no formula
+        text.set_parse_math(False)  # matplotlib would read a name with two dollar signs as a formula
 
 
 def _draw_method(axes: Axes, number: int, name: str, pairs: np.ndarray) -> Line2D:
-    """Small marks for the runs, a large one for their mean; the legend's entry."""
+    """Small marks for the runs and a large one for their mean. Returns the entry for the legend."""
     colour = _METHOD_COLOURS[number % len(_METHOD_COLOURS)]
     mark: dict[str, Any] = {"color": colour, "marker": _METHOD_SHAPES[number % len(_METHOD_SHAPES)], "linestyle": ""}
     if len(pairs) > 1:
         axes.plot(*pairs.T, markersize=4.5, mec="none", zorder=3, clip_on=False, **mark)
-    mark |= {"mec": colour, "mew": 1.8, "mfc": (colour, 0.22)}  # seen through: runs lie below
+    mark |= {"mec": colour, "mew": 1.8, "mfc": (colour, 0.22)}  # transparent: the runs lie below
     axes.plot(*pairs.mean(axis=0), markersize=13, zorder=4, clip_on=False, **mark)
     name = name if len(name) <= 50 else name[:49] + "…"
     runs = f"({len(pairs)}\N{NO-BREAK SPACE}run{'s' if len(pairs) > 1 else ''})"
@@ -104,13 +162,13 @@ def _draw_method(axes: Axes, number: int, name: str, pairs: np.ndarray) -> Line2
 
 
 def _draw_harmonic_curves(axes: Axes) -> None:
-    """Dotted, with the figure where the curve leaves the axes, at the right or at the bottom."""
+    """Dotted curves; the value is written where the curve leaves the axes, at the right or at the bottom."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     step = 0.1 if max(right - left, top - bottom) > 0.3 else 0.05
     for level in np.arange(step, 1, step):
-        # novel = level * base / (2 * base - level), positive and falling for base > level / 2; and the other way round
+        # novel = level * base / (2 * base - level), positive and falling for base > level / 2; base likewise from novel
         if 2 * top <= level or level * top / (2 * top - level) >= right:
-            continue  # wholly above the axes, or to the right of them
+            continue  # completely above the axes or to the right of them
         base = np.geomspace(level / 2 + 1e-4, 1, 400)
         axes.plot(base, level * base / (2 * base - level), color=_FAINT, linewidth=1, linestyle=":", zorder=1)
         at_right = level * right / (2 * right - level)
@@ -126,16 +184,11 @@ def _draw_harmonic_curves(axes: Axes) -> None:
             axes.annotate(f"{level:.2g}", (at_bottom, bottom), (1, 4), **style)
 
 
-def _span(values: np.ndarray) -> tuple[float, float]:
-    """Limits around the values, with room for marks, hardly beyond 0 to 1, not so narrow that noise looks large."""
+def _limits_of(values: np.ndarray) -> tuple[float, float]:
+    """Axis limits with space for the marks, about within 0 to 1, and at least .2 apart, so that noise looks small."""
     low, high = float(values.min()), float(values.max())
-    room = max(0.12 * (high - low), (0.2 - (high - low)) / 2, 0.02)
-    return max(-0.02, low - room), max(min(1.02, high + room), high)
-
-
-def _finite_pairs(pairs: Sequence[tuple[float, float]]) -> np.ndarray:
-    table = np.array(pairs, dtype=float).reshape(-1, 2)
-    return table[np.isfinite(table).all(axis=1)]
+    margin = max(0.12 * (high - low), (0.2 - (high - low)) / 2, 0.02)
+    return max(-0.02, low - margin), max(min(1.02, high + margin), high)
 
 
 def _write(figure: Figure, path: Path | str) -> Path:
@@ -144,16 +197,16 @@ def _write(figure: Figure, path: Path | str) -> Path:
     return write_atomic(path, content.getvalue())
 
 
-def _quieten(axes: Axes) -> None:
+def _set_up(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.tick_params(colors=_INK, labelsize=9, color=_FAINT)
     axes.set_axisbelow(True)
 
 
-def _dress(axes: Axes, history: Rows) -> None:
-    """Quiet axes over all epochs, with the epochs in which the backbone was frozen shaded."""
-    _quieten(axes)
+def _set_up_epochs(axes: Axes, history: Rows) -> None:
+    """An x axis of all epochs; epochs with a frozen backbone are shaded."""
+    _set_up(axes)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_xlabel("epoch", fontsize=9, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
@@ -161,7 +214,7 @@ def _dress(axes: Axes, history: Rows) -> None:
     if epochs.size:
         axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     for number, (first, last) in enumerate(_frozen_spans(history)):
-        label = "backbone frozen" if number == 0 else None  # once in the legend
+        label = "backbone frozen" if number == 0 else None  # one entry in the legend
         axes.axvspan(first - 0.5, last + 0.5, color=_SHADE, linewidth=0, zorder=0, label=label)
 
 
@@ -175,11 +228,11 @@ def _draw_losses(axes: Axes, history: Rows, parts: Sequence[str]) -> None:
         _mark_spikes(axes, history)
         axes.legend(loc="upper right", **_LEGEND_STYLE)
     else:
-        _say_empty(axes, "no epoch yet")
+        _write_instead(axes, "no epoch yet")
 
 
 def _mark_spikes(axes: Axes, history: Rows) -> None:
-    """A triangle at the foot of every epoch with steps whose loss or gradient was far above what is usual."""
+    """A triangle at every epoch with a step whose loss or gradient was far above the usual values."""
     epochs = _epochs([row for row in history if row.get("spikes")])
     if epochs.size:
         style: dict[str, Any] = {"color": _ALARM, "marker": "^", "markersize": 6, "linestyle": "", "clip_on": False}
@@ -187,19 +240,19 @@ def _mark_spikes(axes: Axes, history: Rows) -> None:
 
 
 def _draw_learning_rate(axes: Axes, history: Rows) -> None:
-    """Thin and grey on an axis of its own: background to the losses."""
+    """Thin, grey and with its own y axis, in the background of the losses."""
     rates = _values(history, "lr")
     if not np.isfinite(rates).any():
         return
-    beside = axes.twinx()
-    beside.spines[["top", "left", "bottom"]].set_visible(False)
-    beside.spines["right"].set_color(_GRID)
-    beside.plot(_epochs(history), rates, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 2)), marker=_marker(rates))
-    beside.set_ylim(0, float(np.nanmax(rates)) * 1.15 or 1.0)
-    beside.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-    beside.yaxis.get_offset_text().set(color=_FAINT, fontsize=8)
-    beside.tick_params(colors=_FAINT, labelsize=8)
-    beside.set_ylabel("learning rate (dashed)", fontsize=8, color=_FAINT)
+    rate_axes = axes.twinx()
+    rate_axes.spines[["top", "left", "bottom"]].set_visible(False)
+    rate_axes.spines["right"].set_color(_GRID)
+    rate_axes.plot(_epochs(history), rates, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 2)), marker=_marker(rates))
+    rate_axes.set_ylim(0, float(np.nanmax(rates)) * 1.15 or 1.0)
+    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    rate_axes.yaxis.get_offset_text().set(color=_FAINT, fontsize=8)
+    rate_axes.tick_params(colors=_FAINT, labelsize=8)
+    rate_axes.set_ylabel("learning rate (dashed)", fontsize=8, color=_FAINT)
 
 
 def _draw_precision(axes: Axes, history: Rows) -> None:
@@ -207,30 +260,30 @@ def _draw_precision(axes: Axes, history: Rows) -> None:
     measured = [row for row in history if np.isfinite(_values([row], "map50")).any()]
     axes.set_ylim(0, 1)
     if not measured:
-        _say_empty(axes, "no validation yet")
+        _write_instead(axes, "no validation yet")
         return
     top = 0.0
     for key, name, colour in _AP_LINES:
         _draw_line(axes, measured, key, name, colour, 2.0)
         top = float(np.nanmax([top, *_values(measured, key)]))
-    axes.set_ylim(0, max(1.0, top * 1.05))  # the assignment's figure may pass 1
+    axes.set_ylim(0, max(1.0, top * 1.05))  # the metric of the assignment can exceed 1
     _mark_best(axes, measured)
     axes.legend(loc="best" if len(measured) < 400 else "lower right", **_LEGEND_STYLE)
 
 
 def _mark_best(axes: Axes, measured: Rows) -> None:
-    """A ring on each line at the epoch whose weights were kept as best, and its figures in the corner."""
+    """A ring on each curve at the epoch with the best weights, and its values in the corner."""
     best = [row for row in measured if row.get("is_best")]
     if not best:
         return
-    row, told = best[-1], []
+    row, texts = best[-1], []
     axes.axvline(row["epoch"] + 1, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
     for key, name, colour in _AP_LINES:
         value = float(_values([row], key)[0])
         if np.isfinite(value):
             axes.plot(row["epoch"] + 1, value, "o", ms=9, mfc="white", mec=colour, mew=2, zorder=4)
-            told.append(f"{name} {value:.3f}")
-    axes.set_title(f"best: epoch {row['epoch'] + 1},  {',  '.join(told)}", fontsize=9, color=_INK, loc="right")
+            texts.append(f"{name} {value:.3f}")
+    axes.set_title(f"best: epoch {row['epoch'] + 1},  {',  '.join(texts)}", fontsize=9, color=_INK, loc="right")
 
 
 def _draw_line(axes: Axes, rows: Rows, key: str, label: str, colour: str, width: float) -> None:
@@ -242,13 +295,13 @@ def _draw_line(axes: Axes, rows: Rows, key: str, label: str, colour: str, width:
 
 
 def _marker(values: np.ndarray) -> str:
-    """Dots while the points are few, or where one stands between two gaps, without a line to be seen by."""
+    """Dots when there are few points, or when a point between two gaps has no line and would be invisible."""
     present = np.concatenate(([False], np.isfinite(values), [False]))
     is_alone = present[1:-1] & ~present[:-2] & ~present[2:]
-    return "o" if values.size <= _MANY_POINTS or is_alone.any() else ""
+    return "o" if values.size <= _MAX_MARKERS or is_alone.any() else ""
 
 
-def _say_empty(axes: Axes, text: str) -> None:
+def _write_instead(axes: Axes, text: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_FAINT, fontsize=11)
@@ -259,13 +312,13 @@ def _epochs(rows: Rows) -> np.ndarray:
 
 
 def _values(rows: Rows, key: str) -> np.ndarray:
-    """The field over the epochs, NaN where it is missing, None or not finite."""
+    """The field for every epoch; NaN where it is missing, None or not finite."""
     values = np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _frozen_spans(rows: Rows) -> Iterator[tuple[int, int]]:
-    """First and last epoch of each stretch with a frozen backbone."""
+    """First and last epoch of each period with a frozen backbone."""
     frozen = sorted(row["epoch"] + 1 for row in rows if row.get("frozen"))
     starts = [epoch for epoch in frozen if epoch - 1 not in frozen]
     ends = [epoch for epoch in frozen if epoch + 1 not in frozen]

@@ -12,8 +12,7 @@ from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.annotations import Annotation
 from dl.check import CheckedData
 from eval.label_layout import drawable_names
-from eval.painter import class_colour, write_jpeg
-from eval.points_painter import RED, MarkedObject, contact_sheet, paint_objects
+from eval.painter import RED, MarkedObject, class_colour, contact_sheet, paint_objects, write_jpeg
 from ops.anchors import anchors_of
 from ops.batch import Batch, network_input
 from ops.precision import autocast

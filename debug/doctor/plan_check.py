@@ -6,7 +6,7 @@ from pathlib import Path
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from debug.doctor.weights_check import is_backbone_random
 from dl.mosaic import ModernRanges
-from eval.schedule_plot import EpochSpan, PlannedRates, plot_schedule
+from eval.plots import EpochSpan, PlannedRates, plot_schedule
 from ops.text import counted
 from train.objective import DistillationObjective
 from train.sched import build_schedule, build_warm_up

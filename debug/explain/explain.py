@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from debug.explain.error_analysis import FOUND, ErrorAnalysis, Limits, Predictions
 from dl.annotations import Annotation
 from eval.label_layout import drawable_names
-from eval.painter import GREEN, PURPLE, YELLOW
-from eval.points_painter import MarkedObject, paint_objects
+from eval.painter import GREEN, PURPLE, YELLOW, MarkedObject, paint_objects
 from eval.predictor import Detections, Predictor
 from ops.anchors import Anchors, anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch, Letterbox, network_input
