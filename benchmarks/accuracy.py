@@ -37,7 +37,7 @@ def run_name(args: argparse.Namespace, system: str, seed: int) -> str:
 def detections_file(args: argparse.Namespace, system: str, seed: int) -> Path:
     folder = args.out / run_name(args, "peer" if system == SQUARE else system, seed)
     names = {"peer": "detections.json", SQUARE: "detections-square.json"}
-    return folder / names[system] if system in names else RunFolder(folder).results_of("test") / DETECTIONS
+    return folder / names[system] if system in names else RunFolder(folder).results_folder("test") / DETECTIONS
 
 
 def train(args: argparse.Namespace, system: str, seed: int) -> None:

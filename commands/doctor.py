@@ -61,7 +61,7 @@ def doctor(args: argparse.Namespace, settings: dict[str, Any]) -> int:
 def _begun_config(mcfg: ModelConfig) -> dict[str, Any] | None:
     """The config of the run that would go on; None without one, and where it cannot be read, which a finding says."""
     with suppress(UserError):
-        return RunFolder.of(mcfg).begun_config()
+        return RunFolder.of(mcfg).saved_config()
     return None
 
 

@@ -31,7 +31,7 @@ def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, da
             refuse_other_splits(mcfg, path, data)
         log_to_file(folder.log)
         log_report(data.report)
-    place = folder.eval_of(split)
+    place = folder.eval_folder(split)
     if mcfg.paintImages:
         ids = [annotation.image_id for annotation in data.splits[split]]
         refuse_overwriting_pictures(place / PICTURES, ids, ", or leave pictures out with --set paintImages=no")
@@ -44,7 +44,7 @@ def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, da
     log.log(RESULT, "\n%s", ap_table(result))
     result.save(place / METRICS)
     result.save_detections(place, evaluator.class_names)
-    folder.keep_results_of_another(split)
+    folder.move_old_results(split)
     for file in EVAL_FILES:
         copy_atomic(place / file, folder.eval / file)
     if mcfg.paintImages:

@@ -189,7 +189,7 @@ class Study:
         if not weights_at(self.teacher.run_dir).is_file() or self._is_stopped_on_the_way():
             self._train(self.teacher, self.teacher.testSplitName)
             return
-        begun = RunFolder.of(self.teacher).begun_config() or {}
+        begun = RunFolder.of(self.teacher).saved_config() or {}
         trained_on = tuple(begun.get("trainSelectedClasses") or self.base or ())
         if set(trained_on) != set(self.base or ()):
             raise UserError(
@@ -202,7 +202,7 @@ class Study:
 
     def _is_stopped_on_the_way(self) -> bool:
         folder = RunFolder.of(self.teacher)
-        checkpoint = folder.newest_whole() if folder.has_checkpoint() else None
+        checkpoint = folder.newest_intact() if folder.has_checkpoint() else None
         if checkpoint is None:  # weights that somebody put there
             return False
         return checkpoint["epoch"] < json.loads(checkpoint["config"])["maxEpoch"]
@@ -225,7 +225,7 @@ class Study:
     def _refuse_student_of_another(self, mcfg: ModelConfig) -> None:
         """The teacher was trained afresh since this run began: their figures do not belong together."""
         folder = RunFolder.of(mcfg)
-        checkpoint = folder.newest_whole() if folder.has_checkpoint() else None
+        checkpoint = folder.newest_intact() if folder.has_checkpoint() else None
         began = checkpoint and checkpoint["weights_origin"]["sha256"]
         if began and began != file_digest(weights_at(self.teacher.run_dir)):
             raise UserError(
@@ -234,7 +234,7 @@ class Study:
             )
 
     def _student(self, name: str, draw: int, changed: Mapping[str, Any], label: str) -> ModelConfig:
-        begun = RunFolder.of(self.teacher).begun_config() or {}  # all are compared on images scaled alike
+        begun = RunFolder.of(self.teacher).saved_config() or {}  # all are compared on images scaled alike
         values = {
             "pixelMax": begun.get("pixelMax"), **self.settings, **self._teachers_weights(),
             "smallSeed": self.settings.get("smallSeed", 0) + draw,
@@ -249,7 +249,7 @@ class Study:
 
     def _joint(self) -> ModelConfig:
         """The teacher's training as it was begun, with every label."""
-        begun = RunFolder.of(self.teacher).begun_config() or {}
+        begun = RunFolder.of(self.teacher).saved_config() or {}
         alike = {name: begun[name] for name in field_names() if name in begun and field_alters(name) in TRAINING}
         # The images are scaled as the teacher's were: both are compared on the same pixels.
         pixel_max = self.teacher.pixelMax or begun.get("pixelMax")
@@ -289,7 +289,7 @@ class Study:
 
     def _measured(self, mcfg: ModelConfig, split: str) -> MeasuredRun:
         truth = self._truth(split)
-        results = RunFolder.of(mcfg).results_of(split) / DETECTIONS
+        results = RunFolder.of(mcfg).results_folder(split) / DETECTIONS
         detections = read_results(results, [annotation.image_id for annotation in truth])
         return measure_run(truth, detections, self.class_list, self.base or (), mcfg.paintConf)
 

@@ -55,7 +55,7 @@ def _refuse_place(mcfg: ModelConfig, weights: Path, data: str | None, out: Path 
     begun = read_weights(weights).config or {}
     folders = [data, begun.get("dataDir"), *image_folders(begun)]
     if out is None:
-        RunFolder.of(mcfg).refuse_foreign()
+        RunFolder.of(mcfg).check_is_run_folder()
         refuse_run_in_data(mcfg, folders, ", or give a folder outside of it with --out")
     else:
         refuse_in_data(out, folders, f"--out {out}", "give a folder outside of it with --out")

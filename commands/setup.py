@@ -39,7 +39,7 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
     from dl.splits import find_split
     from runs.folder import RunFolder
 
-    RunFolder.of(mcfg).refuse_foreign()
+    RunFolder.of(mcfg).check_is_run_folder()
 
     refuse_run_in_data(mcfg, (mcfg.dataDir, mcfg.imageDir))
     if mcfg.drawnScenes and mcfg.dataDir:

@@ -33,20 +33,20 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
     if mcfg.modelName == "distillation":
         read_teacher(mcfg)  # before minutes are spent on the data
     names = dict.fromkeys((*splits_to_train(mcfg), *also))
-    folder.refuse_foreign()
+    folder.check_is_run_folder()
     # The lock comes before any look at the folder: of two starts at once the second is refused, so that neither resumes
     # nor moves the run of the other.
     with RunLock(folder.path) as lock, _saying_how_to_go_on():
         lock.hold()
         is_fresh = mcfg.nobuf or not folder.has_checkpoint()
-        mcfg = with_pixel_max(mcfg, None if is_fresh else folder.begun_config())
+        mcfg = with_pixel_max(mcfg, None if is_fresh else folder.saved_config())
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
         log_report(data.report)
         _warn_without_figures(mcfg, data)
         # Whatever is wrong so far leaves an older run where it is.
         trainer = Trainer(mcfg, data, quiet, report_bad_step, report_first_step if trace else None)
         lock.hold()  # again, because the folder may have been moved
-        aside = folder.move_aside() if mcfg.nobuf else None
+        aside = folder.rename_old_run() if mcfg.nobuf else None
         lock.hold()  # of the new folder; refused when another start was faster
         log_to_file(folder.log)
         if aside is not None:
@@ -88,7 +88,7 @@ def cut_short(mcfg: ModelConfig) -> str | None:
     `mcfg`: the config of the command, with all epochs. The newest checkpoint says how many were trained: a config.json
     may be missing, or may be newer than the weights.
     """
-    trained = RunFolder.of(mcfg).begun_config()
+    trained = RunFolder.of(mcfg).saved_config()
     if trained is None:  # no whole checkpoint
         return None
     return verdict(trained["maxEpoch"] - mcfg.startEpoch, mcfg.maxEpoch - mcfg.startEpoch)

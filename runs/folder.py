@@ -55,7 +55,7 @@ class RunFolder:
         """The folder of the run that a config names."""
         return cls(mcfg.run_dir)
 
-    def eval_of(self, split: str) -> Path:
+    def eval_folder(self, split: str) -> Path:
         """The folder with figures, detections, truth and pictures of one split, which no other split replaces."""
         name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", split).strip(". ")[:80]
         name = name.encode()[:_LONGEST_SPLIT].decode(errors="ignore")
@@ -64,24 +64,24 @@ class RunFolder:
             name = f"{name}-{name_digest([split])}"
         return self.eval / name
 
-    def results_of(self, split: str) -> Path:
-        """The folder to read the results of a split from: `eval_of`, or what an earlier version wrote into `eval`."""
-        folder = self.eval_of(split)
+    def results_folder(self, split: str) -> Path:
+        """The folder to read the results of a split from: `eval_folder`, or what an earlier version wrote into `eval`."""
+        folder = self.eval_folder(split)
         return self.eval if not folder.is_dir() and self._split_in_eval() == split else folder
 
-    def keep_results_of_another(self, split: str) -> None:
+    def move_old_results(self, split: str) -> None:
         """Move the results in `eval` to the folder of their split, unless they are of `split` or lie there already.
 
         Earlier versions wrote the results of one split into `eval` alone; those of `split` are about to replace them.
         """
         earlier = self._split_in_eval()
-        if earlier is None or earlier == split or (self.eval_of(earlier) / METRICS).exists():
+        if earlier is None or earlier == split or (self.eval_folder(earlier) / METRICS).exists():
             return
         with reporting_write_errors(self.eval):
-            self.eval_of(earlier).mkdir(exist_ok=True)
+            self.eval_folder(earlier).mkdir(exist_ok=True)
             for name in reversed(EVAL_FILES):  # the figures last: they name the split to a move that was stopped
                 if (self.eval / name).exists():
-                    (self.eval / name).rename(self.eval_of(earlier) / name)
+                    (self.eval / name).rename(self.eval_folder(earlier) / name)
 
     def _split_in_eval(self) -> str | None:
         """The split whose results lie in `eval` itself; None where there are none that can be read."""
@@ -90,7 +90,7 @@ class RunFolder:
             return split if isinstance(split, str) and printable(split) is None else None
         return None
 
-    def refuse_foreign(self) -> None:
+    def check_is_run_folder(self) -> None:
         """Raise `UserError` when the folder holds files, but none by which it is known as the folder of a run.
 
         So a name that was chosen by mistake neither fills a folder of the user with the files of a run nor moves it.
@@ -126,7 +126,7 @@ class RunFolder:
             )
         return path
 
-    def move_aside(self) -> Path | None:
+    def rename_old_run(self) -> Path | None:
         """Rename an older run's folder so that nothing is lost; where it is now, or None when there was none.
 
         For the holder of the folder's lock only.
@@ -141,7 +141,7 @@ class RunFolder:
             self.path.rename(aside)
         return aside
 
-    def begun_config(self) -> dict[str, Any] | None:
+    def saved_config(self) -> dict[str, Any] | None:
         """The config that the run here began or last went on with, as plain values; None where there is no run."""
         for path in (self.last, self.previous):
             with suppress(DamagedFile):  # said when the run goes on
@@ -170,7 +170,7 @@ class RunFolder:
         if is_best:
             save_checkpoint(self.best, weights_content(dict(checkpoint)))
 
-    def tidy(self) -> None:
+    def remove_drafts(self) -> None:
         """Remove what killed processes left half-written. For the holder of the folder's lock only."""
         for draft in remove_stale_drafts(self.path):
             log.debug("removed %s, which a stopped process left half-written", draft)
@@ -180,7 +180,7 @@ class RunFolder:
 
         Raises `UserError` when the folder belongs to another data set, class list or training, or holds nothing whole.
         """
-        checkpoint = self.newest_whole()
+        checkpoint = self.newest_intact()
         if checkpoint is None:
             return None, ""
         old, new = json.loads(checkpoint["config"]), mcfg.to_dict()
@@ -201,7 +201,7 @@ class RunFolder:
             )  # fmt: skip
         return checkpoint, _in_words(schedule_differences(old, new))
 
-    def newest_whole(self) -> FileParts | None:
+    def newest_intact(self) -> FileParts | None:
         """The last checkpoint, or the one before when the last is damaged or missing, which is said aloud."""
         faults = []
         for path in (self.last, self.previous):
@@ -226,7 +226,7 @@ class RunFolder:
                 )
         return None
 
-    def mend_best(self, checkpoint: Mapping[str, Any]) -> bool:
+    def restore_best(self, checkpoint: Mapping[str, Any]) -> bool:
         """Make the best weights again where they are missing, damaged or older than the checkpoint knows.
 
         They are in the last checkpoints when the best epoch was one of them. Returns False, having said so, when they

@@ -66,12 +66,12 @@ def checked_origin(value: Any) -> Origin:
     return origin or random_origin()
 
 
-def origin_in_words(origin: Origin) -> str:
+def origin_text(origin: Origin) -> str:
     """One line for a person: `a.pth, from b.pt, under AGPL-3.0 (Ultralytics)`."""
     return _in_words(origin, lambda step: step["path"])
 
 
-def origin_for_others(origin: Origin) -> str:
+def origin_text_without_paths(origin: Origin) -> str:
     """One line for a file that leaves this machine: names and checksums instead of paths."""
     return _in_words(origin, _name_and_checksum)
 

@@ -78,7 +78,7 @@ def test_accuracy_trains_what_is_missing_and_prints_a_table(squares, tmp_path, m
     assert [line.split()[:2] for line in out.splitlines() if line.startswith("mars")] == [
         ["mars", "0"], ["mars-still", "0"], ["mars", "mean"], ["mars-still", "mean"],
     ]  # fmt: skip
-    begun = [RunFolder(tmp_path / f"squares-{system}-s0").begun_config() for system in ("mars", "mars-still")]
+    begun = [RunFolder(tmp_path / f"squares-{system}-s0").saved_config() for system in ("mars", "mars-still")]
     assert [one["precision"] for one in begun] == ["float32", "float32"], "auto would be measured"
     assert [one["flip"] for one in begun] == [0.5, 0.0]
     monkeypatch.setattr(accuracy, "train", lambda *_: pytest.fail("was trained again"))

@@ -452,7 +452,7 @@ def test_a_name_is_for_the_runs_and_not_for_the_teacher(study):
 
 
 def test_joint_training_scales_images_as_its_teacher_did(study, monkeypatch):
-    monkeypatch.setattr("commands.incremental.RunFolder.begun_config", lambda self: {"pixelMax": 4095})
+    monkeypatch.setattr("commands.incremental.RunFolder.saved_config", lambda self: {"pixelMax": 4095})
     assert study()._joint().pixelMax == 4095
     assert study(settings=["pixelMax=2000"])._joint().pixelMax == 2000
 

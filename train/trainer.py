@@ -29,9 +29,9 @@ from ops.random_states import random_states, restore_random_states, seed_random_
 from runs.checkpoint import FileParts, load_checkpoint
 from runs.folder import RunFolder
 from runs.identity import identity_of
-from runs.interrupt import Interrupted, Interrupts
+from runs.interrupt import Interrupted, InterruptHandler
 from runs.lock import RunLock
-from runs.origin import code_commit, file_origin, origin_in_words, random_origin
+from runs.origin import code_commit, file_origin, origin_text, random_origin
 from runs.start import starting_weights, with_head_width, with_pixel_max
 from train.budget import images_an_epoch, within_minutes
 from train.ema import ModelEMA, ramp_for
@@ -74,7 +74,7 @@ class Trainer:
         self.folder = RunFolder.of(mcfg)
         is_fresh = mcfg.nobuf or not self.folder.has_checkpoint()
         names = splits_to_train(mcfg)
-        begun = None if is_fresh else self.folder.begun_config()
+        begun = None if is_fresh else self.folder.saved_config()
         mcfg = with_pixel_max(mcfg, begun)
         data = data or check_data(mcfg, names, cache_file=self.folder.data_check)
         mcfg = mcfg.with_values(pixelMax=data.pixel_max)
@@ -118,7 +118,7 @@ class Trainer:
         self._drawn_at = -math.inf
         self.progress: EpochProgress | None = None  # of the epoch that is not saved yet
         self._inside: dict[str, Any] | None = None  # the progress that a checkpoint was saved with
-        self.interrupts = Interrupts()
+        self.interrupts = InterruptHandler()
 
     def run(self) -> RunFolder:
         """Train up to maxEpoch; weights, curves and metrics are in the run's folder. A finished run is left alone."""
@@ -147,7 +147,7 @@ class Trainer:
             bad = self._train_epoch(self.epoch)
             if bad is not None:
                 self._answer(bad)
-            self.interrupts.leave_if_asked()
+            self.interrupts.stop_if_requested()
 
     def _train_epoch(self, epoch: int) -> BadStep | None:
         """Nothing, or the bad step that ended it, without its traceback, which would hold on to the loader."""
@@ -195,10 +195,10 @@ class Trainer:
                 self.batch_index = self._batches_before(epoch) + progress.batches
                 bar.update()
                 bar.set_postfix(bar_text(progress, self.objective.parts), refresh=False)
-                if self.interrupts.asked_by is not None:
+                if self.interrupts.signal_name is not None:
                     self._take(progress, self.stepper.settle())
                     self.stepper.check_state()
-                    self.interrupts.leave_if_asked()
+                    self.interrupts.stop_if_requested()
         self._take(progress, self.stepper.flush())  # an epoch ends with a step: no gradient waits for the next
         self.watch.tell_first_batches()
         return {
@@ -314,7 +314,7 @@ class Trainer:
                 self.evaluated_model,
                 name,
                 annotations=self.splits[name],
-                on_batch=self.interrupts.leave_if_asked,  # nothing has changed yet: it is done again
+                on_batch=self.interrupts.stop_if_requested,  # nothing has changed yet: it is done again
             )
         except FloatingPointError as error:
             whose = "the weights" if self.ema is None else "the average"
@@ -355,7 +355,7 @@ class Trainer:
         return self.ema.model if self.ema is not None else self.model
 
     def _start_or_resume(self) -> None:
-        self.folder.tidy()
+        self.folder.remove_drafts()
         checkpoint, changes = self.folder.checkpoint_to_resume(self.mcfg, self.data)
         if checkpoint is None:
             seed_random_states(self.mcfg.seed)
@@ -365,7 +365,7 @@ class Trainer:
             self.watch.begin()
             return
         self._go_on_from(checkpoint)
-        if not self.folder.mend_best(checkpoint):
+        if not self.folder.restore_best(checkpoint):
             self.best = None
         self._write_history()  # again, for a run that was stopped between its weights and its curves
         inside = f" and {self._inside['batches']} batches" if self._inside else ""
@@ -387,7 +387,7 @@ class Trainer:
             return
         log.info("%s", load_weights(self.model, self.start.path, self.mcfg.classList, self.start.backbone_only))
         self.weights_origin = file_origin(self.start.path)
-        log.info("starting weights: %s", origin_in_words(self.weights_origin))
+        log.info("starting weights: %s", origin_text(self.weights_origin))
 
     def _checkpoint(self) -> dict[str, Any]:
         """All that the run needs to go on from here."""

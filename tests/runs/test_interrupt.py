@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from runs.interrupt import WATCHED, Interrupted, Interrupts
+from runs.interrupt import WATCHED, Interrupted, InterruptHandler
 
 
 @pytest.fixture(autouse=True)
@@ -21,22 +21,22 @@ def _as_in_a_terminal():
     ("number", "name"), [(number, {"SIGINT": "Ctrl-C"}.get(number.name, number.name)) for number in WATCHED]
 )
 def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
-    before, interrupts = signal.getsignal(number), Interrupts()
+    before, interrupts = signal.getsignal(number), InterruptHandler()
 
     def twice():
         with interrupts:
-            interrupts.leave_if_asked()
+            interrupts.stop_if_requested()
             os.kill(os.getpid(), number)
-            assert interrupts.asked_by == name
+            assert interrupts.signal_name == name
             with pytest.raises(Interrupted, match=name):
-                interrupts.leave_if_asked(3, 4)
+                interrupts.stop_if_requested(3, 4)
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt) as told:
         twice()
     assert not isinstance(told.value, Interrupted)
     assert signal.getsignal(number) is before
-    interrupts.leave_if_asked()
+    interrupts.stop_if_requested()
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
 def test_what_the_process_ignores_stays_ignored(number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        with Interrupts() as interrupts:
+        with InterruptHandler() as interrupts:
             os.kill(os.getpid(), number)
-            assert interrupts.asked_by is None
+            assert interrupts.signal_name is None
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
@@ -55,7 +55,7 @@ def test_what_the_process_ignores_stays_ignored(number):
 
 def test_a_signal_that_nobody_asked_about_is_not_lost():
     def come_late():
-        with Interrupts():
+        with InterruptHandler():
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
@@ -66,7 +66,7 @@ def test_in_another_thread_nothing_happens():
     before, inside = signal.getsignal(signal.SIGTERM), []
 
     def enter():
-        with Interrupts():
+        with InterruptHandler():
             inside.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=enter)

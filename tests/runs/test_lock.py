@@ -187,7 +187,7 @@ from runs.folder import RunFolder
 
 training.splits_to_train = lambda mcfg: []
 training.check = lambda *args: SimpleNamespace(report=SimpleNamespace(table=str, copies=()), splits={})
-move_aside = RunFolder.move_aside
+rename_old_run = RunFolder.rename_old_run
 
 class Start:  # a start with --nobuf in a process of its own, which halts at a place, and where it would train
     def __init__(self, folder, place):
@@ -211,7 +211,7 @@ class Start:  # a start with --nobuf in a process of its own, which halts at a p
     def train(self, folder, place):
         def halting_move_aside(self_):
             place == "before the move" and self.wait(place)
-            aside = move_aside(self_)
+            aside = rename_old_run(self_)
             place == "after the move" and self.wait(place)
             return aside
 
@@ -219,7 +219,7 @@ class Start:  # a start with --nobuf in a process of its own, which halts at a p
             (folder / "metrics.jsonl").write_text(place)
             self.wait("training")
 
-        RunFolder.move_aside = halting_move_aside
+        RunFolder.rename_old_run = halting_move_aside
         training.Trainer = lambda *args, **options: SimpleNamespace(run=run)
         mcfg = SimpleNamespace(run_dir=folder, modelName="base", nobuf=True, epochValidation=False, pixelMax=None)
         mcfg.validationSplitName = "validation"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runs.checkpoint import save_checkpoint
-from runs.origin import code_commit, file_origin, origin_for_others, origin_in_words, random_origin
+from runs.origin import code_commit, file_origin, origin_text, origin_text_without_paths, random_origin
 
 AGPL = "AGPL-3.0 (Ultralytics)"
 
@@ -27,7 +27,7 @@ def test_a_file_is_named_with_its_checksum(tmp_path):
 def test_official_weights_are_named_as_such_and_nothing_in_them_runs(shared):
     path = shared / "weights" / "yolov8n_coco.pt"
     assert file_origin(path)["licence"] == AGPL
-    assert origin_in_words(file_origin(path)) == f"{path}, under {AGPL}"
+    assert origin_text(file_origin(path)) == f"{path}, under {AGPL}"
 
 
 @pytest.mark.parametrize("prefix", ["model.", "model.model.", "module.model."])
@@ -39,10 +39,10 @@ def test_their_names_of_tensors_are_known_in_every_wrapping(tmp_path, prefix):
 def test_for_others_an_origin_has_names_and_checksums_but_no_paths(tmp_path):
     torch.save({"model.0.conv.weight": torch.zeros(1)}, tmp_path / "official.pt")
     run = checkpoint(tmp_path / "best.pth", file_origin(tmp_path / "official.pt"))
-    text = origin_for_others(file_origin(run))
+    text = origin_text_without_paths(file_origin(run))
     digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in (run, tmp_path / "official.pt")]
     assert text == f"best.pth (sha256 {digests[0]}), from official.pt (sha256 {digests[1]}), under {AGPL}"
-    assert origin_for_others(random_origin()) == "random"
+    assert origin_text_without_paths(random_origin()) == "random"
 
 
 def test_the_licence_survives_fine_tuning_from_a_fine_tuned_file(tmp_path):
@@ -57,14 +57,14 @@ def test_the_licence_survives_fine_tuning_from_a_fine_tuned_file(tmp_path):
         str(first),
         str(official),
     ]
-    assert origin_in_words(origin) == f"{second}, from {first}, from {official}, under {AGPL}"
+    assert origin_text(origin) == f"{second}, from {first}, from {official}, under {AGPL}"
 
 
 def test_files_of_ours_are_not_taken_for_theirs_by_a_folders_name(tmp_path):
     path = checkpoint(tmp_path / "own.pth", random_origin(), config='{"dataDir": "/home/me/ultralytics/data"}')
     assert file_origin(path)["licence"] is None
-    assert origin_in_words(random_origin()) == "random"
-    assert origin_in_words(file_origin(path)) == str(path)
+    assert origin_text(random_origin()) == "random"
+    assert origin_text(file_origin(path)) == str(path)
 
 
 def test_the_first_format_kept_a_path(tmp_path):

@@ -217,11 +217,11 @@ def test_best_weights_that_no_checkpoint_holds_any_more_are_said_to_be_lost(tmp_
     folder = RunFolder(tmp_path)
     history = [{"epoch": 0, "is_best": True}, *({"epoch": n, "is_best": False} for n in (1, 2))]
     checkpoint = {"history": json.dumps(history), "best": 0.5, "progress": None, "epoch": 3}
-    assert not folder.mend_best(checkpoint)
+    assert not folder.restore_best(checkpoint)
     assert "best.pth: is not there, and no checkpoint of epoch 1 is left" in caplog.text
     save_checkpoint(folder.best, {"epoch": 1})
-    assert folder.mend_best(checkpoint)
-    assert folder.mend_best({**checkpoint, "history": "[]", "best": None})
+    assert folder.restore_best(checkpoint)
+    assert folder.restore_best({**checkpoint, "history": "[]", "best": None})
 
 
 def test_a_run_may_be_extended_again_and_again_but_not_changed(squares_config, caplog):
