@@ -65,7 +65,7 @@ class RunFolder:
         return self.eval / name
 
     def results_folder(self, split: str) -> Path:
-        """The folder to read the results of a split from: `eval_folder`, or what an earlier version wrote into `eval`."""
+        """The folder with the results of a split: `eval_folder`, or `eval` itself if an earlier version wrote it."""
         folder = self.eval_folder(split)
         return self.eval if not folder.is_dir() and self._split_in_eval() == split else folder
 
