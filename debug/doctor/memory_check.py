@@ -15,7 +15,7 @@ from train.objective import DistillationObjective
 from train.setup import TrainingSetup, some_images
 
 _SIZES = {"cpu": (2, 4), "cuda": (4, 8)}  # images of the two steps that are measured
-# Times what autograd saves for the backward pass: the rest is gradients of activations and work space (docs/health.md).
+# Times what autograd saves for the backward pass: the rest is gradients of activations and work space (docs/doctor.md).
 _WHOLE_STEP = 1.2
 _TIGHT = 0.8  # share of the free memory; above it, other programs must not grow
 
