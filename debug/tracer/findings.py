@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from debug.tracer.operations import CodeLine, Operation, TensorStats, ValueRange, base_name, flat, is_watched
 from debug.tracer.recorder import Recorder
+from ops.text import shown
+
+IDS_SHOWN = 8
 
 Phase = Literal["input", "weights", "forward", "loss", "backward"]
 
@@ -48,6 +51,9 @@ class PassedOn(NamedTuple):
     module: str
     line: CodeLine | None
 
+    def __str__(self) -> str:
+        return f"{self.operation}{f' in {self.module}' if self.module else ''}{f' at {self.line}' if self.line else ''}"
+
 
 class BadInput(NamedTuple):
     """A part of the batch with which no step can succeed."""
@@ -55,6 +61,9 @@ class BadInput(NamedTuple):
     part: str  # images, boxes, labels
     description: str
     image_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.description} ({shown(self.image_ids, IDS_SHOWN)})"
 
 
 class GradientJump(NamedTuple):
@@ -66,6 +75,10 @@ class GradientJump(NamedTuple):
     line: CodeLine
     before: float
     after: float
+
+    def __str__(self) -> str:
+        module = f" in {self.module}" if self.module else ""
+        return f"{self.operation} ({self.node}){module} at {self.line}: {self.before:.3g} -> {self.after:.3g}"
 
 
 class Cause(NamedTuple):
@@ -99,7 +112,7 @@ class Trace:
     passed_on: list[PassedOn] = field(default_factory=list)
     growth: list[BlockGrowth] = field(default_factory=list)
     cause: Cause | None = None
-    evidence: str = ""  # how the producer was told from other operations
+    evidence: str = ""  # how the producer was distinguished from other operations
     bad_inputs: list[BadInput] = field(default_factory=list)
     bad_weights: list[str] = field(default_factory=list)
     probes: dict[str, TensorStats] = field(default_factory=dict)  # every probe, at its first call

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from debug.tracer.bundle import write_bundle
-from debug.tracer.findings import BlockGrowth, Producer, Trace
+from debug.tracer.findings import IDS_SHOWN, BlockGrowth, Producer, Trace
 from debug.tracer.operations import shape_text
 from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
@@ -20,7 +20,6 @@ from train.step import StepSetup
 log = logging.getLogger("mars")
 
 PASSED_SHOWN = 6
-IDS_SHOWN = 8
 STEEP = 100.0  # growth from one block to the next that is marked
 _HEADLINES = {
     "input": "the batch itself is bad",
@@ -97,11 +96,18 @@ def report_text(trace: Trace, message: str = "") -> str:
         )
         if trace.cause is not None:
             lines += [f"likely cause of later errors: {trace.cause.explanation}", f"how to fix it: {trace.cause.fix}"]
+    passed_on = [str(op) for op in trace.passed_on[:PASSED_SHOWN]]
+    if (num_more := len(trace.passed_on) - PASSED_SHOWN) > 0:
+        passed_on.append(f"and {num_more} more")
+    named = trace.producer.tensor if trace.producer else None
+    also_bad = [str(bad) for bad in trace.bad_inputs if bad.part != named]
+    if weights := [name for name in trace.bad_weights if name != named]:
+        also_bad.append(f"weights: {shown(weights, IDS_SHOWN)}")
     for title, section in (
-        ("passed on by", list(_passed_on(trace))),
-        ("the step itself raised", [trace.error] if trace.error else []),
-        ("also bad", list(_also_bad(trace))),
-        ("steepest jump in the backward pass", list(_jump(trace))),
+        ("passed on by", passed_on),
+        ("the step itself raised", [trace.error]),
+        ("also bad", also_bad),
+        ("steepest jump in the backward pass", [str(trace.jump)] if trace.jump else []),
         ("parts of the loss", [", ".join(f"{name} {value:.4g}" for name, value in trace.parts.items())]),
         ("notes", list(trace.notes)),
         ("probes, at their first call", [str(stats) for stats in trace.probes.values()]),
@@ -135,29 +141,6 @@ def _producer_rows(trace: Trace, producer: Producer) -> Iterator[str]:
     for title, text in rows:
         if text:
             yield f"  {title:<12}{text}"
-
-
-def _passed_on(trace: Trace) -> Iterator[str]:
-    for op in trace.passed_on[:PASSED_SHOWN]:
-        module = f" in {op.module}" if op.module else ""
-        yield f"{op.operation}{module}{f' at {op.line}' if op.line else ''}"
-    if len(trace.passed_on) > PASSED_SHOWN:
-        yield f"and {len(trace.passed_on) - PASSED_SHOWN} more"
-
-
-def _also_bad(trace: Trace) -> Iterator[str]:
-    named = trace.producer.tensor if trace.producer else None
-    for bad in trace.bad_inputs:
-        if bad.part != named:
-            yield f"{bad.part}: {bad.description} ({shown(bad.image_ids, IDS_SHOWN)})"
-    if weights := [name for name in trace.bad_weights if name != named]:
-        yield f"weights: {shown(weights, IDS_SHOWN)}"
-
-
-def _jump(trace: Trace) -> Iterator[str]:
-    if (jump := trace.jump) is not None:
-        module = f" in {jump.module}" if jump.module else ""
-        yield f"{jump.operation} ({jump.node}){module} at {jump.line}: {jump.before:.3g} -> {jump.after:.3g}"
 
 
 def _growth_rows(blocks: list[BlockGrowth]) -> Iterator[str]:
