@@ -1,4 +1,4 @@
-"""`python mars.py doctor` and `explain`, end to end: what is said, the exit status, and what stays untouched."""
+"""`python mars.py doctor` and `explain`, end to end: the output, the exit status, and what stays unchanged."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ OBJECT = (
 
 
 def draw_squares(folder: Path, side: int = 24, count: int = 16) -> Path:
-    """Images with a red and a blue square of `side` pixels each, on a grid of no points where the side is small."""
+    """Images with a red and a blue square of `side` pixels each, where no anchor point lies if the side is small."""
     for name in ("images", "annotations", "splits"):
         (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def squares(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(squares, tmp_path, capsys):
-    """A mode on the squares, in a root of its own; exit status, what went to stdout, what went to stderr."""
+    """Runs a command on the squares with its own root: exit status, stdout, stderr."""
 
     def call(mode: str, *words: str, data: Path = squares, settings=(), cfgname: str = CFGNAME) -> tuple[int, str, str]:
         asked = [*SETTINGS, *settings]
@@ -67,17 +67,17 @@ def states(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): file_digest(file) for file in ours}
 
 
-def said(out: str) -> dict[str, str]:
+def levels_of(out: str) -> dict[str, str]:
     """Subject -> level of every line that is not indented."""
     lines = [line for line in out.splitlines() if not line.startswith("       ")]
     assert lines and {line.split()[0] for line in lines} <= {"ok", "look", "wrong"}, lines
     return {line[7:].partition(":")[0]: line.split()[0] for line in lines}
 
 
-def test_a_healthy_config(run, tmp_path):
+def test_a_good_config(run, tmp_path):
     status, out, err = run("doctor")
     assert (status, err) == (0, "")
-    assert said(out) == dict.fromkeys(
+    assert levels_of(out) == dict.fromkeys(
         ["data", "folder", "labels", "batch", "points", "weights", "aliases", "freezing", "schedule", "gradient",
          "memory", "overfit", "in all"], "ok"
     )  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_random_backbone_that_is_frozen_and_labels_too_small(run, tmp_path):
     frozen = f"backboneFreezeEpochs={','.join(map(str, range(90)))}"
     status, out, err = run("doctor", data=tiny, settings=[frozen])
     assert (status, err) == (1, "")
-    levels = said(out)
+    levels = levels_of(out)
     assert (levels["freezing"], levels["points"], levels["in all"]) == ("wrong", "wrong", "wrong")
     assert "findings to mend before training (points, freezing" in out
 
@@ -105,7 +105,7 @@ def test_faults_of_the_data_are_wrong_and_a_missing_folder_is_a_mistake(run, tmp
     data = draw_squares(tmp_path / "data" / "faulty")
     (data / "images/03.png").write_bytes(b"no image")
     status, out, err = run("doctor", data=data)
-    assert (status, err, said(out)) == (1, "", {"data": "wrong", "in all": "wrong"})
+    assert (status, err, levels_of(out)) == (1, "", {"data": "wrong", "in all": "wrong"})
     assert "03.png" in out
     status, out, err = run("doctor", data=tmp_path / "nowhere")
     assert (status, out, "nowhere" in err) == (2, "", True)
@@ -116,35 +116,35 @@ def test_faults_of_the_data_are_wrong_and_a_missing_folder_is_a_mistake(run, tmp
 @pytest.mark.parametrize(
     ("error", "status"), [(FloatingPointError("not finite: images 14"), 1), (UserError("no such thing"), 2)]
 )
-def test_what_ends_it_early_leaves_a_report(run, tmp_path, monkeypatch, error, status):
+def test_an_early_end_leaves_a_report(run, tmp_path, monkeypatch, error, status):
     def broken(*_):
         raise error
 
     monkeypatch.setattr("debug.doctor.checks.examine_teacher", broken)
     found, out, err = run("doctor")
     assert (found, err) == (status, f"mars: {error}\n")
-    assert said(out)["schedule"] == "ok"
+    assert levels_of(out)["schedule"] == "ok"
     report = (tmp_path / NAME / "doctor" / "report.txt").read_text()
     assert report == f"{out}wrong  in all: the checks ended here: {error}\n"
 
 
-def test_beside_a_run_nothing_of_it_is_touched(run, tmp_path):
-    """A run of one epoch is there; the doctor and explain look at it, then it goes on as if they had not."""
+def test_the_files_of_a_run_stay_unchanged(run, tmp_path):
+    """Doctor and explain run beside a run of one epoch; the run then continues unchanged."""
     assert run("train", settings=["maxEpoch=1"])[0] == 0
     folder = tmp_path / NAME
     before = states(folder)
     status, out, _ = run("doctor", settings=["maxEpoch=1"])
     assert "holds a run of 1 epoch" in out
-    assert (status, states(folder)) == (int("wrong" in said(out).values()), before)
+    assert (status, states(folder)) == (int("wrong" in levels_of(out).values()), before)
     status, out, _ = run("doctor", settings=["talTopk=5"])
-    assert (status, said(out)["folder"], "talTopk 10 -> 5" in out) == (1, "wrong", True)
+    assert (status, levels_of(out)["folder"], "talTopk 10 -> 5" in out) == (1, "wrong", True)
     assert run("explain", "00", settings=["maxEpoch=1"])[0] == 0
     assert states(folder) == before
     status, out, err = run("train", settings=["maxEpoch=2"])
     assert (status, err, "maxEpoch 1 -> 2" in out) == (0, "", True)
 
 
-def test_the_doctor_does_not_wait_for_a_run_at_work(run, tmp_path, monkeypatch):
+def test_the_doctor_takes_no_lock(run, tmp_path, monkeypatch):
     from runs.lock import RunLock
 
     def locked(self):
@@ -159,7 +159,7 @@ def test_the_demo_before_it_is_trained(tmp_path, capsys):
     settings = ["drawnScenes=12", "inputShape=64", "dcore=0", "precision=float32", "device=cpu", "maxEpoch=200"]
     status = mars.main(["doctor", "demo.nano", "--root", str(tmp_path), "--set", *settings])
     out, err = capsys.readouterr()
-    levels = said(out)
+    levels = levels_of(out)
     assert (status, err) == (int("wrong" in levels.values()), "")
     assert {levels[subject] for subject in ("folder", "aliases", "freezing", "gradient", "memory")} == {"ok"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-data", "demo.nano"]
@@ -170,7 +170,7 @@ def test_the_demo_before_it_is_trained(tmp_path, capsys):
 
 @pytest.fixture
 def weights(tmp_path) -> Path:
-    """Of an untrained network that says its classes."""
+    """Of an untrained network, with its classes."""
     import torch
 
     torch.manual_seed(0)
@@ -181,8 +181,8 @@ def weights(tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", ["14", "14.png", "images/14.png"])
 def test_an_image_by_its_name_or_its_file(run, squares, tmp_path, weights, name):
-    word = str(squares / name) if "/" in name else name
-    status, out, err = run("explain", word, "--weights", str(weights), "--quiet")
+    path = str(squares / name) if "/" in name else name
+    status, out, err = run("explain", path, "--weights", str(weights), "--quiet")
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == f"14 of 'test', with {weights}:"
@@ -201,11 +201,11 @@ def test_explaining_what_is_not_there(run, weights):
     assert (status, "no such weights file; train first" in err) == (2, True)
 
 
-# A bad step, again
+# The replay of a non-finite step
 
 
 def test_a_bundle_is_replayed(tmp_path, capsys, squares):
-    """A weight that is infinite: the replay reproduces it and the status is 1; a healthy step is said to be one."""
+    """A weight that is infinite: the replay reproduces it and the status is 1; a good step is reported as good."""
     import torch
 
     from config.load import load_config

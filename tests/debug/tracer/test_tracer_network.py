@@ -1,4 +1,4 @@
-"""Faults in the network, forward and backward, put in from outside: is their place named?"""
+"""Faults in the network, forward and backward, injected from outside: is their place named?"""
 
 import math
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_block_scaled_until_it_overflows():
     found = traced(model, objective)
     assert (found.phase, found.producer.module, found.producer.base) == ("forward", "head.1", "convolution")
     assert found.cause.name == "huge weights in one block"
-    row = next(one for one in found.growth if one.name == "head.1")
+    row = next(block for block in found.growth if block.name == "head.1")
     assert row.ratio > 1e30 and row.num_bad > 0
 
 
@@ -34,7 +34,7 @@ def test_values_that_batch_norm_cannot_hold_are_found_in_its_statistics():
     assert "batch_norm" in found.producer.base and found.cause.name == "huge weights in one block"
 
 
-def test_weights_that_are_huge_everywhere_speak_of_the_learning_rate():
+def test_weights_that_are_huge_everywhere_point_to_the_learning_rate():
     model, objective = tiny_step()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -62,7 +62,7 @@ def test_zero_times_infinity():
     assert "written by aten.full_like" in found.producer.source and line_of(found)[0] == HERE
 
 
-def test_an_infinity_that_where_puts_in_and_a_product_spoils():
+def test_an_infinity_placed_by_where_and_multiplied_by_zero():
     model, objective = tiny_step()
     spoil_output(model.stem[1], lambda x: x * 0 * torch.where(x > 0, math.inf, 0.0) + x)
     found = traced(model, objective)
@@ -88,7 +88,7 @@ def test_an_infinity_that_where_puts_in_and_a_product_spoils():
         (lambda x: x * 1e30 * 1e30, "mul", "overflow"),
     ],
 )
-def test_what_usually_lies_behind(change, base, cause):
+def test_the_likely_cause(change, base, cause):
     model, objective = tiny_step()
     spoil_output(model.stem[1], change)
     found = traced(model, objective)
@@ -108,7 +108,7 @@ def test_a_root_at_zero_backward():
     assert found.cause.name == "root at zero, backward" and line_of(found) == (HERE, "length")
 
 
-def test_an_unguarded_normalise_whose_value_is_masked_but_not_its_slope():
+def test_an_unguarded_normalise_whose_value_is_masked_but_not_its_gradient():
     model, objective = tiny_step()
 
     def normalised(x):
@@ -151,7 +151,7 @@ class BadBackward(torch.autograd.Function):
         return gradient / (gradient - gradient)
 
 
-def test_a_backward_written_by_hand():
+def test_a_custom_backward():
     model, objective = tiny_step()
     spoil_output(model.stem[3], BadBackward.apply)
     found = traced(model, objective)

@@ -1,4 +1,4 @@
-"""Faults of loss, batch and weights, put in from outside: does the tracer name the place where they were put?"""
+"""Faults of loss, batch and weights, injected from outside: does the tracer name the place of the fault?"""
 
 import math
 from pathlib import Path
@@ -12,10 +12,18 @@ from debug.tracer.report import report_text
 HERE = Path(__file__).name
 
 
-def test_a_healthy_step_gives_the_growth_table_alone():
+def test_a_good_step_gives_the_growth_table_alone():
     found = traced(*tiny_step())
     assert found.producer is None and found.phase is None and found.cause is None and not found.is_reproduced
-    assert [one.name for one in found.growth] == ["stem.0", "stem.1", "head.0", "stem.2", "head.1", "stem.3", "head.2"]
+    assert [block.name for block in found.growth] == [
+        "stem.0",
+        "stem.1",
+        "head.0",
+        "stem.2",
+        "head.1",
+        "stem.3",
+        "head.2",
+    ]
     assert set(found.parts) == {"box", "cls", "dfl"} and "tal.metric" in found.probes
     assert "nothing bad" in report_text(found)
 
@@ -27,7 +35,7 @@ def test_no_alarm_where_nothing_is_wrong(count, boxes):
     assert traced(model, objective, tiny_batch(count, boxes)).producer is None
 
 
-def test_logits_handed_to_the_assigner():
+def test_logits_passed_to_the_assigner():
     model, objective = tiny_step()
     real = objective.loss.assigner
     objective.loss.assigner = lambda scores, *rest: real(scores.logit(), *rest)
@@ -179,7 +187,7 @@ def test_infinities_that_are_masked_away_are_not_called_the_producer():
     assert (found.producer.base, found.producer.module, found.cause.name) == ("div", "head.2", "zero normaliser")
 
 
-def test_an_infinity_that_only_keeps_bad_company_is_told_from_the_producer():
+def test_an_infinity_without_effect_is_distinguished_from_the_producer():
     """The logarithm's -inf ends in a softmax, where it does no harm; the NaN beside it does."""
     model, objective = tiny_step()
 

@@ -87,7 +87,7 @@ growth, block by block:
     )
 
 
-def test_an_empty_trace_says_that_nothing_was_found():
+def test_an_empty_trace_reports_that_nothing_was_found():
     first, empty, last = report_text(Trace(precision="float32")).splitlines()
     assert first.startswith("nothing bad: every value of this step is finite") and "not reproduced here" in first
     assert (empty, last) == ("", "0 operations in float32, 0.0 s")

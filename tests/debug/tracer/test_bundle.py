@@ -1,4 +1,4 @@
-"""A bad step in a file: everything comes back, a replay finds the same place, or says that it does not."""
+"""A non-finite step in a file: everything is read back, and a replay finds the same place or reports a difference."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def batch_of(count=2, boxes=1):
 
 @pytest.fixture
 def written(squares_config, tmp_path):
-    """A function that spoils a step, traces it and writes it: (trace, file)."""
+    """A function that makes a step non-finite, traces it and writes it: (trace, file)."""
 
     def make(spoil, batch=None, message="loss not finite", dtype=torch.float32, **fields):
         mcfg = squares_config(**fields)
@@ -74,7 +74,7 @@ def test_a_replay_finds_what_the_trace_found(written, spoil, phase):
     assert again.passed_on == found.passed_on
 
 
-def test_everything_comes_back(written):
+def test_everything_is_read_back(written):
     batch = batch_of()
     batch.boxes[1, 0, 0] = math.nan
     _, path = written(bad_weight, batch, message="loss nan; images one, two")
@@ -88,13 +88,13 @@ def test_everything_comes_back(written):
     assert (bundle.weights["backbone.l0.bn.running_mean"] == 0).all()  # as before the step
 
 
-def test_the_file_holds_nothing_that_runs(written):
+def test_the_file_holds_plain_values_only(written):
     _, path = written(no_boxes)
     assert torch.load(path, weights_only=True)["format"] == "mars-bad-step-1"
 
 
-def test_a_replay_that_finds_nothing_says_so(written, monkeypatch):
-    """The fault was in the code, and the code is right again: an assigner that was handed logits."""
+def test_a_replay_that_finds_nothing_reports_it(written, monkeypatch):
+    """The fault was in the code, which is correct again."""
     with monkeypatch.context() as patched:
         patched.setattr(F, "binary_cross_entropy_with_logits", lambda *args, **kw: (args[0] - args[0]).sum().log())
         found, path = written(lambda model, batch: None)
@@ -104,7 +104,7 @@ def test_a_replay_that_finds_nothing_says_so(written, monkeypatch):
     assert "not reproduced" in report_text(again).splitlines()[0]
 
 
-def test_modes_and_what_is_frozen_come_back(written):
+def test_modes_and_frozen_parts_are_read_back(written):
     def freeze(model, batch):
         model.train().freezeBackbone()
         model.head.cls[0][2].weight.data.fill_(1e38)
@@ -116,7 +116,7 @@ def test_modes_and_what_is_frozen_come_back(written):
     assert repr(replay(bundle, CPU).growth) == repr(found.growth)
 
 
-def test_a_student_is_replayed_with_its_teacher_or_without_once_that_is_gone(written, tmp_path):
+def test_a_student_is_replayed_with_its_teacher_or_without_it_if_the_file_is_missing(written, tmp_path):
     torch.manual_seed(0)
     teacher = tmp_path / "teacher.pth"
     torch.save(YoloModel("small", 2).state_dict(), teacher)
@@ -165,7 +165,7 @@ def test_a_bundle_of_an_older_version_is_read(written):
     assert bundle.teacher_checksum is None and not replay(bundle, CPU).notes
 
 
-def test_a_bad_weight_of_the_teacher_is_named_as_such(squares_config, tmp_path):
+def test_a_bad_weight_of_the_teacher_is_named(squares_config, tmp_path):
     torch.manual_seed(0)
     torch.save(YoloModel("small", 2).state_dict(), tmp_path / "teacher.pth")
     mcfg = squares_config(modelName="distillation", teacherModelFile=str(tmp_path / "teacher.pth"))
@@ -178,7 +178,7 @@ def test_a_bad_weight_of_the_teacher_is_named_as_such(squares_config, tmp_path):
     assert found.producer.module == "teacher.neck.l16.conv" and found.cause.name == "bad weight"
 
 
-def test_files_that_are_none_are_refused(written, tmp_path):
+def test_other_files_are_refused(written, tmp_path):
     _, path = written(no_boxes)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -208,7 +208,7 @@ def test_another_version_of_the_network_is_refused(written):
         replay(bundle, CPU)
 
 
-def test_a_device_that_is_not_there_is_said(written, monkeypatch):
+def test_a_missing_device_is_noted(written, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found, path = written(no_boxes)
     bundle = read_bundle(path)

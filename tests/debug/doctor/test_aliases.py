@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from doctor_checks import levels
 from torch import nn
 
-from debug.doctor.aliases import Alias, find_aliases, merge_to_modules
+from debug.doctor.aliases import Alias, examine_aliases, find_aliases, merge_to_modules
+from debug.doctor.finding import OK, WRONG
 from model import YoloModel
 
 
 class Twice(nn.Module):
-    """The bug of a field report: conv_1 is conv, and a fill of the one fills the other."""
+    """A bug of a user: conv_1 is conv, so that a fill of conv_1 fills conv."""
 
     def __init__(self):
         super().__init__()
@@ -18,7 +20,7 @@ class Twice(nn.Module):
 
 
 class Holding(nn.Module):
-    """Buffers as they are handed in."""
+    """A module with these buffers."""
 
     def __init__(self, **tensors):
         super().__init__()
@@ -38,10 +40,10 @@ def test_one_module_under_two_names():
 
 
 def test_a_copy_is_no_alias():
-    healthy = Twice()
-    healthy.conv_1 = nn.Conv2d(3, 3, 3)
-    healthy.conv_1.load_state_dict(healthy.conv.state_dict())
-    assert find_aliases(healthy) == []
+    module = Twice()
+    module.conv_1 = nn.Conv2d(3, 3, 3)
+    module.conv_1.load_state_dict(module.conv.state_dict())
+    assert find_aliases(module) == []
     assert find_aliases(nn.Identity()) == []
 
 
@@ -81,7 +83,7 @@ def test_the_same_bytes_read_as_another_type():
     assert find_aliases(Holding(a=memory[:4], b=memory.view(torch.int16)[8:10])) == []
 
 
-def test_what_is_declared_is_let_be():
+def test_declared_pairs_are_not_reported():
     assert find_aliases(Twice(), declared=[("conv", "conv_1")]) == []
     assert find_aliases(Twice(), declared=[("conv_1", "conv")]) == []
     assert [alias.first for alias in find_aliases(Twice(), declared=[("conv.weight", "conv_1.weight")])] == [
@@ -90,7 +92,7 @@ def test_what_is_declared_is_let_be():
     assert len(find_aliases(Twice(), declared=[("con", "con_1"), ("conv", "other")])) == 2
 
 
-def test_the_network_has_none_until_somebody_writes_conv_1_is_conv():
+def test_the_network_has_no_alias_until_a_convolution_is_shared():
     model = YoloModel("nano", 2)
     assert find_aliases(model) == []
     block = model.backbone.l2.m[0]
@@ -110,3 +112,9 @@ def test_a_block_under_two_names_is_one_line():
 def test_a_network_without_memory_shares_none():
     with torch.device("meta"):
         assert find_aliases(Twice()) == []
+
+
+def test_each_module_is_checked_by_itself():
+    assert levels(examine_aliases(nn.Linear(2, 2), nn.Linear(2, 2))) == [OK]
+    twice = nn.ModuleList([nn.Linear(2, 2)] * 2)
+    assert levels(examine_aliases(nn.Linear(2, 2), twice)) == [WRONG]

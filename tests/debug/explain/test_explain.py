@@ -1,4 +1,4 @@
-"""Why an object was found or missed: against the loss itself, a slow count of points, and cases made by hand."""
+"""Why an object was found or missed: against the loss itself, a slow count of points, and made-up cases."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,7 @@ def explained(network, annotation, letterbox=SAME, limits=LIMITS):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_objects_and_background_cost_what_the_loss_says(network, count):
+def test_objects_and_background_add_up_to_the_loss(network, count):
     annotation = annotation_of(CORNERS[:count], [0, 1, 0][:count])
     explanation, out = explained(network, annotation)
     every = [item.loss for item in explanation.objects] + [explanation.background]
@@ -101,7 +101,7 @@ def test_points_are_those_that_were_assigned_level_by_level(network):
 
 
 def test_points_inside_are_those_that_the_assigner_can_choose():
-    """With perfect boxes at every point and room for all, it takes exactly these."""
+    """With perfect boxes at every point and a large enough topk, it chooses exactly these."""
     points, _ = make_anchors(((8, 8), (4, 4), (2, 2)))
     generator = torch.Generator().manual_seed(1)
     low = torch.rand(40, 2, generator=generator) * 50
@@ -109,18 +109,18 @@ def test_points_inside_are_those_that_the_assigner_can_choose():
     for min_side in (0.0, 16.0):
         assigner = TaskAlignedAssigner(topk=len(points), num_classes=1, min_side=min_side)
         ones = torch.ones(40, len(points), 1)
-        told = boxes[:, None].expand(-1, len(points), -1)
+        repeated = boxes[:, None].expand(-1, len(points), -1)
         zeros = torch.zeros(40, 1, 1, dtype=torch.long)
-        chosen = assigner(ones, told, points, zeros, boxes[:, None], torch.ones(40, 1, 1, dtype=torch.bool)).fg_mask
+        chosen = assigner(ones, repeated, points, zeros, boxes[:, None], torch.ones(40, 1, 1, dtype=torch.bool)).fg_mask
         assert torch.equal(are_inside(points, boxes, min_side), chosen)
     assert are_inside(points, torch.zeros(0, 4)).shape == (0, 84)
 
 
-# Why objects were missed, from boxes and scores that are made up
+# Why objects were missed, from made-up boxes and scores
 
 
-class Silent(nn.Module):
-    """Predictors need a module; this one is never asked."""
+class Unused(nn.Module):
+    """Predictors need a module; this module is never called."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         raise AssertionError
@@ -133,7 +133,7 @@ def analysis_of(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> ErrorAna
     boxes, scores = torch.tensor(boxes), torch.tensor(scores)
     found = select_detections(boxes, scores, 0.001, nms_iou, most)
     detections = Detections("image", *found)
-    predictor = Predictor(Silent(), nms_iou=nms_iou, max_detections=most)
+    predictor = Predictor(Unused(), nms_iou=nms_iou, max_detections=most)
     return ErrorAnalysis(predictor, Predictions(boxes, scores, detections), annotation_of(truth, labels), LIMITS, NAMES)
 
 
@@ -165,7 +165,7 @@ def test_an_object_without_points():
     assert analysis_of([ONE], [0], [ONE], [[0.9, 0.0]]).classify_error(0, num_inside=0, num_assigned=0)[0] == FOUND
 
 
-def test_an_object_that_another_ones_detection_suppressed():
+def test_an_object_suppressed_by_the_detection_of_another_object():
     """Two of a class, nearly on top of each other: the second's box overlaps .83 with the detection of the first."""
     close = [10.0, 10, 30, 34]
     both = analysis_of([ONE, close], [0, 0], [ONE, close], [[0.9, 0.0], [0.8, 0.0]])
@@ -177,8 +177,8 @@ def test_an_object_that_another_ones_detection_suppressed():
     assert [apart.classify_error(number, 10, 10)[0] for number in (0, 1)] == [FOUND, FOUND]
 
 
-def test_a_detection_counts_for_one_object_only():
-    """One box between two objects that it fits both."""
+def test_a_detection_is_matched_to_one_object_only():
+    """One box between two objects that fits both."""
     between = analysis_of([ONE, [10.0, 10, 30, 34]], [0, 0], [[10.0, 10, 30, 31]], [[0.9, 0.0]])
     assert between.classify_error(0, 10, 10)[0] == FOUND
     error, details = between.classify_error(1, 10, 10)
@@ -191,7 +191,7 @@ def test_an_object_beyond_the_number_of_detections():
     assert (error, "is not among the 1 best (maxDetections)" in details) == (SUPPRESSED, True)
 
 
-def test_pairs_are_the_painters():
+def test_matches_equal_those_of_the_painter():
     generator = torch.Generator().manual_seed(2)
     for _ in range(20):
         low = torch.rand(6, 2, generator=generator) * 30
@@ -223,7 +223,7 @@ def test_the_table_has_a_row_for_each_object_and_adds_up(network):
 
 
 def test_the_picture_shows_points_where_they_are_on_the_image(network):
-    """A letterbox that doubles and shifts: what the network sees at 24 is at 8 on the image."""
+    """A letterbox that doubles and shifts: 24 in the network input is 8 on the image."""
     letterbox = Letterbox(2.0, 2.0, 8.0, 0.0, 32, 24)
     annotation = replace(annotation_of([[4.0, 4, 20, 24]], [0]), height=32, width=24)
     explanation, _ = explained(network, annotation, letterbox)

@@ -1,4 +1,4 @@
-"""Faults that the tracer has no code for, and how it names them all the same."""
+"""Faults that the tracer was not written for: it names them, too."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from debug.tracer.report import report_text
 HERE = Path(__file__).name
 
 
-def test_code_that_spoils_a_weight_while_it_computes():
+def test_code_that_overwrites_a_weight_during_the_step():
     model, objective = tiny_step()
 
     def poison(x):
@@ -43,13 +43,13 @@ def test_a_nan_out_of_numpy():
 
 def test_a_backward_hook_of_a_module():
     model, objective = tiny_step()
-    model.stem[2].register_full_backward_hook(lambda module, to, of: tuple(one * math.inf for one in to))
+    model.stem[2].register_full_backward_hook(lambda module, to, of: tuple(gradient * math.inf for gradient in to))
     found = traced(model, objective)
     assert (found.phase, found.producer.base, line_of(found)[0]) == ("backward", "mul", HERE)
 
 
 class Checkpointed(nn.Module):
-    """Computes `inner` again on the way back, the newer way or the older one."""
+    """Computes `inner` again in the backward pass, by the newer or the older method."""
 
     def __init__(self, inner, is_reentrant):
         super().__init__()
@@ -94,7 +94,7 @@ def test_memory_that_was_never_written():
     assert line_of(found) == (HERE, "leaky")
 
 
-def test_infinities_in_a_buffer_may_be_meant():
+def test_infinities_in_a_buffer_may_be_intended():
     model, objective = tiny_step()
     model.register_buffer("mask", torch.full((8, 1, 1), -math.inf))
     model.mask[3:] = 0
@@ -103,7 +103,7 @@ def test_infinities_in_a_buffer_may_be_meant():
     assert found.producer is None and not found.bad_weights
 
 
-def test_an_error_of_the_step_is_told_with_what_was_seen_before_it():
+def test_an_error_of_the_step_is_reported_with_what_was_found_before_it():
     model, objective = tiny_step()
 
     def fall(x):
@@ -113,12 +113,12 @@ def test_an_error_of_the_step_is_told_with_what_was_seen_before_it():
 
     spoil_output(model.stem[1], fall)
     found = traced(model, objective)
-    assert found.error == "ValueError: not finite" and [one.name for one in found.growth] == ["stem.0"]
+    assert found.error == "ValueError: not finite" and [block.name for block in found.growth] == ["stem.0"]
     assert (found.producer.base, found.cause.name, line_of(found)) == ("div", "zero normaliser", (HERE, "fall"))
 
 
 class Attention(nn.Module):
-    """Every cell looks at those before it; the first at none, when it must not look at itself."""
+    """Causal attention; with diagonal=0 a cell is masked for itself, so that the first row is masked completely."""
 
     def __init__(self, cells, kind, diagonal=0):
         super().__init__()
@@ -163,20 +163,20 @@ def test_a_spectrum_is_followed_too():
     assert found.passed_on[0].operation.startswith("aten.mul")
 
 
-@pytest.mark.parametrize("born", ["forward", "backward"])
-def test_a_block_that_is_checkpointed_the_older_way(born):
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_block_that_is_checkpointed_the_older_way(phase):
     model, objective = tiny_step()
     inner = model.stem[2]
 
     def mish(x):  # its forward pass hides what overflows
         return x * torch.tanh(torch.log(1 + torch.exp(1000 * x)))
 
-    spoil_output(inner, mish if born == "forward" else lambda x: x + (x * 0).sqrt())
+    spoil_output(inner, mish if phase == "forward" else lambda x: x + (x * 0).sqrt())
     model.stem[2] = Checkpointed(inner, True)
     found = traced(model, objective)
     assert not found.error and found.producer.module == "stem.2.inner"
-    told = {"forward": ("exp", "exp overflow"), "backward": ("div", "root at zero, backward")}
-    assert (found.producer.base, found.cause.name) == told[born]
+    expected = {"forward": ("exp", "exp overflow"), "backward": ("div", "root at zero, backward")}
+    assert (found.producer.base, found.cause.name) == expected[phase]
 
 
 @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
@@ -186,8 +186,8 @@ def test_a_hook_that_divides_a_gradient_of_zeros_by_its_length(kind):
     with torch.no_grad():
         model.stem[1].bn.weight.zero_()
 
-    def normalise(one):
-        return one / one.norm()
+    def normalise(gradient):
+        return gradient / gradient.norm()
 
     def normalise_in_place(parameter):
         parameter.grad.div_(parameter.grad.norm())
@@ -223,7 +223,7 @@ def test_a_deviation_of_a_single_value():
     assert (found.producer.base, found.cause.name) == ("std", "deviation of one value")
 
 
-def test_pixels_that_were_never_pixels():
+def test_pixels_far_out_of_range():
     model, objective = tiny_step()
     batch = tiny_batch()
     images = batch.images.float()
@@ -244,7 +244,7 @@ def test_padding_that_is_not_finite_is_named():
     assert found.producer.source == "1 boxes are NaN or infinite, 1 of them padding"
 
 
-def test_code_that_spoilt_a_weight_in_an_earlier_step():
+def test_code_that_overwrote_a_weight_in_an_earlier_step():
     model, objective = tiny_step()
     weight = model.stem[2].conv.weight
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A trace computes what the step computed, and leaves nothing changed."""
+"""A trace computes what the training step computed, and changes nothing."""
 
 import copy
 import math
@@ -25,19 +25,19 @@ def state_of(model, objective):
     )  # fmt: skip
 
 
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        one, other = one.detach(), other.detach()
-        return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
-    return one == other
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        a, b = a.detach(), b.detach()
+        return a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
+    return a == b
 
 
-class Meddling(nn.Module):
-    """Changes all that it can reach, then raises."""
+class ChangingEverything(nn.Module):
+    """Changes everything in its reach; then it raises, if asked to."""
 
     def __init__(self, inner, is_raising):
         super().__init__()
@@ -56,9 +56,9 @@ class Meddling(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("kind", ["healthy", "bad", "raising", "changing"])
+@pytest.mark.parametrize("kind", ["good", "bad", "raising", "changing"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_nothing_is_moved(kind, precision):
+def test_nothing_is_changed(kind, precision):
     model, objective = tiny_step()
     batch = tiny_batch()
     objective(model, batch.images.float() / 255, batch).total.backward()
@@ -66,7 +66,7 @@ def test_nothing_is_moved(kind, precision):
         model.stem[0].conv.weight.data[0, 0, 0, 0] = math.nan
         model.stem[1].conv.weight.grad[0] = math.nan
     if kind in ("raising", "changing"):
-        model.stem[2] = Meddling(model.stem[2], kind == "raising")
+        model.stem[2] = ChangingEverything(model.stem[2], kind == "raising")
     model.stem[3].eval()
     model.stem[0].conv.weight.requires_grad_(False)
     before, pixels = state_of(model, objective), batch.images.clone()
@@ -88,8 +88,8 @@ def test_buffers_and_random_states_from_before_the_step_are_used():
     model(tiny_batch().images.float() / 255)
     torch.rand(100)
     again = traced(model, objective, buffers=before, random=states)
-    assert [one.largest for one in again.growth] == [one.largest for one in first.growth]
-    assert [one.largest for one in traced(model, objective).growth] != [one.largest for one in first.growth]
+    assert [block.largest for block in again.growth] == [block.largest for block in first.growth]
+    assert [block.largest for block in traced(model, objective).growth] != [block.largest for block in first.growth]
 
 
 def test_the_trace_computes_what_the_stepper_does():
