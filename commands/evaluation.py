@@ -7,7 +7,7 @@ from commands.setup import check, log_report
 from commands.weights import refuse_other_splits, trained_model, weights_of
 from config.mconfig import ModelConfig
 from dl.check import CheckedData
-from dl.source import DataSource
+from dl.formats.source import DataSource
 from dl.splits import find_split
 from eval.evaluator import Evaluator
 from eval.painter import refuse_overwriting_pictures, remove_painted

@@ -16,11 +16,11 @@ from debug.explain.explain import explain as explain_image
 from debug.explain.explain import object_table, paint_explanation
 from dl.annotations import Annotation
 from dl.dataset import DetectionDataset
-from dl.discover import locate
-from dl.faults import DataFault
+from dl.files import DataError
+from dl.formats.discover import locate
+from dl.formats.source import DataSource
 from dl.image_cache import FileImages
 from dl.loader import collate
-from dl.source import DataSource
 from eval.painter import file_names, write_jpeg
 from eval.predictor import Predictor
 from ops.files import write_atomic
@@ -85,6 +85,6 @@ def _is_meant(word: str, source: DataSource, image_id: str) -> bool:
     if Path(image_id).name not in (path.stem, path.name) or not path.is_file():
         return False
     try:
-        return source.reader.image(image_id).resolve() == path.resolve()
-    except DataFault:
+        return source.reader.find_image(image_id).resolve() == path.resolve()
+    except DataError:
         return False

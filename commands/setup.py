@@ -35,7 +35,7 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
 
     Raises `UserError` when the run's folder lies in the data or holds other things, before anything is written there.
     """
-    from dl.discover import as_overrides, locate
+    from dl.formats.discover import as_overrides, locate
     from dl.splits import find_split
     from runs.folder import RunFolder
 
@@ -109,7 +109,7 @@ def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
 
 def _draw_small(mcfg: ModelConfig, quiet: bool) -> tuple[str, ...]:
     """The split 'small' of a data set that has none, as subsetMap takes it: drawn out of train, the same every time."""
-    from dl.shots import count_objects, draw_shots
+    from dl.splits import count_objects, draw_shots
     from runs.folder import RunFolder
 
     data = check(mcfg, ["train"], None if mcfg.nobuf else RunFolder.of(mcfg).data_check, quiet)

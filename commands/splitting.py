@@ -15,10 +15,9 @@ from config.load import load_config
 from config.mconfig import ModelConfig
 from config.places import absolute
 from dl.annotations import Annotation
-from dl.discover import as_overrides, locate
-from dl.shots import count_objects, draw_share, draw_shots
-from dl.source import DataSource
-from dl.splits import USUAL_NAMES, canonical_name, find_split
+from dl.formats.discover import as_overrides, locate
+from dl.formats.source import DataSource
+from dl.splits import USUAL_NAMES, canonical_name, count_objects, draw_share, draw_shots, find_split
 from ops.files import write_atomic
 from ops.log import RESULT
 from ops.text import align_columns

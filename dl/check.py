@@ -1,4 +1,4 @@
-"""Is this data set fit to train on? Every fault in one pass, every amendment counted."""
+"""The data check: read every image and annotation, report all errors together, and count each change."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,126 +11,132 @@ from pathlib import Path
 from config.errors import UserError
 from config.fields import nearest
 from config.mconfig import ModelConfig
-from dl.annotations import Annotation, Tally, Written, clean
-from dl.copies import Copy, ImageFile, count_copies, count_shared, describe_copies, find_copies
-from dl.discover import DataSource, locate
-from dl.faults import DataFault
-from dl.image_notes import choose_pixel_max, image_notes
-from dl.images import ImageFacts, inspect_image, plan_delivery
-from dl.remarks import BoxFaults, about_boxes, about_classes
-from dl.report import DataReport, SplitReport, listed
+from dl.annotations import Annotation, CleaningCounts, RawAnnotation, clean_annotation
+from dl.files import DataError
+from dl.formats.discover import locate
+from dl.formats.source import DataSource
+from dl.image_files import (
+    ImageCopy,
+    ImageFile,
+    VerifiedImages,
+    count_copies,
+    count_copies_in_other_splits,
+    describe_copies,
+    find_copies,
+)
+from dl.images import ImageInfo, choose_orientation, choose_pixel_max, image_notes, inspect_image
+from dl.report import BoxProblems, DataReport, SplitReport, box_warnings, class_warnings, listed
 from dl.splits import find_split
-from dl.verified import VerifiedImages
 from ops.device import usable_cores
 from ops.text import shown
 
-OnImage = Callable[[int, int], None]  # called with how many images are done, of how many
+OnImage = Callable[[int, int], None]  # called with (number of finished images, number of all images)
 
 
 @dataclass(frozen=True)
 class CheckedData:
-    """Cleaned annotations by split name as asked for, and the report about them."""
+    """Cleaned annotations by split name as requested, and the report."""
 
     splits: dict[str, list[Annotation]]
-    expected: dict[str, int]  # images that the split lists, each once, those that were skipped too
+    expected: dict[str, int]  # distinct images that the split lists, including skipped images
     report: DataReport
     source: DataSource
-    pixel_max: int | None = None  # what the 16-bit images of all splits are scaled by; None: there are none
+    pixel_max: int | None = None  # scale of the 16-bit images of all splits; None: there are none
 
 
 @dataclass
-class _Examined:
-    """One image with its annotation: fit (annotation and tally are set) or with faults."""
+class _ExaminedImage:
+    """The result for one image and its annotation. It is valid (`annotation` is set), or has errors."""
 
     annotation: Annotation | None = None
-    tally: Tally = field(default_factory=Tally)
-    is_ambiguous: bool = False
-    has_size: bool = True
-    outlines: int = 0
-    is_unlabelled: bool = False
-    facts: ImageFacts | None = None
-    faults: list[str] = field(default_factory=list)
+    counts: CleaningCounts = field(default_factory=CleaningCounts)
+    raw: RawAnnotation | None = None  # without its objects
+    is_ambiguous: bool = False  # the annotation does not say whether the image is rotated
+    info: ImageInfo | None = None
+    errors: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class _Read:
-    """All that was read of some splits."""
+class _Examination:
+    """The results for all images of some splits."""
 
     mcfg: ModelConfig
     source: DataSource
     ids: dict[str, tuple[str, ...]]  # of each split, every image once
-    examined: dict[str, _Examined]
+    images: dict[str, _ExaminedImage]
 
-    def fit(self, key: str | None = None) -> list[_Examined]:
-        """What can be used of a split, None: of all."""
-        names = self.examined if key is None else self.ids[key]
-        return [self.examined[name] for name in names if self.examined[name].annotation]
+    def valid(self, key: str | None = None) -> list[tuple[_ExaminedImage, Annotation]]:
+        """The valid images of a split; None: of all splits."""
+        names = self.images if key is None else self.ids[key]
+        images = (self.images[name] for name in names)
+        return [(image, image.annotation) for image in images if image.annotation is not None]
 
     @cached_property
-    def box_faults(self) -> list[BoxFaults]:
-        """Of each annotation with boxes that were dropped or written twice."""
-        faults = []
-        # a json is the annotation of all images, so there the image is named
+    def box_problems(self) -> list[BoxProblems]:
+        """Of each annotation with dropped boxes or duplicate objects."""
+        problems = []
+        # One json has the annotations of all images, so there the image is named.
         is_json = self.source.format == "coco"
         folder = self.source.image_dir if is_json else self.source.annotation_dir
-        for image in self.fit():
-            if image.annotation and (image.tally.dropped or image.tally.repeats):
-                path = image.annotation.image_path if is_json else image.annotation.annotation_path
+        for image, annotation in self.valid():
+            if image.counts.dropped or image.counts.duplicates:
+                path = annotation.image_path if is_json else annotation.annotation_path
                 name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-                faults.append(BoxFaults(name, image.tally.dropped, image.tally.repeats))
-        return faults
+                problems.append(BoxProblems(name, image.counts.dropped, image.counts.duplicates))
+        return problems
 
 
 def check_data(
     mcfg: ModelConfig, split_names: Sequence[str], cache_file: Path | None = None, on_image: OnImage | None = None
 ) -> CheckedData:
-    """Read and decode every image and annotation of these splits.
+    """Read and decode every image and annotation of these splits. Prints nothing.
 
-    Raises one `UserError` that lists all faults, each with its file: missing or unreadable image or xml, `<size>` that
-    disagrees, empty or unknown split, an image in two splits (also in those not asked for; `small`, or the split that
-    is trained on, may share with `train`), a class list that knows none of the objects. The same image under two
-    names in such splits is only reported (`DataReport.copies`), for published data sets hold some. With badFiles=skip
-    the images with a fault of their own are left out and counted instead. `cache_file` remembers decoded images, so
-    that a second start is quick. `on_image` is called with how many images are done, of how many. Prints nothing.
+    Raises one `UserError` that lists all errors with their files: a missing or unreadable image or annotation, a
+    `<size>` that disagrees, an empty or unknown split, an image in two splits (also in splits that are not requested;
+    `small` and the training split may share images with `train`), a class list without any class of the annotations.
+    The same image under two names is only reported (`DataReport.copies`), because published data sets have some. With
+    badFiles=skip, images with errors are left out and counted instead. `cache_file` remembers decoded images, so that
+    a second start is fast. `on_image` is called with the number of finished images and of all images.
     """
     source = locate(mcfg)
-    asked = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}
-    ids = {key: tuple(dict.fromkeys(source.splits[key])) for key in asked.values() if key is not None}
-    pairs = _apart(asked, mcfg, source)
+    keys = {name: find_split(name, source.splits) for name in dict.fromkeys(split_names)}
+    ids = {key: tuple(dict.fromkeys(source.splits[key])) for key in keys.values() if key is not None}
+    pairs = _separate_splits(keys, mcfg, source)
     verified = VerifiedImages(cache_file)
     every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
-    left_over = source.reader.remarks()  # before the threads: it lists the folders
-    read = _Read(mcfg, source, ids, _examine_all(source, list(every_id), verified, on_image))
-    faults = [_unknown_split(name, mcfg, source) for name, key in asked.items() if key is None]
-    faults += [f"split '{key}' is empty" for key, names in ids.items() if not names]
-    faults += _overlaps(pairs, source)
-    bad_files = source.reader.faults() + [fault for image in read.examined.values() for fault in image.faults]
+    unused_files = source.reader.warnings()  # before the threads start, because it lists the folders
+    data = _Examination(mcfg, source, ids, _examine_all(source, list(every_id), verified, on_image))
+    errors = [_unknown_split(name, mcfg, source) for name, key in keys.items() if key is None]
+    errors += [f"split '{key}' is empty" for key, names in ids.items() if not names]
+    errors += _overlaps(pairs, source)
+    file_errors = source.reader.errors() + [error for image in data.images.values() for error in image.errors]
     is_strict = mcfg.badFiles == "stop"
-    faults += bad_files if is_strict else _emptied(read) if bad_files else []
-    faults += _strange_classes(read) + _without_labels(read) + _without_boxes(read)
-    if faults:
-        raise UserError(_list_faults(faults, can_skip=is_strict and bool(bad_files)))
-    pixel_max = mcfg.pixelMax or _pixel_max(read)
-    copies = _without_same_splits(find_copies(source, pairs, _files(read.examined), verified), read)
-    reports = {name: _count(read, key, copies) for name, key in asked.items() if key is not None}
+    errors += file_errors if is_strict else _splits_without_valid_images(data) if file_errors else []
+    errors += _unknown_classes(data) + _splits_without_labels(data) + _no_usable_boxes(data)
+    if errors:
+        raise UserError(_error_message(errors, can_skip=is_strict and bool(file_errors)))
+    pixel_max = mcfg.pixelMax or _pixel_max(data)
+    copies = _copies_to_report(find_copies(source, pairs, _files(data.images), verified), data)
+    reports = {name: _count(data, key, copies) for name, key in keys.items() if key is not None}
+    infos = {source.files.get(i, i): image.info for i, image in data.images.items() if image.annotation and image.info}
     report = DataReport(
         source.class_list,
         reports,
-        tuple(() if is_strict else bad_files),
-        (*left_over, *_remarks(read, reports)),
-        tuple(image_notes(_facts_by_file(read), pixel_max, mcfg.pixelMax is not None)),
+        tuple(() if is_strict else file_errors),
+        (*unused_files, *_warnings(data, reports)),
+        tuple(image_notes(infos, pixel_max, mcfg.pixelMax is not None)),
         describe_copies(copies, source),
     )
-    splits = {name: _annotations(read, key, pixel_max) for name, key in asked.items() if key is not None}
-    expected = {name: len(ids[key]) for name, key in asked.items() if key is not None}
+    splits = {name: _annotations(data, key, pixel_max) for name, key in keys.items() if key is not None}
+    expected = {name: len(ids[key]) for name, key in keys.items() if key is not None}
     return CheckedData(splits, expected, report, source, pixel_max)
 
 
 def _examine_all(
     source: DataSource, ids: Sequence[str], verified: VerifiedImages, on_image: OnImage | None
-) -> dict[str, _Examined]:
-    examined: dict[str, _Examined] = {}
-    with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # decoders release the interpreter lock
+) -> dict[str, _ExaminedImage]:
+    examined: dict[str, _ExaminedImage] = {}
+    with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # image decoders release the interpreter lock
         results = pool.map(lambda image_id: _examine(source, image_id, verified), ids)
         for image_id, result in zip(ids, results, strict=True):
             examined[image_id] = result
@@ -140,215 +146,203 @@ def _examine_all(
     return examined
 
 
-def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _Examined:
-    """Both files are looked at even when one has a fault: the user mends them in one go."""
-    faults: list[str] = []
-    image: tuple[Path, ImageFacts] | None = None
-    annotation: tuple[Path, Written] | None = None
+def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _ExaminedImage:
+    """Examine the image and its annotation. Both are read even if one has an error, so that all errors are known."""
+    errors: list[str] = []
+    image: tuple[Path, ImageInfo] | None = None
+    annotation: tuple[Path, RawAnnotation] | None = None
+    upright_size = None
     try:
-        path = source.reader.image(image_id)
-        image = path, _facts(path, verified)
-    except DataFault as fault:
-        faults.append(str(fault))
+        path = source.reader.find_image(image_id)
+        info = verified.get(path)
+        if info is None:
+            info = inspect_image(path)
+            verified.add(path, info)
+        image = path, info
+        upright = choose_orientation(path, info, None)
+        upright_size = upright.width, upright.height
+    except DataError as error:
+        errors.append(str(error))
     try:
-        annotation = source.reader.written(image_id, _upright_size(*image) if image else None)
-    except DataFault as fault:
-        faults.append(str(fault))
+        annotation = source.reader.read_annotation(image_id, upright_size)
+    except DataError as error:
+        errors.append(str(error))
     if image is None or annotation is None:
-        return _Examined(faults=faults)
-    written = annotation[1]
+        return _ExaminedImage(errors=errors)
+    annotation_path, raw = annotation
     try:
-        delivery = plan_delivery(*image, written.size)
-    except DataFault as fault:
-        return _Examined(faults=[str(fault)])
-    size = (delivery.width, delivery.height)
-    cleaned, tally = clean(written, image_id, image[0], annotation[0], size, source.class_list)
-    has_size = written.size is not None or source.format == "yolo"  # whose labels have no place for it
-    return _Examined(cleaned, tally, delivery.is_ambiguous, has_size, written.outlines, written.is_missing, image[1])
-
-
-def _upright_size(path: Path, facts: ImageFacts) -> tuple[int, int]:
-    delivery = plan_delivery(path, facts, None)
-    return delivery.width, delivery.height
-
-
-def _facts(path: Path, verified: VerifiedImages) -> ImageFacts:
-    facts = verified.get(path)
-    if facts is None:
-        facts = inspect_image(path)
-        verified.add(path, facts)
-    return facts
+        orientation = choose_orientation(*image, raw.size)
+    except DataError as error:
+        return _ExaminedImage(errors=[str(error)])
+    size = (orientation.width, orientation.height)
+    cleaned, counts = clean_annotation(raw, image_id, image[0], annotation_path, size, source.class_list)
+    without_objects = raw._replace(objects=())  # the raw objects of all images would take too much memory
+    return _ExaminedImage(cleaned, counts, without_objects, orientation.is_ambiguous, image[1])
 
 
 def _unknown_split(name: str, mcfg: ModelConfig, source: DataSource) -> str:
     ways_out = {
-        mcfg.testSplitName: "--set testSplitName=NAME evaluates another, and the mode train needs none",
-        mcfg.validationSplitName: "--set validationSplitName=NAME uses another, --set epochValidation=false needs none",
-        mcfg.trainSplitName: "--set trainSplitName=NAME trains on another",
+        mcfg.testSplitName: "--set testSplitName=NAME evaluates another split; the mode train needs no test split",
+        mcfg.validationSplitName: (
+            "--set validationSplitName=NAME uses another split; --set epochValidation=false needs none"
+        ),
+        mcfg.trainSplitName: "--set trainSplitName=NAME trains on another split",
     }
     known = ", ".join(source.splits)
     return (
-        f"split '{name}' does not exist for {source.image_dir}{nearest(name, source.splits)}; there are: {known}; "
-        + ways_out.get(name, "name one of these")
+        f"split '{name}' does not exist for {source.image_dir}{nearest(name, source.splits)}; the splits are: {known}; "
+        + ways_out.get(name, "use one of them")
     )
 
 
-def _apart(asked: Collection[str], mcfg: ModelConfig, source: DataSource) -> list[tuple[str, str]]:
+def _separate_splits(requested: Collection[str], mcfg: ModelConfig, source: DataSource) -> list[tuple[str, str]]:
     """Pairs of splits that must not share an image.
 
-    Those asked for, but also the others that a run may use at another time: an evaluation by itself would not see
-    that its images were trained on.
+    These are the requested splits, and others that a run may use at another time: an evaluation alone could not see
+    that its images were used for training.
     """
-    # Validation may be a part of what is trained on, as of `trainval`, when no epoch is validated; but not of small.
+    # Validation may be a part of the training split, as of `trainval`, if no epoch is validated; but not of small.
     small = ("small", "validation") if mcfg.trainSplitName == "small" else ()
-    groups = (("train", "validation", "test"), (mcfg.trainSplitName, mcfg.testSplitName), small, asked)
+    groups = (("train", "validation", "test"), (mcfg.trainSplitName, mcfg.testSplitName), small, requested)
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for names in groups:
         keys = dict.fromkeys(key for name in names if (key := find_split(name, source.splits)) is not None)
         for pair in combinations(keys, 2):
             pairs.setdefault(frozenset(pair), pair)
     if mcfg.trainSplitName not in (mcfg.validationSplitName, mcfg.testSplitName):
-        pairs.pop(frozenset(("train", mcfg.trainSplitName)), None)  # a part of train is no other split
-    pairs.pop(frozenset(("train", "small")), None)  # small is drawn from train by design
+        pairs.pop(frozenset(("train", mcfg.trainSplitName)), None)  # a part of train is allowed
+    pairs.pop(frozenset(("train", "small")), None)  # small is a part of train by design
     same = {pair for pair in pairs.values() if set(source.splits[pair[0]]) == set(source.splits[pair[1]])}
     return [pair for pair in pairs.values() if pair not in same or not _is_held_out(pair, mcfg, source)]
 
 
 def _is_held_out(pair: tuple[str, str], mcfg: ModelConfig, source: DataSource) -> bool:
-    """Is neither split trained on? Then both may be the same images: many data sets name one folder as val and test."""
+    """Whether no split of the pair is trained on. Then they may be equal: often one folder is both val and test."""
     return not set(pair) & {find_split(name, source.splits) for name in ("train", "small", mcfg.trainSplitName)}
 
 
-def _without_same_splits(copies: Sequence[Copy], read: _Read) -> list[Copy]:
-    """Copies, without those of two splits that are held out and hold the same images, e.g. by a link to a folder."""
+def _copies_to_report(copies: Sequence[ImageCopy], data: _Examination) -> list[ImageCopy]:
+    """Copies, without those of two held-out splits with the same images, e.g. by a link to a folder."""
     counts = Counter(copy.splits for copy in copies)
-    sizes = {pair: {len(set(read.source.splits[key])) for key in pair} for pair in counts}
-    same = {pair for pair in counts if sizes[pair] == {counts[pair]} and _is_held_out(pair, read.mcfg, read.source)}
+    sizes = {pair: {len(set(data.source.splits[key])) for key in pair} for pair in counts}
+    same = {pair for pair in counts if sizes[pair] == {counts[pair]} and _is_held_out(pair, data.mcfg, data.source)}
     return [copy for copy in copies if copy.splits not in same]
 
 
 def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]:
-    faults = []
+    errors = []
     for first, second in pairs:
         shared = sorted(set(source.splits[first]) & set(source.splits[second]))
         if shared:
-            fault = f"splits '{first}' and '{second}' share {len(shared)} images of {source.image_dir}: {shown(shared)}"
-            faults.append(f"{fault}; leave each in one")
-    return faults
+            error = f"splits '{first}' and '{second}' share {len(shared)} images of {source.image_dir}: {shown(shared)}"
+            errors.append(f"{error}; keep each image in one split only")
+    return errors
 
 
-def _emptied(read: _Read) -> list[str]:
-    gone = [key for key, names in read.ids.items() if names and not any(read.examined[i].annotation for i in names)]
-    return [f"split '{key}' is empty once its {len(read.ids[key])} bad images are skipped" for key in gone]
+def _splits_without_valid_images(data: _Examination) -> list[str]:
+    return [
+        f"split '{key}': all of its {len(names)} images have errors and are skipped"
+        for key, names in data.ids.items()
+        if names and not data.valid(key)
+    ]
 
 
-def _strange_classes(read: _Read) -> list[str]:
-    ignored = sum((image.tally.ignored for image in read.examined.values()), start=Tally().ignored)
-    num_known = sum(
-        len(image.annotation.labels) + image.tally.dropped.total() for image in read.fit() if image.annotation
-    )
+def _unknown_classes(data: _Examination) -> list[str]:
+    ignored = sum((image.counts.ignored for image in data.images.values()), Counter())
+    num_known = sum(len(annotation.labels) + image.counts.dropped.total() for image, annotation in data.valid())
     if not ignored or num_known:
         return []
     found = ", ".join(name for name, _ in ignored.most_common(10))
-    known = ", ".join(read.source.class_list[:10])
-    fault = f"{read.source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list"
-    return [f"{fault} ({known}); the annotations say {found}"]
+    known = ", ".join(data.source.class_list[:10])
+    error = f"{data.source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list"
+    return [f"{error} ({known}); the classes in the annotations are {found}"]
 
 
-def _without_labels(read: _Read) -> list[str]:
-    """One image without a label file is a negative; a whole split without any is a folder that was not found."""
-    faults = []
-    for key in read.ids:
-        fit = read.fit(key)
-        if fit and all(image.is_unlabelled for image in fit):
-            path = next(image.annotation.annotation_path for image in fit if image.annotation)
-            faults.append(
-                f"split '{key}': none of its {len(fit)} images has a label file; looked for {path} and so on; put the "
-                "labels there, or leave the split out"
+def _splits_without_labels(data: _Examination) -> list[str]:
+    """An image without a label file is a negative. A whole split without any means that the folder was not found."""
+    errors = []
+    for key in data.ids:
+        valid = data.valid(key)
+        if valid and all(image.raw and image.raw.is_file_missing for image, _ in valid):
+            errors.append(
+                f"split '{key}': none of its {len(valid)} images has a label file; expected e.g. "
+                f"{valid[0][1].annotation_path}; put the labels there, or do not use this split"
             )
-    return faults
+    return errors
 
 
-def _without_boxes(read: _Read) -> list[str]:
-    """A data set, or its training split, whose boxes are all unusable: nothing could be learned from it."""
-    train = find_split(read.mcfg.trainSplitName, read.ids)
-    for what, fit in {"the data set": read.fit(), f"split '{train}'": read.fit(train) if train else []}.items():
-        lost = sum(image.tally.dropped.total() for image in fit)
-        if lost and not any(len(image.annotation.labels) for image in fit if image.annotation):
-            reasons = "; ".join(about_boxes(read.box_faults, 0))
-            return [f"{read.source.annotation_dir}: no box of {what} can be used: {reasons}"]
+def _no_usable_boxes(data: _Examination) -> list[str]:
+    """An error if all boxes of the data set, or of the training split, had to be dropped."""
+    train = find_split(data.mcfg.trainSplitName, data.ids)
+    for what, valid in {"the data set": data.valid(), f"split '{train}'": data.valid(train) if train else []}.items():
+        num_dropped = sum(image.counts.dropped.total() for image, _ in valid)
+        if num_dropped and not any(len(annotation.labels) for _, annotation in valid):
+            reasons = "; ".join(box_warnings(data.box_problems, 0))
+            return [f"{data.source.annotation_dir}: no box of {what} can be used: {reasons}"]
     return []
 
 
-def _remarks(read: _Read, reports: Mapping[str, SplitReport]) -> Iterator[str]:
-    source, split = read.source, read.mcfg.trainSplitName
-    yield from about_boxes(
-        read.box_faults, sum(len(image.annotation.labels) for image in read.fit() if image.annotation)
-    )
+def _warnings(data: _Examination, reports: Mapping[str, SplitReport]) -> Iterator[str]:
+    source, split = data.source, data.mcfg.trainSplitName
+    yield from box_warnings(data.box_problems, sum(len(annotation.labels) for _, annotation in data.valid()))
     if split in reports:
-        yield from about_classes(source.class_list, reports[split], split, source.format != "voc")
+        yield from class_warnings(source.class_list, reports[split], split, source.format != "voc")
 
 
-def _list_faults(faults: Sequence[str], can_skip: bool) -> str:
-    way_out = "; badFiles=skip leaves out and counts images that cannot be used" if can_skip else ""
-    if len(faults) == 1:
-        return faults[0] + way_out
-    return "\n".join([f"the data set has {len(faults)} faults{way_out}:", *listed(faults)])
+def _error_message(errors: Sequence[str], can_skip: bool) -> str:
+    way_out = "; badFiles=skip leaves out and counts images with errors" if can_skip else ""
+    if len(errors) == 1:
+        return errors[0] + way_out
+    return "\n".join([f"the data set has {len(errors)} errors{way_out}:", *listed(errors)])
 
 
-def _pixel_max(read: _Read) -> int | None:
-    """One range for all images. Test images have no say: they must not change what is trained."""
-    test = find_split(read.mcfg.testSplitName, read.source.splits)
-    asked = [name for key, names in read.ids.items() if key != test for name in names]
-    for names in (asked, list(read.examined)):
-        facts = [facts for name in names if (facts := read.examined[name].facts) is not None]
-        if (found := choose_pixel_max(facts)) is not None:
+def _pixel_max(data: _Examination) -> int | None:
+    """One scale for all 16-bit images. Test images must not affect training: they count only if there are no others."""
+    test = find_split(data.mcfg.testSplitName, data.source.splits)
+    without_test = [name for key, names in data.ids.items() if key != test for name in names]
+    for names in (without_test, list(data.images)):
+        infos = [info for name in names if (info := data.images[name].info) is not None]
+        if (found := choose_pixel_max(infos)) is not None:
             return found
     return None
 
 
-def _files(examined: Mapping[str, _Examined]) -> dict[str, ImageFile]:
-    """The files of the images that are fit."""
+def _files(images: Mapping[str, _ExaminedImage]) -> dict[str, ImageFile]:
+    """The files of the valid images."""
     return {
-        name: ImageFile(image.annotation.image_path, image.facts.digest)
-        for name, image in examined.items()
-        if image.annotation and image.facts
+        name: ImageFile(image.annotation.image_path, image.info.digest)
+        for name, image in images.items()
+        if image.annotation and image.info
     }
 
 
-def _facts_by_file(read: _Read) -> dict[str, ImageFacts]:
-    files = read.source.files
-    return {files.get(i, i): image.facts for i, image in read.examined.items() if image.annotation and image.facts}
-
-
-def _annotations(read: _Read, key: str, pixel_max: int | None) -> list[Annotation]:
-    found = [annotation for name in read.ids[key] if (annotation := read.examined[name].annotation) is not None]
+def _annotations(data: _Examination, key: str, pixel_max: int | None) -> list[Annotation]:
+    found = [annotation for _, annotation in data.valid(key)]
     return found if pixel_max is None else [replace(annotation, pixel_max=pixel_max) for annotation in found]
 
 
-def _count(read: _Read, key: str, copies: Sequence[Copy]) -> SplitReport:
-    examined = {name: read.examined[name] for name in read.ids[key]}
+def _count(data: _Examination, key: str, copies: Sequence[ImageCopy]) -> SplitReport:
+    valid, images = data.valid(key), {name: data.images[name] for name in data.ids[key]}
     report = SplitReport(
-        duplicates=len(read.source.splits[key]) - len(examined),
-        copies=count_copies(_files(examined)),
-        shared=count_shared(copies, key),
+        images=len(valid),
+        skipped=len(images) - len(valid),
+        listed_twice=len(data.source.splits[key]) - len(images),
+        copies=count_copies(_files(images)),
+        shared_with_other_split=count_copies_in_other_splits(copies, key),
     )
-    for image in examined.values():
-        if image.annotation is None:
-            report.skipped += 1
-            continue
-        report.images += 1
-        report.objects += len(image.annotation.labels)
-        report.per_class.update(read.source.class_list[label] for label in image.annotation.labels)
-        report.difficult += int(image.annotation.difficult.sum())
-        report.without_objects += not len(image.annotation.labels)
-        report.clipped += image.tally.clipped
-        report.dropped.update(image.tally.dropped)
-        report.ignored.update(image.tally.ignored)
-        report.ambiguous_turn += image.is_ambiguous
-        report.without_size += not image.has_size
-        report.unlabelled += image.is_unlabelled
-        report.repeats += image.tally.repeats
-        report.outlines += image.outlines
-        report.framed += image.facts is not None and image.facts.has_more_frames
+    for image, annotation in valid:
+        assert image.raw is not None
+        report.objects += len(annotation.labels)
+        report.per_class.update(data.source.class_list[label] for label in annotation.labels)
+        report.difficult += int(annotation.difficult.sum())
+        report.without_objects += not len(annotation.labels)
+        report.clipped += image.counts.clipped
+        report.dropped.update(image.counts.dropped)
+        report.ignored.update(image.counts.ignored)
+        report.ambiguous_rotation += image.is_ambiguous
+        report.without_size += image.raw.size is None and data.source.format != "yolo"  # YOLO labels have no size
+        report.without_label_file += image.raw.is_file_missing
+        report.duplicate_objects += image.counts.duplicates
+        report.polygons += image.raw.num_polygons
+        report.multi_frame += image.info is not None and image.info.has_more_frames
     return report

@@ -1,4 +1,4 @@
-"""What a split teaches: whose labels count, and images of old classes that are shown again."""
+"""Which labels of a split are used for training, and which images of old classes are replayed."""
 
 import logging
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 
 from config.errors import UserError
+from config.fields import nearest
 from config.mconfig import ModelConfig, base_names
 from dl.annotations import Annotation
-from dl.dataset import select_classes
-from dl.discover import locate
-from dl.shots import draw_replay
+from dl.formats.discover import locate
+from dl.splits import draw_replay
 
 log = logging.getLogger("mars")
 
-REPLAYED_SPLIT = "train"  # whose images are shown again
-FEW = 1 / 3  # of an image replayed for each of the split
+REPLAYED_SPLIT = "train"  # replayed images come from this split
+_MIN_REPLAY_RATIO = 1 / 3  # replayed images per image of the split, from which on the split is repeated
 
 
 def splits_to_train(mcfg: ModelConfig) -> list[str]:
@@ -26,94 +26,117 @@ def splits_to_train(mcfg: ModelConfig) -> list[str]:
     return list(dict.fromkeys([mcfg.trainSplitName, *validated, *replayed]))
 
 
-def lessons(
+def select_labels(
     mcfg: ModelConfig, split: str, annotations: list[Annotation], replay_from: Sequence[Annotation] = ()
 ) -> list[Annotation]:
-    """The annotations to train on: of a split, with the labels that are seen, and replayed images behind them.
+    """The annotations to train on: those of the split with the selected classes, then the replayed images.
 
-    Beside replayed images the split's come several times, see `repeats_of`. `replay_from`: the images that replay is
-    drawn from; those of the split itself are not drawn again. Raises `UserError` when there is no object to train on.
+    With replayed images, the images of the split are repeated, see `num_repeats`. `replay_from`: the images from which
+    replayed images are chosen, except images of the split itself. Raises `UserError` if there is no object to train on.
     """
-    seen = _seen_classes(mcfg)
-    shown = _shown(mcfg, split, annotations, seen)
-    _refuse_nothing_to_learn(mcfg, split, shown, seen)
+    field = _selection_field(mcfg)
+    selected = getattr(mcfg, field)
+    visible = annotations if selected is None else _with_classes(mcfg, split, annotations, field, selected)
+    if not _num_with_objects(visible):
+        where = f"split '{split}' (annotations in {mcfg.annotationDir or mcfg.dataDir})"
+        if selected:
+            raise UserError(
+                f"{field}={','.join(selected)}: {where} has no object of these classes; select other classes"
+            )
+        raise UserError(f"{where} has no object to train on; use a split with objects of the class list")
     replayed = _replayed(mcfg, annotations, replay_from)
-    return shown * repeats_of(len(shown), len(replayed)) + replayed
+    return visible * num_repeats(len(visible), len(replayed)) + replayed
 
 
-def repeats_of(num_shown: int, num_replayed: int) -> int:
-    """How often an epoch shows the images of a split, so that they are about as many as those replayed; at least once.
+def num_repeats(num_images: int, num_replayed: int) -> int:
+    """How often an epoch uses each image of the split, so that they are about as many as the replayed images.
 
-    Twice where `FEW` or more are replayed for each: base classes are on both kinds, and would outnumber the new ones.
+    At least once; and at least twice if a third as many images, or more, are replayed. Both kinds of images have base
+    classes, so otherwise the base classes would outnumber the new ones.
     """
-    share = num_replayed / num_shown if num_shown else 0.0
-    return max(1 + (share >= FEW), round(share))
+    ratio = num_replayed / num_images if num_images else 0.0
+    return max(1 + (ratio >= _MIN_REPLAY_RATIO), round(ratio))
+
+
+def select_classes(
+    annotations: Sequence[Annotation],
+    class_list: Sequence[str],
+    selected: Sequence[str] | None,
+    unselected_images: str = "keep",
+) -> list[Annotation]:
+    """Keep only labels of the selected classes; label numbers stay those of `class_list`. None selects all.
+
+    With "keep", an image with only other classes becomes a background image. This is the default, because the
+    teacher of the assignment was trained like this, and the network learns that these objects are negatives. With
+    "drop" the image is left out, so that classes of a later training are not learned as background. Images that never
+    had objects are used in both cases. Raises `UserError` for a class that is not in the list.
+    """
+    if selected is None:
+        return list(annotations)
+    for name in selected:
+        if name not in class_list:
+            raise UserError(f"trainSelectedClasses: '{name}' is not in the class list{nearest(name, class_list)}")
+    indexes = np.array([class_list.index(name) for name in selected], dtype=np.int64)
+    result = []
+    for annotation in annotations:
+        is_selected = np.isin(annotation.labels, indexes)
+        if unselected_images == "drop" and len(is_selected) and not is_selected.any():
+            continue
+        arrays = {name: getattr(annotation, name)[is_selected] for name in ("boxes", "labels", "difficult")}
+        result.append(replace(annotation, **arrays))
+    return result
 
 
 def _class_list(mcfg: ModelConfig) -> tuple[str, ...]:
     return mcfg.classList if isinstance(mcfg.classList, tuple) else locate(mcfg).class_list
 
 
-def _name_of_seen(mcfg: ModelConfig) -> str:
+def _selection_field(mcfg: ModelConfig) -> str:
+    """The config field with the classes whose labels training uses; its value None means all classes."""
     is_student = mcfg.modelName == "distillation" and mcfg.distilSelectedClasses is not None
     return "distilSelectedClasses" if is_student else "trainSelectedClasses"
 
 
-def _seen_classes(mcfg: ModelConfig) -> tuple[str, ...] | None:
-    """The classes whose labels training sees; None: all."""
-    return getattr(mcfg, _name_of_seen(mcfg))
-
-
-def _shown(
-    mcfg: ModelConfig, split: str, annotations: list[Annotation], seen: Sequence[str] | None
+def _with_classes(
+    mcfg: ModelConfig, split: str, annotations: list[Annotation], field: str, selected: Sequence[str]
 ) -> list[Annotation]:
-    if seen is None:
-        return annotations
     class_list = _class_list(mcfg)
-    chosen = select_classes(annotations, class_list, seen, mcfg.unselectedImages)
-    without = _num_labelled(annotations) - _num_labelled(chosen)
-    fate = "are background" if mcfg.unselectedImages == "keep" else "are left out"
+    visible = select_classes(annotations, class_list, selected, mcfg.unselectedImages)
+    num_without = _num_with_objects(annotations) - _num_with_objects(visible)
     log.info(
-        "%s=%s: of %d images of '%s', %d with other classes only %s (unselectedImages=%s)",
-        _name_of_seen(mcfg), ",".join(seen), len(annotations), split, without, fate, mcfg.unselectedImages,
+        "%s=%s: split '%s' has %d images, %d of them with other classes only %s (unselectedImages=%s)",
+        field, ",".join(selected), split, len(annotations), num_without,
+        "are background" if mcfg.unselectedImages == "keep" else "are left out", mcfg.unselectedImages,
     )  # fmt: skip
-    return chosen if mcfg.unlabelledClasses == "background" else _marked(chosen, class_list, seen)
+    return visible if mcfg.unlabelledClasses == "background" else _mark_labelled(visible, class_list, selected)
 
 
-def _marked(annotations: list[Annotation], class_list: Sequence[str], labelled: Sequence[str]) -> list[Annotation]:
-    """With the classes that are labelled on them."""
-    mask = np.isin(class_list, labelled)
+def _mark_labelled(
+    annotations: list[Annotation], class_list: Sequence[str], labelled_classes: Sequence[str]
+) -> list[Annotation]:
+    """Set the mask of classes that are labelled on these images."""
+    mask = np.isin(class_list, labelled_classes)
     return [replace(annotation, labelled=mask) for annotation in annotations]
 
 
 def _replayed(mcfg: ModelConfig, split: Sequence[Annotation], replay_from: Sequence[Annotation]) -> list[Annotation]:
-    """`replayImages` images with the labels of the base classes, as balanced as the images allow.
+    """`replayImages` images with labels of the base classes, as balanced as possible.
 
-    Their other labels are dropped, so that nothing is learned from where they were.
+    Labels of other classes are removed and marked as unlabelled, so that the loss ignores those classes there.
     """
     if not mcfg.replayImages or mcfg.baseClasses is None:
         return []
     class_list = _class_list(mcfg)
     base = base_names(mcfg.with_values(classList=class_list)) or ()
-    taken = {one.image_id for one in split}
-    others = select_classes([one for one in replay_from if one.image_id not in taken], class_list, base, "drop")
-    drawn = set(draw_replay(others, [class_list.index(name) for name in base], mcfg.replayImages, mcfg.smallSeed))
-    replayed = [one for one in others if one.image_id in drawn]
+    own_ids = {annotation.image_id for annotation in split}
+    candidates = [annotation for annotation in replay_from if annotation.image_id not in own_ids]
+    candidates = select_classes(candidates, class_list, base, "drop")
+    indexes = [class_list.index(name) for name in base]
+    chosen = set(draw_replay(candidates, indexes, mcfg.replayImages, mcfg.smallSeed))
+    replayed = [annotation for annotation in candidates if annotation.image_id in chosen]
     log.info("replay: %d images with labels of the %d base classes", len(replayed), len(base))
-    return _marked(replayed, class_list, base)
+    return _mark_labelled(replayed, class_list, base)
 
 
-def _refuse_nothing_to_learn(
-    mcfg: ModelConfig, split: str, annotations: Sequence[Annotation], seen: Sequence[str] | None
-) -> None:
-    if _num_labelled(annotations):
-        return
-    where = f"split '{split}' (annotations in {mcfg.annotationDir or mcfg.dataDir})"
-    if seen:
-        names = ",".join(seen)
-        raise UserError(f"{_name_of_seen(mcfg)}={names}: {where} has no such object; select a class that it holds")
-    raise UserError(f"{where} has no object to train on; train on one whose annotations have objects of the class list")
-
-
-def _num_labelled(annotations: Sequence[Annotation]) -> int:
+def _num_with_objects(annotations: Sequence[Annotation]) -> int:
     return sum(len(annotation.labels) > 0 for annotation in annotations)

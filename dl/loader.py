@@ -1,4 +1,4 @@
-"""Samples -> padded batches, the same for any number of workers and after any restart."""
+"""Samples -> padded batches; the same batches for any number of worker processes and after any restart."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,10 @@ from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.augment import AugmentRanges
-from dl.cache import build_images
 from dl.check import check_data
-from dl.dataset import ORDER_STREAM, DetectionDataset, Key, random_stream
-from dl.image_cache import Images
-from dl.label_selection import lessons
+from dl.dataset import ORDER_STREAM, DetectionDataset, SampleKey, random_stream
+from dl.image_cache import Images, build_images
+from dl.label_selection import select_labels
 from dl.mosaic import ModernRanges, first_epoch_without_mosaic
 from dl.workers import Workers, num_workers
 from ops.anchors import STRIDES
@@ -29,7 +28,10 @@ log = logging.getLogger("mars")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad to the most boxes on one image; contiguous uint8 images (B, 3, H, W). Raises `ValueError` for no samples."""
+    """Join samples: images (B, 3, H, W) uint8; boxes padded to the largest number of boxes on one image.
+
+    Raises `ValueError` without samples.
+    """
     if not samples:
         raise ValueError("a batch needs at least one sample")
     most = max(len(sample.labels) for sample in samples)
@@ -38,7 +40,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     labels = np.zeros((len(samples), most), dtype=np.int64)
     valid = np.zeros((len(samples), most), dtype=bool)
     for row, sample in enumerate(samples):
-        cv2.split(sample.image, list(images[row]))  # writes the planes in place
+        cv2.split(sample.image, list(images[row]))  # HWC to CHW: writes the three planes in place
         count = len(sample.labels)
         boxes[row, :count], labels[row, :count], valid[row, :count] = sample.boxes, sample.labels, True
     tensors = [torch.from_numpy(array) for array in (images, boxes, labels, valid)]
@@ -47,19 +49,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _labelled(samples: Sequence[Sample]) -> Tensor | None:
-    """(B, C) bool; None when every class is labelled on all of them, as nearly always."""
-    known = [sample.labelled for sample in samples if sample.labelled is not None]
-    if not known:
+    """The classes that are labelled on each image, (B, C) bool; None if all are, which is the usual case."""
+    masks = [sample.labelled for sample in samples if sample.labelled is not None]
+    if not masks:
         return None
-    every = np.ones_like(known[0])
-    return torch.from_numpy(np.stack([every if one.labelled is None else one.labelled for one in samples]))
+    all_classes = np.ones_like(masks[0])
+    rows = [all_classes if sample.labelled is None else sample.labelled for sample in samples]
+    return torch.from_numpy(np.stack(rows))
 
 
-class EpochSampler(Sampler[list[Key]]):
-    """Batches of (epoch, index) keys, so that workers that live on need no word about the epoch.
+class EpochSampler(Sampler[list[SampleKey]]):
+    """Batches of (epoch, index) keys. The keys contain the epoch, so worker processes need not be told about it.
 
-    `shuffle_seed` None: in order. The last batch may be short; every index occurs once an epoch. A last batch of fewer
-    than `min_batch` joins the batch before it.
+    `shuffle_seed` None: in order. The last batch may be smaller; every index occurs once per epoch. A last batch of
+    fewer than `min_batch` images is added to the batch before it.
     """
 
     def __init__(self, num_samples: int, batch_size: int, shuffle_seed: int | None = None, min_batch: int = 1) -> None:
@@ -73,7 +76,7 @@ class EpochSampler(Sampler[list[Key]]):
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size) - self._joins_last
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         order = list(range(self.num_samples))
         if self.shuffle_seed is not None:
             order = random_stream(ORDER_STREAM, self.shuffle_seed, self.epoch).permutation(self.num_samples).tolist()
@@ -84,11 +87,11 @@ class EpochSampler(Sampler[list[Key]]):
 
 
 class BatchLoader:
-    """Iterates over the batches of one epoch; `set_epoch` before each epoch of training.
+    """Iterates over the batches of one epoch. Call `set_epoch` before each training epoch.
 
-    `skip_bad`: an image that cannot be read any more is left out of its batch, in a mosaic its place stays grey, and
-    `skipped` says so: image id -> sentence, each logged once. A batch with fewer than `min_batch` images left is
-    passed over.
+    `skip_bad`: an image that has become unreadable is left out of its batch; in a mosaic its tile stays grey.
+    `skipped` has these images (image id -> error message); each is logged once. A batch with fewer than `min_batch`
+    remaining images is skipped.
     """
 
     def __init__(
@@ -106,72 +109,75 @@ class BatchLoader:
         self.skip_bad = skip_bad
         self.skipped: dict[str, str] = {}
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, min_batch)
-        self.num_workers = min(num_workers, len(self.sampler))  # a worker without a batch would only cost its start
+        self.num_workers = min(num_workers, len(self.sampler))  # more workers than batches would have nothing to do
         image_bytes = (batch_size + min_batch - 1) * 3 * dataset.input_shape[0] * dataset.input_shape[1]
-        self._workers = Workers(_Batches(dataset, min_batch), self.sampler, self.num_workers, pin_memory, image_bytes)
+        source = _BatchSource(dataset, min_batch)
+        self._workers = Workers(source, self.sampler, self.num_workers, pin_memory, image_bytes)
         self._first_batch = 0
-        self.next_batch = 0  # number of the epoch's batch that comes next, also where one was passed over
+        self.next_batch = 0  # number of the next batch of the epoch; skipped batches count, too
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Order and augmentation of the next iteration, which leaves out the batches before `first_batch`."""
+        """Set order and augmentation of the next iteration, which starts at batch number `first_batch`."""
         self.sampler.epoch = epoch
         self._first_batch = self.next_batch = first_batch
 
     def close(self) -> None:
-        """End the workers; a later iteration starts new ones."""
+        """End the worker processes; a later iteration starts new ones."""
         self._workers.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises `UserError` that names the file for an image that cannot be read, unless such are skipped.
+        """Raises `UserError` with the file for an unreadable image, unless bad images are skipped.
 
-        Then for a pass in which not one could be read. And when workers died three times; before, new ones go on.
+        Also if all images of an epoch are unreadable, and if worker processes ended three times in an epoch (before
+        that, new processes replace them).
         """
         num_batches = 0
         self.next_batch = self._first_batch
-        for batch, faults in self._workers.items(self._first_batch):
+        for batch, errors in self._workers.items(self._first_batch):
             self.next_batch += 1
-            self._note(faults)
+            if errors:
+                self._handle_errors(errors)
             if batch is not None:
                 num_batches += 1
                 yield batch
         if not num_batches and self.skipped and self._first_batch == 0:
-            raise UserError(f"not one image can be read any more: {next(iter(self.skipped.values()))}")
+            raise UserError(f"all images have become unreadable, e.g. {next(iter(self.skipped.values()))}")
 
-    def _note(self, faults: dict[str, str]) -> None:
-        if faults and not self.skip_bad:
+    def _handle_errors(self, errors: dict[str, str]) -> None:
+        if not self.skip_bad:
             self.close()
-            raise UserError(next(iter(faults.values())))
-        for image_id, fault in faults.items():
+            raise UserError(next(iter(errors.values())))
+        for image_id, error in errors.items():
             if image_id not in self.skipped:
-                self.skipped[image_id] = fault
-                log.warning("left out from here on (badFiles=skip): %s", fault)
+                self.skipped[image_id] = error
+                log.warning("image skipped from now on (badFiles=skip): %s", error)
 
 
-class _Loaded(NamedTuple):
-    """What is left of a batch, None for nothing, and the images that could not be read: id -> sentence."""
+class _LoadedBatch(NamedTuple):
+    """A batch without its unreadable images, None if too few are left; and image id -> error message of those."""
 
     batch: Batch | None
-    faults: dict[str, str]
+    errors: dict[str, str]
 
-    def pin_memory(self) -> "_Loaded":
+    def pin_memory(self) -> "_LoadedBatch":
         return self._replace(batch=self.batch and self.batch.pin_memory())
 
 
-class _Batches:
-    """Whole batches; faults travel as values, for an exception would end the epoch."""
+class _BatchSource:
+    """Makes whole batches. Errors are returned as values, because an exception would end the epoch."""
 
     def __init__(self, dataset: DetectionDataset, min_batch: int) -> None:
         self.dataset = dataset
         self.min_batch = min_batch
 
-    def __getitems__(self, keys: list[Key]) -> _Loaded:
-        faults: dict[str, str] = {}
-        samples = [self.dataset.load(key, faults) for key in keys]
-        left = [sample for sample in samples if sample is not None]
-        return _Loaded(collate(left) if len(left) >= self.min_batch else None, faults)
+    def __getitems__(self, keys: list[SampleKey]) -> _LoadedBatch:
+        errors: dict[str, str] = {}
+        samples = [self.dataset.load(key, errors) for key in keys]
+        readable = [sample for sample in samples if sample is not None]
+        return _LoadedBatch(collate(readable) if len(readable) >= self.min_batch else None, errors)
 
 
 def build_loader(
@@ -182,19 +188,19 @@ def build_loader(
     images: Images | None = None,
     replay_from: Sequence[Annotation] = (),
 ) -> BatchLoader:
-    """The loader of one split. `annotations` None: the split is checked first. `train` None: it is trainSplitName.
+    """The loader of one split. `annotations` None: the split is checked first. `train` None: if it is trainSplitName.
 
-    Training: what `dl.label_selection` makes of the split (`replay_from`: see there), augmented, in an order drawn from
-    (seed, epoch). Otherwise: all labels, letterboxed, in order. `images` None: as cacheImages says for training; read
-    from their files otherwise, for one pass gains nothing. Whoever evaluates a split again and again hands in what
-    `build_images` made once.
-    Raises `UserError` as `check_data` and `lessons` do, and for batches of one image where batch norm needs two.
+    Training: the labels selected by `select_labels` (`replay_from`: see there), augmented, in an order that depends on
+    (seed, epoch). Otherwise: all labels, letterboxed, in order. `images` None: for training the cache of cacheImages;
+    otherwise images are read from their files, because a cache does not help a single pass. To evaluate a split
+    several times, pass the result of one `build_images` call.
+    Raises `UserError` like `check_data` and `select_labels`, and for batches of one image if batch norm needs two.
     """
     train = split == mcfg.trainSplitName if train is None else train
     if annotations is None:
         annotations = check_data(mcfg, [split]).splits[split]
     if train:
-        annotations = lessons(mcfg, split, annotations, replay_from)
+        annotations = select_labels(mcfg, split, annotations, replay_from)
         images = build_images(mcfg, split, annotations) if images is None else images
     dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, _ranges(mcfg) if train else None, images)
     min_batch = _smallest_batch(mcfg, len(dataset)) if train else 1
@@ -205,10 +211,10 @@ def build_loader(
 
 
 def _smallest_batch(mcfg: ModelConfig, num_images: int) -> int:
-    """Images that a training batch needs: batch norm takes its statistics from at least two values of a channel.
+    """The minimum number of images in a training batch. Batch norm needs at least two values per channel.
 
-    The coarsest map has one value an image at 32 x 32 pixels, and more at every other size. Raises `UserError` when
-    every batch would be too small.
+    At 32 x 32 pixels the coarsest feature map has one value per image; at every other size it has more. Raises
+    `UserError` if every batch would be too small.
     """
     height, width = mcfg.inputShape
     if height * width > max(STRIDES) ** 2:
@@ -216,8 +222,8 @@ def _smallest_batch(mcfg: ModelConfig, num_images: int) -> int:
     if min(mcfg.batchSize, num_images) < 2:
         which = f"batchSize={mcfg.batchSize}" if mcfg.batchSize < 2 else f"one image in '{mcfg.trainSplitName}'"
         raise UserError(
-            f"{which}: at inputShape={height},{width} the coarsest feature map is a single pixel, and batch norm needs "
-            "two values; set inputShape=64 or more, or train on batches of two images or more"
+            f"{which}: at inputShape={height},{width} the coarsest feature map has one pixel, but batch norm needs two "
+            "values; set inputShape=64 or more, or use batches of two images or more"
         )
     return 2
 
@@ -234,7 +240,7 @@ def _ranges(mcfg: ModelConfig) -> AugmentRanges | ModernRanges | None:
 
 
 def _mosaic_text(mcfg: ModelConfig, mosaic_end: int) -> str:
-    """In which epochs four images are joined, counted from 1, and why not in the others."""
+    """The epochs with mosaic (counted from 1), and the reason for the epochs without it."""
     num_closed = mcfg.maxEpoch - mosaic_end
     if mosaic_end <= mcfg.startEpoch:
         num_epochs = mcfg.maxEpoch - mcfg.startEpoch

@@ -1,9 +1,9 @@
-"""The modern augmentation: four images joined into one, scaled, shifted, mirrored, in other colours.
+"""The modern augmentation: mosaic of four images, random scale, shift, flip and colours.
 
-What is described is a canvas of twice the input's sides on which the images lie, and a random scaling and shift of
-that canvas onto the input. What is done is less: the plan holds, in whole pixels, which part of each image can be seen
-and where, and only that part is resized and pasted. Boxes follow these very pixels. Ranges, order and the rule by which
-boxes are kept are those of Ultralytics' training, whose rotation, shear and perspective are 0.
+In theory four images are placed on a canvas with twice the sides of the input, and the canvas is scaled and shifted
+onto the input. In practice the plan has, in whole pixels, the visible part of each image and its position, and only
+that part is resized and pasted. Boxes follow exactly these pixels. Ranges, order and the rule for keeping boxes are
+those of Ultralytics' training with rotation, shear and perspective 0.
 """
 
 import math
@@ -17,22 +17,22 @@ from jaxtyping import Float32, Int64, UInt8
 
 from dl.augment import Shape, change_colours, resize
 
-MOSAIC_GREY = 114  # of what no image covers; the peer's value
+MOSAIC_GREY = 114  # colour of the padding; Ultralytics' value
 
-CLOSED_SHARE = 1 / 3  # of all epochs, at most, run without mosaic: docs/experiments.md, section 4
+MAX_CLOSED_SHARE = 1 / 3  # at most this share of all epochs runs without mosaic: docs/experiments.md, section 4
 
-# Of a box there must be left: sides above 2 px, a tenth of its area, and no shape like a line.
+# A box is kept if both sides are above 2 px, a tenth of its area is visible, and its aspect ratio is below 100.
 _MIN_SIDE, _MIN_AREA, _MAX_ASPECT = 2, 0.1, 100
 
 
 @dataclass(frozen=True)
 class ModernRanges:
-    """How far the augmentation may go; the defaults are the peer's."""
+    """Ranges of the random augmentation; the defaults are Ultralytics'."""
 
     mosaic: float = 1.0  # probability of four images instead of one
-    mosaic_end: int | None = None  # first epoch without mosaic; None: it never ends
+    mosaic_end: int | None = None  # first epoch without mosaic; None: every epoch has mosaic
     scale: float = 0.5  # size times U(1 - x, 1 + x)
-    translate: float = 0.1  # the canvas' centre lies at U(.5 - x, .5 + x) of the input
+    translate: float = 0.1  # the canvas' centre is at U(.5 - x, .5 + x) of the input
     flip: float = 0.5  # probability
     hue: float = 0.015  # shift by U(-1, 1) * x of the colour circle
     saturation: float = 0.7  # times 1 + U(-1, 1) * x
@@ -40,24 +40,24 @@ class ModernRanges:
 
     @property
     def always_dropped(self) -> float:
-        """A box of this side or less, where the image just fits the input, is dropped however far it is enlarged."""
+        """Boxes of at most this side length (in pixels of the letterboxed image) are dropped at every scale."""
         return _MIN_SIDE / (1 + self.scale)
 
     def has_mosaic(self, epoch: int) -> bool:
-        """May four images be joined in this epoch?"""
+        """Whether this epoch may have mosaics."""
         return self.mosaic > 0 and (self.mosaic_end is None or epoch < self.mosaic_end)
 
 
 def first_epoch_without_mosaic(max_epoch: int, close_mosaic: int) -> int:
-    """Mosaic ends `close_mosaic` epochs before `max_epoch`; in a short run later, so that it has most of the epochs.
+    """Mosaic ends `close_mosaic` epochs before `max_epoch`. In a short run it ends later, so that most epochs have it.
 
-    Epochs count from 0, also in a run that starts at a later one, as those of the learning rate do.
+    Epochs are counted from 0, also in a run that starts at a later epoch, like the epochs of the learning rate.
     """
-    return max_epoch - min(close_mosaic, round(CLOSED_SHARE * max_epoch))
+    return max_epoch - min(close_mosaic, round(MAX_CLOSED_SHARE * max_epoch))
 
 
-class Rect(NamedTuple):
-    """Pixel edges; of an image, or of the input, which it may leave."""
+class PixelRect(NamedTuple):
+    """A rectangle given by pixel edges, of an image or of the network input; it may extend beyond the input."""
 
     left: int
     top: int
@@ -74,21 +74,21 @@ class Rect(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """`source` of the image is resized to the size of `target` and put there; only `window` of it shows."""
+    """`source` of the image is resized to the size of `target` and pasted there; only `window` of it is visible."""
 
     index: int  # of the image in the data set
-    source: Rect
-    target: Rect
-    window: Rect  # inside target, canvas and input, never empty
+    source: PixelRect
+    target: PixelRect
+    window: PixelRect  # inside target, canvas and input; never empty
 
 
 @dataclass(frozen=True)
 class MosaicPlan:
-    """Tiles that can be seen, none overlaps another; what lies outside `canvas` was lost when it was laid out."""
+    """The visible tiles, without overlap. Parts of images outside of `canvas` are not visible."""
 
     input_shape: Shape
     tiles: tuple[Tile, ...]
-    canvas: Rect  # on the input
+    canvas: PixelRect  # on the input
     is_flipped: bool
     hue: float  # of the circle; 0 changes nothing
     saturation: float  # gains; 1 changes nothing
@@ -102,17 +102,17 @@ def draw_mosaic(
     input_shape: Shape,
     ranges: ModernRanges,
     epoch: int = 0,
-    alike: Int64[np.ndarray, " _"] | None = None,
+    same_group: Int64[np.ndarray, " _"] | None = None,
 ) -> MosaicPlan:
-    """The augmentation of image `index`, drawn from `rng` alone; `sizes` are height and width of all N images.
+    """A random augmentation of image `index`; it depends only on `rng`. `sizes`: height and width of all N images.
 
-    The partners are drawn from all images, or from those numbered in `alike`; the same one may come twice. Every number
-    is drawn whether it is used or not, so that an image keeps its colours and its mirroring when mosaic is closed.
+    Partners are chosen from all images, or from the indexes `same_group`; the same image may be chosen twice. Every
+    random number is drawn, used or not, so that an image has the same colours and flip with and without mosaic.
     """
     is_mosaic = bool(rng.random() < ranges.mosaic) and ranges.has_mosaic(epoch)
-    partners = rng.integers(len(sizes), size=3) if alike is None else rng.choice(alike, size=3)
-    side = np.array(input_shape[::-1], dtype=np.float64)  # x before y from here on
-    joint = rng.uniform(-0.5, 0.5, 2) * side  # where four images meet, seen from the canvas' centre
+    partners = rng.integers(len(sizes), size=3) if same_group is None else rng.choice(same_group, size=3)
+    side = np.array(input_shape[::-1], dtype=np.float64)  # from here on: x before y
+    joint = rng.uniform(-0.5, 0.5, 2) * side  # the point where four images meet, relative to the canvas' centre
     scale = rng.uniform(1 - ranges.scale, 1 + ranges.scale)
     centre = rng.uniform(0.5 - ranges.translate, 0.5 + ranges.translate, 2) * side
     is_flipped = bool(rng.random() < ranges.flip)
@@ -120,13 +120,13 @@ def draw_mosaic(
     if is_mosaic:
         corner = np.round(centre + joint * scale)
         canvas = _rect(centre - side * scale, centre + side * scale)
-        tiles = _four(corner, [index, *map(int, partners)], sizes, side, scale, canvas)
+        tiles = _four_tiles(corner, [index, *map(int, partners)], sizes, side, scale, canvas)
     else:
         extent = _extent(sizes[index], side, scale)
         canvas = _rect(centre - extent / 2, centre + extent / 2)
-        tiles = [_tile(index, sizes[index], canvas, _within(canvas, side))]
-    seen = tuple(tile for tile in tiles if tile is not None)
-    return MosaicPlan(input_shape, seen, canvas, is_flipped, float(hue), float(1 + saturation), float(1 + value))
+        tiles = [_tile(index, sizes[index], canvas, _on_input(canvas, side))]
+    visible = tuple(tile for tile in tiles if tile is not None)
+    return MosaicPlan(input_shape, visible, canvas, is_flipped, float(hue), float(1 + saturation), float(1 + value))
 
 
 def apply_mosaic(
@@ -135,34 +135,35 @@ def apply_mosaic(
     boxes: Sequence[Float32[np.ndarray, "_ 4"]],
     labels: Sequence[Int64[np.ndarray, " _"]],
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "M 4"], Int64[np.ndarray, " M"]]:
-    """The network input of the plan and the labels on it; one image with its boxes and labels for each tile.
+    """The network input of the plan and its labels. `images`, `boxes` and `labels` have one entry for each tile.
 
-    Boxes are clipped to what is seen and kept with sides above 2 px, more than a tenth of the (scaled) area they had on
-    the canvas, and an aspect below 100. Colours change on padding, too, so that no shade of grey means "padding": at
-    evaluation it has another. No tiles or no boxes: (0, 4) and (0,).
+    Boxes are clipped to the visible part. A box is kept if its sides are above 2 px, its area is more than a tenth of
+    its (scaled) area on the canvas, and its aspect ratio is below 100. Colours of the padding change, too, so that the
+    network does not learn one grey as padding; at evaluation it is a different grey. No tiles or no boxes: (0, 4) and
+    (0,).
     """
     height, width = plan.input_shape
-    picture = np.full((height, width, 3), MOSAIC_GREY, dtype=np.uint8)
-    moved, kept = [np.zeros((0, 4), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
-    for tile, image, of_image, of_boxes in zip(plan.tiles, images, boxes, labels, strict=True):
-        _paste(tile, image, picture)
-        on_input, is_kept = _follow(tile, plan.canvas, of_image)
-        moved.append(on_input[is_kept])
-        kept.append(of_boxes[is_kept])
+    canvas = np.full((height, width, 3), MOSAIC_GREY, dtype=np.uint8)
+    out_boxes, out_labels = [np.zeros((0, 4), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
+    for tile, image, image_boxes, image_labels in zip(plan.tiles, images, boxes, labels, strict=True):
+        _paste(tile, image, canvas)
+        moved, is_valid = _move_boxes(tile, plan.canvas, image_boxes)
+        out_boxes.append(moved[is_valid])
+        out_labels.append(image_labels[is_valid])
     hues = np.arange(256) + plan.hue * 180
-    picture = change_colours(picture, hues, plan.saturation, plan.value)
-    all_boxes = np.concatenate(moved)
+    canvas = change_colours(canvas, hues, plan.saturation, plan.value)
+    all_boxes = np.concatenate(out_boxes)
     if plan.is_flipped:
-        picture = cv2.flip(picture, 1)
+        canvas = cv2.flip(canvas, 1)
         all_boxes[:, [0, 2]] = width - all_boxes[:, [2, 0]]
-    return picture, all_boxes, np.concatenate(kept)
+    return canvas, all_boxes, np.concatenate(out_labels)
 
 
-def _four(
-    corner: np.ndarray, indexes: Sequence[int], sizes: np.ndarray, side: np.ndarray, scale: float, canvas: Rect
+def _four_tiles(
+    corner: np.ndarray, indexes: Sequence[int], sizes: np.ndarray, side: np.ndarray, scale: float, canvas: PixelRect
 ) -> list[Tile | None]:
-    """Above left, above right, below left, below right of the corner that all of them touch."""
-    limits = _within(canvas, side)
+    """Tiles above left, above right, below left and below right of the corner where they meet."""
+    limits = _on_input(canvas, side)
     tiles = []
     for index, is_right_or_below in zip(indexes, ((0, 0), (1, 0), (0, 1), (1, 1)), strict=True):
         extent = _extent(sizes[index], side, scale)
@@ -172,27 +173,27 @@ def _four(
 
 
 def _extent(size: np.ndarray, side: np.ndarray, scale: float) -> np.ndarray:
-    """Width and height of an image (height, width) that fits the input, times `scale`; at least a pixel each."""
+    """Width and height of an image of `size` (height, width) fitted to the input, times `scale`; at least 1 pixel."""
     shape = size[::-1].astype(np.float64)
     return np.maximum(shape * (side / shape).min() * scale, 1)
 
 
-def _tile(index: int, size: np.ndarray, whole: Rect, limits: Rect) -> Tile | None:
-    """The image resized to `whole` of the input and seen within `limits`; None where nothing is seen."""
-    across = _span(int(size[1]), whole.left, whole.right, limits.left, limits.right)
-    down = _span(int(size[0]), whole.top, whole.bottom, limits.top, limits.bottom)
+def _tile(index: int, size: np.ndarray, whole: PixelRect, limits: PixelRect) -> Tile | None:
+    """The tile of an image that is resized to `whole` of the input and visible within `limits`; None if invisible."""
+    across = _axis_of_tile(int(size[1]), whole.left, whole.right, limits.left, limits.right)
+    down = _axis_of_tile(int(size[0]), whole.top, whole.bottom, limits.top, limits.bottom)
     if across is None or down is None:
         return None
-    return Tile(index, *(Rect(x[0], y[0], x[1], y[1]) for x, y in zip(across, down, strict=True)))
+    return Tile(index, *(PixelRect(x[0], y[0], x[1], y[1]) for x, y in zip(across, down, strict=True)))
 
 
-def _span(
+def _axis_of_tile(
     length: int, start: int, stop: int, low: int, high: int
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """One axis of a tile: the image's pixels that are needed, where they go, and what of that is seen.
+    """One axis of a tile: source, target and window; None if nothing is visible.
 
-    Pixels that only share in the outermost one seen are taken along whole, hence a target that is wider than the
-    window. Where the image is cut, its pixels land at most half a pixel from where the uncut image has them.
+    Source pixels that cover only a part of the outermost visible pixel are included, so the target may be wider than
+    the window. In a cropped image, pixels are at most half a pixel away from their position in the whole image.
     """
     first, last = max(low, start), min(high, stop)
     if first >= last:
@@ -203,37 +204,37 @@ def _span(
     return (begin, end), target, (first, last)
 
 
-def _rect(low: np.ndarray, high: np.ndarray) -> Rect:
-    """The nearest whole edges."""
-    return Rect(*(round(float(edge)) for edge in (*low, *high)))
+def _rect(low: np.ndarray, high: np.ndarray) -> PixelRect:
+    """Round the edges to whole pixels."""
+    return PixelRect(*(round(float(edge)) for edge in (*low, *high)))
 
 
-def _within(rect: Rect, side: np.ndarray) -> Rect:
-    """The part of a rectangle that lies on the input."""
+def _on_input(rect: PixelRect, side: np.ndarray) -> PixelRect:
+    """The part of a rectangle that is on the input."""
     width, height = (int(length) for length in side)
-    return Rect(max(rect.left, 0), max(rect.top, 0), min(rect.right, width), min(rect.bottom, height))
+    return PixelRect(max(rect.left, 0), max(rect.top, 0), min(rect.right, width), min(rect.bottom, height))
 
 
-def _paste(tile: Tile, image: np.ndarray, picture: np.ndarray) -> None:
+def _paste(tile: Tile, image: np.ndarray, canvas: np.ndarray) -> None:
     source, target, window = tile.source, tile.target, tile.window
     part = image[source.rows, source.columns]
     resized = resize(part, target.right - target.left, target.bottom - target.top)
     rows = slice(window.top - target.top, window.bottom - target.top)
     columns = slice(window.left - target.left, window.right - target.left)
-    picture[window.rows, window.columns] = resized[rows, columns]
+    canvas[window.rows, window.columns] = resized[rows, columns]
 
 
-def _follow(tile: Tile, canvas: Rect, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of the tile's image on the input, before it is mirrored, and which of them are worth keeping."""
+def _move_boxes(tile: Tile, canvas: PixelRect, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of the tile's image on the input (before the flip), and whether each is kept."""
     source, target, window = (np.array(rect, dtype=np.float64) for rect in (tile.source, tile.target, tile.window))
     factor = (target[2:] - target[:2]) / (source[2:] - source[:2])
     placed = (boxes - np.tile(source[:2], 2)) * np.tile(factor, 2) + np.tile(target[:2], 2)
-    laid_out, seen = _clipped(placed, np.array(canvas)), _clipped(placed, window)
-    sides = seen[:, 2:] - seen[:, :2]
+    on_canvas, visible = _clipped(placed, np.array(canvas)), _clipped(placed, window)
+    sides = visible[:, 2:] - visible[:, :2]
     is_large = (sides > _MIN_SIDE).all(axis=1)
-    is_enough = sides.prod(axis=1) > _MIN_AREA * (laid_out[:, 2:] - laid_out[:, :2]).prod(axis=1)
-    is_no_line = sides.max(axis=1) < _MAX_ASPECT * sides.min(axis=1)
-    return seen.astype(np.float32), is_large & is_enough & is_no_line
+    has_area = sides.prod(axis=1) > _MIN_AREA * (on_canvas[:, 2:] - on_canvas[:, :2]).prod(axis=1)
+    has_aspect = sides.max(axis=1) < _MAX_ASPECT * sides.min(axis=1)
+    return visible.astype(np.float32), is_large & has_area & has_aspect
 
 
 def _clipped(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:

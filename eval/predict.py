@@ -21,10 +21,8 @@ from config.checks import printable
 from config.errors import UserError
 from config.places import absolute
 from dl.augment import letterbox
-from dl.faults import DataFault
-from dl.files import IMAGE_SUFFIXES, natural_key, refuse_unfit_name
-from dl.image_notes import image_notes
-from dl.images import ImageFacts, decode_image, read_image
+from dl.files import IMAGE_SUFFIXES, DataError, check_file_name, natural_key
+from dl.images import ImageInfo, decode_image, image_notes, read_image
 from dl.loader import collate
 from eval.painter import drawable_names, file_names, paint_detections, refuse_overwriting_pictures, write_jpeg
 from eval.predictor import Detections, Predictor
@@ -61,7 +59,7 @@ class PredictSummary:
     num_painted: int = 0
     broken: list[str] = field(default_factory=list)  # a sentence each, which starts with the file
     pixel_max: int | None = None
-    peculiar: dict[str, ImageFacts] = field(default_factory=dict)  # of 16-bit images, and of those with more frames
+    peculiar: dict[str, ImageInfo] = field(default_factory=dict)  # of 16-bit images, and of those with more frames
 
     def lines(self) -> list[str]:
         """What a person reads at the end: broken files, notes on others, then what was found and where it lies."""
@@ -76,7 +74,7 @@ class _Read(NamedTuple):
     """An image at the network's size, and the facts of its file."""
 
     sample: Sample
-    facts: ImageFacts
+    facts: ImageInfo
 
 
 def find_images(words: Iterable[str | Path], leave_out: Path | None = None) -> list[Path]:
@@ -200,7 +198,7 @@ def _refuse_unfit(file: Path) -> None:
     """Raise `UserError` when the name of the file or of a folder above it can be written into no file."""
     if printable(str(file)):
         for part in (*reversed(file.parents), file):
-            refuse_unfit_name(part.parent, part.name)
+            check_file_name(part.parent, part.name)
 
 
 def _outside(folder: Path, files: Sequence[Path]) -> list[Path]:
@@ -251,8 +249,8 @@ def _detect(
         done += len(read)
         good = {path: image for path, image in read.items() if isinstance(image, _Read)}
         samples = {path: image.sample for path, image in good.items()}
-        summary.peculiar |= {ids[path]: image.facts for path, image in good.items() if image.facts.is_peculiar}
-        summary.broken += [str(fault) for fault in read.values() if isinstance(fault, DataFault)]
+        summary.peculiar |= {ids[path]: image.facts for path, image in good.items() if image.facts.needs_note}
+        summary.broken += [str(fault) for fault in read.values() if isinstance(fault, DataError)]
         if samples:
             yield from zip(samples, predictor(collate(list(samples.values()))), strict=True)
             for path, sample in samples.items():
@@ -266,13 +264,13 @@ def _detect(
         raise UserError(_none_readable(summary.broken))
 
 
-def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path, _Read | DataFault]]:
+def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path, _Read | DataError]]:
     """Batches of images at the network's size; the next one is read while the network computes."""
 
-    def read(path: Path) -> _Read | DataFault:
+    def read(path: Path) -> _Read | DataError:
         try:
             pixels, facts = decode_image(path, pixel_max=job.pixel_max)
-        except DataFault as fault:
+        except DataError as fault:
             return fault
         canvas, placed = letterbox(pixels, job.input_shape)
         return _Read(Sample(canvas, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), ids[path], placed), facts)
@@ -301,7 +299,7 @@ def _painting(
             )
             write_jpeg(summary.folder / PAINTED / names[ids[path]], painted)
             summary.num_painted += int((detections.scores >= job.paint_conf).sum())
-        except DataFault as fault:  # it could be read a moment ago
+        except DataError as fault:  # it could be read a moment ago
             summary.broken.append(str(fault))
         yield path, detections
 

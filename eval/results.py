@@ -18,8 +18,7 @@ from jaxtyping import Float32, Float64
 from config.errors import UserError, reading
 from config.places import absolute
 from dl.annotations import Annotation
-from dl.faults import excerpt
-from dl.files import MOST_OF_JSON, read_bytes
+from dl.files import MAX_JSON_BYTES, excerpt, read_bytes
 from eval.predictor import Detections
 from ops.files import atomic_writer
 from ops.seal import file_digest
@@ -218,7 +217,7 @@ def _load_rows(path: Path) -> list[Any]:
 def _load(path: Path) -> Any:
     """The content of a JSON file. Raises `UserError`."""
     try:
-        raw = read_bytes(path, MOST_OF_JSON)
+        raw = read_bytes(path, MAX_JSON_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:

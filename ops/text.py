@@ -41,6 +41,13 @@ def shown(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def size_text(num_bytes: int) -> str:
+    """A number of bytes for people: 512 KiB, 3.4 MiB, 1.2 GiB."""
+    if num_bytes < 2**20:
+        return f"{num_bytes / 2**10:.0f} KiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GiB"
+
+
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line per row with two spaces between columns. The first column is aligned left, all others right.
 

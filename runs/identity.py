@@ -10,7 +10,7 @@ from typing import Any
 
 from dl.annotations import Annotation
 from dl.check import CheckedData
-from dl.discover import DataSource
+from dl.formats.source import DataSource
 from dl.splits import find_split
 from ops.text import shown
 

@@ -39,8 +39,8 @@ class Stand(NamedTuple):
     x: float
     y: float
     heading: float  # radians in the image
-    room: float  # the longest span or length that fits, pixels
-    is_lane: bool = False  # on a runway or a taxiway: nobody builds there
+    max_size: float  # the longest span or length that fits, pixels
+    is_on_lane: bool = False  # on a runway or a taxiway: nobody builds there
 
 
 class Roof(NamedTuple):
@@ -58,7 +58,7 @@ class Track(NamedTuple):
     spread: float
 
 
-class Frame:
+class LayoutFrame:
     """Units of a layout -> pixels of the image."""
 
     def __init__(self, size: int, angle: float) -> None:
@@ -85,10 +85,10 @@ class Frame:
 
 
 @dataclass
-class Site:
+class Airfield:
     """A laid out airfield. Later paving lies over earlier paving."""
 
-    frame: Frame
+    frame: LayoutFrame
     ground: str
     paved: list[tuple[np.ndarray, Colour]] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
@@ -122,15 +122,17 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
     return choices[int(rng.random() * len(choices))]
 
 
-def lay_out(rng: np.random.Generator, size: int, pitch: float, kind: str | None = None) -> Site:
+def lay_out(rng: np.random.Generator, size: int, pitch: float, kind: str | None = None) -> Airfield:
     """Draw a site. `pitch` is the room in pixels that one of the scene's planes takes; `kind` is one of `LAYOUTS`."""
     chosen = list(LAYOUTS)[int(np.searchsorted(_CUMULATIVE, rng.random() * _CUMULATIVE[-1], side="right"))]
-    site = Site(Frame(size, 2 * np.pi * rng.random()), ground=pick(rng, GROUNDS), has_slabs=rng.random() < 0.8)
+    site = Airfield(
+        LayoutFrame(size, 2 * np.pi * rng.random()), ground=pick(rng, GROUNDS), has_slabs=rng.random() < 0.8
+    )
     LAYOUTS[kind or chosen](rng, site, pitch * 640 / size)
     return site
 
 
-def _ramp(rng: np.random.Generator, site: Site, pitch: float) -> None:
+def _ramp(rng: np.random.Generator, site: Airfield, pitch: float) -> None:
     """An apron with rows of stands before a line of hangars, and a taxiway behind."""
     colour, taxi = pick(rng, CONCRETE), pick(rng, ASPHALT)
     edge = -330 + 190 * rng.random()
@@ -159,7 +161,7 @@ def _ramp(rng: np.random.Generator, site: Site, pitch: float) -> None:
         site.shore = (far + 90 + 60 * rng.random(), 1.0)
 
 
-def _hangars(rng: np.random.Generator, site: Site, edge: float, pitch: float) -> None:
+def _hangars(rng: np.random.Generator, site: Airfield, edge: float, pitch: float) -> None:
     colour, u = pick(rng, ROOFS), -REACH + 60 * rng.random()
     while u < REACH:
         wide, deep = pitch * (0.9 + 0.6 * rng.random()), pitch * (0.7 + 0.4 * rng.random())
@@ -169,7 +171,7 @@ def _hangars(rng: np.random.Generator, site: Site, edge: float, pitch: float) ->
         u += wide + 12 + 40 * rng.random()
 
 
-def _runway(rng: np.random.Generator, site: Site, pitch: float) -> None:
+def _runway(rng: np.random.Generator, site: Airfield, pitch: float) -> None:
     """A runway with its markings, a taxiway beside it and an apron on one side."""
     middle, half = -160 + 180 * rng.random(), max(34 + 14 * rng.random(), 0.42 * pitch)
     asphalt = pick(rng, ASPHALT)
@@ -200,7 +202,7 @@ def _runway(rng: np.random.Generator, site: Site, pitch: float) -> None:
         site.shore = (middle - half - 60 - 50 * rng.random(), -1.0)
 
 
-def _threshold(rng: np.random.Generator, site: Site, middle: float, half: float) -> None:
+def _threshold(rng: np.random.Generator, site: Airfield, middle: float, half: float) -> None:
     """Where the runway begins: bars, a number, the touchdown blocks."""
     start = -220 + 240 * rng.random()
     for v in np.linspace(middle - half * 0.8, middle + half * 0.8, 10):
@@ -211,7 +213,7 @@ def _threshold(rng: np.random.Generator, site: Site, middle: float, half: float)
         site.line([(start + 150, middle + side * half * 1.4), (start + 196, middle + side * half * 1.4)], WHITE, 9)
 
 
-def _dispersal(rng: np.random.Generator, site: Site, pitch: float) -> None:
+def _dispersal(rng: np.random.Generator, site: Airfield, pitch: float) -> None:
     """Round hardstands left and right of a taxiway, each with its own lead-in."""
     asphalt, concrete = pick(rng, ASPHALT), pick(rng, CONCRETE)
     bend = 120 * rng.random() - 60
@@ -235,7 +237,7 @@ def _dispersal(rng: np.random.Generator, site: Site, pitch: float) -> None:
         site.stand(u, float(np.interp(u, *np.transpose(path))), pick(rng, (0.0, np.pi)), 1.4 * pitch, is_lane=True)
 
 
-def _boneyard(rng: np.random.Generator, site: Site, pitch: float) -> None:
+def _boneyard(rng: np.random.Generator, site: Airfield, pitch: float) -> None:
     """Planes put away in rows on bare ground, with a dirt road between."""
     site.ground = pick(rng, ("desert", "soil", "dry"))
     lean = 0.9 * rng.random() - 0.45
@@ -249,7 +251,7 @@ def _boneyard(rng: np.random.Generator, site: Site, pitch: float) -> None:
             site.stand(u + 8 * rng.random(), v + 8 * rng.random(), np.pi / 2 + lean + turn, pitch * 1.05)
 
 
-def _terminal(rng: np.random.Generator, site: Site, pitch: float) -> None:
+def _terminal(rng: np.random.Generator, site: Airfield, pitch: float) -> None:
     """A pier with gates on both sides and a bridge to each nose."""
     concrete, pier = pick(rng, CONCRETE), -40 + 80 * rng.random()
     site.pave(site.frame.box(-REACH, -REACH, REACH, REACH), concrete)
@@ -271,7 +273,7 @@ def _terminal(rng: np.random.Generator, site: Site, pitch: float) -> None:
     site.roof(site.frame.box(-REACH, pier - half, end, pier + half), 22, roof)
 
 
-def _open_apron(rng: np.random.Generator, site: Site, pitch: float) -> None:
+def _open_apron(rng: np.random.Generator, site: Airfield, pitch: float) -> None:
     """A wide apron on which planes stand as they came."""
     site.pave(site.frame.box(-REACH, -260 - 200 * rng.random(), REACH, REACH), pick(rng, CONCRETE))
     if rng.random() < 0.5:
@@ -286,7 +288,7 @@ def _open_apron(rng: np.random.Generator, site: Site, pitch: float) -> None:
         site.stand(u, v, 2 * np.pi * rng.random(), 2 * pitch)
 
 
-def _town(rng: np.random.Generator, site: Site, pitch: float) -> None:
+def _town(rng: np.random.Generator, site: Airfield, pitch: float) -> None:
     """The edge of a town: streets and houses, and one odd plane on the grass."""
     asphalt = pick(rng, ASPHALT)
     streets = np.arange(-REACH + 60 * rng.random(), REACH, 130 + 50 * rng.random())
@@ -302,7 +304,7 @@ def _town(rng: np.random.Generator, site: Site, pitch: float) -> None:
     site.stand(u + 120, float(streets[2]) + 60, 2 * np.pi * rng.random(), pitch)
 
 
-LAYOUTS: dict[str, Callable[[np.random.Generator, Site, float], None]] = {
+LAYOUTS: dict[str, Callable[[np.random.Generator, Airfield, float], None]] = {
     "ramp": _ramp, "runway": _runway, "dispersal": _dispersal, "boneyard": _boneyard, "terminal": _terminal,
     "open_apron": _open_apron, "town": _town,
 }  # fmt: skip

@@ -14,14 +14,23 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from scenes.aircraft import planforms
-from scenes.airfields import ROOFS, Roof, Site, Stand, lay_out, pick
+from scenes.airfields import ROOFS, Airfield, Roof, Stand, lay_out, pick
 from scenes.ground import Ground, paint_ground
-from scenes.occlusion import Thing, cast_shadow, make_boat, make_clouds, make_mast, make_tree, make_vehicle, paint_roof
+from scenes.occlusion import (
+    ClutterObject,
+    cast_shadow,
+    make_boat,
+    make_clouds,
+    make_mast,
+    make_tree,
+    make_vehicle,
+    paint_roof,
+)
 from scenes.outlines import Planform
 from scenes.textures import Plane, Sprite, fill, lighter, outlines, paint_plane
 
-SEEN = 0.3  # a pixel belongs to a plane when this share of it is the plane, seen through the clouds
-LEAST_VISIBLE = 0.4  # of a plane's area, else it is not drawn at all
+MIN_PIXEL_COVERAGE = 0.3  # a pixel belongs to a plane when this share of it is the plane, seen through the clouds
+MIN_VISIBLE_SHARE = 0.4  # of a plane's area, else it is not drawn at all
 
 _PLANES = np.cumsum([0.03, 0.04, 0.06, 0.1, 0.15, 0.18, 0.18, 0.14, 0.12])  # chance of 0, 1, ... 8 planes
 _SHADOW_TINT = (0.6, 0.55, 0.46)  # how much light a full shadow takes from red, green and blue: the sky still shines
@@ -50,13 +59,13 @@ class Scene:
 
     seed: int
     index: int
-    site: Site
+    airfield: Airfield
     planes: tuple[Plane, ...]
     roofs: tuple[Roof, ...]
     sky: Sky
 
 
-class Picture(NamedTuple):
+class PaintedScene(NamedTuple):
     """A painted scene. Boxes are xyxy in pixel edges, ordered as the scene's planes that can be seen."""
 
     image: UInt8[np.ndarray, "S S 3"]
@@ -74,7 +83,7 @@ def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> S
     pitch = _drawn_size(types[favourite], zoom, size)
     site = lay_out(rng, size, pitch)
     wanted = int(np.searchsorted(_PLANES, rng.random() * _PLANES[-1], side="right"))
-    taken = _Taken(size)
+    taken = _OccupancyMap(size)
     for roof in site.roofs:
         if not roof.is_open:
             taken.add([roof.outline], 255)
@@ -85,22 +94,22 @@ def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> S
         if len(planes) == wanted:
             break
         label = _choose(rng, weights) if rng.random() < others else favourite
-        if _drawn_size(types[label], zoom, size) > stand.room:
+        if _drawn_size(types[label], zoom, size) > stand.max_size:
             label = favourite
         plane = _park(rng, stand, label, types[label], _drawn_size(types[label], zoom, size))
         if taken.is_free(outlines(plane)):
             planes.append(plane)
             taken.add(outlines(plane), len(planes))
-            parked += [] if stand.is_lane else [(len(planes), plane)]
+            parked += [] if stand.is_on_lane else [(len(planes), plane)]
     shelters = [shelter for number, plane in parked for shelter in _shelter(rng, plane, number, taken)]
     return Scene(seed, index, site, tuple(planes), (*site.roofs, *shelters), _draw_sky(rng))
 
 
-def paint_scene(scene: Scene) -> Picture:
+def paint_scene(scene: Scene) -> PaintedScene:
     """Paint a scene from the ground up."""
-    size, sky = scene.site.frame.size, scene.sky
+    size, sky = scene.airfield.frame.size, scene.sky
     sun = np.array(sky.sun)
-    ground = paint_ground(_stream(scene.seed, scene.index, _GROUND_STREAM), scene.site)
+    ground = paint_ground(_stream(scene.seed, scene.index, _GROUND_STREAM), scene.airfield)
     clouds = make_clouds(_stream(scene.seed, scene.index, _SKY_STREAM), size) if sky.has_clouds else None
     roofed = np.zeros((size, size), np.uint8)
     for roof in scene.roofs:
@@ -119,10 +128,10 @@ def paint_scene(scene: Scene) -> Picture:
     image = _roof_over(image, roofed, scene.roofs, sun)
     image = _develop(image, clouds, sky, _stream(scene.seed, scene.index, _SENSOR_STREAM))
     boxes = np.array([one.box for one in seen], dtype=np.float32).reshape(-1, 4)
-    return Picture(image, boxes, np.array([one.plane.label for one in seen], dtype=np.int64))
+    return PaintedScene(image, boxes, np.array([one.plane.label for one in seen], dtype=np.int64))
 
 
-class _Seen(NamedTuple):
+class _VisiblePlane(NamedTuple):
     """A plane that can be seen, painted, with its box."""
 
     plane: Plane
@@ -130,7 +139,7 @@ class _Seen(NamedTuple):
     box: tuple[int, int, int, int]
 
 
-class _Taken:
+class _OccupancyMap:
     """Coarse map of the places that are taken, by whom."""
 
     def __init__(self, size: int) -> None:
@@ -199,7 +208,7 @@ def _park(rng: np.random.Generator, stand: Stand, label: int, planform: Planform
     )
 
 
-def _shelter(rng: np.random.Generator, plane: Plane, number: int, taken: _Taken) -> list[Roof]:
+def _shelter(rng: np.random.Generator, plane: Plane, number: int, taken: _OccupancyMap) -> list[Roof]:
     """Now and then a roof over the nose or the tail, if it hides no other plane."""
     chance, share, from_nose, colour = rng.random(), 0.12 + 0.36 * rng.random(), rng.random() < 0.5, pick(rng, ROOFS)
     if chance > 0.12:
@@ -231,26 +240,26 @@ def _draw_sky(rng: np.random.Generator) -> Sky:
     )
 
 
-def _look_at(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _Seen | None:
+def _look_at(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _VisiblePlane | None:
     """Paint a plane and find what can be seen of it; None when that is too little."""
     sprite = paint_plane(plane, sky.sun)
     there, inside = _overlap(sprite, len(open_sky))
-    visible = sprite.cover[inside] * open_sky[there]
-    if float(visible.sum()) < LEAST_VISIBLE * float(sprite.cover.sum()):
+    visible = sprite.coverage[inside] * open_sky[there]
+    if float(visible.sum()) < MIN_VISIBLE_SHARE * float(sprite.coverage.sum()):
         return None
-    is_seen = visible >= SEEN
+    is_seen = visible >= MIN_PIXEL_COVERAGE
     rows, columns = np.flatnonzero(is_seen.any(axis=1)), np.flatnonzero(is_seen.any(axis=0))
     if not len(rows):
         return None
     top, left = there[0].start, there[1].start
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    return _Seen(plane, sprite, (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
+    return _VisiblePlane(plane, sprite, (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
 
 
 def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where image and sprite meet: rows and columns of the image, and those of the sprite."""
     in_image, in_sprite = [], []
-    for start, length in zip((sprite.top, sprite.left), sprite.cover.shape, strict=True):
+    for start, length in zip((sprite.top, sprite.left), sprite.coverage.shape, strict=True):
         first, last = min(max(start, 0), size), min(max(start + length, 0), size)
         in_image.append(slice(first, last))
         in_sprite.append(slice(first - start, last - start))
@@ -259,7 +268,7 @@ def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slic
 
 def _paste(image: np.ndarray, sprite: Sprite) -> None:
     there, inside = _overlap(sprite, len(image))
-    share = sprite.cover[inside]
+    share = sprite.coverage[inside]
     under, over = np.ascontiguousarray(image[there]), np.ascontiguousarray(sprite.colour[inside])
     image[there] = cv2.blendLinear(over, under, share, 1 - share)
 
@@ -273,17 +282,17 @@ def _roof_over(image: np.ndarray, roofed: np.ndarray, roofs: Sequence[Roof], sun
     return cv2.blendLinear(layer, image, share, 1 - share)
 
 
-def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[Thing]:
+def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[ClutterObject]:
     """Vehicles and masts on pavement, boats on water, trees in groups elsewhere, clear of planes and roofs."""
     rng = _stream(scene.seed, scene.index, _CLUTTER_STREAM)
-    size, unit = scene.site.frame.size, scene.site.frame.unit
-    taken = _Taken(size)
+    size, unit = scene.airfield.frame.size, scene.airfield.frame.unit
+    taken = _OccupancyMap(size)
     taken.add(
         [roof.outline for roof in scene.roofs] + [shape for plane in scene.planes for shape in outlines(plane)], 1
     )
-    things: list[Thing] = []
+    things: list[ClutterObject] = []
 
-    def put(thing: Thing) -> None:
+    def put(thing: ClutterObject) -> None:
         shapes = [shape for shape, _ in thing.shapes]
         if taken.is_free(shapes):
             taken.add(shapes, 1)
@@ -305,9 +314,9 @@ def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[Thing]:
     return things
 
 
-def _shadows(scene: Scene, planes: Sequence[Plane], things: Sequence[Thing]) -> np.ndarray:
+def _shadows(scene: Scene, planes: Sequence[Plane], things: Sequence[ClutterObject]) -> np.ndarray:
     """How dark the shadows are on the ground, 0 to 255."""
-    size = scene.site.frame.size
+    size = scene.airfield.frame.size
     shade = np.zeros((size, size), np.uint8)
     fall = np.array(scene.sky.sun) * scene.sky.shadow
     for thing in things:
@@ -322,7 +331,7 @@ def _shadows(scene: Scene, planes: Sequence[Plane], things: Sequence[Thing]) -> 
             base = plane.to_pixels(np.array([[fin.start, fin.y], [fin.end, fin.y]], np.float32))
             low, high = base + fall * 0.05 * drawn, base + fall * (0.07 * drawn + fin.height * plane.pixels_per_metre)
             fill(shade, np.stack([low[0], low[1], high[1], (high[0] + high[1]) / 2]), 255)
-    return cv2.GaussianBlur(shade, (0, 0), 0.9 * scene.site.frame.unit)
+    return cv2.GaussianBlur(shade, (0, 0), 0.9 * scene.airfield.frame.unit)
 
 
 def _light(colour: np.ndarray, light: np.ndarray, shade: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import cv2
 from PIL import Image
 
-from scenes.compose import Picture, paint_scene, plan_scene
+from scenes.compose import PaintedScene, paint_scene, plan_scene
 
 JPEG_QUALITY = 90
 
@@ -35,7 +35,7 @@ def export_scene(folder: Path, seed: int, size: int, class_list: Sequence[str], 
     return set(picture.labels.tolist())
 
 
-def _to_voc(picture: Picture, file_name: str, class_list: Sequence[str]) -> str:
+def _to_voc(picture: PaintedScene, file_name: str, class_list: Sequence[str]) -> str:
     """Pascal VOC, written as MAR20's files are."""
     height, width, depth = picture.image.shape
     root = ElementTree.Element("annotation")

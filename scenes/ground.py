@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from scenes.airfields import CONCRETE, Line, Site
+from scenes.airfields import CONCRETE, Airfield, Line
 from scenes.outlines import Colour
 from scenes.textures import fill
 
@@ -47,7 +47,7 @@ def fractal(rng: np.random.Generator, size: int, cells: int, octaves: int, gain:
     return total * np.float32(2 / np.sqrt((weights**2).sum()))
 
 
-def paint_ground(rng: np.random.Generator, site: Site) -> Ground:
+def paint_ground(rng: np.random.Generator, site: Airfield) -> Ground:
     """Paint what lies flat, everything but shadows."""
     size = site.frame.size
     field = fractal(rng, size, 3 + int(rng.random() * 4), 7, 0.62)
@@ -96,7 +96,7 @@ def _coloured(field: np.ndarray, ramp: tuple[Colour, ...]) -> np.ndarray:
     return cv2.LUT(cv2.merge([index] * 3), np.rint(table).astype(np.uint8)[None])
 
 
-def _fields(rng: np.random.Generator, site: Site, colour: np.ndarray) -> None:
+def _fields(rng: np.random.Generator, site: Airfield, colour: np.ndarray) -> None:
     """Large plots in tones of their own, a few dirt tracks."""
     ramp = _RAMPS[site.ground]
     for _ in range(int(rng.random() * 4)):
@@ -116,7 +116,7 @@ def _fields(rng: np.random.Generator, site: Site, colour: np.ndarray) -> None:
         draw_line(colour, Line(site.frame.points(points), ramp[-1], 3.5 * site.frame.unit))
 
 
-def _flood(site: Site, colour: np.ndarray, flooded: np.ndarray, field: np.ndarray) -> None:
+def _flood(site: Airfield, colour: np.ndarray, flooded: np.ndarray, field: np.ndarray) -> None:
     """Water beyond the shore: foam, shallows, depth."""
     assert site.shore is not None
     size, unit = site.frame.size, site.frame.unit
@@ -132,7 +132,7 @@ def _flood(site: Site, colour: np.ndarray, flooded: np.ndarray, field: np.ndarra
     flooded[beyond > 0] = 255
 
 
-def _repairs(rng: np.random.Generator, site: Site, colour: np.ndarray, paved: np.ndarray) -> None:
+def _repairs(rng: np.random.Generator, site: Airfield, colour: np.ndarray, paved: np.ndarray) -> None:
     """Slabs and patches that were laid anew, on pavement only."""
     layer = colour.copy()
     for _ in range(int(rng.random() * 14)):
@@ -143,7 +143,7 @@ def _repairs(rng: np.random.Generator, site: Site, colour: np.ndarray, paved: np
     cv2.copyTo(layer, paved, colour)
 
 
-def _slabs(rng: np.random.Generator, site: Site) -> np.ndarray:
+def _slabs(rng: np.random.Generator, site: Airfield) -> np.ndarray:
     """Concrete slabs, each cast on a day of its own, and the joints between them."""
     frame, pixels = site.frame, 16
     count = 48
@@ -161,7 +161,7 @@ def _slabs(rng: np.random.Generator, site: Site) -> np.ndarray:
     return cv2.warpAffine(joined, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
-def _rubber(rng: np.random.Generator, site: Site) -> np.ndarray:
+def _rubber(rng: np.random.Generator, site: Airfield) -> np.ndarray:
     """Tyre marks and oil, 0 to 1."""
     size = site.frame.size
     marks = np.zeros((size, size), np.float32)

@@ -19,7 +19,7 @@ _CONTAINERS: tuple[Colour, ...] = ((154, 70, 48), (52, 92, 128), (70, 110, 78), 
 _LEAVES: tuple[Colour, ...] = ((44, 68, 36), (56, 78, 42), (66, 84, 40), (40, 60, 40))
 
 
-class Thing(NamedTuple):
+class ClutterObject(NamedTuple):
     """Clutter: polygons with their colours, one above the other; the first throws the shadow."""
 
     shapes: tuple[tuple[np.ndarray, Colour], ...]
@@ -48,32 +48,34 @@ def paint_roof(canvas: np.ndarray, roof: Roof, sun: np.ndarray) -> None:
     draw_line(canvas, Line(np.concatenate([corners, corners[:1]]), lighter(roof.colour, 1.15), 3.6))
 
 
-def make_vehicle(rng: np.random.Generator, x: float, y: float, unit: float) -> Thing:
+def make_vehicle(rng: np.random.Generator, x: float, y: float, unit: float) -> ClutterObject:
     """A car, a lorry, a bowser, a train of baggage carts or a stack of containers."""
     block = _Block(x, y, 2 * np.pi * rng.random(), unit)
     colour, kind = pick(rng, _CARS), rng.random()
     if kind < 0.35:  # car
         shapes = (block.box(0, 0, 9, 4.4, colour), block.box(-0.4, 0, 4.6, 3.6, lighter(colour, 0.55)))
-        return Thing((*shapes, block.box(-0.6, 0, 3, 3.4, lighter(colour, 1.1))), 3 * unit)
+        return ClutterObject((*shapes, block.box(-0.6, 0, 3, 3.4, lighter(colour, 1.1))), 3 * unit)
     if kind < 0.6:  # lorry
         load = pick(rng, ((206, 206, 198), (96, 104, 80), (120, 110, 90)))
         shapes = (block.box(0, 0, 18, 5.6, lighter(load, 0.8)), block.box(-2.4, 0, 12.6, 5.2, load))
-        return Thing((*shapes, block.box(7, 0, 4, 5.4, colour), block.box(8.4, 0, 1.2, 5, (40, 48, 56))), 6 * unit)
+        return ClutterObject(
+            (*shapes, block.box(7, 0, 4, 5.4, colour), block.box(8.4, 0, 1.2, 5, (40, 48, 56))), 6 * unit
+        )
     if kind < 0.75:  # bowser
         shapes = (block.box(0, 0, 22, 6, (84, 86, 88)), block.box(-3, 0, 15, 5.6, (196, 198, 196)))
-        return Thing(
+        return ClutterObject(
             (*shapes, block.box(-3, 0.8, 15, 1.6, (226, 226, 222)), block.box(8.4, 0, 4, 5.6, colour)), 6 * unit
         )
     if kind < 0.88:  # baggage train
         carts = tuple(block.box(-6.5 * i, 0.5 * i * i - i, 5, 3.6, pick(rng, _CONTAINERS)) for i in range(4))
-        return Thing((block.box(7, 0, 6, 3.8, (206, 188, 60)), *carts), 2.5 * unit)
+        return ClutterObject((block.box(7, 0, 6, 3.8, (206, 188, 60)), *carts), 2.5 * unit)
     rows, columns = 1 + int(rng.random() * 3), 1 + int(rng.random() * 3)
     ground = block.box(7.5 * (columns - 1), 3.5 * (rows - 1), 15 * columns, 7 * rows, (70, 70, 70))
     boxes = (block.box(15 * i, 7 * j, 14.4, 6.4, pick(rng, _CONTAINERS)) for i in range(columns) for j in range(rows))
-    return Thing((ground, *boxes), 7 * unit)
+    return ClutterObject((ground, *boxes), 7 * unit)
 
 
-def make_tree(rng: np.random.Generator, x: float, y: float, unit: float, sun: np.ndarray) -> Thing:
+def make_tree(rng: np.random.Generator, x: float, y: float, unit: float, sun: np.ndarray) -> ClutterObject:
     """A crown of leaves, brighter towards the sun."""
     radius, leaf = (4 + 10 * rng.random() ** 2) * unit, pick(rng, _LEAVES)
     angles = np.linspace(0, 2 * np.pi, 14, endpoint=False)
@@ -82,22 +84,22 @@ def make_tree(rng: np.random.Generator, x: float, y: float, unit: float, sun: np
     for share, light in ((1.0, 0.7), (0.74, 0.95), (0.4, 1.25)):
         middle = np.array([x, y]) - sun * radius * (1 - share) * 0.6
         shapes.append(((middle + ring * radius * share).astype(np.float32), lighter(leaf, light)))
-    return Thing(tuple(shapes), 1.1 * radius)
+    return ClutterObject(tuple(shapes), 1.1 * radius)
 
 
-def make_boat(rng: np.random.Generator, x: float, y: float, unit: float) -> Thing:
+def make_boat(rng: np.random.Generator, x: float, y: float, unit: float) -> ClutterObject:
     """A boat, with a wake when it is under way."""
     block, scale = _Block(x, y, 2 * np.pi * rng.random(), unit), 1 + 1.6 * rng.random()
     hull = [(9, 0), (5, 2.2), (-7, 2.6), (-7, -2.6), (5, -2.2)]
     foam, deck = (186, 206, 208), pick(rng, ((214, 214, 210), (150, 60, 48), (60, 72, 84)))
     wake = [(8, 0), (-34 * rng.random() - 7, 6), (-12, 0), (-34 * rng.random() - 7, -6)]
     shapes = (block.shape(hull, scale, deck), block.shape(wake, scale, foam), block.shape(hull, scale, deck))
-    return Thing((*shapes, block.box(-2.5 * scale, 0, 5 * scale, 3 * scale, lighter(deck, 0.75))), 2 * unit)
+    return ClutterObject((*shapes, block.box(-2.5 * scale, 0, 5 * scale, 3 * scale, lighter(deck, 0.75))), 2 * unit)
 
 
-def make_mast(x: float, y: float, unit: float) -> Thing:
+def make_mast(x: float, y: float, unit: float) -> ClutterObject:
     """A lamp mast: next to nothing but its shadow."""
-    return Thing((_Block(x, y, 0.0, unit).box(0, 0, 2.4, 2.4, (196, 196, 190)),), 26 * unit)
+    return ClutterObject((_Block(x, y, 0.0, unit).box(0, 0, 2.4, 2.4, (196, 196, 190)),), 26 * unit)
 
 
 def make_clouds(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "S S"]:

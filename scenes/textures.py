@@ -52,7 +52,7 @@ class Sprite:
     left: int
     top: int
     colour: UInt8[np.ndarray, "H W 3"]
-    cover: Float32[np.ndarray, "H W"]
+    coverage: Float32[np.ndarray, "H W"]
 
 
 def outlines(plane: Plane) -> list[np.ndarray]:

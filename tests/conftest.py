@@ -127,7 +127,7 @@ def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.M
     The modules are imported here, once per process, so that the order of the tests does not matter.
     """
     values = {
-        "dl.cache": {"available_memory": lambda: 16 * 2**30},
+        "dl.image_cache": {"available_memory": lambda: 16 * 2**30},
         "debug.doctor.memory_check": {"available_memory": lambda: 16 * 2**30},
         "debug.doctor.learning_check": {"_SECONDS": math.inf},
         "train.trainer": {"DRAWN_EVERY": math.inf, "plot_curves": lambda *_: None},

@@ -12,13 +12,15 @@ from PIL import Image
 
 from config.errors import UserError
 from config.places import read_class_list
-from dl.annotations import Written, read_voc
-from dl.coco import looks_like_coco, read_coco
+from dl.annotations import RawAnnotation
 from dl.files import read_lines, read_text
+from dl.formats.coco_json import looks_like_coco, read_coco
+from dl.formats.data_yaml import read_data_yaml
+from dl.formats.voc import read_voc
+from dl.formats.yolo import looks_like_labels, read_yolo
 from dl.image_cache import DiskImages
+from dl.image_files import VerifiedImages
 from dl.images import inspect_image, read_image
-from dl.verified import VerifiedImages
-from dl.yolo import looks_like_labels, read_data_yaml, read_yolo
 from eval.results import read_results, refuse_overwriting_results
 
 XML = (
@@ -109,7 +111,7 @@ def read(tmp_path_factory):
 @given(st.binary(max_size=80) | mutated(XML) | mutated(XML.replace(b"utf-8", b"gbk")))
 def test_voc(read, content):
     found = read(read_voc, "a.xml", content)
-    assert found is None or isinstance(found, Written)
+    assert found is None or isinstance(found, RawAnnotation)
 
 
 @few
@@ -122,7 +124,7 @@ def test_declared_encodings(read, name):
 @given(st.binary(max_size=80) | mutated(LABELS) | st.text(alphabet="0123456789.eE+-_ \n", max_size=80).map(str.encode))
 def test_yolo_labels(read, content):
     found = read(lambda path: read_yolo(path, NAMES, (40, 30)), "a.txt", content)
-    assert found is None or isinstance(found, Written)
+    assert found is None or isinstance(found, RawAnnotation)
     looks = read(looks_like_labels, "a.txt", content)
     assert looks in (True, False)
 

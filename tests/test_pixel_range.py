@@ -151,7 +151,7 @@ def test_predict_and_explain_scale_alike(base, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "16-bit images (2, largest value 60000): scaled by 4095 (pixelMax)" in out
     assert "become white in 1 of them: data/images/test0" in out
-    assert "1 file with several frames or pages, of which the first is used: moves" in out
+    assert "1 file with several frames or pages, only the first is used: moves" in out
     assert mars.main(["explain", "voc.nano.full", "validation0", *words]) == 0
     assert len(seen) >= 8 and set(seen) == {4095}
 

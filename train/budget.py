@@ -6,7 +6,7 @@ from typing import Any
 
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
-from dl.label_selection import repeats_of
+from dl.label_selection import num_repeats
 
 log = logging.getLogger("mars")
 
@@ -19,7 +19,7 @@ _A_TEACHER_COSTS = 1.5  # steps, with the student's: docs/experiments.md, sectio
 def images_an_epoch(mcfg: ModelConfig, splits: Mapping[str, Sequence[Annotation]]) -> tuple[int, float]:
     """How many images an epoch trains on, in steps without a teacher, and validates on."""
     of_split = len(splits[mcfg.trainSplitName])
-    trained = of_split * repeats_of(of_split, mcfg.replayImages) + mcfg.replayImages
+    trained = of_split * num_repeats(of_split, mcfg.replayImages) + mcfg.replayImages
     if mcfg.modelName == "distillation":
         trained = round(trained * _A_TEACHER_COSTS)
     validated = len(splits[mcfg.validationSplitName]) if mcfg.epochValidation else 0

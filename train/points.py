@@ -14,7 +14,7 @@ from torch import Tensor
 
 from config.errors import UserError
 from dl.annotations import Annotation
-from dl.augment import place
+from dl.augment import letterbox_placement
 from ops.anchors import STRIDES, anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch
 from ops.text import counted
@@ -117,7 +117,7 @@ def small_objects(
 def _placed_boxes(annotations: Sequence[Annotation], input_shape: tuple[int, int]) -> Float[Tensor, "G 4"]:
     """Where the objects lie on the network input when an image just fits it; each image once."""
     images = {annotation.image_id: annotation for annotation in annotations}.values()
-    placed = [place((image.height, image.width), input_shape).apply(image.boxes) for image in images]
+    placed = [letterbox_placement((image.height, image.width), input_shape).apply(image.boxes) for image in images]
     return torch.from_numpy(np.concatenate([np.zeros((0, 4), dtype=np.float32), *placed]))
 
 

@@ -14,8 +14,8 @@ import torch
 
 from config.errors import UserError, reading
 from config.mconfig import ModelConfig
-from dl.cache import build_images
 from dl.check import CheckedData, check_data
+from dl.image_cache import build_images
 from dl.label_selection import REPLAYED_SPLIT, splits_to_train
 from dl.loader import build_loader
 from eval.evaluator import EvalResult, Evaluator

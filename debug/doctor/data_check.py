@@ -33,12 +33,14 @@ def examine_data(data: CheckedData) -> Iterator[Finding]:
     report = data.report
     images = ", ".join(f"{name} {split.images}" for name, split in report.splits.items())
     yield Finding(OK, "data", f"all files were read; images: {images}", (*report.rows(), *report.notes))
-    yield from (Finding(LOOK, "data", remark) for remark in report.remarks)
+    yield from (Finding(LOOK, "data", warning) for warning in report.warnings)
     for name, split in report.splits.items():
-        if split.lost_share > _MANY_LOST:
+        if split.dropped_share > _MANY_LOST:
             reasons = ", ".join(f"{count} {why}" for why, count in split.dropped.most_common())
-            text = f"{100 * split.lost_share:.1f} % of the boxes of '{name}' cannot be used ({reasons}): correct the "
-            yield Finding(WRONG, "boxes", text + "annotations in the files named above")
+            text = (
+                f"{100 * split.dropped_share:.1f} % of the boxes of '{name}' cannot be used ({reasons}): correct the "
+            )
+            yield Finding(WRONG, "boxes", text + "the annotations in the files named above")
     if report.skipped:
         yield Finding(LOOK, "data", f"{counted(len(report.skipped), 'file')} skipped (badFiles=skip): repair them")
     yield from (Finding(WRONG, "data", sentence) for sentence in report.copies)

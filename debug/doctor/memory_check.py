@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
-from dl.memory import available_memory, size_text
+from dl.image_cache import available_memory
 from ops.batch import Batch, network_input
 from ops.precision import autocast
+from ops.text import size_text
 from train.objective import DistillationObjective
 from train.setup import TrainingSetup, some_images
 

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import UserError
-from dl.annotations import Written, WrittenObject, clean, read_voc
-from dl.faults import DataFault
+from dl.annotations import RawAnnotation, RawObject, clean_annotation
+from dl.files import DataError
+from dl.formats.voc import read_voc
 
 
 @pytest.fixture
@@ -85,13 +86,13 @@ def test_missing_or_zero_size(voc, size):
         (BOX, "object 1 has no <name>"),
         (f"<name> </name>{BOX}", "object 1 has no <name>"),
         ("<name>cat</name>", r"object 1 \(cat\) has no <bndbox>"),
-        ("<name>cat</name><robndbox/>", "only an oriented box .* give the horizontal annotations"),
-        ("<name>cat</name><bndbox><xmin>1</xmin></bndbox>", r"<ymin> of object 1 \(cat\) is '', not a number"),
-        (f"<name>cat</name>{BOX}".replace("3.5", "nan"), "<xmax> .* is 'nan', not a number"),
-        (f"<name>cat</name>{BOX}".replace("3.5", "-inf"), "<xmax> .* is '-inf', not a number"),
-        (f"<name>cat</name>{BOX}".replace("3.5", "3,5"), "<xmax> .* is '3,5', not a number"),
+        ("<name>cat</name><robndbox/>", "only an oriented box .* use the horizontal annotations"),
+        ("<name>cat</name><bndbox><xmin>1</xmin></bndbox>", r"<ymin> of object 1 \(cat\) is '', which is not a number"),
+        (f"<name>cat</name>{BOX}".replace("3.5", "nan"), "<xmax> .* is 'nan', which is not a number"),
+        (f"<name>cat</name>{BOX}".replace("3.5", "-inf"), "<xmax> .* is '-inf', which is not a number"),
+        (f"<name>cat</name>{BOX}".replace("3.5", "3,5"), "<xmax> .* is '3,5', which is not a number"),
         (f"<name>a\tb\nc</name>{BOX}", r"the class of object 1: 'a\\tb\\nc' holds a control character"),
-        (f"<name>cat</name><difficult>maybe</difficult>{BOX}", "<difficult> .* 'maybe', neither 0 nor 1"),
+        (f"<name>cat</name><difficult>maybe</difficult>{BOX}", "<difficult> .* 'maybe'; write 0 or 1"),
     ],
 )
 def test_every_fault_names_its_file(voc, tmp_path, inner, message):
@@ -102,14 +103,14 @@ def test_every_fault_names_its_file(voc, tmp_path, inner, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "does not parse"),
-        ("<annotation><object></annotation>", "does not parse"),
-        ("<annotation>", "does not parse"),
+        ("", "is invalid"),
+        ("<annotation><object></annotation>", "is invalid"),
+        ("<annotation>", "is invalid"),
         (
             '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>',
-            "entities: write their text in their place, and remove the DOCT",
+            "entities: replace them by their text, and remove the DOCT",
         ),
-        ("<html/>", "is not a Pascal VOC annotation .its root is <html>"),
+        ("<html/>", "is not a Pascal VOC annotation .the root element is <html>"),
         ("<annotation><size><width>wide</width><height>1</height></size></annotation>", "<width> in <size> is 'wide'"),
     ],
 )
@@ -119,7 +120,7 @@ def test_files_that_are_no_annotation(voc, tmp_path, content, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path / 'b.xml'}: no such annotation file"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'b.xml'}: the annotation file does not exist"):
         read_voc(tmp_path / "b.xml")
 
 
@@ -158,7 +159,7 @@ def test_encodings_of_single_bytes(voc, encoding, name):
 def test_encodings_that_are_not_read(voc, encoding):
     text = f'<?xml version="1.0" encoding="{encoding}"?>' + with_object(f"<name>cat</name>{BOX}")
     with pytest.raises(
-        DataFault, match=f"the xml declares the encoding '{encoding}', which is not read; save it as UTF"
+        DataError, match=f"the xml declares the encoding '{encoding}', which is not supported; save the file as UTF"
     ):
         voc(text)
 
@@ -173,8 +174,8 @@ def test_a_blank_line_before_the_declaration(voc):
 
 
 def cleaned(tmp_path, objects, size=(40, 30), class_list=("cat", "dog")):
-    voc = Written(size, tuple(WrittenObject(*entry) for entry in objects))
-    return clean(voc, "i", tmp_path / "i.jpg", tmp_path / "i.xml", size, class_list)
+    voc = RawAnnotation(size, tuple(RawObject(*entry) for entry in objects))
+    return clean_annotation(voc, "i", tmp_path / "i.jpg", tmp_path / "i.xml", size, class_list)
 
 
 def test_clean_without_objects(tmp_path):
@@ -247,7 +248,7 @@ def test_an_object_that_is_written_twice_counts_once(tmp_path):
     assert annotation.boxes.tolist() == [[2, 3, 4, 5], [2, 3, 4, 5], [2, 3, 4, 6]]
     assert annotation.labels.tolist() == [0, 1, 0]
     assert annotation.difficult.tolist() == [False, True, False], "difficult when all of them are"
-    assert tally.repeats == 2
+    assert tally.duplicates == 2
 
 
 COORDINATE = st.floats(-100, 100) | st.integers(-10, 50).map(float)
@@ -256,7 +257,7 @@ COORDINATE = st.floats(-100, 100) | st.integers(-10, 50).map(float)
 @given(boxes=st.lists(st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE), max_size=8))
 def test_cleaned_boxes_always_have_area_inside_the_image(tmp_path_factory, boxes):
     annotation, tally = cleaned(tmp_path_factory.getbasetemp(), [("cat", box, False) for box in boxes])
-    assert len(annotation.boxes) + tally.dropped.total() + tally.repeats == len(boxes)
+    assert len(annotation.boxes) + tally.dropped.total() + tally.duplicates == len(boxes)
     assert (annotation.boxes[:, 2:] > annotation.boxes[:, :2]).all()
     assert (annotation.boxes >= 0).all()
     assert (annotation.boxes <= [40, 30, 40, 30]).all()
@@ -265,7 +266,7 @@ def test_cleaned_boxes_always_have_area_inside_the_image(tmp_path_factory, boxes
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("12,5", "write the decimals with a point"), ("", "the value is missing"), ("x", "not a number")],
+    [("12,5", "use a decimal point, not a comma"), ("", "the value is missing"), ("x", "not a number")],
 )
 def test_a_malformed_number_names_line_and_usual_cause(tmp_path, encoding, value, hint):
     lines = [
@@ -274,5 +275,5 @@ def test_a_malformed_number_names_line_and_usual_cause(tmp_path, encoding, value
     ]
     lines += ["", "<object>", f"<name>dog</name><bndbox><xmin>{value}</xmin></bndbox></object></annotation>"]
     (tmp_path / "a.xml").write_bytes("\n".join(lines).encode(encoding))
-    with pytest.raises(DataFault, match=rf"a\.xml: <xmin> of object 2 \(dog\) is .*{hint}.*begins in line 4"):
+    with pytest.raises(DataError, match=rf"a\.xml: <xmin> of object 2 \(dog\) is .*{hint}.*begins in line 4"):
         read_voc(tmp_path / "a.xml")

@@ -53,15 +53,15 @@ def test_every_fault_in_one_pass_each_with_its_file(three_splits, config, write_
     write_voc(three_splits / "annotations/f.xml", objects=[("cat", (1, 2, "x", 4))])
     text = fault_of(config(three_splits))
     lines = text.splitlines()
-    assert lines[0].startswith("the data set has 7 faults; badFiles=skip")
+    assert lines[0].startswith("the data set has 7 errors; badFiles=skip")
     expected = [
-        "images/a.jpg: no such image",
-        "annotations/b.xml: no such annotation",
+        "images/a.jpg: the image does not exist",
+        "annotations/b.xml: there is no such annotation",
         "images/c.jpg: the image cannot be read",
-        "annotations/c.xml: the xml does not parse",
+        "annotations/c.xml: the xml is invalid",
         "images/d.jpg: the image cannot be read",
-        "images/e.jpg: the image is 40 x 30, its annotation says 400 x 300",
-        "annotations/f.xml: <xmax> of object 1 (cat) is 'x', not a number",
+        "images/e.jpg: the image is 40 x 30, but its annotation says 400 x 300",
+        "annotations/f.xml: <xmax> of object 1 (cat) is 'x', which is not a number",
     ]
     assert len(lines) == 8
     for line, start in zip(lines[1:], expected, strict=True):
@@ -71,7 +71,7 @@ def test_every_fault_in_one_pass_each_with_its_file(three_splits, config, write_
 def test_a_single_fault_is_one_sentence(three_splits, config):
     (three_splits / "images/a.jpg").unlink()
     text = fault_of(config(three_splits))
-    assert text.startswith(f"{three_splits}/images/a.jpg: no such image")
+    assert text.startswith(f"{three_splits}/images/a.jpg: the image does not exist")
     assert "\n" not in text
 
 
@@ -80,7 +80,7 @@ def test_many_faults_are_cut_short(make_folder, config):
     for i in range(30):
         (base / f"images/n{i}.jpg").unlink()
     lines = fault_of(config(base)).splitlines()
-    assert lines[0].startswith("the data set has 30 faults")
+    assert lines[0].startswith("the data set has 30 errors")
     assert len(lines) == 22
     assert lines[-1] == "  and 10 more"
 
@@ -89,9 +89,10 @@ def test_faults_of_whole_splits(three_splits, config):
     (three_splits / "splits/validation.txt").write_text("\n")
     (three_splits / "splits/test.txt").write_text("e\na\nb\n")
     text = fault_of(config(three_splits), [*ALL, "tset"])
-    assert "name one of these" in text
+    assert "use one of them" in text
     assert (
-        f"split 'tset' does not exist for {three_splits}/images (did you mean 'test'?); there are: test, train" in text
+        f"split 'tset' does not exist for {three_splits}/images (did you mean 'test'?); the splits are: test, train"
+        in text
     )
     assert "split 'validation' is empty" in text
     assert f"splits 'train' and 'test' share 2 images of {three_splits}/images: a, b" in text
@@ -205,7 +206,7 @@ def test_of_many_skipped_files_twenty_are_named(make_folder, config):
     for i in range(25):
         (base / f"images/n{i}.jpg").unlink()
     table = check_data(config(base, badFiles="skip"), ALL).report.table().splitlines()
-    assert sum("no such image" in line for line in table) == 20
+    assert sum("the image does not exist" in line for line in table) == 20
     assert table[-1] == "  and 5 more"
 
 
@@ -224,9 +225,9 @@ def test_skip_does_not_pass_over_what_has_no_sound_way_out(three_splits, config)
     (three_splits / "images/d.jpg").unlink()
     (three_splits / "splits/test.txt").write_text("a\n")
     text = fault_of(config(three_splits, badFiles="skip"))
-    assert "split 'validation' is empty once its 1 bad images are skipped" in text
+    assert "split 'validation': all of its 1 images have errors and are skipped" in text
     assert "splits 'train' and 'test' share 1 images" in text
-    assert "no such image" not in text
+    assert "the image does not exist" not in text
     assert "badFiles=skip leaves" not in text
 
 
@@ -241,8 +242,8 @@ def test_every_warning_is_counted(three_splits, config, write_voc, write_image):
     train = report.splits["train"]
     assert (train.images, train.objects, dict(train.per_class)) == (3, 2, {"cat": 1, "dog": 1})
     assert (train.clipped, dict(train.dropped), dict(train.ignored)) == (1, {"without area": 1}, {"cow": 1})
-    assert (train.without_objects, train.duplicates, train.without_size, train.difficult) == (1, 1, 1, 1)
-    assert report.splits["validation"].ambiguous_turn == 1
+    assert (train.without_objects, train.listed_twice, train.without_size, train.difficult) == (1, 1, 1, 1)
+    assert report.splits["validation"].ambiguous_rotation == 1
     rows = report.rows()
     table = "\n".join(rows)
     for word in ("clipped", "without area", "'cow'", "negatives", "twice", "EXIF", "without <size>", "difficult"):
@@ -259,7 +260,9 @@ def test_columns_are_aligned_by_what_is_seen(three_splits, config, write_voc):
 
 def test_a_class_list_that_knows_no_object(three_splits, config):
     text = fault_of(config(three_splits, classList=("A1", "A2")))
-    assert "none of the 6 objects has a class of the class list (A1, A2); the annotations say cat" in text
+    assert (
+        "none of the 6 objects has a class of the class list (A1, A2); the classes in the annotations are cat" in text
+    )
 
 
 def test_images_of_any_suffix_and_several_of_one_name(three_splits, config):
@@ -272,7 +275,7 @@ def test_images_of_any_suffix_and_several_of_one_name(three_splits, config):
     assert paths == ["a.JPG", "b.png", "c.jpg"]
     paths = [a.image_path.name for a in check_data(config(three_splits, suffix=".PNG"), ["train"]).splits["train"]]
     assert paths == ["a.JPG", "b.png", "c.png"]
-    assert "several images of that name (c.jpg, c.png)" in fault_of(config(three_splits, suffix=".bmp"))
+    assert "several images have this name (c.jpg, c.png)" in fault_of(config(three_splits, suffix=".bmp"))
 
 
 def test_a_rotated_photograph_is_delivered_as_its_boxes_mean_it(three_splits, config, write_image, write_voc):
@@ -324,4 +327,4 @@ def test_a_broken_cache_only_costs_time(three_splits, config, tmp_path, decoded,
 def test_a_dangling_link_is_a_fault(three_splits, config, tmp_path):
     (three_splits / "images/a.jpg").unlink()
     (three_splits / "images/a.jpg").symlink_to(tmp_path / "gone.jpg")
-    assert f"{three_splits}/images/a.jpg: no such image file" in fault_of(config(three_splits))
+    assert f"{three_splits}/images/a.jpg: the image file does not exist" in fault_of(config(three_splits))

@@ -7,8 +7,9 @@ from PIL import Image
 from config.errors import UserError
 from dl.augment import AugmentRanges
 from dl.check import check_data
-from dl.dataset import AUGMENT_STREAM, DetectionDataset, random_stream, select_classes
+from dl.dataset import AUGMENT_STREAM, DetectionDataset, random_stream
 from dl.images import read_image
+from dl.label_selection import select_classes
 from dl.mosaic import MOSAIC_GREY, ModernRanges
 
 
@@ -118,7 +119,7 @@ def test_of_a_mosaic_only_the_unreadable_part_is_missing(plain_colours):
         grey += is_seen
         if is_seen:  # an object of the lost part may have been too little seen to count
             boxes += np.array([len(sample.boxes), len(now.boxes)])
-            with pytest.raises(UserError, match=r"b.jpg: no such image file"):
+            with pytest.raises(UserError, match=r"b.jpg: the image file does not exist"):
                 whole[key]
     assert left_out > 0
     assert grey > 0
@@ -155,7 +156,7 @@ def test_a_sample_of_one_image_is_left_out_with_it(annotations, ranges):
     faults = {}
     data = DetectionDataset(annotations, (64, 64), 0, ranges)
     assert data.load((0, 0), faults) is None
-    assert faults == {"a": f"{annotations[0].image_path}: no such image file"}
+    assert faults == {"a": f"{annotations[0].image_path}: the image file does not exist"}
     assert data.load((0, 1), faults).image_id == "b"
     assert len(faults) == 1
 
@@ -169,7 +170,7 @@ def test_streams_do_not_meet():
 
 def test_an_image_that_went_away_names_its_file(annotations):
     annotations[0].image_path.unlink()
-    with pytest.raises(UserError, match=f"{annotations[0].image_path}: no such image file"):
+    with pytest.raises(UserError, match=f"{annotations[0].image_path}: the image file does not exist"):
         DetectionDataset(annotations, (64, 64))[(0, 0)]
 
 

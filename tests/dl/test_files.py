@@ -3,7 +3,7 @@ import pytest
 from config.errors import UserError
 from dl.files import (
     IMAGE_SUFFIXES,
-    file_named,
+    find_file,
     image_id,
     index_by_stem,
     linked_folders,
@@ -57,11 +57,11 @@ def test_read_lines_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/absent.txt: No such file"):
         read_lines(tmp_path / "absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"gr\xf6\xdfe")
-    with pytest.raises(UserError, match=r"latin\.txt: is not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.txt: the file is not UTF-8"):
         read_lines(tmp_path / "latin.txt")
     (tmp_path / "table.txt").write_text("a 1\nb\t-1\n")
     with pytest.raises(
-        UserError, match=r"table\.txt: line 2: 'b -1' holds a tab; write one name a line, without columns"
+        UserError, match=r"table\.txt: line 2: 'b -1' contains a tab; write one name per line, without columns"
     ):
         read_lines(tmp_path / "table.txt")
 
@@ -122,8 +122,8 @@ def test_an_image_that_needs_a_plugin_is_listed_unless_its_copy_lies_beside_it(t
 
 
 def test_a_file_by_its_name_in_any_case(tmp_path):
-    assert file_named(tmp_path, "classes.txt") is None
+    assert find_file(tmp_path, "classes.txt") is None
     (tmp_path / "Classes.TXT").touch()
-    assert file_named(tmp_path, "classes.txt") == tmp_path / "Classes.TXT"
+    assert find_file(tmp_path, "classes.txt") == tmp_path / "Classes.TXT"
     (tmp_path / "classes.txt").touch()
-    assert file_named(tmp_path, "classes.txt") == tmp_path / "classes.txt"
+    assert find_file(tmp_path, "classes.txt") == tmp_path / "classes.txt"

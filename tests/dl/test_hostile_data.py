@@ -8,7 +8,7 @@ import pytest
 from benchmarks.attacks_data import DATA_ATTACKS, IMAGE_ATTACKS, one_bit_png, tiff
 from config.errors import UserError
 from dl.check import check_data
-from dl.faults import DataFault
+from dl.files import DataError
 from dl.images import inspect_image, read_image
 
 # What is harmless, because only text is read from it or because the entry is not used.
@@ -18,29 +18,29 @@ LIMITS = {
     "xml_billion_laughs": "it defines entities",
     "xml_quadratic_entity": "it defines entities",
     "xml_external_entity": "it defines entities",
-    "xml_comments": r"<xmin> of object 1 \(cat\) is 'x', not a number",
+    "xml_comments": r"<xmin> of object 1 \(cat\) is 'x', which is not a number",
     "xml_pipe": "a pipe or a device, not a file",
-    "xml_sparse": "it has 100.0 GiB, and at most 16.0 MiB are read",
-    "image_bomb": "30000 x 30000 pixels, and at most 200 million are decoded",
+    "xml_sparse": "it has 100.0 GiB, but the limit is 16.0 MiB",
+    "image_bomb": "30000 x 30000 pixels, but at most 200 million are allowed",
     "image_device": "a pipe or a device, not a file",
     "file_name_control": r"holds a control character",
-    "list_long_line": "line 3: .* has 100000 characters, and at most 3000 are allowed",
-    "classes_many": "lists 200001 classes, and at most 20000 are trained",
-    "yaml_alias_bomb": "names holds a list or a mapping where one value belongs",
-    "yaml_alias_bomb_count": "nc holds a list or a mapping",
-    "yaml_alias_bomb_split": "train holds a list or a mapping",
-    "yaml_alias_bomb_path": "path holds a list or a mapping",
-    "yaml_two_names": "the key names stands twice",
+    "list_long_line": "line 3: .* has 100000 characters, but at most 3000 are allowed",
+    "classes_many": "200001 classes, but at most 20000 can be trained",
+    "yaml_alias_bomb": "names has a list or a mapping where a single value is needed",
+    "yaml_alias_bomb_count": "nc has a list or a mapping",
+    "yaml_alias_bomb_split": "train has a list or a mapping",
+    "yaml_alias_bomb_path": "path has a list or a mapping",
+    "yaml_two_names": "the key names occurs twice",
     "yaml_deep": "cannot be read as a yaml .RecursionError",
     "label_huge_exponent": "is not a number",
-    "label_many_lines": "holds 200000 objects, and one image may have 50000",
+    "label_many_lines": "has 200000 objects, but one image may have at most 50000",
     "coco_deep": "cannot be read as a COCO json .RecursionError",
     "coco_huge_number": "cannot be read as a COCO json .ValueError",
-    "coco_overflow": "in its bbox, not a number",
+    "coco_overflow": "in its bbox, which is not a number",
     "coco_int64": "the id of a category is larger than 64 bits",
     "coco_control_name": "the name of a category: .* holds a control character",
-    "coco_long_file_name": "has 100000 characters, and at most 3000 are allowed",
-    "coco_sparse": "and at most 1.5 GiB are read",
+    "coco_long_file_name": "has 100000 characters, but at most 3000 are allowed",
+    "coco_sparse": "but the limit is 1.5 GiB",
 }
 
 
@@ -66,7 +66,7 @@ def test_a_hostile_image_is_one_fault(tmp_path, name):
         assert inspect_image(path).has_more_frames
         return
     for reader in (read_image, inspect_image):
-        with pytest.raises(DataFault, match=f"{path}: the image (has|cannot be read)"):
+        with pytest.raises(DataError, match=f"{path}: the image (has|cannot be read)"):
             reader(path)
 
 
@@ -74,16 +74,16 @@ def test_a_hostile_image_is_one_fault(tmp_path, name):
 def test_the_pixel_limit_is_checked_before_decoding(tmp_path, monkeypatch, build):
     path = build(tmp_path)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(DataFault, match="30000 x 30000 pixels, and at most 200 million are decoded; cut it into tiles"):
+    with pytest.raises(DataError, match="30000 x 30000 pixels, but at most 200 million are allowed; cut it into tiles"):
         read_image(path)
 
 
 def test_an_image_at_the_limit_is_read_and_one_beyond_is_not(tmp_path, monkeypatch):
     path = tiff(tmp_path, 120, 100)
-    monkeypatch.setattr("dl.images.MOST_PIXELS", 120 * 100)
+    monkeypatch.setattr("dl.images.MAX_PIXELS", 120 * 100)
     assert read_image(path).shape == (100, 120, 3)
-    monkeypatch.setattr("dl.images.MOST_PIXELS", 120 * 100 - 1)
-    with pytest.raises(DataFault, match="120 x 100 pixels"):
+    monkeypatch.setattr("dl.images.MAX_PIXELS", 120 * 100 - 1)
+    with pytest.raises(DataError, match="120 x 100 pixels"):
         read_image(path)
 
 

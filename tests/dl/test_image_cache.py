@@ -11,7 +11,7 @@ from PIL import Image
 import dl.image_cache
 from config.errors import UserError
 from dl.check import check_data
-from dl.faults import DataFault
+from dl.files import DataError
 from dl.image_cache import DiskImages, FileImages, RamImages
 from dl.images import read_image
 
@@ -49,7 +49,7 @@ def test_memory_gives_what_the_files_give(annotations, reads):
     cache = RamImages(annotations)
     assert len(cache) == 5
     assert cache.num_bytes == 4 * SIZE + 33 * 17 * 3
-    assert RamImages.promised() >= cache.num_bytes
+    assert RamImages.reserved_bytes() >= cache.num_bytes
     assert same_as_files(cache, annotations)
     reads.clear()
     assert [cache.read(one).shape for one in annotations[:3]] == [(30, 40, 3), (17, 33, 3), (40, 30, 3)]
@@ -59,13 +59,13 @@ def test_memory_gives_what_the_files_give(annotations, reads):
 
 def test_what_is_promised_is_what_is_not_read_yet(annotations):
     gc.collect()
-    before = RamImages.promised()
+    before = RamImages.reserved_bytes()
     cache = RamImages(annotations)
     cache.read(annotations[0])
-    assert RamImages.promised() - before == cache.num_bytes - SIZE
+    assert RamImages.reserved_bytes() - before == cache.num_bytes - SIZE
     del cache
     gc.collect()
-    assert RamImages.promised() == before
+    assert RamImages.reserved_bytes() == before
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (SIZE - 1, 0), (SIZE, 1), (3 * SIZE, 3), (10 * SIZE, 5)])
@@ -88,7 +88,7 @@ def test_an_image_that_cannot_be_read_is_not_kept(annotations, truncated_jpeg):
     whole = path.read_bytes()
     truncated_jpeg(path)
     for _ in range(2):
-        with pytest.raises(DataFault, match=r"a.jpg: the image cannot be read"):
+        with pytest.raises(DataError, match=r"a.jpg: the image cannot be read"):
             cache.read(annotations[0])
     path.write_bytes(whole)
     assert same_as_files(cache, annotations)
@@ -212,7 +212,7 @@ def test_an_image_that_could_not_be_read_leaves_the_others(annotations, tmp_path
     truncated_jpeg(annotations[0].image_path)
     for cache in (DiskImages.create(file, annotations), DiskImages.open(file, annotations)):
         assert same_as_files(cache, annotations[1:])
-        with pytest.raises(DataFault, match="cannot be read"):
+        with pytest.raises(DataError, match="cannot be read"):
             cache.read(annotations[0])
     assert file.exists()
 

@@ -2,12 +2,11 @@
 
 import pytest
 
-from dl.image_notes import choose_pixel_max, image_notes
-from dl.images import ImageFacts
+from dl.images import ImageInfo, choose_pixel_max, image_notes
 
 
 def facts(max_value=0, has_more_frames=False):
-    return ImageFacts(40, 30, 1, max_value, has_more_frames)
+    return ImageInfo(40, 30, 1, max_value, has_more_frames)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ def test_a_few_bright_images_are_named():
     images = {str(number): facts(3800) for number in range(40)} | {"dead": facts(65535)}
     (note,) = image_notes(images, 65535, is_given=False)
     assert note.endswith(
-        "scaled by 65535; only 1 file need it (dead); if they have defective pixels, set pixelMax=4095"
+        "scaled by 65535; only 1 file use this range (dead); if they have defective pixels, set pixelMax=4095"
     )
     images |= {f"also{number}": facts(65535) for number in range(3)}  # 4 of 44 are no exception
     assert "faulty" not in image_notes(images, 65535, is_given=False)[0]
@@ -48,9 +47,9 @@ def test_a_few_bright_images_are_named():
 
 def test_weights_that_know_no_range():
     (note,) = image_notes({"a": facts(3800)}, None)
-    assert note.startswith("1 image of 16 bits: each is scaled by the range that it uses")
+    assert note.startswith("1 16-bit image: each is scaled by its own range")
 
 
 def test_frames():
     notes = image_notes({"a": facts(), "b": facts(has_more_frames=True), "c": facts(300, True)}, 1023)
-    assert notes[1] == "2 files with several frames or pages, of which the first is used: b, c"
+    assert notes[1] == "2 files with several frames or pages, only the first is used: b, c"

@@ -142,7 +142,7 @@ def test_an_impossible_orientation_is_none(write_image, tmp_path):
 
 def test_another_size_is_a_fault(write_image, tmp_path):
     path = write_image(tmp_path / "a.jpg", (40, 30))
-    with pytest.raises(UserError, match=f"{path}: the image is 40 x 30, its annotation says 80 x 60"):
+    with pytest.raises(UserError, match=f"{path}: the image is 40 x 30, but its annotation says 80 x 60"):
         read_image(path, (80, 60))
     with pytest.raises(UserError, match="says 30 x 40"):  # swapped, but no EXIF turn that would explain it
         read_image(path, (30, 40))
@@ -172,9 +172,9 @@ def test_a_truncated_image_is_a_fault(tmp_path, encoded, options, share):
 
 def test_what_is_no_image_is_a_fault(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
-    with pytest.raises(UserError, match=r"a\.jpg: the image cannot be read \(no known image format"):
+    with pytest.raises(UserError, match=r"a\.jpg: the image cannot be read \(unknown image format"):
         read_image(tmp_path / "a.jpg")
-    with pytest.raises(UserError, match=r"b\.jpg: no such image file"):
+    with pytest.raises(UserError, match=r"b\.jpg: the image file does not exist"):
         read_image(tmp_path / "b.jpg")
 
 
@@ -291,13 +291,13 @@ def test_what_it_is_that_cannot_be_read(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_image(tmp_path / name)
-    assert str(caught.value).startswith(f"{tmp_path / name}: the image cannot be read (no known image format: ")
+    assert str(caught.value).startswith(f"{tmp_path / name}: the image cannot be read (unknown image format: ")
     assert reason in str(caught.value)
 
 
 def test_the_preview_of_a_raw_file_is_not_the_photograph(save):
     path = save(Image.new("RGB", (160, 120)), "a.tif").rename(save(Image.new("L", (1, 1)), "b.png").with_name("a.NEF"))
-    with pytest.raises(UserError, match="raw file, of which only the small preview"):
+    with pytest.raises(UserError, match="raw file of a camera, of which only the small preview"):
         read_image(path)
 
 

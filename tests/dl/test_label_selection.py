@@ -11,7 +11,7 @@ from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
 from dl.check import check_data
-from dl.label_selection import lessons, repeats_of, splits_to_train
+from dl.label_selection import num_repeats, select_labels, splits_to_train
 from dl.loader import build_loader
 from dl.mosaic import ModernRanges
 
@@ -91,9 +91,9 @@ def test_the_splits_that_a_training_reads(config, fields, expected):
 
 
 def test_all_labels_unless_classes_are_selected(student):
-    shown = lessons(student(), "small", SMALL)
+    shown = select_labels(student(), "small", SMALL)
     assert (labels_of(shown), marks_of(shown)) == (ALL_SEEN, dict.fromkeys("abcd"))
-    assert lessons(student(unlabelledClasses="mask"), "small", SMALL) == SMALL, "everything is labelled"
+    assert select_labels(student(unlabelledClasses="mask"), "small", SMALL) == SMALL, "everything is labelled"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_all_labels_unless_classes_are_selected(student):
     ],
 )
 def test_a_student_has_a_selection_of_its_own(student, fields, expected):
-    assert labels_of(lessons(student(**fields), "small", SMALL)) == expected
+    assert labels_of(select_labels(student(**fields), "small", SMALL)) == expected
     assert labels_of(SMALL) == ALL_SEEN, "the split itself is left alone"
 
 
@@ -121,24 +121,28 @@ def test_a_student_has_a_selection_of_its_own(student, fields, expected):
     ],
 )
 def test_a_small_split_comes_as_often_as_makes_it_about_half_and_twice_beside_many(num_shown, num_replayed, repeats):
-    assert repeats_of(num_shown, num_replayed) == repeats
+    assert num_repeats(num_shown, num_replayed) == repeats
 
 
 def test_the_field_that_selects_is_named(student, caplog):
     with caplog.at_level("INFO", logger="mars"):
-        lessons(student(distilSelectedClasses=["dog"]), "small", SMALL)
-    said = "of 4 images of 'small', 1 with other classes only are background (unselectedImages=keep)"
+        select_labels(student(distilSelectedClasses=["dog"]), "small", SMALL)
+    said = "split 'small' has 4 images, 1 of them with other classes only are background (unselectedImages=keep)"
     assert caplog.messages == [f"distilSelectedClasses=dog: {said}"]
-    with pytest.raises(UserError, match=r"^distilSelectedClasses=owl: split 'small' .* has no such object; select"):
-        lessons(student(distilSelectedClasses=["owl"]), "small", SMALL)
-    with pytest.raises(UserError, match=r"^trainSelectedClasses=owl: split 'small' .* has no such object; select"):
-        lessons(student(trainSelectedClasses=["owl"], modelName="base"), "small", SMALL)
+    with pytest.raises(
+        UserError, match=r"^distilSelectedClasses=owl: split 'small' .* has no object of these classes; select"
+    ):
+        select_labels(student(distilSelectedClasses=["owl"]), "small", SMALL)
+    with pytest.raises(
+        UserError, match=r"^trainSelectedClasses=owl: split 'small' .* has no object of these classes; select"
+    ):
+        select_labels(student(trainSelectedClasses=["owl"], modelName="base"), "small", SMALL)
 
 
 def test_nothing_to_learn_is_refused_even_with_replay(student):
     for shown in ([], [image("d")]):
         with pytest.raises(UserError, match=r"split 'small' .* has no object to train on"):
-            lessons(student(baseClasses=1, replayImages=3), "small", shown, TRAIN)
+            select_labels(student(baseClasses=1, replayImages=3), "small", shown, TRAIN)
 
 
 # Which classes are labelled
@@ -146,21 +150,21 @@ def test_nothing_to_learn_is_refused_even_with_replay(student):
 
 @pytest.mark.parametrize("word", ["mask", "pseudo"])
 def test_classes_whose_labels_are_not_seen_are_marked(student, word):
-    one = lessons(student(distilSelectedClasses=["dog"], unlabelledClasses=word), "small", SMALL)
+    one = select_labels(student(distilSelectedClasses=["dog"], unlabelledClasses=word), "small", SMALL)
     assert marks_of(one) == alike("abcd", [False, True, False])
-    two = lessons(student(distilSelectedClasses=["owl", "cat"], unlabelledClasses=word), "small", SMALL)
+    two = select_labels(student(distilSelectedClasses=["owl", "cat"], unlabelledClasses=word), "small", SMALL)
     assert marks_of(two) == alike("abcd", [True, False, True])
     drop = {"distilSelectedClasses": ["dog"], "unselectedImages": "drop", "unlabelledClasses": word}
-    assert marks_of(lessons(student(**drop), "small", SMALL)) == alike("abd", [False, True, False])
+    assert marks_of(select_labels(student(**drop), "small", SMALL)) == alike("abd", [False, True, False])
 
 
 def test_as_background_nothing_is_marked(student):
-    assert marks_of(lessons(student(distilSelectedClasses=["dog"]), "small", SMALL)) == dict.fromkeys("abcd")
+    assert marks_of(select_labels(student(distilSelectedClasses=["dog"]), "small", SMALL)) == dict.fromkeys("abcd")
 
 
 def test_a_teacher_may_mask_as_well(student):
     base = {"modelName": "base", "trainSelectedClasses": ["cat"], "unlabelledClasses": "mask"}
-    assert marks_of(lessons(student(**base), "small", SMALL)) == alike("abcd", [True, False, False])
+    assert marks_of(select_labels(student(**base), "small", SMALL)) == alike("abcd", [True, False, False])
 
 
 # Replay
@@ -168,12 +172,12 @@ def test_a_teacher_may_mask_as_well(student):
 
 def replayed(mcfg: ModelConfig, split=SMALL, replay_from=TRAIN) -> list[Annotation]:
     """What comes behind the images of the split, which must come first and in their order."""
-    shown = lessons(mcfg, "small", list(split), replay_from)
+    shown = select_labels(mcfg, "small", list(split), replay_from)
     own = [one.image_id for one in split]
     count = sum(one.image_id in own for one in shown)
     again = shown[count:]
     once = [name for name in own if name in labels_of(shown)]
-    assert [one.image_id for one in shown[:count]] == once * repeats_of(len(once), len(again))
+    assert [one.image_id for one in shown[:count]] == once * num_repeats(len(once), len(again))
     return again
 
 
@@ -213,7 +217,7 @@ def test_images_of_the_split_are_never_replayed(student):
     """Not even those that are left out of it, because they hold base classes only."""
     fields = {"baseClasses": 1, "replayImages": 99, "distilSelectedClasses": ["dog"]}
     for unselected in ("keep", "drop"):
-        shown = lessons(student(**fields, unselectedImages=unselected), "small", SMALL, TRAIN)
+        shown = select_labels(student(**fields, unselectedImages=unselected), "small", SMALL, TRAIN)
         names = [one.image_id for one in shown]
         own = [name for name in names if name in "abcd"]
         again = names[len(own) :]
@@ -249,7 +253,7 @@ def test_difficult_objects_are_no_reason_to_replay(student):
     ],
 )
 def test_replayed_images_have_marks_of_their_own(student, fields, own, again):
-    shown = lessons(student(baseClasses=1, replayImages=3, **fields), "small", SMALL, TRAIN)
+    shown = select_labels(student(baseClasses=1, replayImages=3, **fields), "small", SMALL, TRAIN)
     marks = marks_of(shown)
     assert len(marks) == 7
     assert all(mark == (own if name in "abcd" else again) for name, mark in marks.items())

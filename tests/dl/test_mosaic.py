@@ -8,7 +8,7 @@ from dl.mosaic import (
     MOSAIC_GREY,
     ModernRanges,
     MosaicPlan,
-    Rect,
+    PixelRect,
     Tile,
     apply_mosaic,
     draw_mosaic,
@@ -204,10 +204,10 @@ def test_marks_are_found_where_the_boxes_say(shape, ranges):
 FOUR = MosaicPlan(
     (40, 60),
     (
-        Tile(0, Rect(10, 5, 20, 15), Rect(-4, 0, 16, 20), Rect(0, 0, 16, 20)),
-        Tile(1, Rect(0, 0, 30, 20), Rect(16, 0, 46, 20), Rect(16, 0, 46, 20)),
+        Tile(0, PixelRect(10, 5, 20, 15), PixelRect(-4, 0, 16, 20), PixelRect(0, 0, 16, 20)),
+        Tile(1, PixelRect(0, 0, 30, 20), PixelRect(16, 0, 46, 20), PixelRect(16, 0, 46, 20)),
     ),
-    Rect(-4, -10, 46, 70),
+    PixelRect(-4, -10, 46, 70),
     False,
     0.0,
     1.0,
@@ -230,7 +230,7 @@ def test_a_known_plan_lands_where_it_says():
     assert turned.tolist() == [[44, 0, 60, 20], [56, 4, 60, 8], [14, 0, 44, 20]]
 
 
-WHOLE = (Tile(0, Rect(0, 0, 300, 300), Rect(-50, 0, 250, 300), Rect(0, 0, 100, 300)),)
+WHOLE = (Tile(0, PixelRect(0, 0, 300, 300), PixelRect(-50, 0, 250, 300), PixelRect(0, 0, 100, 300)),)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ WHOLE = (Tile(0, Rect(0, 0, 300, 300), Rect(-50, 0, 250, 300), Rect(0, 0, 100, 3
     ],
 )
 def test_which_boxes_are_kept(box, is_kept):
-    plan = MosaicPlan((300, 100), WHOLE, Rect(-50, 0, 200, 300), False, 0.0, 1.0, 1.0)
+    plan = MosaicPlan((300, 100), WHOLE, PixelRect(-50, 0, 200, 300), False, 0.0, 1.0, 1.0)
     image = np.zeros((300, 300, 3), np.uint8)
     _, moved, labels = apply_mosaic(plan, [image], [np.array([box], np.float32)], [np.array([3])])
     assert len(moved) == is_kept
@@ -263,11 +263,11 @@ def test_which_boxes_are_kept(box, is_kept):
 
 def test_what_the_canvas_had_cut_off_counts_for_nothing():
     """Of a box 1000 wide 100 lay on the canvas and 20 are seen: a fifth, not a fiftieth."""
-    tiles = (Tile(0, Rect(0, 0, 1000, 50), Rect(-980, 0, 20, 50), Rect(0, 0, 20, 50)),)
-    plan = MosaicPlan((50, 50), tiles, Rect(-80, 0, 50, 50), False, 0.0, 1.0, 1.0)
+    tiles = (Tile(0, PixelRect(0, 0, 1000, 50), PixelRect(-980, 0, 20, 50), PixelRect(0, 0, 20, 50)),)
+    plan = MosaicPlan((50, 50), tiles, PixelRect(-80, 0, 50, 50), False, 0.0, 1.0, 1.0)
     image, box = np.zeros((50, 1000, 3), np.uint8), np.array([[0, 0, 1000, 50]], np.float32)
     assert apply_mosaic(plan, [image], [box], [np.array([0])])[1].tolist() == [[0, 0, 20, 50]]
-    wide = replace(plan, canvas=Rect(-980, 0, 50, 50))
+    wide = replace(plan, canvas=PixelRect(-980, 0, 50, 50))
     assert apply_mosaic(wide, [image], [box], [np.array([0])])[1].shape == (0, 4)
 
 
@@ -303,9 +303,9 @@ def test_colours(gains, colour, expected):
 
 def test_an_image_alone_is_letterboxed_first():
     plan = draw(0, replace(STILL, mosaic=0.0), shape=(64, 160), index=1)
-    assert plan.tiles == (Tile(1, Rect(0, 0, 90, 200), Rect(66, 0, 94, 64), Rect(66, 0, 94, 64)),)
+    assert plan.tiles == (Tile(1, PixelRect(0, 0, 90, 200), PixelRect(66, 0, 94, 64), PixelRect(66, 0, 94, 64)),)
     plan = draw(0, replace(STILL, mosaic=0.0), shape=(96, 96), index=0)
-    assert plan.tiles == (Tile(0, Rect(0, 0, 160, 120), Rect(0, 12, 96, 84), Rect(0, 12, 96, 84)),)
+    assert plan.tiles == (Tile(0, PixelRect(0, 0, 160, 120), PixelRect(0, 12, 96, 84), PixelRect(0, 12, 96, 84)),)
 
 
 def test_drawn_values_fill_their_ranges():
@@ -357,7 +357,7 @@ def test_tiles_are_inside_and_apart():
             size = SIZES[tile.index]
             assert 0 <= tile.source.left < tile.source.right <= size[1]
             assert 0 <= tile.source.top < tile.source.bottom <= size[0]
-            for outer in (tile.target, plan.canvas, Rect(0, 0, 160, 64)):
+            for outer in (tile.target, plan.canvas, PixelRect(0, 0, 160, 64)):
                 assert outer.left <= tile.window.left < tile.window.right <= outer.right
                 assert outer.top <= tile.window.top < tile.window.bottom <= outer.bottom
             cover[tile.window.rows, tile.window.columns] += 1

@@ -41,7 +41,7 @@ def test_counts(shared, config, name):
     assert objects == expected["objects with the degenerate"]
     assert sum(counts.dropped.total() for counts in whole.values()) == expected["degenerate"]
     assert sum(counts.without_objects for counts in whole.values()) == expected["negatives"]
-    assert sum(c.clipped + c.duplicates + c.ignored.total() + c.ambiguous_turn for c in whole.values()) == 0
+    assert sum(c.clipped + c.listed_twice + c.ignored.total() + c.ambiguous_rotation for c in whole.values()) == 0
     assert len(report.class_list) == {"bccd": 3, "aquarium": 7, "fod31": 31}[name]
 
 

@@ -57,7 +57,7 @@ def test_made_splits_are_the_same_in_every_release():
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_images_to_split(count):
-    with pytest.raises(UserError, match=f"{count} images: three are the least"):
+    with pytest.raises(UserError, match=f"{count} images: at least three are needed"):
         make_splits([str(n) for n in range(count)], 0)
 
 
@@ -72,5 +72,5 @@ def test_carve_keeps_order_and_what_is_bound():
 def test_carve_at_least_one_and_never_all():
     assert tuple(map(len, carve_validation(["a", "b"], [], 0))) == (1, 1)
     for train, bound in ((["a"], []), ([], []), (["a", "b"], ["a", "b"])):
-        with pytest.raises(UserError, match="too few to carve"):
+        with pytest.raises(UserError, match="too few to take validation images"):
             carve_validation(train, bound, 0)

@@ -13,7 +13,7 @@ from PIL import Image
 import eval.evaluator
 from config.errors import UserError
 from config.mconfig import ModelConfig
-from dl.cache import build_images
+from dl.image_cache import build_images
 from eval.evaluator import Evaluator
 from eval.metrics import ApResult, ClassAp
 from ops.batch import Batch, Letterbox

@@ -172,7 +172,7 @@ def test_results_pictures_and_companion(write, tmp_path):
     summary = predict_files(model, files, tmp_path / "out", JOB, lambda *step: steps.append(step))
     assert model.batches == [("a",), ("sub/b", "c")]
     assert steps == [(2, 4), (4, 4)]
-    assert summary.broken == [f"{tmp_path / 'in/notes.txt'}: the image cannot be read (no known image format)"]
+    assert summary.broken == [f"{tmp_path / 'in/notes.txt'}: the image cannot be read (unknown image format)"]
     assert summary.lines() == [
         f"left out: {summary.broken[0]}",
         f"3 images, 1 could not be read; 6 detections, 3 of them painted: {tmp_path / 'out'}",
@@ -219,7 +219,7 @@ def test_an_image_that_vanishes_before_it_is_painted(write, tmp_path, monkeypatc
             return super().__call__(batch)
 
     summary = predict_files(Removing(), files, tmp_path / "out", JOB)
-    assert summary.broken == [f"{files[0]}: no such image file"]
+    assert summary.broken == [f"{files[0]}: the image file does not exist"]
     assert (summary.num_detections, summary.num_painted) == (4, 1)
 
 

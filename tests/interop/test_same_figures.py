@@ -6,7 +6,7 @@ import torch
 from config.load import load_config
 from dl import augment
 from dl.check import check_data
-from dl.discover import as_overrides, locate
+from dl.formats.discover import as_overrides, locate
 from dl.loader import build_loader
 from eval.evaluator import Evaluator
 from eval.metrics import average_precision, coco_ap

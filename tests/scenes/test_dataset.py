@@ -11,8 +11,8 @@ from PIL import Image
 import scenes.compose
 import scenes.dataset
 from config.errors import UserError
-from dl.annotations import read_voc
 from dl.check import check_data
+from dl.formats.voc import read_voc
 from scenes.aircraft import PLANFORMS
 from scenes.airfields import LAYOUTS, Roof, lay_out
 from scenes.compose import paint_scene, plan_scene
@@ -126,7 +126,7 @@ def test_boxes_are_tight_around_what_can_be_seen(monkeypatch):
             assert inner[3] <= box[3] <= outer[3]
             num_checked["border" if min(box) == 0 or max(box) == 200 else "inside"] += 1
         num_checked["clouds"] += scene.sky.has_clouds
-        num_checked["roofs"] += len(scene.roofs) - len(scene.site.roofs)
+        num_checked["roofs"] += len(scene.roofs) - len(scene.airfield.roofs)
     assert min(num_checked[what] for what in ("border", "inside", "clouds", "roofs")) >= 2, num_checked
 
 
@@ -302,7 +302,7 @@ def test_what_was_not_drawn_here_is_not_touched(few, tmp_path, path):
 
 
 def test_the_users_mistakes_are_told(few, tmp_path):
-    with pytest.raises(UserError, match="2 images: three are the least"):
+    with pytest.raises(UserError, match="2 images: at least three are needed"):
         few(num_images=2)
     with pytest.raises(UserError, match="size=16: a scene has at least 64 x 64 pixels"):
         few(size=16)

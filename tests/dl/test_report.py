@@ -6,8 +6,7 @@ import pytest
 
 from config.errors import UserError
 from dl.check import check_data
-from dl.remarks import LABELIMG_CLASSES, about_boxes, about_classes
-from dl.report import SplitReport
+from dl.report import LABELIMG_CLASSES, SplitReport, box_warnings, class_warnings
 
 SIDES = {
     "swapped": (25, 26, 5, 6),
@@ -30,18 +29,18 @@ def voc_with(three_splits, write_voc):
 
 
 def remarks(folder, config, splits=("train",), **fields):
-    return check_data(config(folder, **fields), list(splits)).report.remarks
+    return check_data(config(folder, **fields), list(splits)).report.warnings
 
 
 def test_each_reason_is_told_apart_with_its_files(voc_with, config):
     folder = voc_with(a=[SIDES["swapped"], (1, 1, 9, 9)], b=[SIDES["outside"], SIDES["swapped"]], c=[SIDES["empty"]])
     report = check_data(config(folder), ["train"]).report
     assert report.splits["train"].dropped == {"with swapped corners": 2, "outside the image": 1, "without area": 1}
-    swapped, *others = report.remarks
+    swapped, *others = report.warnings
     assert swapped == "2 boxes with swapped corners in 2 files: a.xml, b.xml; write the smaller x and y first"
     assert any(text.startswith("1 box outside the image in 1 file: b.xml") for text in others)
-    assert "80.0 % of all boxes are lost" in others
-    assert report.splits["train"].lost_share == pytest.approx(4 / 5)
+    assert "80.0 % of all boxes are dropped" in others
+    assert report.splits["train"].dropped_share == pytest.approx(4 / 5)
     assert "! 2 boxes with swapped corners" in report.table()
 
 
@@ -99,20 +98,20 @@ def test_an_object_twice_is_one_rule_for_all_formats(tmp_path, config, write_ima
     for split, annotations in checked.splits.items():
         assert [one.labels.tolist() for one in annotations] == [[0, 1]]
         assert annotations[0].boxes.tolist() == [[10, 10, 30, 30]] * 2
-        assert checked.report.splits[split].repeats == 1
+        assert checked.report.splits[split].duplicate_objects == 1
     (text,) = [
         text
-        for text in checked.report.remarks
-        if "3 objects written twice (same class and box) in 3 files, counted once" in text
+        for text in checked.report.warnings
+        if "3 duplicate objects (same class and box) in 3 files, counted once" in text
     ]
     assert all(f"{name}." in text for name in "abc")
 
 
 def test_xml_without_an_image_and_labels_without_an_image(three_splits, config, write_voc, tmp_path, write_image):
     write_voc(three_splits / "annotations/stranger.xml")
-    (text,) = [text for text in remarks(three_splits, config) if "no image of that name" in text]
+    (text,) = [text for text in remarks(three_splits, config) if "without an image of the same name" in text]
     assert text.startswith(
-        f"1 xml file below {three_splits}/annotations with no image of that name, so the objects are not used"
+        f"1 xml file below {three_splits}/annotations without an image of the same name, so objects are not used"
     )
     assert "stranger.xml" in text
     base = tmp_path / "yolo"
@@ -128,8 +127,8 @@ def test_xml_without_an_image_and_labels_without_an_image(three_splits, config, 
         ("labels/train/e.txt", ""),
     ):
         (base / name).write_text(content)
-    (text,) = [text for text in remarks(base, config) if "no image of that name" in text]
-    assert text.startswith(f"4 label files below {base} with no image of that name")
+    (text,) = [text for text in remarks(base, config) if "without an image of the same name" in text]
+    assert text.startswith(f"4 label files below {base} without an image of the same name")
     assert "labels/train/lost-0.txt, labels/train/lost-1.txt" in text
 
 
@@ -156,16 +155,16 @@ def report_of(class_list, *counts):
 
 
 def test_classes_that_all_have_objects():
-    assert list(about_classes(("cat", "dog"), report_of(("cat", "dog"), 3, 1), "train", True)) == []
-    assert list(about_classes(("cat", "dog"), SplitReport(), "train", True)) == [], "no object at all: said elsewhere"
-    assert list(about_boxes([], 7)) == []
+    assert list(class_warnings(("cat", "dog"), report_of(("cat", "dog"), 3, 1), "train", True)) == []
+    assert list(class_warnings(("cat", "dog"), SplitReport(), "train", True)) == [], "no object at all: said elsewhere"
+    assert list(box_warnings([], 7)) == []
 
 
 @pytest.mark.parametrize(
     ("counts", "has_numbers", "hint"),
     [
-        ((0, 4, 5, 2), True, "the first of the list"),
-        ((4, 5, 2, 0), True, "the last of the list"),
+        ((0, 4, 5, 2), True, "the first class of the list"),
+        ((4, 5, 2, 0), True, "the last class of the list"),
         ((4, 0, 5, 2), True, None),
         ((0, 4, 5, 0), True, None),
         ((0, 4, 5, 2), False, None),  # classes by name: nothing to shift
@@ -173,7 +172,7 @@ def test_classes_that_all_have_objects():
 )
 def test_a_shift_by_one_class_is_suspected_where_the_data_allow_it(counts, has_numbers, hint):
     names = ("ant", "bee", "cow", "dog")
-    (text,) = about_classes(names, report_of(names, *counts), "train", has_numbers)
+    (text,) = class_warnings(names, report_of(names, *counts), "train", has_numbers)
     assert text.startswith(f"{counts.count(0)} of 4 classes have no object in 'train'")
     assert ("shifted by one" in text) == (hint is not None)
     assert hint is None or hint in text
@@ -181,6 +180,6 @@ def test_a_shift_by_one_class_is_suspected_where_the_data_allow_it(counts, has_n
 
 def test_the_examples_of_labelimg():
     names = (*(name.replace(" ", "_") for name in LABELIMG_CLASSES), "bolt", "nut")
-    (text,) = about_classes(names, report_of(names, *[0] * 15, 3, 4), "train", True)
+    (text,) = class_warnings(names, report_of(names, *[0] * 15, 3, 4), "train", True)
     assert text.startswith("15 of 17 classes have no object in 'train'")
     assert "labelImg" in text and "classes.txt" in text and "--set classList=bolt,nut" in text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dl.annotations import Annotation
-from dl.shots import count_objects, draw_replay, draw_share, draw_shots
+from dl.splits import count_objects, draw_replay, draw_share, draw_shots
 
 
 def annotation(name: str, labels=(), difficult=()) -> Annotation:

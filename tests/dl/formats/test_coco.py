@@ -6,7 +6,7 @@ import pytest
 
 from config.errors import UserError
 from dl.check import check_data
-from dl.discover import as_overrides, locate
+from dl.formats.discover import as_overrides, locate
 
 
 def content(names, size=(40, 30), categories=((1, "cat"), (5, "dog")), **more):
@@ -71,7 +71,7 @@ def test_one_json_with_lists(lay_out, config):
     for name, lines in (("train", "a.jpg\nb\n"), ("val", "c\n"), ("test", "zebra\n")):
         (base / f"splits/{name}.txt").write_text(lines)
     assert found(config(base)).splits == {"train": ("a", "b"), "validation": ("c",), "test": ("zebra",)}
-    with pytest.raises(UserError, match=r"zebra: no entry of images in all\.json names it"):
+    with pytest.raises(UserError, match=r"zebra: this image is not in the images of all\.json"):
         check_data(config(base), ["test"])
 
 
@@ -108,7 +108,7 @@ def test_roboflows_category_above_all(lay_out, config):
                    *(f"{split}/a.jpg" for split in ("train", "valid", "test")))  # fmt: skip
     source = found(config(base))
     assert source.class_list == ("RBC", "WBC")
-    assert "category 0 (cells) left out of the classes: it stands above others and has no object" in source.notes
+    assert "category 0 (cells) is not used as a class: it is a supercategory without objects" in source.notes
     said["annotations"][0]["category_id"] = 0
     (base / "test/_annotations.coco.json").write_text(json.dumps(said))
     assert locate(config(base)).class_list == ("cells", "RBC", "WBC"), "one that has an object stays"
@@ -121,7 +121,7 @@ def test_a_category_without_objects_stays(plain, config):
 def test_categories_that_disagree(plain, config):
     other = content(["c.jpg"], categories=((1, "cat"), (5, "cow")))
     (plain / "annotations/instances_val2017.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match=r"val2017\.json: category 5 is cow, in .*train2017\.json it is dog"):
+    with pytest.raises(UserError, match=r"val2017\.json: category 5 is cow, but in .*train2017\.json it is dog"):
         locate(config(plain))
 
 
@@ -133,28 +133,25 @@ def test_a_class_twice(lay_out, config):
 
 def test_two_files_for_one_split(plain, config):
     (plain / "annotations/instances_train2014.json").write_text(json.dumps(content(["x.jpg"])))
-    with pytest.raises(UserError, match=r"train2014\.json, .*train2017\.json, .* give the same split; leave one"):
+    with pytest.raises(UserError, match=r"train2014\.json, .*train2017\.json, .* are for the same split; keep one"):
         locate(config(plain))
 
 
 def test_files_that_speak_of_no_split(lay_out, plain, config):
     (plain / "annotations/instances_minival.json").write_text(json.dumps(content(["x.jpg"])))
     notes = locate(config(plain)).notes
-    assert (
-        f"{plain}/annotations/instances_minival.json left aside: its name speaks of no split (train, val or test)"
-        in notes
-    )
+    assert f"{plain}/annotations/instances_minival.json is not used: its name does not say train, val or test" in notes
     base = lay_out({"annotations/instances_train2017.json": 1})
     for path in (base / "annotations").iterdir():
         path.unlink()
     lay_out({"annotations/one.json": content(["x.jpg"]), "annotations/two.json": content(["y.jpg"])})
-    with pytest.raises(UserError, match=r"one\.json, .*two\.json are several, and their names speak of no split"):
+    with pytest.raises(UserError, match=r"one\.json, .*two\.json do not say train, val or test in their names"):
         locate(config(base))
 
 
 def test_a_broken_json(plain, config):
     (plain / "annotations/instances_val2017.json").write_text('{"images": [')
-    with pytest.raises(UserError, match=rf"^{plain}/annotations/instances_val2017\.json: the json does not parse at"):
+    with pytest.raises(UserError, match=rf"^{plain}/annotations/instances_val2017\.json: the json is invalid at"):
         locate(config(plain))
 
 
@@ -169,11 +166,11 @@ def test_faults_are_listed_and_skipped(plain, config):
     with pytest.raises(UserError) as caught:
         check_data(config(plain), ["train", "validation"])
     text = str(caught.value)
-    assert text.startswith("the data set has 4 faults; badFiles=skip")
+    assert text.startswith("the data set has 4 errors; badFiles=skip")
     for part in (
-        f"{path}: annotation 9 belongs to image_id 77",
+        f"{path}: annotation 9: image_id 77 is not in images",
         f"{path}: annotation 0 has category_id 3, which is not in categories (image a.jpg)",
-        f"{plain}/train2017/gone.jpg: no such image",
+        f"{plain}/train2017/gone.jpg: the image does not exist",
         f"{plain}/val2017/c.jpg: the image is 40 x 30",
     ):
         assert part in text
@@ -214,7 +211,7 @@ def test_the_format_that_annotates_most_images_wins(plain, config, write_voc, wr
     source = locate(config(plain))
     assert source.format == "coco"
     assert any(
-        "read: COCO json (images annotated: 3); not read: Pascal VOC xml (1, annotationFormat=voc)" in note
+        "read: COCO json (annotated images: 3); not read: Pascal VOC xml (1, annotationFormat=voc)" in note
         for note in source.notes
     )
     for name in "bc":
@@ -238,7 +235,7 @@ def test_file_names_that_lead_out_of_the_data_folder(lay_out, config, tmp_path, 
     names = ["../elsewhere/x.jpg", "a.jpg", "b.jpg", "c.jpg"]
     base = lay_out({"all.json": content(names)}, "a.jpg", "b.jpg", "c.jpg")
     notes = [note for note in locate(config(base)).notes if "outside of" in note]
-    assert notes == [f"{base}/all.json: 1 image outside of {base}: {names[0]}; is that meant?"]
+    assert notes == [f"{base}/all.json: 1 image outside of {base}: {names[0]}; is this intended?"]
 
 
 def test_two_names_of_one_image_are_a_fault(lay_out, config):
@@ -252,9 +249,9 @@ def test_two_names_of_one_image_are_a_fault(lay_out, config):
 def test_images_without_an_entry_are_counted_and_named(lay_out, config):
     base = lay_out({"annotations/instances_train.json": content(["a.jpg"])}, "train/a.jpg", "train/b.jpg", "c.jpg")
     (remark,) = [
-        r for r in check_data(config(base, subsetMap={"train": ("a",)}), ["train"]).report.remarks if "entry" in r
+        r for r in check_data(config(base, subsetMap={"train": ("a",)}), ["train"]).report.warnings if "entry" in r
     ]
-    assert remark == f"2 images below {base} without an entry in instances_train.json: c.jpg, train/b.jpg"
+    assert remark == f"2 images below {base} not in the images of instances_train.json: c.jpg, train/b.jpg"
 
 
 def test_classes_of_all_files_in_the_order_of_their_ids(plain, config):

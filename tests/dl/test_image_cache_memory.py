@@ -2,7 +2,8 @@ import sys
 
 import pytest
 
-from dl.memory import available_memory, size_text
+from dl.image_cache import available_memory
+from ops.text import size_text
 
 GIB = 2**30
 

@@ -18,7 +18,7 @@ from data_formats import (
 
 from config.errors import UserError
 from dl.check import check_data
-from dl.discover import as_overrides, locate
+from dl.formats.discover import as_overrides, locate
 from dl.loader import build_loader
 from runs.identity import data_identity
 
@@ -115,8 +115,8 @@ def test_finding_yolo_again_lists_no_folder(scenes, tmp_path, config, copy, monk
     def refuse(*_arguments):
         raise AssertionError("the folder of images was listed")
 
-    monkeypatch.setattr("dl.tree.walk_files", refuse)
-    monkeypatch.setattr("dl.yolo_layout.walk_files", refuse)
+    monkeypatch.setattr("dl.formats.pairing.walk_files", refuse)
+    monkeypatch.setattr("dl.formats.yolo.walk_files", refuse)
     assert locate(config(**overrides)).splits["train"]
 
 
@@ -143,7 +143,7 @@ def test_equal_names_in_two_folders_stay_apart(scenes, tmp_path, config, copy):
     ids = [image_id for split in ALL for image_id in source.splits[split]]
     assert len(set(ids)) == len(ids) == 7
     assert "2" in source.splits["train"], "a name of its own stays as it is"
-    assert any("images share their name" in note for note in source.notes)
+    assert any("images have the same name" in note for note in source.notes)
     again = locate(config(**as_overrides(source)))
     assert (again.splits, again.files) == (source.splits, source.files)
     checked = check_data(config(base), ALL)
@@ -156,7 +156,7 @@ def test_the_format_that_is_taken_and_the_one_that_is_asked_for(scenes, tmp_path
     base = write_ultralytics(write_coco(tmp_path / "data", scenes), scenes)
     source = locate(config(base))
     assert source.format == "coco"
-    assert "read: COCO json (images annotated: 8); not read: YOLO labels (8, annotationFormat=yolo)" in source.notes[0]
+    assert "read: COCO json (annotated images: 8); not read: YOLO labels (8, annotationFormat=yolo)" in source.notes[0]
     assert locate(config_as("yolo", base)).format == "yolo"
     write_voc_copy(base, scenes)
     assert [locate(config_as(name, base)).format for name in ("auto", "voc", "coco", "yolo")] == [
@@ -165,7 +165,7 @@ def test_the_format_that_is_taken_and_the_one_that_is_asked_for(scenes, tmp_path
     for name in ("voc", "coco", "yolo"):
         source = locate(config_as(name, base))
         assert locate(config_as(name, **as_overrides(source))).splits == source.splits
-    with pytest.raises(UserError, match="no data set found there or two folders below of annotationFormat=coco"):
+    with pytest.raises(UserError, match="no data set of annotationFormat=coco found there or up to two folders below"):
         locate(config_as("coco", write_voc_copy(tmp_path / "voc", scenes)))
 
 

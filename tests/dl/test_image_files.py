@@ -4,12 +4,11 @@ import shutil
 
 import pytest
 
-import dl.copies
+import dl.image_files
 from commands.setup import log_report
 from dl.check import check_data
-from dl.copies import ImageFile, find_copies
-from dl.discover import locate
-from dl.verified import VerifiedImages
+from dl.formats.discover import locate
+from dl.image_files import ImageFile, VerifiedImages, find_copies
 
 ALL = ["train", "validation", "test"]
 
@@ -24,7 +23,7 @@ def copied(make_folder):
 
 
 def counts(report):
-    return {name: (split.copies, split.shared) for name, split in report.splits.items()}
+    return {name: (split.copies, split.shared_with_other_split) for name, split in report.splits.items()}
 
 
 def test_copies_are_counted_and_named(copied, config):
@@ -32,12 +31,12 @@ def test_copies_are_counted_and_named(copied, config):
     assert counts(report) == {"train": (1, 1), "validation": (0, 0), "test": (0, 1)}
     (sentence,) = report.copies
     assert sentence == (
-        "splits 'train' and 'test' hold 1 image under two names (byte for byte): a is e; delete one file of "
-        "each pair, or list both in the same split"
+        "splits 'train' and 'test' contain 1 identical image under different names (byte for byte): a is e; "
+        "delete one file of each pair, or list both in the same split"
     )
     table = report.table()
-    assert "! images identical to another one of the split      1           0     0" in table
-    assert "! images identical to one of another split          1           0     1" in table
+    assert "! images identical to another image of the split      1           0     0" in table
+    assert "! images identical to an image of another split       1           0     1" in table
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
@@ -45,7 +44,7 @@ def test_links_are_copies(three_splits, config, link):
     (three_splits / "images/d.jpg").unlink()
     getattr(three_splits / "images/d.jpg", link)(three_splits / "images/b.jpg")
     assert (
-        "'train' and 'validation' hold 1 image under two names"
+        "'train' and 'validation' contain 1 identical image under different names"
         in check_data(config(three_splits), ALL).report.copies[0]
     )
 
@@ -72,14 +71,14 @@ def test_more_than_five_are_counted(make_folder, config):
     for name in names:
         shutil.copy(folder / f"images/{name}.jpg", folder / f"images/t{name}.jpg")
     (sentence,) = check_data(config(folder), ALL).report.copies
-    assert "hold 7 images" in sentence and "n4 is tn4 and 2 more;" in sentence
+    assert "contain 7 identical images" in sentence and "n4 is tn4 and 2 more;" in sentence
 
 
 @pytest.fixture
 def digested(monkeypatch):
     """Names of the files that were read only for their digest."""
-    names, digest = [], dl.copies.file_digest
-    monkeypatch.setattr(dl.copies, "file_digest", lambda path: (names.append(path.stem), digest(path))[1])
+    names, digest = [], dl.image_files.file_digest
+    monkeypatch.setattr(dl.image_files, "file_digest", lambda path: (names.append(path.stem), digest(path))[1])
     return names
 
 
@@ -88,7 +87,7 @@ def test_a_split_alone_is_compared_with_those_it_must_be_apart_from(copied, conf
     (copied / "images/d.jpg").write_bytes((copied / "images/d.jpg").read_bytes() + b" another size")
     cache = tmp_path / "data-check.json"
     report = check_data(config(copied), ["test"], cache).report
-    assert (report.splits["test"].shared, len(report.copies)) == (1, 1)
+    assert (report.splits["test"].shared_with_other_split, len(report.copies)) == (1, 1)
     assert sorted(digested) == ["a", "b", "c"]
     check_data(config(copied), ["train"], cache)
     digested.clear()
@@ -107,6 +106,6 @@ def test_an_id_that_both_splits_list_is_no_copy(copied, config):
     (copied / "splits/small.txt").write_text("a\nb\n")
     assert counts(check_data(config(copied), ["train", "small"]).report) == {"train": (1, 1), "small": (0, 0)}
     source = locate(config(copied))
-    files = {name: ImageFile(source.reader.image(name), name.replace("c", "b")) for name in "abc"}
+    files = {name: ImageFile(source.reader.find_image(name), name.replace("c", "b")) for name in "abc"}
     for pair in (("train", "small"), ("small", "train"), ("small", "small")):
         assert find_copies(source, [pair], files, VerifiedImages()) == []

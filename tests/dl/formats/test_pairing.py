@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dl.pairing import pair, usual_place
+from dl.formats.pairing import pair, usual_label_path
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from dl.pairing import pair, usual_place
     ],
 )
 def test_where_the_label_of_an_image_lies(image, place):
-    assert usual_place(image) == place
+    assert usual_label_path(image) == place
 
 
 def test_nothing_to_pair():

@@ -7,7 +7,7 @@ import pytest
 
 from config.errors import UserError
 from dl.check import check_data
-from dl.discover import as_overrides, locate
+from dl.formats.discover import as_overrides, locate
 
 LINE = "0 0.5 0.5 0.5 0.5\n"
 
@@ -69,12 +69,14 @@ def test_several_folders_and_a_split_that_lies_nowhere(lay_out, config):
     base = lay_out(*ROBOFLOW, yaml="train: [train/images, valid/images]\nval: test\ntest: none\nnames: [cat]\n")
     source = locate(config(base))
     assert source.splits == {"train": ("a", "b", "c"), "validation": ("d",)}
-    assert f"{base}/data.yaml: test: none lies nowhere, so there is no split 'test'" in source.notes
+    assert f"{base}/data.yaml: test: none does not exist, so there is no split 'test'" in source.notes
 
 
 def test_train_that_lies_nowhere(lay_out, config):
     base = lay_out(*ROBOFLOW, yaml="train: ../pictures/train\nval: valid/images\nnames: [cat]\n")
-    with pytest.raises(UserError, match=rf"data\.yaml: train: \.\./pictures/train lies nowhere; tried {base}/pictures"):
+    with pytest.raises(
+        UserError, match=rf"data\.yaml: train: \.\./pictures/train does not exist; tried {base}/pictures"
+    ):
         locate(config(base))
 
 
@@ -89,15 +91,15 @@ def test_lists_of_image_paths(lay_out, config, front):
 
 def test_images_and_labels_without_yaml(lay_out, config):
     base = lay_out(*(f"images/{name}" for name in "abcdef"), yaml="")
-    with pytest.raises(UserError, match=rf"^{base}: YOLO labels are numbers, and no file names their classes"):
+    with pytest.raises(UserError, match=rf"^{base}: YOLO labels are numbers, and no file gives the class names"):
         locate(config(base))
-    with pytest.raises(UserError, match="no file names their classes"):
+    with pytest.raises(UserError, match="no file gives the class names"):
         locate(config(base, classList=("cat",)))
     (base / "classes.txt").write_text("cat\ndog\n")
     source = locate(config(base))
     assert (source.format, source.class_list) == ("yolo", ("cat", "dog"))
     assert {name: len(ids) for name, ids in source.splits.items()} == {"train": 4, "validation": 1, "test": 1}
-    assert any("split by splitSeed" in note for note in source.notes)
+    assert any("random splits from splitSeed" in note for note in source.notes)
     assert splits_of(config(base)) == source.splits
 
 
@@ -160,9 +162,9 @@ def test_what_the_table_counts(lay_out, config):
     (base / "train/labels/e.txt").write_text(LINE + LINE + "1 .1 .1 .9 .1 .9 .9\n")
     report = check_data(config(base), ["train"]).report
     counts = report.splits["train"]
-    assert (counts.images, counts.objects, counts.without_objects, counts.unlabelled) == (4, 3, 2, 1)
-    assert (counts.repeats, counts.outlines, counts.without_size) == (1, 1, 0)
-    rows = ("of them without a label file", "written twice, counted once", "polygons, of which the box is used")
+    assert (counts.images, counts.objects, counts.without_objects, counts.without_label_file) == (4, 3, 2, 1)
+    assert (counts.duplicate_objects, counts.polygons, counts.without_size) == (1, 1, 0)
+    rows = ("of these without a label file", "duplicate objects, counted once", "polygons, used as boxes")
     assert all(report.table().count(row) == 1 for row in rows)
 
 
@@ -170,7 +172,7 @@ def test_a_split_without_any_label_file(lay_out, config):
     base = lay_out(*ROBOFLOW[:3])
     lay_out("test/images/d", labels=False)
     with pytest.raises(
-        UserError, match=rf"split 'test': none of its 1 images has a label file; looked for {base}/test"
+        UserError, match=rf"split 'test': none of its 1 images has a label file; expected e.g. {base}/test"
     ):
         check_data(config(base), ["train", "test"])
     check_data(config(base), ["train"])
@@ -184,7 +186,7 @@ def test_faults_are_listed_and_skipped(lay_out, config):
     with pytest.raises(UserError) as caught:
         check_data(config(base), ["train", "validation"])
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith("the data set has 3 faults; badFiles=skip")
+    assert first.startswith("the data set has 3 errors; badFiles=skip")
     starts = ("train/labels/a.txt: line 2: class 5", "valid/images/c.jpg: the image", "valid/labels/c.txt: line 1: 300")
     assert all(line.startswith(f"  {base}/{start}") for line, start in zip(lines, starts, strict=True))
     report = check_data(config(base, badFiles="skip"), ["train"]).report
@@ -199,7 +201,7 @@ def test_shares_are_of_the_upright_image(lay_out, config, write_image):
     checked = check_data(config(base, subsetMap={"train": ("a",)}), ["train"])
     annotation = checked.splits["train"][0]
     assert (annotation.width, annotation.height, annotation.boxes.tolist()) == (20, 40, [[0, 0, 20, 20]])
-    assert checked.report.splits["train"].ambiguous_turn == 1
+    assert checked.report.splits["train"].ambiguous_rotation == 1
 
 
 def test_listings_of_folders_do_not_grow_with_the_images(lay_out, config, monkeypatch):

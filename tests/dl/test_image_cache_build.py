@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dl.cache
-from dl.cache import build_images
+import dl.image_cache
 from dl.check import check_data
-from dl.image_cache import DiskImages, FileImages, RamImages
+from dl.image_cache import DiskImages, FileImages, RamImages, build_images
 from dl.loader import build_loader
 
 NEEDED = 7 * 40 * 30 * 3
@@ -28,9 +27,9 @@ def build(many, config, tmp_path, caplog, monkeypatch):
     def make(mode, available=NEEDED * 10, free=2**40, **fields):
         mcfg = config(many, cacheImages=mode, root=str(tmp_path / "runs"), **fields)
         annotations = check_data(mcfg, ["train"]).splits["train"]
-        monkeypatch.setattr(dl.cache, "available_memory", lambda: available)
-        monkeypatch.setattr(RamImages, "promised", classmethod(lambda _cls: 0))
-        monkeypatch.setattr(dl.cache.shutil, "disk_usage", lambda _folder: DiskUsage(free, 0, free))
+        monkeypatch.setattr(dl.image_cache, "available_memory", lambda: available)
+        monkeypatch.setattr(RamImages, "reserved_bytes", classmethod(lambda _cls: 0))
+        monkeypatch.setattr(dl.image_cache.shutil, "disk_usage", lambda _folder: DiskUsage(free, 0, free))
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="mars"):
             return build_images(mcfg, "train", annotations), caplog.messages[:]
@@ -49,7 +48,7 @@ def test_auto_and_ram_keep_all_where_it_fits(build):
         images, said = build(mode, available=2 * NEEDED)
         assert isinstance(images, RamImages)
         assert len(images) == 7
-        assert said == ["images of 'train' are kept in memory: 7, decoded 25 KiB of 49 KiB available"]
+        assert said == ["images of 'train' are cached in memory: 7 images, decoded 25 KiB of 49 KiB available"]
 
 
 def test_auto_keeps_none_where_it_would_take_more_than_half(build):
@@ -57,8 +56,8 @@ def test_auto_keeps_none_where_it_would_take_more_than_half(build):
     assert isinstance(images, FileImages)
     assert said == [
         (
-            "images of 'train' are read from their files: decoded they take 25 KiB, more than half of the 49 KiB "
-            "available (cacheImages=disk keeps them on disk)"
+            "images of 'train' are read from their files: decoded they need 25 KiB, more than half of the 49 KiB "
+            "available (cacheImages=disk caches them on disk)"
         )
     ]
 
@@ -68,8 +67,8 @@ def test_ram_keeps_part_and_says_how_much(build):
     assert len(images) == 3
     assert said == [
         (
-            "cacheImages=ram: only 3 of 7 images of 'train' are kept in memory (11 KiB of 25 KiB): "
-            "that is half of the 25 KiB available"
+            "cacheImages=ram: only 3 of 7 images of 'train' are cached in memory (11 KiB of 25 KiB): "
+            "the limit is half of the 25 KiB available"
         )
     ]
     images, said = build("ram", available=100)
@@ -80,8 +79,8 @@ def test_ram_keeps_part_and_says_how_much(build):
 def test_what_is_promised_to_other_images_is_no_longer_there(many, config, monkeypatch):
     mcfg = config(many, cacheImages="auto")
     annotations = check_data(mcfg, ["train"]).splits["train"]
-    promised = RamImages.promised()
-    monkeypatch.setattr(dl.cache, "available_memory", lambda: promised + 2 * NEEDED)
+    promised = RamImages.reserved_bytes()
+    monkeypatch.setattr(dl.image_cache, "available_memory", lambda: promised + 2 * NEEDED)
     first = build_images(mcfg, "train", annotations)
     assert isinstance(first, RamImages)
     assert isinstance(build_images(mcfg, "train", annotations), FileImages)
@@ -94,7 +93,7 @@ def test_unknown_memory_is_not_taken(build):
     for mode in ("auto", "ram"):
         images, said = build(mode, available=None)
         assert isinstance(images, FileImages)
-        assert said == ["images of 'train' are read from their files: the system does not say how much memory is left"]
+        assert said == ["images of 'train' are read from their files: the system does not report its available memory"]
 
 
 def test_memory_that_is_refused(build, monkeypatch):
@@ -110,12 +109,12 @@ def test_memory_that_is_refused(build, monkeypatch):
 
 
 def test_without_fork_memory_is_not_shared(build, monkeypatch):
-    monkeypatch.setattr(dl.cache, "CAN_FORK", False)
+    monkeypatch.setattr(dl.image_cache, "CAN_FORK", False)
     assert isinstance(build("ram", dcore=0)[0], RamImages)
     for mode in ("ram", "disk"):
         images, said = build(mode, dcore=2)
         assert isinstance(images, FileImages)
-        assert said == ["images of 'train' are read from their files: only forked loader processes could share them"]
+        assert said == ["images of 'train' are read from their files: only forked loader processes can share a cache"]
 
 
 def test_disk_is_made_once_and_then_used(build, tmp_path):
@@ -126,7 +125,7 @@ def test_disk_is_made_once_and_then_used(build, tmp_path):
     stamp = file.stat().st_mtime_ns
     images, (said,) = build("disk", available=None)
     assert isinstance(images, DiskImages)
-    assert said == f"images of 'train' come decoded from {file} (25 KiB)"
+    assert said == f"images of 'train' are read decoded from {file} (25 KiB)"
     assert file.stat().st_mtime_ns == stamp
 
 
@@ -137,7 +136,7 @@ def test_disk_is_made_anew_when_stale_or_damaged(build, many, tmp_path, write_im
     (file,) = (tmp_path / "runs/image-cache").iterdir()
     file.write_bytes(file.read_bytes()[:-1])
     assert "decoding all 7" in build("disk")[1][0]
-    assert "come decoded" in build("disk")[1][0]
+    assert "are read decoded" in build("disk")[1][0]
 
 
 def test_disk_leaves_a_reserve(build, tmp_path):
@@ -147,8 +146,8 @@ def test_disk_leaves_a_reserve(build, tmp_path):
     images, (said,) = build("disk", free=NEEDED + 2**30 - 1)
     assert isinstance(images, FileImages)
     assert said == (
-        "cacheImages=disk: images of 'train' are read from their files: decoded they take 25 KiB, and of the 1.0 GiB "
-        f"free in {file.parent} 1.0 GiB stay free"
+        "cacheImages=disk: images of 'train' are read from their files: decoded they need 25 KiB, and 1.0 GiB of "
+        f"the 1.0 GiB free in {file.parent} must stay free"
     )
     assert not list(file.parent.iterdir())
 

@@ -6,7 +6,7 @@ import pytest
 
 from config.errors import UserError
 from dl.check import check_data
-from dl.discover import as_overrides, locate
+from dl.formats.discover import as_overrides, locate
 
 SPLITS = {"train": ["a", "b", "c"], "validation": ["d"], "test": ["e", "f"]}
 EXPECTED = {name: tuple(ids) for name, ids in SPLITS.items()}
@@ -62,13 +62,13 @@ def test_voc_with_trainval_and_test_only(make_folder, config):
     source = locate(config(base))
     assert sorted(source.splits["train"] + source.splits["validation"]) == names
     assert len(source.splits["validation"]) == 2
-    assert "no train list: 'trainval' is the training split" in source.notes
+    assert "no train list: 'trainval' is used as the training split" in source.notes
 
 
 def test_several_data_sets_must_be_told_apart(make_folder, config, tmp_path):
     for year in ("VOC2007", "VOC2012"):
         make_folder(SPLITS, base=tmp_path / "kit" / year)
-    with pytest.raises(UserError, match=f"{tmp_path}/kit holds several data sets .*VOC2007, .*VOC2012"):
+    with pytest.raises(UserError, match=f"{tmp_path}/kit has several data sets .*VOC2007, .*VOC2012"):
         locate(config(tmp_path / "kit"))
 
 
@@ -87,7 +87,7 @@ def test_official_mar20(make_folder, config, tmp_path):
     assert source.splits["test"] == ("100", "101")
     assert len(source.splits["validation"]) == 3
     assert sorted(source.splits["train"] + source.splits["validation"]) == sorted(names)
-    assert "no validation list: 3 images carved out of train by splitSeed=859" in source.notes
+    assert "no validation list: 3 images are moved from train to validation (splitSeed=859)" in source.notes
     assert locate(config(base)) == source
     assert locate(config(base, seed=1)) == source, "another training has the same test images"
     assert locate(config(base, splitSeed=1)).splits != source.splits
@@ -106,7 +106,9 @@ def test_no_splits_at_all(make_folder, config):
     base = make_folder({"any": [f"n{i}" for i in range(20)]}, lists="")
     source = locate(config(base))
     assert {name: len(ids) for name, ids in source.splits.items()} == {"train": 14, "validation": 3, "test": 3}
-    assert "no split files found: split by splitSeed=859 into 14 train, 3 validation, 3 test images" in source.notes
+    assert (
+        "no split files found: random splits from splitSeed=859; images: train 14, validation 3, test 3" in source.notes
+    )
     assert locate(config(base, seed=1)).splits == source.splits
     assert locate(config(base, splitSeed=1)).splits != source.splits
 
@@ -120,7 +122,7 @@ def test_lists_that_are_not_understood_stop(make_folder, config, lists):
     base = make_folder(BIRDS, lists=lists)
     with pytest.raises(UserError) as caught:
         locate(config(base))
-    for part in (*(f"{base / lists / name}.txt" for name in BIRDS), "not understood", "validation.txt", "subsetMap="):
+    for part in (*(f"{base / lists / name}.txt" for name in BIRDS), "cannot be read", "validation.txt", "subsetMap="):
         assert part in str(caught.value)
 
 
@@ -129,7 +131,7 @@ def test_lists_of_another_kind_stop(make_folder, config):
     (base / "splits").mkdir()
     for name in ("train.csv", "test"):
         (base / "splits" / name).write_text("a\n")
-    with pytest.raises(UserError, match=r"splits/test, .*splits/train\.csv: not understood as split lists"):
+    with pytest.raises(UserError, match=r"splits/test, .*splits/train\.csv: cannot be read as split lists"):
         locate(config(base))
 
 
@@ -150,7 +152,7 @@ def test_lists_of_any_name_once_the_config_names_them(make_folder, config):
 def test_nothing_is_carved_beside_a_validation_list(make_folder, config):
     lists = {"train": [f"n{i}" for i in range(9)], "bird_val": ["v"], "test": ["t"]}
     base = make_folder(lists)
-    with pytest.raises(UserError, match=r"splits/bird_val\.txt: not understood as split lists"):
+    with pytest.raises(UserError, match=r"splits/bird_val\.txt: cannot be read as split lists"):
         locate(config(base))
     assert locate(config(base, validationSplitName="bird_val")).splits == {k: tuple(v) for k, v in lists.items()}
 
@@ -162,7 +164,7 @@ def test_list_files_with_an_upper_case_suffix(three_splits, config):
 
 
 def test_two_images_are_too_few_to_split(make_folder, config):
-    with pytest.raises(UserError, match="2 images: three are the least"):
+    with pytest.raises(UserError, match="2 images: at least three are needed"):
         locate(config(make_folder({"any": ["a", "b"]}, lists="")))
 
 
@@ -196,7 +198,7 @@ def test_the_exact_name_of_a_split_wins_over_its_alias(three_splits, config):
     (three_splits / "splits/val.txt").write_text("a\n")
     source = locate(config(three_splits))
     assert source.splits == EXPECTED
-    assert any("val.txt left aside" in note for note in source.notes)
+    assert any("val.txt is not used" in note for note in source.notes)
 
 
 def test_classes_from_the_xml_files_in_natural_order(three_splits, config, write_voc):
@@ -212,12 +214,12 @@ def test_no_class_anywhere(make_folder, config, write_voc):
     base = make_folder(SPLITS, classes=())
     for name in "abcdef":
         write_voc(base / f"annotations/{name}.xml", objects=())
-    with pytest.raises(UserError, match="annotations: no xml file there has an object"):
+    with pytest.raises(UserError, match="annotations: no xml file has an object"):
         locate(config(base))
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("cat\ndog\ncat\n", "class cat is listed twice"), ("\n\n", "no class in it")]
+    ("content", "message"), [("cat\ndog\ncat\n", "class cat is listed twice"), ("\n\n", "there is no class")]
 )
 def test_bad_class_lists(three_splits, config, content, message):
     (three_splits / "classes.txt").write_text(content)
@@ -262,11 +264,14 @@ def test_errors_show_the_absolute_path_that_was_tried(three_splits, config, tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     cases = [
-        ({"folder": "nowhere"}, f"dataDir=nowhere: {tmp_path}/nowhere is no such folder"),
+        ({"folder": "nowhere"}, f"dataDir=nowhere: {tmp_path}/nowhere does not exist"),
         ({"folder": "data/classes.txt"}, f"{tmp_path}/data/classes.txt is a file, not a folder"),
         ({"folder": "empty"}, f"{tmp_path}/empty: no data set found there .*tried {tmp_path}/empty/images"),
-        ({"folder": "data", "imageDir": "pictures"}, f"imageDir=pictures: {tmp_path}/pictures is no such folder"),
-        ({"folder": "data", "subsetMap": {"train": "t.txt"}}, f"no such file for split 'train': {tmp_path}/t.txt"),
+        ({"folder": "data", "imageDir": "pictures"}, f"imageDir=pictures: {tmp_path}/pictures does not exist"),
+        (
+            {"folder": "data", "subsetMap": {"train": "t.txt"}},
+            f"the file of split 'train' does not exist: {tmp_path}/t.txt",
+        ),
         (
             {"folder": "empty", "imageDir": "data/images"},
             f"{tmp_path}/empty: found neither {tmp_path}/empty/annotations",
@@ -321,7 +326,7 @@ def test_images_outside_the_folders_of_splits_are_counted(config, tmp_path, writ
             write_voc(base / f"annotations/{name}.xml")
     source = locate(config(base))
     assert source.splits == {"train": ("a", "b"), "validation": ("c",)}
-    assert "1 image in no split, which nothing uses: unlabelled/d.jpg" in source.notes
+    assert "1 image not used, because no split lists them: unlabelled/d.jpg" in source.notes
 
 
 def test_beside_folders_for_validation_and_test_the_other_images_are_train(config, tmp_path, write_image, write_voc):
@@ -350,7 +355,9 @@ def test_one_folder_called_train_among_others_is_doubtful(config, tmp_path, writ
     for name in ("train/a", "car/b", "car/c", "bus/d"):
         write_image(base / f"images/{name}.jpg")
         write_voc(base / f"annotations/{name}.xml")
-    with pytest.raises(UserError, match=r"folders of train look like splits, but 3 of 4 .* lie elsewhere .*subsetMap"):
+    with pytest.raises(
+        UserError, match=r"folders of train look like splits, but 3 of 4 .* are in other folders .*subsetMap"
+    ):
         locate(config(base))
 
 
@@ -372,7 +379,7 @@ def test_a_list_wins_over_a_folder(config, tmp_path, write_image, write_voc):
     source = locate(config(base))
     assert source.splits["test"] == ("c",)
     assert sorted(source.splits["train"] + source.splits["validation"]) == ["a", "b"]
-    assert "1 image in no split, which nothing uses: test/d.jpg" in source.notes
+    assert "1 image not used, because no split lists them: test/d.jpg" in source.notes
 
 
 def test_pictures_of_runs_and_copies_below_the_data_folder_are_no_images_of_it(
@@ -428,7 +435,7 @@ def test_mar20_beside_a_part_of_it_in_another_format(make_folder, config, write_
 def test_images_that_no_list_names_are_counted(three_splits, config, write_image, write_voc):
     write_image(three_splits / "images/extra.jpg")
     write_voc(three_splits / "annotations/extra.xml")
-    assert "1 image in no split, which nothing uses: extra" in locate(config(three_splits)).notes
+    assert "1 image not used, because no split lists them: extra" in locate(config(three_splits)).notes
 
 
 def test_a_link_to_itself(three_splits, config):
@@ -445,14 +452,14 @@ def test_a_folder_that_cannot_be_read(three_splits, config, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(UserError, match=rf"{three_splits}/annotations: the folder cannot be read \(Permission denied"):
+    with pytest.raises(UserError, match=rf"{three_splits}/annotations: cannot read the folder \(Permission denied"):
         locate(config(three_splits))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
 def test_a_name_that_is_not_utf_8(three_splits, config):
     os.rename(three_splits / "images/a.jpg", os.fsencode(three_splits / "images") + b"/\xb7\xc9.jpg")
-    with pytest.raises(UserError, match=r"the file name b'.*' is not UTF-8; rename it"):
+    with pytest.raises(UserError, match=r"the file name b'.*' is not UTF-8; rename the file"):
         locate(config(three_splits))
 
 
@@ -464,7 +471,7 @@ def test_a_list_of_every_image_and_lists_of_one_class_are_no_splits(make_folder,
     source = locate(config(base))
     assert sorted(name for ids in source.splits.values() for name in ids) == names
     (base / "ImageSets/Main/default.txt").write_text("frame_000000\n")
-    with pytest.raises(UserError, match=r"Main/default\.txt: not understood as split lists"):
+    with pytest.raises(UserError, match=r"Main/default\.txt: cannot be read as split lists"):
         locate(config(base))
 
 
@@ -475,7 +482,7 @@ def test_links_to_folders_of_the_data_set(three_splits, config, link):
     (three_splits / link).symlink_to(three_splits if link == "latest" else three_splits / "images")
     source = locate(config(three_splits))
     assert source.splits == before.splits
-    assert f"{three_splits / link}: this link is not followed; its folder is read once" in source.notes
+    assert f"{three_splits / link}: this link is not followed, because its folder is already read" in source.notes
 
 
 def test_a_link_beside_the_data_set_is_no_second_one(make_folder, config, tmp_path):
@@ -487,7 +494,7 @@ def test_a_link_beside_the_data_set_is_no_second_one(make_folder, config, tmp_pa
 @pytest.mark.parametrize(
     ("files", "found", "way_out"),
     [
-        ((), "the files there are no file", "give the folder that holds images and annotations"),
+        ((), "the files there are no file", "give the folder that has the images and annotations"),
         (("a.zip", "b.zip"), "2 .zip", "unpack the archive first"),
         (("x/a.jpg", "x/b.PNG"), "1 .jpg, 1 .png", "there are images but no annotations"),
         (("a.jpg", "other.txt"), "1 .jpg, 1 .txt", "put images in 'images', labels in 'labels' and a data.yaml"),

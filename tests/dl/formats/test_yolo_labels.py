@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import UserError
-from dl.faults import DataFault
-from dl.yolo import find_data_yaml, read_data_yaml, read_yolo
+from dl.files import DataError
+from dl.formats.data_yaml import find_data_yaml, read_data_yaml
+from dl.formats.yolo import read_yolo
 
 NAMES = {0: "cat", 1: "dog", 7: "cow"}
 
@@ -27,7 +28,7 @@ def labels(tmp_path):
 def test_a_box(labels):
     written = labels("1 0.5 0.5 0.1 0.2\n")
     assert written.objects == (("dog", (90, 40, 110, 60), False),)
-    assert (written.size, written.outlines, written.is_missing) == (None, 0, False)
+    assert (written.size, written.num_polygons, written.is_file_missing) == (None, 0, False)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "\ufeff\r\n"])
@@ -47,7 +48,7 @@ def test_many_lines_as_people_write_them(labels):
 def test_a_polygon_is_its_box(labels):
     written = labels("0 0.1 0.9 0.3 0.2 0.5 0.6\n1 0.5 0.5 0.1 0.2\n0 .1 .1 .2 .1 .2 .3 .1 .3\n")
     assert [entry.box for entry in written.objects] == [(20, 20, 100, 90), (90, 40, 110, 60), (20, 10, 40, 30)]
-    assert written.outlines == 2
+    assert written.num_polygons == 2
 
 
 def test_of_keypoints_only_the_box_is_read(labels):
@@ -60,13 +61,13 @@ def test_of_keypoints_only_the_box_is_read(labels):
         ("0 0.5 x 0.1 0.1", "'x' is not a number"),
         ("0 0.5 nan 0.1 0.1", "'nan' is not a number"),
         ("cat 0.5 0.5 0.1 0.1", "'cat' is not a number"),
-        ("2 0.5 0.5 0.1 0.1", r"class 2 is not in the class list, which goes from 0 \(cat\) to 7 \(cow\)"),
+        ("2 0.5 0.5 0.1 0.1", r"class 2 is not in the class list, which has the classes 0 \(cat\) to 7 \(cow\)"),
         ("-1 0.5 0.5 0.1 0.1", "class -1 is not in"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not in"),
-        ("0 120 40 30 30", "120 lies outside 0 to 1; .* divide pixels"),
-        ("0 0.5 0.5 0.1 -0.2", "-0.2 lies outside 0 to 1"),
-        ("0 0.5 0.5 0.1", "4 columns, wanted 5"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "6 columns, wanted 5 .* is the sixth a score"),
+        ("0 120 40 30 30", "120 is outside the range 0 to 1; .* divide pixels"),
+        ("0 0.5 0.5 0.1 -0.2", "-0.2 is outside the range 0 to 1"),
+        ("0 0.5 0.5 0.1", "4 columns, expected 5"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "6 columns, expected 5 .* is the sixth a score"),
         ("0 0.5 0.5 0.1 0.1 0.9 0.9 0.9", "8 columns"),
     ],
 )
@@ -80,7 +81,7 @@ def test_a_little_over_the_border_is_left_to_clipping(labels):
 
 
 def test_a_file_that_is_no_text(labels):
-    with pytest.raises(UserError, match=r"a\.txt: is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"a\.txt: the file is not UTF-8 text"):
         labels(b"\xff\xd8\xff\xe0 0.5")
 
 
@@ -131,20 +132,20 @@ def test_data_yaml_as_tools_write_it(data_yaml):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names: [a, b]\nnc: 3\n", "nc says 3, but names lists 2 classes"),
-        ("nc: 3\n", "names no classes"),
-        ("- a\n", "names no classes"),
-        ("", "names no classes"),
+        ("names: [a, b]\nnc: 3\n", "nc is 3, but names has 2 classes"),
+        ("nc: 3\n", "there are no class names"),
+        ("- a\n", "there are no class names"),
+        ("", "there are no class names"),
         ("names: []\n", "names has no class"),
-        ("names: [a, '']\n", "names has an empty or misnumbered class"),
+        ("names: [a, '']\n", "names has an empty class name or a wrong number"),
         ("names: {x: a}\n", "names must be a list, or numbers with names"),
-        ("names: [a\nval: b: c\n", "the yaml does not parse at line 2, column"),
+        ("names: [a\nval: b: c\n", "the yaml is invalid at line 2, column"),
         (
             "train: a\nnames: [a]\ntrain: b\n",
-            r"the yaml does not parse at line 3, column 1 \(the key train stands twice",
+            r"the yaml is invalid at line 3, column 1 \(the key train occurs twice",
         ),
-        ("names: {0: a, 1: b, 0: c}\n", r"the yaml does not parse at line 1, column 21 \(the key 0 stands twice"),
-        ("names: {0: a, 00: b}\n", "names has an empty or misnumbered class"),
+        ("names: {0: a, 1: b, 0: c}\n", r"the yaml is invalid at line 1, column 21 \(the key 0 occurs twice"),
+        ("names: {0: a, 00: b}\n", "names has an empty class name or a wrong number"),
         ("names:\n  0: |\n    a\n    b\n", r"names: 'a\\nb' holds a control character or a line break"),
         ('names: ["a\\tb"]\n', r"names: 'a\\tb' holds a control character"),
     ],
@@ -178,15 +179,15 @@ def test_a_data_yaml_of_another_name(tmp_path):
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ("0 0,5 0,5 0,1 0,1", "line 1: '0,5' is not a number; write the decimals with a point"),
-        ("0,0.5,0.5,0.1,0.1", "is not a number; separate the numbers with blanks"),
+        ("0 0,5 0,5 0,1 0,1", "line 1: '0,5' is not a number; use a decimal point, not a comma"),
+        ("0,0.5,0.5,0.1,0.1", "is not a number; separate the numbers with spaces"),
         ("8 .5 .5 .1 .1", "class 8 is not in the class list, .*; do the labels count classes from 1"),
         (
             "1.5 .5 .5 .1 .1",
-            "class 1.5 is not in the class list, .*; the class is the first number of a line, and whole",
+            "class 1.5 is not in the class list, .*; the first number of a line is the class, a whole number",
         ),
     ],
 )
 def test_the_usual_cause_of_a_malformed_line(labels, line, hint):
-    with pytest.raises(DataFault, match=hint):
+    with pytest.raises(DataError, match=hint):
         labels(line)

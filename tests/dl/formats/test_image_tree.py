@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import UserError
-from dl.tree import ImageTree, name_images
+from dl.formats.pairing import ImageTree, name_images
 
 PATHS = ("images/train/a.jpg", "images/train/b.v1.png", "images/val/a.jpg", "images/val/c.jpg")
 

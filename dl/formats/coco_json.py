@@ -1,6 +1,6 @@
-"""COCO json (`images`, `annotations`, `categories`) -> the annotation of each image. Boxes are kept as they are.
+"""Read a COCO json (`images`, `annotations`, `categories`): the annotation of each image. Boxes stay as they are.
 
-What else COCO knows (masks, captions, keypoints, areas) is not looked at.
+Other content of COCO files (masks, captions, keypoints, areas) is not read.
 """
 
 import json
@@ -17,14 +17,13 @@ from jaxtyping import Bool, Float64, Int64
 
 from config.checks import LONGEST_CLASS_NAME, LONGEST_PATH
 from config.errors import UserError, reading
-from dl.annotations import LONGEST_SIDE, Written, WrittenObject, refuse_too_many
-from dl.faults import DataFault, name_fault
-from dl.files import MOST_OF_JSON, read_text
+from dl.annotations import MAX_SIDE, RawAnnotation, RawObject, check_num_objects
+from dl.files import MAX_JSON_BYTES, DataError, name_error, read_text
 from ops.text import shortened
 
-_TAIL = 64  # bytes at the end of a json in which its last bracket must stand
+_TAIL = 64  # the last bracket of a json must be within this number of bytes at its end
 _PLAIN_NUMBER = r"0|[1-9][0-9]{0,38}"  # 007 is a name; 128 bits, as uuid4().int has, are up to 39 digits
-_LARGEST_CATEGORY = 2**63 - 1  # category ids are kept in arrays of 64 bits; ids of images are not
+_MAX_CATEGORY = 2**63 - 1  # category ids are kept in arrays of 64 bits; ids of images are not
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -34,13 +33,13 @@ class Category(NamedTuple):
 
 
 class _Objects(NamedTuple):
-    """The objects of a whole file, sorted by image: arrays, for COCO's own files hold 860,000."""
+    """The objects of a whole file, sorted by image, as arrays: COCO's own files have 860,000 objects."""
 
-    image: Int64[np.ndarray, " N"]  # row of the image among the file's images
+    image: Int64[np.ndarray, " N"]  # row of the image in the list of images
     category: Int64[np.ndarray, " N"]
     box: Float64[np.ndarray, "N 4"]  # x y width height
     is_crowd: Bool[np.ndarray, " N"]
-    faulty: dict[int, str]  # row of an image -> the first of its objects that cannot be used
+    errors: dict[int, str]  # row of an image -> error of its first object that cannot be used
 
 
 class CocoFile:
@@ -48,17 +47,17 @@ class CocoFile:
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path = path
-        self.faults: list[str] = []  # those that belong to no image
+        self.errors: list[str] = []  # those that belong to no image
         self.categories = self._read_categories(content["categories"])
         self._rows: dict[str, int] = {}
         self._sizes: list[tuple[int, int] | None] = []
-        self._twice: set[str] = set()
+        self._duplicates: set[str] = set()
         row_of_id = self._read_images(content["images"])
         self._objects = self._read_objects(content["annotations"], row_of_id)
 
     @property
     def file_names(self) -> list[str]:
-        """Of the images, as written."""
+        """The file_name of every image, as written."""
         return list(self._rows)
 
     @property
@@ -66,21 +65,21 @@ class CocoFile:
         """Ids of the categories that have an object."""
         return set(np.unique(self._objects.category).tolist())
 
-    def written(self, file_name: str) -> Written:
-        """What is said about one image. Raises `DataFault`: listed twice, or an object that cannot be used."""
-        if file_name in self._twice:
-            raise DataFault(f"{self.path}: two entries of images have file_name {file_name}; leave one")
+    def annotation_of(self, file_name: str) -> RawAnnotation:
+        """The annotation of one image. Raises `DataError`: listed twice, or an object that cannot be used."""
+        if file_name in self._duplicates:
+            raise DataError(f"{self.path}: two entries of images have file_name {file_name}; keep one of them")
         row = self._rows[file_name]
-        if row in self._objects.faulty:
-            raise DataFault(f"{self.path}: {self._objects.faulty[row]} (image {file_name})")
+        if row in self._objects.errors:
+            raise DataError(f"{self.path}: {self._objects.errors[row]} (image {file_name})")
         start, end = np.searchsorted(self._objects.image, [row, row + 1])
-        refuse_too_many(int(end - start), f"{self.path}: image {file_name}")
+        check_num_objects(int(end - start), f"{self.path}: image {file_name}")
         objects = []
         for i in range(start, end):
             x, y, width, height = self._objects.box[i].tolist()
             name = self.categories[int(self._objects.category[i])].name
-            objects.append(WrittenObject(name, (x, y, x + width, y + height), bool(self._objects.is_crowd[i])))
-        return Written(self._sizes[row], tuple(objects))
+            objects.append(RawObject(name, (x, y, x + width, y + height), bool(self._objects.is_crowd[i])))
+        return RawAnnotation(self._sizes[row], tuple(objects))
 
     def _read_categories(self, entries: Any) -> dict[int, Category]:
         categories: dict[int, Category] = {}
@@ -90,62 +89,61 @@ class CocoFile:
                 raise UserError(f"{self.path}: a category has no name: {shortened(entry)}")
             if not isinstance(number, int):
                 raise UserError(f"{self.path}: the id of a category is not a whole number: {shortened(entry)}")
-            if abs(number) > _LARGEST_CATEGORY:
+            if abs(number) > _MAX_CATEGORY:
                 raise UserError(
                     f"{self.path}: the id of a category is larger than 64 bits: {shortened(entry)}; number them from 1"
                 )
-            if fault := name_fault(name.strip(), LONGEST_CLASS_NAME):
-                raise UserError(f"{self.path}: the name of a category: {fault}")
+            if error := name_error(name.strip(), LONGEST_CLASS_NAME):
+                raise UserError(f"{self.path}: the name of a category: {error}")
             if number in categories:
-                raise UserError(f"{self.path}: two categories have id {number}; the labels cannot be told apart")
+                raise UserError(f"{self.path}: two categories have id {number}; give each category its own id")
             categories[number] = Category(name.strip(), str(entry.get("supercategory") or ""))
         if not categories:
-            raise UserError(f"{self.path}: categories is empty, so nothing can be learned from it")
+            raise UserError(f"{self.path}: categories is empty, so there are no classes")
         return dict(sorted(categories.items()))
 
     def _read_images(self, entries: Any) -> dict[int | str, int]:
-        """Fill in rows and sizes; image id -> row."""
+        """Fill in rows and sizes, and return image id -> row."""
         row_of_id: dict[int | str, int] = {}
         for entry in entries:
             number, name = (_id(entry.get("id")), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
             if number is None or not isinstance(name, str) or not name:
-                self.faults.append(f"{self.path}: an image has no id or no file_name: {shortened(entry)}")
+                self.errors.append(f"{self.path}: an image has no id or no file_name: {shortened(entry)}")
                 continue
-            if fault := name_fault(name, LONGEST_PATH):
-                self.faults.append(f"{self.path}: a file_name of images: {fault}")
+            if error := name_error(name, LONGEST_PATH):
+                self.errors.append(f"{self.path}: a file_name of images: {error}")
                 continue
             if number in row_of_id:
-                self.faults.append(f"{self.path}: two entries of images have id {number}; the second is {name}")
+                self.errors.append(f"{self.path}: two entries of images have id {number}; the second is {name}")
                 continue
             if name in self._rows:
-                self._twice.add(name)
+                self._duplicates.add(name)
             row_of_id[number] = self._rows.setdefault(name, len(self._sizes))
             self._sizes.append(_size(entry))
         return row_of_id
 
     def _read_objects(self, entries: Any, row_of_id: dict[int | str, int]) -> _Objects:
         rows, categories, boxes, crowds = [], [], [], []
-        faulty: dict[int, str] = {}
-        strays: dict[Any, list[Any]] = defaultdict(list)
+        errors: dict[int, str] = {}
+        without_image: dict[Any, list[Any]] = defaultdict(list)  # image_id that does not exist -> annotation ids
         for entry in entries:
             image = _id(entry.get("image_id")) if isinstance(entry, dict) else None
             row = None if image is None else row_of_id.get(image)
             if row is None:
-                strays[shortened(image)].append(entry.get("id") if isinstance(entry, dict) else entry)
+                without_image[shortened(image)].append(entry.get("id") if isinstance(entry, dict) else entry)
                 continue
-            complaint = self._complaint(entry)
-            if complaint:
-                faulty.setdefault(row, f"annotation {shortened(entry.get('id'))} {complaint}")
+            error = self._object_error(entry)
+            if error:
+                errors.setdefault(row, f"annotation {shortened(entry.get('id'))} {error}")
                 continue
             rows.append(row)
             categories.append(_id(entry["category_id"]))
             boxes.append(entry["bbox"])
             crowds.append(bool(entry.get("iscrowd")))
-        for image, numbers in strays.items():
+        for image, numbers in without_image.items():
             more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-            first = shortened(numbers[0])
-            self.faults.append(
-                f"{self.path}: annotation {first}{more} belongs to image_id {image}, which is not in images"
+            self.errors.append(
+                f"{self.path}: annotation {shortened(numbers[0])}{more}: image_id {image} is not in images"
             )
         order = np.argsort(np.array(rows, dtype=np.int64), kind="stable")
         return _Objects(
@@ -153,11 +151,11 @@ class CocoFile:
             np.array(categories, dtype=np.int64)[order],
             np.array(boxes, dtype=np.float64).reshape(-1, 4)[order],
             np.array(crowds, dtype=bool)[order],
-            faulty,
+            errors,
         )
 
-    def _complaint(self, entry: dict[str, Any]) -> str:
-        """What makes an object unusable; empty when nothing does."""
+    def _object_error(self, entry: dict[str, Any]) -> str:
+        """Why an object cannot be used; "" for a valid object."""
         category, box = _id(entry.get("category_id")), entry.get("bbox")
         if category not in self.categories:
             hint = ""
@@ -165,15 +163,15 @@ class CocoFile:
                 hint = f" ({min(self.categories)} to {max(self.categories)}); are all category ids shifted by one?"
             return f"has category_id {shortened(entry.get('category_id'))}, which is not in categories{hint}"
         if not isinstance(box, list) or len(box) != 4:
-            hint = "; make one of its segmentation" if entry.get("segmentation") and box is None else ""
-            return f"has the bbox {shortened(box)}, wanted [x, y, width, height]{hint}"
-        strange = [side for side in box if not _is_number(side)]
-        hint = "; write numbers without quotes" if strange and isinstance(strange[0], str) else ""
-        return f"has {shortened(strange[0])} in its bbox, not a number{hint}" if strange else ""
+            hint = "; compute it from the segmentation" if entry.get("segmentation") and box is None else ""
+            return f"has bbox {shortened(box)}, expected [x, y, width, height]{hint}"
+        invalid = [side for side in box if not _is_number(side)]
+        hint = "; write numbers without quotes" if invalid and isinstance(invalid[0], str) else ""
+        return f"has {shortened(invalid[0])} in its bbox, which is not a number{hint}" if invalid else ""
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Read one json; once, as long as it does not change. Raises `UserError` with path, and position of a mistake."""
+    """Read one json; only once, until it changes. Raises `UserError` with the path and the position of an error."""
     try:
         status = path.stat()
     except OSError as error:
@@ -183,7 +181,7 @@ def read_coco(path: Path) -> CocoFile:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _size: int, _changed: int) -> CocoFile:
-    text = read_text(path, MOST_OF_JSON)
+    text = read_text(path, MAX_JSON_BYTES)
     try:
         with reading(path, "a COCO json"):
             content = json.loads(text)
@@ -191,23 +189,23 @@ def _read(path: Path, _size: int, _changed: int) -> CocoFile:
         if not isinstance(cause := error.__cause__, json.JSONDecodeError):
             raise
         raise UserError(
-            f"{path}: the json does not parse at line {cause.lineno}, column {cause.colno} ({cause.msg})"
+            f"{path}: the json is invalid at line {cause.lineno}, column {cause.colno} ({cause.msg})"
         ) from None
     missing = [key for key in _KEYS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
-        raise UserError(f"{path}: is not a COCO file of objects: no list of {', '.join(missing)} in it")
+        raise UserError(f"{path}: this is not a COCO file of objects: it has no list of {', '.join(missing)}")
     return CocoFile(path, content)
 
 
 def looks_like_coco(path: Path) -> bool:
-    """Whether a json speaks of images, annotations and categories, or begins with some of them and is cut short.
+    """Whether a json has the keys images, annotations and categories, or has some of them and is truncated.
 
-    Other programs write one of these keys, too: Label Studio's notes.json has categories.
+    Other programs use some of these keys, too: Label Studio's notes.json has categories.
     """
-    if not path.is_file():  # a pipe would keep us waiting
+    if not path.is_file():  # reading a pipe would block
         return False
     try:
-        length = min(path.stat().st_size, MOST_OF_JSON)
+        length = min(path.stat().st_size, MAX_JSON_BYTES)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as content:
             found = [content.find(f'"{key}"'.encode()) >= 0 for key in _KEYS]
             is_whole = content[-_TAIL:].rstrip().endswith(b"}")
@@ -217,7 +215,7 @@ def looks_like_coco(path: Path) -> bool:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id as it is compared: some programs write the number 7 as "7" or 7.0. None for what is no id."""
+    """An id for comparison; some programs write the number 7 as "7" or 7.0. None for an invalid id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str):
@@ -226,7 +224,7 @@ def _id(value: Any) -> int | str | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that float64 can hold: json has integers of any length."""
+    """Whether float64 can hold the value: json allows integers of any length."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and abs(value) <= sys.float_info.max
 
@@ -234,4 +232,4 @@ def _is_number(value: Any) -> bool:
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
     sides = (entry.get("width"), entry.get("height"))
     width, height = (int(side) if isinstance(side, (int, float)) and _is_number(side) else 0 for side in sides)
-    return (width, height) if 0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE else None
+    return (width, height) if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE else None

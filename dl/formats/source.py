@@ -1,0 +1,168 @@
+"""What was found on disk: a `DataSource` with its folders, classes, splits, and a `Reader` for its images."""
+
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from config.checks import LONGEST_CLASS_NAME, MOST_CLASSES
+from config.errors import UserError
+from config.mconfig import ModelConfig
+from dl.annotations import RawAnnotation
+from dl.files import DataError, name_error, walk_files
+from dl.formats.pairing import ImageTree, Pairs, pair, usual_label_path
+from ops.text import counted, shown
+
+FORMATS = {"voc": "Pascal VOC xml", "coco": "COCO json", "yolo": "YOLO labels"}  # the first one wins a tie
+
+Size = tuple[int, int]  # width, height
+
+
+class SplitRequest(NamedTuple):
+    """What the config says about splits."""
+
+    subset_map: Mapping[str, tuple[str, ...] | str]
+    names: tuple[str, ...]  # of the training, validation and test split
+    seed: int
+
+    @classmethod
+    def from_config(cls, mcfg: ModelConfig) -> "SplitRequest":
+        names = (mcfg.trainSplitName, mcfg.validationSplitName, mcfg.testSplitName)
+        return cls(mcfg.subsetMap, names, mcfg.splitSeed)
+
+
+class Search(NamedTuple):
+    """What is known before the search: folders (None if the config does not set them) and requests of the config."""
+
+    base: Path | None  # dataDir
+    image_dir: Path | None
+    annotation_dir: Path | None
+    class_list: tuple[str, ...] | None
+    split_request: SplitRequest
+    suffix: str
+    notes: list[str]  # the search appends its decisions here
+
+    def choose_classes(self, found: Sequence[str], where: object) -> tuple[str, ...]:
+        """classList of the config, else the classes that were found in the file `where`. Raises `UserError`."""
+        if self.class_list is not None:
+            return check_class_list(self.class_list, "classList")
+        return check_class_list(found, str(where))
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Finds images and reads their annotations, for any format."""
+
+    def find_image(self, image_id: str) -> Path:
+        """The path of the image. Raises `DataError` if there is none, or several."""
+        ...
+
+    def read_annotation(self, image_id: str, size: Size | None) -> tuple[Path, RawAnnotation]:
+        """The path of the annotation and its content in pixels of the upright image.
+
+        `size` is (width, height) of that image. It is None if the image is unreadable; then only errors of the
+        annotation matter. Raises `DataError` that starts with the path.
+        """
+        ...
+
+    def errors(self) -> list[str]:
+        """Errors of annotations that belong to no image."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Annotations without an image, and images without an entry; one sentence for each kind."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set on disk. Splits hold image ids as listed, also repeated ones: `dl.check` counts and removes those."""
+
+    image_dir: Path
+    annotation_dir: Path
+    class_list: tuple[str, ...]
+    splits: dict[str, tuple[str, ...]]
+    reader: Reader = field(compare=False, repr=False)
+    notes: list[str] = field(default_factory=list)  # decisions that were made for the user, logged once
+    format: str = "voc"
+    # Image id -> path below image_dir; empty if each id is the stem of a file in image_dir itself.
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+class TreeReader:
+    """Base of readers for images in several folders. `files`: image id -> path below the tree's folder."""
+
+    def __init__(self, tree: ImageTree, annotation_dir: Path, files: Mapping[str, str]) -> None:
+        self.tree, self.image_dir, self.annotation_dir = tree, tree.folder, annotation_dir
+        self.files = files
+
+    def find_image(self, image_id: str) -> Path:
+        return self.image_dir / self.files[image_id]
+
+    def errors(self) -> list[str]:
+        return []
+
+
+class PairedReader(TreeReader):
+    """Base of readers with one annotation file per image; images and annotations are listed once, then paired."""
+
+    suffixes: ClassVar[Container[str]]
+    kind: ClassVar[str]  # of file, for messages
+
+    def warnings(self) -> list[str]:
+        return unused_annotations_warning(self.unused_annotations(self.pairs), self.kind, self.annotation_dir)
+
+    def find_annotation(self, image_id: str) -> Path | None:
+        """The annotation file; None if there is none. Raises `DataError` if several fit."""
+        image = self.files[image_id]
+        if found := self.pairs.ambiguous.get(image):
+            raise DataError(
+                f"{self.image_dir / image}: several annotation files fit ({', '.join(found[:3])}); keep one of them"
+            )
+        path = self.pairs.annotation_of.get(image)
+        return None if path is None else self.annotation_dir / path
+
+    def usual_annotation(self, image_id: str, suffix: str) -> Path:
+        """Where the annotation of an image usually is."""
+        return self.annotation_dir / f"{usual_label_path(self.files[image_id])}{suffix}"
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        return pair(*self.paths_to_pair())
+
+    def paths_to_pair(self) -> tuple[Iterable[str], Iterable[str]]:
+        """Paths of all images and of all annotations that may belong together."""
+        return dict.fromkeys([*self.tree.paths, *self.files.values()]), walk_files(self.annotation_dir, self.suffixes)
+
+    def unused_annotations(self, pairs: Pairs) -> list[str]:
+        """Annotation files without an image."""
+        return pairs.unused
+
+
+def unused_annotations_warning(paths: Sequence[str], kind: str, folder: Path) -> list[str]:
+    """One sentence about annotation files without an image; an empty list if there are none."""
+    if not paths:
+        return []
+    sentence = f"{counted(len(paths), kind)} below {folder} without an image of the same name, so objects are not used"
+    return [f"{sentence}: {shown(paths)}; give the image and its annotation the same name"]
+
+
+def check_class_list(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Strip and check class names. Raises `UserError`: no class, too many, an invalid or empty name, a duplicate."""
+    names = tuple(name.strip() for name in names)
+    if not names or not all(names):
+        raise UserError(
+            f"{where}: {'one class name is empty' if names else 'there is no class'}; give every class a name"
+        )
+    if len(names) > MOST_CLASSES:
+        raise UserError(
+            f"{where}: {len(names)} classes, but at most {MOST_CLASSES} can be trained; is this the right file?"
+        )
+    if error := next((error for name in names if (error := name_error(name, LONGEST_CLASS_NAME))), ""):
+        raise UserError(f"{where}: the class {error}")
+    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
+    if duplicates:
+        raise UserError(f"{where}: class {shown(duplicates)} is listed twice")
+    return names
