@@ -158,7 +158,7 @@ MUTATIONS = {
         ),
         (
             "what a mosaic cut off counts as area of a box", "dl/mosaic.py",
-            "laid_out, seen = _clipped(placed, np.array(canvas))", "laid_out, seen = placed",
+            "on_canvas, visible = _clipped(placed, np.array(canvas))", "on_canvas, visible = placed",
             "tests/dl/test_mosaic.py::test_what_the_canvas_had_cut_off_counts_for_nothing",
         ),
         (
@@ -168,18 +168,18 @@ MUTATIONS = {
         ),
         (
             "replayed images without a mask", "dl/label_selection.py",
-            "return _marked(replayed, class_list, base)", "return replayed",
-            "tests/dl/test_lessons.py::test_replayed_images_have_marks_of_their_own",
+            "return _mark_labelled(replayed, class_list, base)", "return replayed",
+            "tests/dl/test_label_selection.py::test_replayed_images_have_marks_of_their_own",
         ),
         (
             "images of the small split replayed", "dl/label_selection.py",
-            "if one.image_id not in taken", "if True",
-            "tests/dl/test_lessons.py::test_images_of_the_split_are_never_replayed",
+            "if annotation.image_id not in own_ids", "if True",
+            "tests/dl/test_label_selection.py::test_images_of_the_split_are_never_replayed",
         ),
         (
             "labels selected as for a teacher", "dl/label_selection.py",
             'return "distilSelectedClasses" if is_student else', 'return "trainSelectedClasses" if is_student else',
-            "tests/dl/test_lessons.py::test_a_student_has_a_selection_of_its_own",
+            "tests/dl/test_label_selection.py::test_a_student_has_a_selection_of_its_own",
         ),
         (
             "validation images in the test split", "dl/splits.py",
@@ -189,7 +189,7 @@ MUTATIONS = {
         (
             "kept images of another range", "dl/image_cache.py",
             "annotation.height, annotation.pixel_max", "annotation.height, None",
-            "tests/dl/test_cache.py::test_pixels_scaled_by_another_range_are_not_used",
+            "tests/dl/test_image_cache_build.py::test_pixels_scaled_by_another_range_are_not_used",
         ),
         (
             "16 bits always scaled by 65535", "dl/images.py",

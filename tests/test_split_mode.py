@@ -163,7 +163,7 @@ def test_a_data_set_without_lists_is_split_as_for_a_training(voc, run, tmp_path)
     for path in (voc / "splits").iterdir():
         path.unlink()
     status, out, _ = run(voc, "--out", tmp_path / "out", "--shots", 2, "--set", "splitSeed=5")
-    assert (status, "split by splitSeed=5 into 26 train, 5 validation, 5 test" in out) == (0, True)
+    assert (status, "splitSeed=5; images: train 26, validation 5, test 5" in out) == (0, True)
     _, checked = trained_with(words_of(out), "train")
     trained = check_data(load_config("voc.nano.full", data=voc, overrides={"splitSeed": 5}), SPLITS)
     for split in SPLITS:

@@ -11,6 +11,7 @@ from PIL import Image
 import scenes.compose
 import scenes.dataset
 from config.errors import UserError
+from config.mconfig import ModelConfig
 from dl.check import check_data
 from dl.formats.voc import read_voc
 from scenes.aircraft import PLANFORMS
@@ -88,10 +89,10 @@ def only_plane_number(number, monkeypatch):
     def paste(image, sprite):
         if next(seen) != number:
             return
-        for row, column in zip(*np.nonzero(sprite.cover), strict=True):
+        for row, column in zip(*np.nonzero(sprite.coverage), strict=True):
             y, x = row + sprite.top, column + sprite.left
             if 0 <= y < len(image) and 0 <= x < len(image):
-                share = sprite.cover[row, column]
+                share = sprite.coverage[row, column]
                 image[y, x] = np.rint(image[y, x] * (1 - share) + np.array(MAGENTA) * share)
 
     monkeypatch.setattr(scenes.compose, "_paste", paste)
@@ -212,8 +213,10 @@ def test_every_layout_has_stands_in_the_image(kind):
 # The data set
 
 
-def test_the_check_finds_nothing_to_mend(drawn, config):
-    checked = check_data(config(drawn), SPLITS)
+def test_the_check_finds_nothing_to_mend(drawn):
+    mcfg = ModelConfig()
+    mcfg.dataDir = str(drawn)
+    checked = check_data(mcfg.frozen(), SPLITS)
     report = checked.report
     assert report.class_list == AIRCRAFT
     assert {name: split.images for name, split in report.splits.items() if name != "small"} == {

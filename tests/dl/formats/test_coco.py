@@ -170,7 +170,7 @@ def test_faults_are_listed_and_skipped(plain, config):
     for part in (
         f"{path}: annotation 9: image_id 77 is not in images",
         f"{path}: annotation 0 has category_id 3, which is not in categories (image a.jpg)",
-        f"{plain}/train2017/gone.jpg: the image does not exist",
+        f"{plain}/train2017/gone.jpg: the image file does not exist",
         f"{plain}/val2017/c.jpg: the image is 40 x 30",
     ):
         assert part in text

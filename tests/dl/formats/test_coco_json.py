@@ -135,7 +135,7 @@ def test_categories_that_cannot_be_used(coco, categories, message):
     [
         ('{"images": [],\n "annotations": [}', r"the json is invalid at line 2, column 18"),
         ("", "the json is invalid at line 1, column 1"),
-        ('{"images": []}', "is not a COCO file of objects: it has no list of annotations, categories"),
+        ('{"images": []}', "this is not a COCO file of objects: it has no list of annotations, categories"),
         ("[1]", ".*: it has no list of images, annotations, categories"),
     ],
 )

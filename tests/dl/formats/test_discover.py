@@ -274,10 +274,10 @@ def test_errors_show_the_absolute_path_that_was_tried(three_splits, config, tmp_
         ),
         (
             {"folder": "empty", "imageDir": "data/images"},
-            f"{tmp_path}/empty: found neither {tmp_path}/empty/annotations",
+            f"{tmp_path}/empty: neither {tmp_path}/empty/annotations",
         ),
         ({"imageDir": "data/images"}, "annotationDir is not"),
-        ({"imageDir": "empty", "annotationDir": "empty"}, f"{tmp_path}/empty: no images"),
+        ({"imageDir": "empty", "annotationDir": "empty"}, f"{tmp_path}/empty has no images"),
         ({}, "no data set is named: give --data DIR"),
     ]
     for fields, message in cases:
