@@ -14,7 +14,7 @@ from debug.doctor.plan_check import examine_freezing, examine_schedule
 from debug.doctor.teacher_check import examine_teacher
 from debug.doctor.weights_check import examine_folder, examine_weights
 from dl.check import CheckedData
-from train.setup import TrainingSetup, build_training, some_images
+from train.setup import build_training, some_images
 
 _BATCHES = 8  # that are searched for boxes without an anchor point
 _OVERFITTED = 4  # images
@@ -31,11 +31,6 @@ def examine(mcfg: ModelConfig, data: CheckedData, folder: Path) -> Iterator[Find
         setup = build_training(mcfg, data)
     yield from (Finding(LOOK, "config", text) for text in warnings)
     yield from examine_labels(setup.mcfg, setup.loader.dataset.annotations)
-    yield from _examine_training(setup, folder)
-
-
-def _examine_training(setup: TrainingSetup, folder: Path) -> Iterator[Finding]:
-    """The overfitting check is the last one, because it changes the weights."""
     batches = list(setup.batches(_BATCHES))
     batch = next((batch for batch in batches if batch.valid.any()), batches[0])
     few = some_images(batch, min(_OVERFITTED, len(batch)))
@@ -53,6 +48,7 @@ def _examine_training(setup: TrainingSetup, folder: Path) -> Iterator[Finding]:
         ("teacher", lambda: examine_teacher(setup, batch)),
         ("gradient", lambda: examine_gradient(setup, few)),
         ("memory", lambda: examine_memory(setup, batch)),
+        # Last, because it changes the weights.
         ("overfit", lambda: iter([not_tried]) if has_alias else examine_overfitting(setup, few)),
     ):
         yield from _run(subject, check)

@@ -57,7 +57,10 @@ def examine_gradient(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     if unexpected:
         yield Finding(LOOK, "gradient", f"{shown(unexpected)} is frozen, although no config field asks for it")
     if not without and not dead:
-        text = f"reaches {counted(len(reached), 'part')}; frozen: {_frozen_text(frozen)}"
+        # The layers of the backbone together are called backbone.
+        names = dict.fromkeys("backbone" if part.startswith("backbone.") else part for part in frozen)
+        names = [f"{name} (a constant)" if name == _CONSTANT else name for name in names]
+        text = f"reaches {counted(len(reached), 'part')}; frozen: {shown(names)}"
         text += ", in every epoch" if free_epoch is None else ""
         text += f"; {shown(zero)} got none in this batch, because no box has an anchor point there" if zero else ""
         yield Finding(OK, "gradient", text)
@@ -236,12 +239,6 @@ def _box_branches_without_points(setup: TrainingSetup, batch: Batch) -> list[str
     sizes = [raw.shape[2] * raw.shape[3] for raw in raw_maps]
     weights = points_given(setup.detection_loss, raw_maps, batch).assignment.target_scores.sum(dim=-1).split(sizes, 1)
     return [f"head.box.{level}" for level, weight in enumerate(weights) if not weight.any()]
-
-
-def _frozen_text(frozen: Sequence[str]) -> str:
-    """The layers of the backbone together are called backbone."""
-    names = ["backbone" if part.startswith("backbone.") else part for part in frozen]
-    return shown([f"{name} (a constant)" if name == _CONSTANT else name for name in dict.fromkeys(names)])
 
 
 @torch.no_grad()

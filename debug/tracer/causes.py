@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 
 from debug.tracer.findings import Cause, Producer, Trace
-from debug.tracer.operations import CONSTANT, UNINITIALISED
+from debug.tracer.operations import CONSTANT, NUMBER, UNINITIALISED
 
 BELOW_ZERO_SOURCE = "below zero"
 NEGATIVE_FACTOR = "below zero, by a negative factor"
@@ -55,11 +55,6 @@ def _divides_by_zero(p: Producer, trace: Trace) -> bool:
     return divisor.has_zero if divisor else p.numbers.get("other") == 0
 
 
-def _divides_by_almost_zero(p: Producer, trace: Trace) -> bool:
-    divisor = p.input("other") if p.base in DIVIDING else None
-    return divisor is not None and divisor.nearest_zero < 1e-6
-
-
 def _is_log_of_zero(p: Producer, trace: Trace) -> bool:
     low, _, has_zero = _self(p)
     is_at_edge = low == -1 if p.base == "log1p" else has_zero
@@ -87,8 +82,10 @@ def _overflows_float16(p: Producer, trace: Trace) -> bool:
 
 
 def _is_normalise_backward(p: Producer, trace: Trace) -> bool:
-    is_division = _is_backward_of("div", "linalgvectornorm", "norm")(p, trace)
-    return is_division and (_divides_by_zero(p, trace) or _divides_by_almost_zero(p, trace))
+    if not _is_backward_of("div", "linalgvectornorm", "norm")(p, trace):
+        return False
+    divisor = p.input("other") if p.base in DIVIDING else None
+    return _divides_by_zero(p, trace) or (divisor is not None and divisor.nearest_zero < 1e-6)
 
 
 def _is_zero_times_infinity(p: Producer, trace: Trace) -> bool:
@@ -116,10 +113,6 @@ def _is_custom_backward(p: Producer, trace: Trace) -> bool:
     if p.node is None or p.node[-1].isdigit():
         return False
     return p.node not in ("backward", "CheckpointFunctionBackward") and not p.node.startswith("torch::")
-
-
-def _is_constant(p: Producer, trace: Trace) -> bool:
-    return p.source in ("a number in the call", CONSTANT) and not _is_zero_times_infinity(p, trace)
 
 
 _WEIGHTS: tuple[tuple[Test, Cause], ...] = (
@@ -161,7 +154,9 @@ _TABLE: tuple[tuple[Test, Cause], ...] = (
     (lambda p, trace: p.source == UNINITIALISED, Cause(
         "uninitialised memory", "memory was read before it was written", "use torch.zeros instead of torch.empty",
     )),
-    (_is_constant, Cause("constant in the code", "the code itself contains the NaN or infinity", "check this line")),
+    (lambda p, trace: p.source in (NUMBER, CONSTANT) and not _is_zero_times_infinity(p, trace), Cause(
+        "constant in the code", "the code itself contains the NaN or infinity", "check this line",
+    )),
     (_is_custom_backward, Cause(
         "custom backward", "the backward method of a custom torch.autograd.Function produced it",
         "check that function with torch.autograd.gradcheck, also at zero",

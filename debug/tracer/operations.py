@@ -19,6 +19,7 @@ ALLOCATING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_st
 # Names of tensors that no recorded operation produced.
 UNINITIALISED = "uninitialised memory"
 CONSTANT = "a constant"
+NUMBER = "a number in the call"
 
 
 class ValueRange(NamedTuple):

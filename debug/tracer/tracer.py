@@ -18,7 +18,7 @@ from torch import nn
 from config.errors import UserError
 from debug.tracer.causes import BELOW_ZERO_SOURCE, NEGATIVE_FACTOR, likely_cause
 from debug.tracer.findings import GradientJump, PassedOn, Phase, Producer, Trace
-from debug.tracer.operations import CONSTANT, UNINITIALISED, Operation
+from debug.tracer.operations import CONSTANT, NUMBER, UNINITIALISED, Operation
 from debug.tracer.rerun import TracedResult, TracedStep, bad_inputs, bad_weights, run
 from model.weightsfile import read_weights
 from ops.precision import dtype_name
@@ -150,7 +150,7 @@ def _producer_of(step: TracedStep, result: TracedResult, harm: Origin, origin: O
     elif UNINITIALISED in op.bad_leaves or CONSTANT in op.bad_leaves:
         source = UNINITIALISED if UNINITIALISED in op.bad_leaves else CONSTANT
     elif op.has_bad_number:
-        source = "a number in the call"
+        source = NUMBER
     # The first named tensor that saw the value.
     seen_by = (name for name, ops in recorder.bad_probes.items() if harm.op in ancestry(recorder.ops, ops))
     tensor = next(seen_by, None)
