@@ -1,4 +1,7 @@
-"""Layers 0 to 9: from an image to four feature maps."""
+"""Layers 0 to 9 of YOLOv8: from an image to four feature maps.
+
+Source: `yolov8.yaml` of Ultralytics. The layers keep its numbers (l0 to l9), so that its weights can be mapped by name.
+"""
 
 from typing import NamedTuple
 
@@ -10,7 +13,7 @@ from model.base.scales import Scale
 
 
 class BackboneFeatures(NamedTuple):
-    """Four maps at strides 4, 8, 16 and 32; the neck takes the last three."""
+    """Four maps at strides 4, 8, 16 and 32. The neck uses the last three; distillation can compare all four."""
 
     feat0: Float[Tensor, "B c0 h4 w4"]
     feat1: Float[Tensor, "B c1 h8 w8"]
@@ -19,12 +22,15 @@ class BackboneFeatures(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Five halvings, a C2f with shortcuts after all but the first, SPPF at the end."""
+    """Five convolutions with stride 2. A C2f with shortcuts follows each of them except the first; SPPF ends it."""
 
     def __init__(self, scale: Scale):
         super().__init__()
+        # Widths and repeats of the plan for scale 1; each phase multiplies them (see `scales.py`).
         c0, c1, c2, c3, c4 = (scale.channels(width) for width in (64, 128, 256, 512, 1024))
         r2, r4, r6, r8 = (scale.repeats(count) for count in (3, 6, 6, 3))
+        # Each convolution with kernel 3 and stride 2 halves the map. Most channels are added where the maps are small,
+        # because there they cost little.
         self.l0 = ConvModule(3, c0, 3, 2)
         self.l1 = ConvModule(c0, c1, 3, 2)
         self.l2 = C2f(c1, c1, r2, add=True)
@@ -34,10 +40,12 @@ class Backbone(nn.Module):
         self.l6 = C2f(c3, c3, r6, add=True)
         self.l7 = ConvModule(c3, c4, 3, 2)
         self.l8 = C2f(c4, c4, r8, add=True)
+        # SPPF enlarges the receptive field of the coarsest map, so that large objects are seen with their surroundings.
         self.l9 = SPPF(c4, c4)
         self.out_channels = (c2, c3, c4)  # of feat1, feat2, feat3
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneFeatures:
+        # Stride:  4 (feat0), 8 (feat1), 16 (feat2), 32 (feat3)
         feat0 = self.l2(self.l1(self.l0(images)))
         feat1 = self.l4(self.l3(feat0))
         feat2 = self.l6(self.l5(feat1))

@@ -1,4 +1,10 @@
-"""Layer 22: the decoupled, anchor-free head."""
+"""Layer 22 of YOLOv8: the head.
+
+Decoupled: boxes and classes have separate branches (YOLOX, Ge et al., 2021). Anchor-free: each cell predicts the
+distances from its centre to the four sides of a box. Each distance is a distribution over R bins (Distribution Focal
+Loss, Li et al., 2020), so that the network can express an uncertain side. There is no objectness output: a cell without
+an object has low scores for all classes.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,30 +16,31 @@ from torch import Tensor, nn
 from model.base.components import ConvModule
 from ops.anchors import STRIDES
 
-BOX_BIAS = 2.0  # today's reference; 1.0 in the release of 2023
-OBJECTS_AN_IMAGE = 5  # the class bias starts at this many objects on a 640 pixel image
+BOX_BIAS = 2.0  # as in Ultralytics today; its release of 2023 had 1.0
+OBJECTS_AN_IMAGE = 5  # expected objects on an image of 640 pixels; sets the initial class bias
 REFERENCE_SIDE = 640
 OFFICIAL_CLASSES = 80  # of COCO, which the official weights were trained on
 
 
 class Head(nn.Module):
-    """For each of three maps one branch for box distributions and one for class logits, joined to a raw map.
+    """For each of three maps, one branch for box distributions and one for class logits, concatenated to a raw map.
 
-    `official_width`: the class branch is as wide as for 80 classes, so that the official weights fit into it. Only
-    nano, 64 wide for few classes, is another network then.
+    `official_width`: the class branch is as wide as for 80 classes, so that the official weights fit. This changes only
+    phase nano, whose branch is 64 wide for few classes; all other phases are wider than 80 in any case.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, reg_max: int, official_width: bool = False):
         super().__init__()
         box_width = max(16, in_channels[0] // 4, 4 * reg_max)
         cls_width = class_branch_width(in_channels[0], num_classes, official_width)
+        # 4 * reg_max channels: one distribution of reg_max bins for each of left, top, right and bottom.
         self.box = nn.ModuleList(_branch(width, box_width, 4 * reg_max, BOX_BIAS) for width in in_channels)
         self.cls = nn.ModuleList(
             _branch(width, cls_width, num_classes, _class_bias(num_classes, stride))
             for width, stride in zip(in_channels, STRIDES, strict=True)
         )
-        # The reference keeps the bins of the box distribution as a frozen convolution and counts them among its
-        # parameters. They are kept here so that checkpoints map one to one; decoding computes the same numbers itself.
+        # Ultralytics stores the bins 0, 1, ... as the weights of a frozen convolution and counts them as parameters.
+        # They exist here only so that checkpoints have the same tensors; `ops.anchors` decodes without them.
         self.dfl = nn.Conv2d(reg_max, 1, 1, bias=False).requires_grad_(False)
         self.dfl.weight.data.copy_(torch.arange(reg_max).view(1, reg_max, 1, 1))
 
@@ -43,16 +50,22 @@ class Head(nn.Module):
 
 
 def class_branch_width(channels: int, num_classes: int, official_width: bool = False) -> int:
-    """Channels of the class branch where the first of the three maps has `channels`."""
+    """Channels of the class branch, if the first of the three maps has `channels`."""
+    # 100: the limit of Ultralytics. With more classes the branch does not become wider.
     return max(channels, min(max(num_classes, OFFICIAL_CLASSES if official_width else 0), 100))
 
 
 def _branch(in_channels: int, width: int, out_channels: int, bias: float) -> nn.Sequential:
+    # The last layer is a plain convolution with bias: its outputs are logits, so no batch norm and no activation.
     last = nn.Conv2d(width, out_channels, 1)
     nn.init.constant_(last.bias, bias)  # type: ignore[arg-type]
     return nn.Sequential(ConvModule(in_channels, width, 3), ConvModule(width, width, 3), last)
 
 
 def _class_bias(num_classes: int, stride: int) -> float:
-    """The logit at which the whole map expects `OBJECTS_AN_IMAGE` objects, so that training starts calmly."""
+    """The initial class logit: at this score, the whole map expects `OBJECTS_AN_IMAGE` objects.
+
+    Without it every cell would start with a score of 0.5, and the background would dominate the first losses (the prior
+    of RetinaNet, Lin et al., 2017).
+    """
     return math.log(OBJECTS_AN_IMAGE / num_classes / (REFERENCE_SIDE / stride) ** 2)

@@ -1,4 +1,9 @@
-"""Layers 10 to 21: features go down to fine maps and up again to coarse ones (PAN-FPN)."""
+"""Layers 10 to 21 of YOLOv8: the neck combines features of different strides.
+
+Top-down path (FPN, Lin et al., 2017): coarse maps, which know what an object is, are added to fine maps, which know
+where it is. Bottom-up path (PANet, Liu et al., 2018): the precise positions return to the coarse maps. Numbers that are
+missing here (10, 11, 13, ...) are upsampling and concatenation in `yolov8.yaml`; they have no weights.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +17,10 @@ from model.base.scales import Scale
 
 
 class NeckFeatures(NamedTuple):
-    """The assignment's names: C = TopDownLayer2, X = TopDownLayer1, Y = BottomUpLayer0, Z = BottomUpLayer1."""
+    """The four maps that the neck computes; X, Y and Z go to the head.
+
+    Names of the assignment: C = TopDownLayer2, X = TopDownLayer1, Y = BottomUpLayer0, Z = BottomUpLayer1.
+    """
 
     C: Float[Tensor, "B c2 h16 w16"]
     X: Float[Tensor, "B c1 h8 w8"]
@@ -21,14 +29,20 @@ class NeckFeatures(NamedTuple):
 
 
 class Neck(nn.Module):
-    """Two steps down (upsample, join, C2f), two steps up (strided convolution, join, C2f); no shortcuts inside."""
+    """Two top-down steps (upsample, concatenate, C2f), then two bottom-up steps.
+
+    A bottom-up step is a convolution with stride 2, a concatenation and a C2f. The bottlenecks of the neck have no
+    shortcuts (`add=False`).
+    """
 
     def __init__(self, in_channels: tuple[int, int, int], scale: Scale):
         super().__init__()
         c1, c2, c3 = in_channels
         repeats = scale.repeats(3)
+        # Top-down: the input widths are those of the upsampled map plus those of the backbone's map.
         self.l12 = C2f(c3 + c2, c2, repeats, add=False)
         self.l15 = C2f(c2 + c1, c1, repeats, add=False)
+        # Bottom-up
         self.l16 = ConvModule(c1, c1, 3, 2)
         self.l18 = C2f(c1 + c2, c2, repeats, add=False)
         self.l19 = ConvModule(c2, c2, 3, 2)
@@ -41,6 +55,7 @@ class Neck(nn.Module):
         feat2: Float[Tensor, "B c2 h16 w16"],
         feat3: Float[Tensor, "B c3 h32 w32"],
     ) -> NeckFeatures:
+        # Concatenation needs maps of equal size. That is why the input must be a multiple of 32.
         c = self.l12(torch.cat((_double(feat3), feat2), dim=1))
         x = self.l15(torch.cat((_double(c), feat1), dim=1))
         y = self.l18(torch.cat((self.l16(x), c), dim=1))

@@ -1,4 +1,4 @@
-"""The whole network, and what training does to its backbone."""
+"""The whole network, and freezing of its backbone."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,12 +11,16 @@ from ops.anchors import STRIDES
 
 
 class YoloModel(nn.Module):
-    """YOLOv8: images (B, 3, H, W) in [0, 1] -> three raw maps (B, 4R + C, h, w), in train and in eval mode."""
+    """YOLOv8: images (B, 3, H, W) in [0, 1] -> three raw maps (B, 4R + C, h, w) at strides 8, 16 and 32.
+
+    R bins for each side of a box, C classes. H and W are multiples of 32. Train and eval mode return the same maps: the
+    loss and the predictor decode them outside the network.
+    """
 
     strides = STRIDES
 
     def __init__(self, phase: str, num_classes: int, reg_max: int = 16, official_width: bool = False):
-        """`official_width`: a class branch as wide as that of the official weights, see `Head`."""
+        """`phase`: a key of `SCALES`. `official_width`: the class branch is as wide as in the official weights."""
         super().__init__()
         scale = SCALES[phase]
         self.phase, self.num_classes, self.reg_max = phase, num_classes, reg_max
@@ -29,7 +33,7 @@ class YoloModel(nn.Module):
         return self.forward_features(images)[0]
 
     def forward_features(self, images: Float[Tensor, "B 3 H W"]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Raw maps, and the features they were made from: feat0 .. feat3 of the backbone, C, X, Y, Z of the neck."""
+        """Raw maps, and the features by name: feat0 to feat3 of the backbone, C, X, Y and Z of the neck."""
         features = self.backbone(images)
         joined = self.neck(features.feat1, features.feat2, features.feat3)
         raw_maps = self.head((joined.X, joined.Y, joined.Z))
@@ -40,7 +44,7 @@ class YoloModel(nn.Module):
         return self._trainable_before_freeze is not None
 
     def freezeBackbone(self) -> None:
-        """Hold the backbone still: no gradients, and batch norm keeps its statistics. Twice is once."""
+        """Stop training the backbone: no gradients, and constant batch norm statistics. A second call has no effect."""
         if self._trainable_before_freeze is None:
             self._trainable_before_freeze = [p for p in self.backbone.parameters() if p.requires_grad]
             for parameter in self._trainable_before_freeze:
@@ -48,7 +52,7 @@ class YoloModel(nn.Module):
         self.backbone.eval()
 
     def unfreezeBackbone(self) -> None:
-        """Give back exactly what was trainable before `freezeBackbone`."""
+        """Make trainable what was trainable before `freezeBackbone`, and nothing else."""
         for parameter in self._trainable_before_freeze or ():
             parameter.requires_grad_(True)
         self._trainable_before_freeze = None
@@ -57,5 +61,6 @@ class YoloModel(nn.Module):
     def train(self, mode: bool = True) -> "YoloModel":
         super().train(mode)
         if self.is_backbone_frozen:
-            self.backbone.eval()  # without this, training would move the frozen statistics
+            # `requires_grad=False` does not stop batch norm: in train mode its running statistics would still change.
+            self.backbone.eval()
         return self
