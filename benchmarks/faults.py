@@ -61,7 +61,7 @@ def damaged_checkpoints(chaos: Any) -> None:
         ("last.pth: one bit flipped", flip, "is damaged"),
         ("last.pth: cut short", cut, "is damaged"),
         ("last.pth: emptied", lambda path: os.truncate(path, 0), "is damaged"),
-        ("last.pth: removed", Path.unlink, "is not there"),
+        ("last.pth: removed", Path.unlink, "is missing"),
     ):
 
         def attempt(run: Path, damage=damage, said=said) -> str:
@@ -95,7 +95,9 @@ def damaged_best(chaos: Any) -> None:
         done = chaos.run(chaos.command(run), "metrics", 1, "kill")  # the first epoch is always the best so far
         damage(run)
         return (
-            "" if done.status == -signal.SIGKILL and not chaos.again(run, said="made again") else "was not made again"
+            ""
+            if done.status == -signal.SIGKILL and not chaos.again(run, said="written again")
+            else "was not written again"
         )
 
     chaos.try_out("best.pth: one bit flipped, then eval", evaluated)

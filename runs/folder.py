@@ -1,4 +1,4 @@
-"""The folder of a run: where things lie in it, and whether a config may go on with what is there."""
+"""The folder of a run: the places of its files, saving and loading checkpoints, and whether a config may resume it."""
 
 import json
 import logging
@@ -27,15 +27,15 @@ log = logging.getLogger("mars")
 
 METRICS, DETECTIONS, PICTURES = "metrics.json", "detections.json", "images"
 EVAL_FILES = (METRICS, DETECTIONS, "truth.json")
-_LONGEST_SPLIT = 240  # bytes of a folder's name, of which file systems take 255, digest included
-_OF_A_RUN = frozenset(
+_LONGEST_SPLIT = 240  # bytes; file systems allow 255 in the name of a folder, and a digest may be added
+_RUN_FILES = frozenset(
     {"weights", "plots", "eval", "predict", "export", "explain", "doctor", "health", "config.json", "metrics.jsonl"}
     | {"data-check.json", "mars.log"}
 )
 
 
 class RunFolder:
-    """`ROOT/NAME/`: names of the files in it. Nothing is made or moved by asking for a name."""
+    """`ROOT/NAME/` and the paths of its files. Creating this object changes nothing on the disk."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -43,12 +43,12 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.best = path / "weights" / "best.pth"
         self.last = path / "weights" / "last.pth"
-        self.previous = path / "weights" / "previous.pth"  # what last.pth was before
+        self.previous = path / "weights" / "previous.pth"  # the last.pth before the current one
         self.curves = path / "plots" / "loss.png"
-        self.eval = path / "eval"  # of the split evaluated last; below it a folder for each split
+        self.eval = path / "eval"  # results of the split evaluated last; it also contains a folder for each split
         self.log = path / "mars.log"
         self.data_check = path / "data-check.json"
-        self.health = path / "health"  # first batches, and what was found about bad steps
+        self.health = path / "health"  # statistics of the first batches, reports of non-finite steps
 
     @classmethod
     def of(cls, mcfg: ModelConfig) -> "RunFolder":
@@ -56,7 +56,7 @@ class RunFolder:
         return cls(mcfg.run_dir)
 
     def eval_folder(self, split: str) -> Path:
-        """The folder with figures, detections, truth and pictures of one split, which no other split replaces."""
+        """The folder with metrics, detections, ground truth and pictures of one split. No two splits share a folder."""
         name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", split).strip(". ")[:80]
         name = name.encode()[:_LONGEST_SPLIT].decode(errors="ignore")
         is_taken = name.lower() in (PICTURES, *EVAL_FILES)
@@ -70,81 +70,82 @@ class RunFolder:
         return self.eval if not folder.is_dir() and self._split_in_eval() == split else folder
 
     def move_old_results(self, split: str) -> None:
-        """Move the results in `eval` to the folder of their split, unless they are of `split` or lie there already.
+        """Move the results in `eval` to the folder of their split, because results of `split` will overwrite them.
 
-        Earlier versions wrote the results of one split into `eval` alone; those of `split` are about to replace them.
+        Only earlier versions wrote results nowhere else. Nothing is moved if they belong to `split`, or if the folder
+        of their split has results already.
         """
         earlier = self._split_in_eval()
         if earlier is None or earlier == split or (self.eval_folder(earlier) / METRICS).exists():
             return
         with reporting_write_errors(self.eval):
             self.eval_folder(earlier).mkdir(exist_ok=True)
-            for name in reversed(EVAL_FILES):  # the figures last: they name the split to a move that was stopped
+            for name in reversed(EVAL_FILES):  # metrics.json last: if the move is interrupted, it still names the split
                 if (self.eval / name).exists():
                     (self.eval / name).rename(self.eval_folder(earlier) / name)
 
     def _split_in_eval(self) -> str | None:
-        """The split whose results lie in `eval` itself; None where there are none that can be read."""
+        """The split whose results are in `eval` itself; None if there are no readable results."""
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             split = json.loads((self.eval / METRICS).read_bytes())["split"]
             return split if isinstance(split, str) and printable(split) is None else None
         return None
 
     def check_is_run_folder(self) -> None:
-        """Raise `UserError` when the folder holds files, but none by which it is known as the folder of a run.
+        """Raise `UserError` if the folder contains files, but none that identifies it as the folder of a run.
 
-        So a name that was chosen by mistake neither fills a folder of the user with the files of a run nor moves it.
+        This protects other folders of the user: a wrong --name must not add files to them or rename them.
         """
         names = sorted(os.listdir(self.path)) if self.path.is_dir() else []
-        strange = [name for name in names if not name.startswith(".") and name not in _OF_A_RUN]
+        foreign = [name for name in names if not name.startswith(".") and name not in _RUN_FILES]
         if LOCK_NAME in names or self.log.exists() or _is_config(self.config):
             return
         if self.config.exists():
-            strange.append(self.config.name)
-        if strange:
+            foreign.append(self.config.name)
+        if foreign:
             raise UserError(
-                f"{self.path}: is not the folder of a run, it holds {strange[0]}; "
-                "give the run another name (--name), or another root (--root)"
+                f"{self.path}: is not the folder of a run, it holds {foreign[0]}; "
+                "use another name (--name) or another root folder (--root)"
             )
 
     def has_checkpoint(self) -> bool:
-        """Is there anything to go on from, whole or not?"""
+        """Is there a checkpoint to resume from, intact or not?"""
         return self.last.exists() or self.previous.exists()
 
     def evaluated_weights(self, mcfg: ModelConfig) -> Path:
-        """The weights that evaluation takes: the best, or the last when epochs are not validated.
+        """The weights that evaluation uses: the best ones, or the last ones if epochs are not validated.
 
-        Raises `UserError` when they are damaged. The file need not exist.
+        The file may be missing. Raises `UserError` if it is damaged.
         """
         last = self.last if self.last.exists() or not self.previous.exists() else self.previous
         path = self.best if mcfg.epochValidation and self.best.exists() else last
         if path.is_file() and is_intact(path) is False:
             other = last if path == self.best else self.previous
             raise UserError(
-                f"{path}: is damaged (its checksum is not that of its content); train makes the best weights again "
-                f"where it can; to evaluate others: --weights {other}"
+                f"{path}: is damaged: its content does not match its checksum; run `train` again, which restores "
+                f"the best weights if a checkpoint has them, or evaluate other weights with --weights {other}"
             )
         return path
 
     def rename_old_run(self) -> Path | None:
-        """Rename an older run's folder so that nothing is lost; where it is now, or None when there was none.
+        """Rename the folder of an older run, so that nothing is lost. Returns its new path, or None without older run.
 
-        For the holder of the folder's lock only.
+        The caller must hold the lock of the folder.
         """
         if not self.path.exists() or os.listdir(self.path) == [LOCK_NAME]:
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        aside, count = self.path.with_name(f"{self.path.name}.{stamp}"), 1
-        while aside.exists():
-            aside, count = self.path.with_name(f"{self.path.name}.{stamp}-{count}"), count + 1
-        with reporting_write_errors(self.path, aside):
-            self.path.rename(aside)
-        return aside
+        renamed, count = self.path.with_name(f"{self.path.name}.{stamp}"), 1
+        while renamed.exists():
+            renamed, count = self.path.with_name(f"{self.path.name}.{stamp}-{count}"), count + 1
+        with reporting_write_errors(self.path, renamed):
+            self.path.rename(renamed)
+        return renamed
 
     def saved_config(self) -> dict[str, Any] | None:
-        """The config that the run here began or last went on with, as plain values; None where there is no run."""
+        """The config of the run in this folder, as plain values, from its last checkpoint; None without a run."""
         for path in (self.last, self.previous):
-            with suppress(DamagedFile):  # said when the run goes on
+            with suppress(DamagedFile):  # reported when the run is resumed
                 if path.exists():
                     return config_from_text(load_checkpoint(path)["config"])
         return None
@@ -153,56 +154,58 @@ class RunFolder:
         write_atomic(self.config, json.dumps(mcfg.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
     def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """`metrics.jsonl`, one line an epoch; written whole, so that it never disagrees with the checkpoint."""
+        """Write `metrics.jsonl`, one line per epoch. The whole file is replaced, so it agrees with the checkpoint."""
         write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in history))
 
     def save(self, checkpoint: Mapping[str, Any], is_best: bool = False) -> None:
-        """Write the checkpoint, and the best weights out of it. What was last before is kept as `previous`.
+        """Write the checkpoint, and `best.pth` from it if `is_best`. The checkpoint before becomes `previous.pth`.
 
-        At every moment one of both is whole. The checkpoint comes first, for the best weights follow from it. Raises
-        `FloatingPointError`, and nothing has moved, when a tensor is not finite.
+        At any time, at least one of the two checkpoints is intact. The checkpoint is written first, because the best
+        weights can be restored from it. Raises `FloatingPointError`, and changes no file, if a tensor is not finite.
         """
         if name := find_nonfinite(checkpoint):
-            raise FloatingPointError(f"{self.last}: is not written, for {name} is not finite (NaN or Inf)")
-        if self.last.exists() and is_intact(self.last):  # what is damaged must not take the place of what is whole
+            raise FloatingPointError(f"{self.last}: is not written, because {name} is not finite (NaN or Inf)")
+        if self.last.exists() and is_intact(self.last):  # a damaged checkpoint must not replace an intact one
             hard_link_or_rename(self.last, self.previous)
         save_checkpoint(self.last, dict(checkpoint))
         if is_best:
             save_checkpoint(self.best, weights_content(dict(checkpoint)))
 
     def remove_drafts(self) -> None:
-        """Remove what killed processes left half-written. For the holder of the folder's lock only."""
+        """Remove incomplete files that killed processes left. The caller must hold the lock of the folder."""
         for draft in remove_stale_drafts(self.path):
-            log.debug("removed %s, which a stopped process left half-written", draft)
+            log.debug("removed %s, an incomplete file of a stopped process", draft)
 
     def checkpoint_to_resume(self, mcfg: ModelConfig, data: Mapping[str, str]) -> tuple[FileParts | None, str]:
-        """The checkpoint to go on from, or None for a fresh run; and what changed in its schedule, in words.
+        """The checkpoint to resume from (None: start a new run), and a text about changes of the schedule.
 
-        Raises `UserError` when the folder belongs to another data set, class list or training, or holds nothing whole.
+        Raises `UserError` if the folder has a run with other data, classes or training settings, or if no checkpoint is
+        intact.
         """
         checkpoint = self.newest_intact()
         if checkpoint is None:
             return None, ""
         old, new = json.loads(checkpoint["config"]), mcfg.to_dict()
-        if other := data_differences(checkpoint["data"], data, old, new):
+        if differences := data_differences(checkpoint["data"], data, old, new):
             raise UserError(
-                f"{self.path}: holds a run on another data set ({other}); "
-                "use --name for a new run, or --nobuf to start afresh"
+                f"{self.path}: holds a run on another data set ({differences}); "
+                "use --name for a new run, or --nobuf to start again"
             )
-        if others := _in_words(training_differences(old, new)):
+        if differences := _differences_text(training_differences(old, new)):
             raise UserError(
-                f"{self.path}: holds another training: {others}; set it back, or use --name for a new run, or --nobuf"
+                f"{self.path}: holds another training: {differences}; "
+                "change this back, or use --name for a new run, or --nobuf to start again"
             )
         for change in label_changes(checkpoint["data"], data):
             log.warning(
-                "%s: %s have changed since the run was saved; it goes on with the new labels, but its figures and best "
-                "weights so far belong to the old ones, and the result cannot be reproduced; --nobuf starts afresh",
+                "%s: %s have changed since the run was saved; it continues with the new labels, but its metrics and "
+                "best weights so far come from the old labels, so its result is not reproducible; --nobuf starts again",
                 self.path, change,
             )  # fmt: skip
-        return checkpoint, _in_words(schedule_differences(old, new))
+        return checkpoint, _differences_text(schedule_differences(old, new))
 
     def newest_intact(self) -> FileParts | None:
-        """The last checkpoint, or the one before when the last is damaged or missing, which is said aloud."""
+        """The last checkpoint. If it is damaged or missing: a warning, and the one before it. None: no run."""
         faults = []
         for path in (self.last, self.previous):
             if not path.exists():
@@ -213,32 +216,32 @@ class RunFolder:
                 faults.append(str(error))
                 continue
             if path == self.previous:
-                fault = faults[0] if faults else f"{self.last}: is not there"
-                log.warning("%s; going on from %s", fault, _place_of(path, checkpoint))
+                fault = faults[0] if faults else f"{self.last}: is missing"
+                log.warning("%s; resuming from %s", fault, _place_of(path, checkpoint))
             return checkpoint
         if faults:
-            raise UserError(f"{'; '.join(faults)}; nothing whole is left to go on from: --nobuf starts afresh")
-        for remains in (self.best, self.metrics):
-            if remains.exists():
+            raise UserError(f"{'; '.join(faults)}; no intact checkpoint is left; start again with --nobuf")
+        for path in (self.best, self.metrics):
+            if path.exists():
                 raise UserError(
-                    f"{self.path}: holds {remains.relative_to(self.path)} of a run whose checkpoint "
-                    f"{self.last.relative_to(self.path)} is gone; use --name for a new run, or --nobuf"
+                    f"{self.path}: holds {path.relative_to(self.path)} of a run whose checkpoint "
+                    f"{self.last.relative_to(self.path)} is missing; use --name for a new run, or --nobuf to restart"
                 )
         return None
 
     def restore_best(self, checkpoint: Mapping[str, Any]) -> bool:
-        """Make the best weights again where they are missing, damaged or older than the checkpoint knows.
+        """Write `best.pth` again if it is missing, damaged or older than the best epoch of the checkpoint.
 
-        They are in the last checkpoints when the best epoch was one of them. Returns False, having said so, when they
-        are lost.
+        This works if one of the last two checkpoints is from the best epoch. Otherwise the best weights are lost: the
+        method logs a warning and returns False.
         """
         rows = [row for row in json.loads(checkpoint["history"]) if row["is_best"]]
         if not rows or checkpoint["best"] is None:
             return True
-        epoch, fault = rows[-1]["epoch"] + 1, "is not there"
+        epoch, fault = rows[-1]["epoch"] + 1, "is missing"
         if self.best.exists():
             try:
-                if load_checkpoint(self.best)["epoch"] >= epoch:  # more: of an epoch that will come again
+                if load_checkpoint(self.best)["epoch"] >= epoch:  # greater: from an epoch that will be repeated
                     return True
                 fault = "is of an earlier epoch"
             except DamagedFile:
@@ -246,10 +249,10 @@ class RunFolder:
         for source in (checkpoint, self._previous_or_none()):
             if source is not None and source["progress"] is None and source["epoch"] == epoch:
                 save_checkpoint(self.best, weights_content(dict(source)))
-                log.warning("%s: %s; made again from the checkpoint of epoch %d", self.best, fault, epoch)
+                log.warning("%s: %s; written again from the checkpoint of epoch %d", self.best, fault, epoch)
                 return True
         log.warning(
-            "%s: %s, and no checkpoint of epoch %d is left to make it from; the best of later epochs will lie there",
+            "%s: %s, and no checkpoint of epoch %d is left to restore it; the best later epoch will be saved there",
             self.best, fault, epoch,
         )  # fmt: skip
         return False
@@ -263,17 +266,17 @@ class RunFolder:
 
 def _place_of(path: Path, checkpoint: Mapping[str, Any]) -> str:
     progress = checkpoint["progress"]
-    inside = f" and {progress['batches']} batches" if progress else ""
-    return f"{path.name}, after {checkpoint['epoch']} epochs{inside}"
+    batches = f" and {progress['batches']} batches" if progress else ""
+    return f"{path.name}, after {checkpoint['epoch']} epochs{batches}"
 
 
 def _is_config(path: Path) -> bool:
-    """Is it a config that a run has written? False for other files of that name."""
+    """Did a run write this config.json? False for other files of that name."""
     with suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_bytes())
         return isinstance(content, dict) and {"cfgname", "runName"} <= content.keys()
     return False
 
 
-def _in_words(differences: Differences) -> str:
+def _differences_text(differences: Differences) -> str:
     return ", ".join(f"{name} {shortened(old)} -> {shortened(new)}" for name, (old, new) in differences.items())

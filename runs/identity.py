@@ -1,7 +1,7 @@
-"""What makes a data set the same one for a run: its classes, images and labels; and what has changed, in words.
+"""The identity of the data of a run (classes, images, labels), and a description of what has changed.
 
-The identity is part of every checkpoint: text by text, so that checkpoints of earlier versions, which hold less, can be
-compared in what they hold.
+Every checkpoint contains the identity: a dictionary of texts. Checkpoints of earlier versions have fewer keys; only the
+keys of both identities are compared.
 """
 
 import hashlib
@@ -15,19 +15,19 @@ from dl.splits import find_split
 from ops.text import shown
 
 _CLASSES, _SPLIT, _LABELS = "class list", "split ", "labels "
-_DIGITS = 8  # hexadecimal digits an image: a changed image is missed once in four billion times
-_NAMED = 5  # classes or images, of each kind of change
+_DIGITS = 8  # hexadecimal digits per image: one changed image in four billion is not noticed
+_NAMED = 5  # classes or images that a message names for each kind of change
 
 
 def identity_of(data: CheckedData, split_names: Sequence[str]) -> dict[str, str]:
-    """The identity of checked data: `data_identity`, the labels of these splits as they were read, and `pixelMax`."""
+    """The identity of checked data: `data_identity`, digests of the labels of these splits, and `pixelMax`."""
     labels = {f"{_LABELS}{name}": _label_digests(data.splits[name]) for name in split_names}
     pixels = {} if data.pixel_max is None else {"pixelMax": str(data.pixel_max)}
     return {**data_identity(data.source, split_names), **labels, **pixels}
 
 
 def data_identity(source: DataSource, split_names: Sequence[str]) -> dict[str, str]:
-    """What makes a data set the same one: its class list and the image names of these splits, wherever they lie."""
+    """The class list and the image names of these splits. The folder of the data set does not matter."""
     identity = {_CLASSES: f"{len(source.class_list)} classes, {name_digest(source.class_list)}"}
     for name in split_names:
         key = find_split(name, source.splits)
@@ -42,10 +42,10 @@ def data_differences(
     old: Mapping[str, Any] | None = None,
     new: Mapping[str, Any] | None = None,
 ) -> str:
-    """What both identities speak of and differ in, labels aside, in words; empty when they agree.
+    """Describe the differences of two identities, except those of labels. Empty if there are none.
 
-    `old`, `new`: the configs of then and now, out of which classes and images are named. Without them, and where they
-    do not list names, the number and a digest of the names are given.
+    `old`, `new`: the two configs. If they list classes and images by name, the text names what changed; otherwise it
+    gives the number and a digest of the names.
     """
     parts = []
     for what in was:
@@ -63,57 +63,57 @@ def _named_changes(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) ->
     if was is None or now is None:
         return []
     changes = _added_and_removed(was, now)
-    return [*changes, *_another_order(was, now)] if what == _CLASSES else changes
+    return [*changes, *_order_change(was, now)] if what == _CLASSES else changes
 
 
 def _names(what: str, config: Mapping[str, Any]) -> Sequence[str] | None:
-    """The classes, or the images of a split, that a config lists by name; None where it lists none."""
+    """The classes, or the images of a split, that a config lists by name; None if it lists none."""
     splits = config.get("subsetMap") or {}
     key = find_split(what.removeprefix(_SPLIT), splits)
     names = config.get("classList") if what == _CLASSES else splits[key] if key else None
     return None if names is None or isinstance(names, str) else tuple(names)
 
 
-def _another_order(was: Sequence[str], now: Sequence[str]) -> list[str]:
-    kept_then, kept_now = [name for name in was if name in now], [name for name in now if name in was]
-    differing = [place for place, names in enumerate(zip(kept_then, kept_now, strict=True)) if len(set(names)) == 2]
-    if not differing:
+def _order_change(was: Sequence[str], now: Sequence[str]) -> list[str]:
+    common_then, common_now = [name for name in was if name in now], [name for name in now if name in was]
+    moved = [place for place, names in enumerate(zip(common_then, common_now, strict=True)) if len(set(names)) == 2]
+    if not moved:
         return []
-    then, today = (", ".join(names[differing[0] :][:_NAMED]) for names in (kept_then, kept_now))
+    then, today = (", ".join(names[moved[0] :][:_NAMED]) for names in (common_then, common_now))
     return [f"in another order: {then} then, {today} now"]
 
 
 def label_changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """For each split whose labels differ: how many images of how many. Nothing where one identity has no labels."""
+    """For each split whose labels differ: the number of changed images. Empty if one identity has no labels."""
     changes = []
     for what in was:
         if not what.startswith(_LABELS) or was[what] == now.get(what, was[what]):
             continue
-        before, after = (_parts(digests) for digests in (was[what], now[what]))
+        before, after = (_image_digests(digests) for digests in (was[what], now[what]))
         if len(before) == len(after):
             count = f"{sum(then != today for then, today in zip(before, after, strict=True))} of {len(after)} images"
-        else:  # some were skipped (badFiles=skip), then or now
+        else:  # faulty images were skipped (badFiles=skip), then or now
             count = f"the images that can be read ({len(before)} then, {len(after)} now)"
         changes.append(f"the labels of {count} of '{what.removeprefix(_LABELS)}'")
     return changes
 
 
 def name_digest(names: Sequence[str]) -> str:
-    """A short text that stands for these names in this order."""
+    """A short digest of these names in this order."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
 
 def _label_digests(annotations: Sequence[Annotation]) -> str:
-    """Boxes, labels and difficult marks of every image, `_DIGITS` digits each, in the order of the image ids."""
+    """A digest of boxes, labels and difficult flags per image, `_DIGITS` digits each, sorted by image id."""
     digests = []
     for annotation in sorted(annotations, key=lambda annotation: annotation.image_id):
-        parts = (annotation.boxes, annotation.labels, annotation.difficult)
-        content = b"".join(part.tobytes() for part in parts)
+        arrays = (annotation.boxes, annotation.labels, annotation.difficult)
+        content = b"".join(array.tobytes() for array in arrays)
         digests.append(hashlib.blake2b(content, digest_size=_DIGITS // 2).hexdigest())
     return "".join(digests)
 
 
-def _parts(digests: str) -> list[str]:
+def _image_digests(digests: str) -> list[str]:
     return [digests[start : start + _DIGITS] for start in range(0, len(digests), _DIGITS)]
 
 

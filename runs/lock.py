@@ -1,4 +1,4 @@
-"""One process a run: a lock on its folder that the system lets go when the process ends, however it ends."""
+"""Only one process may use a run folder. The lock is released by the system when the process ends, for any reason."""
 
 import contextlib
 import errno
@@ -26,29 +26,32 @@ log = logging.getLogger("mars")
 
 
 @dataclass
-class _Held:
+class _OpenLock:
+    """A lock that this process has."""
+
     file: int  # descriptor
-    holders: int
+    num_users: int  # blocks of this process that share the lock
 
 
-# Of this process. Record locks (lockf) are chosen because a fork does not inherit them: with flock a loader's worker
-# that outlives a killed training would hold the folder. They have a trap instead: closing any descriptor of the file
-# lets the lock go, so this process opens the file of a folder it holds nowhere else.
-_held: dict[Path, _Held] = {}
+# Record locks (lockf) are used because a forked process does not inherit them. With flock, a data loader worker that
+# survives a killed training would keep the folder locked. Record locks have another problem: closing any descriptor of
+# the file releases the lock. Therefore this process opens each lock file only once, and remembers it here.
+_open_locks: dict[Path, _OpenLock] = {}
 
 
 class RunLock:
-    """The folder belongs to this process within the block, and inner blocks of the same process share it.
+    """Within the block, only this process may use the folder. Nested blocks of the same process share the lock.
 
-    Entering locks a folder that is there; `hold` makes one that is not, and is called again after the folder was moved
-    aside. Folders that `hold` made are removed at the end when nothing but the lock came into them. Raises `UserError`,
-    with who holds it since when, and `UserError` for a place that cannot be written.
+    Entering the block locks the folder if it exists. `hold` also creates it; call `hold` again after the folder was
+    renamed. At the end, folders that `hold` created are removed if they contain nothing but the lock. Raises
+    `UserError` if another process has the lock (the message says which one and since when) or if the folder cannot be
+    written.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._key: Path | None = None
-        self._made: list[Path] = []  # folders, the lowest first
+        self._created: list[Path] = []  # folders, the innermost first
 
     def __enter__(self) -> "RunLock":
         if self.folder.is_dir():
@@ -58,50 +61,52 @@ class RunLock:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._key is None:
             return
-        held = _held[self._key]
-        held.holders -= 1
-        if held.holders == 0:
-            del _held[self._key]
-            if self._made:
+        held = _open_locks[self._key]
+        held.num_users -= 1
+        if held.num_users == 0:
+            del _open_locks[self._key]
+            if self._created:
                 self._remove_unused(held.file)
-            os.close(held.file)  # else the file stays, for the next run
+            os.close(held.file)  # the lock file stays for the next run, unless it was just removed
         self._key = None
 
     def _remove_unused(self, file: int) -> None:
-        """While the lock is held. A process that has opened this file sees that it is gone, and makes a new one."""
+        """Remove created folders. A process that just opened the lock file sees that it is gone and makes a new one."""
         is_unused = _is_at(file, self.folder / LOCK_NAME) and os.listdir(self.folder) == [LOCK_NAME]
-        with contextlib.suppress(OSError):  # an empty folder more does no harm
+        with contextlib.suppress(OSError):  # an empty folder that remains does no harm
             if is_unused:
                 (self.folder / LOCK_NAME).unlink()
-                for folder in self._made:
+                for folder in self._created:
                     folder.rmdir()
 
     def hold(self) -> None:
-        """Lock the folder that is at this path now, making it where there is none."""
+        """Lock the folder that is at this path now. Create it if there is none."""
         if fcntl is None:
-            _warn_once("this system has no file locks: see to it yourself that no second run uses %s", self.folder)
+            _warn_once("this system has no file locks; make sure that no second run uses %s", self.folder)
             make_folder(self.folder)
             return
-        self._made = self._made or [place for place in (self.folder, *self.folder.parents) if not os.path.exists(place)]
+        self._created = self._created or [
+            path for path in (self.folder, *self.folder.parents) if not os.path.exists(path)
+        ]
         key = self.folder.resolve()
-        held = _held.get(key)
+        held = _open_locks.get(key)
         if held is None:
-            _held[key] = _Held(_locked_file(self.folder), 0)
-        elif not _is_at(held.file, self.folder / LOCK_NAME):  # the folder was moved aside: this is a new one
+            _open_locks[key] = _OpenLock(_locked_file(self.folder), 0)
+        elif not _is_at(held.file, self.folder / LOCK_NAME):  # the folder was renamed and this is a new one
             old, held.file = held.file, _locked_file(self.folder)
             os.close(old)
         if self._key is None:
             self._key = key
-            _held[key].holders += 1
+            _open_locks[key].num_users += 1
 
 
 @lru_cache
-def _warn_once(sentence: str, folder: Path) -> None:
-    log.warning(sentence, folder)
+def _warn_once(text: str, folder: Path) -> None:
+    log.warning(text, folder)
 
 
 def _locked_file(folder: Path) -> int:
-    """Descriptor of the folder's lock file, locked by this process."""
+    """Open and lock the lock file of the folder; returns its descriptor."""
     path = folder / LOCK_NAME
     while True:
         with reporting_write_errors(path):
@@ -109,7 +114,7 @@ def _locked_file(folder: Path) -> int:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _lock(file, folder)
-            if _is_at(file, path):  # else the folder was moved aside between opening and locking
+            if _is_at(file, path):  # otherwise the folder was renamed between opening and locking: try again
                 with reporting_write_errors(path):
                     _write_holder(file)
                 return file
@@ -126,9 +131,11 @@ def _lock(file: int, folder: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(
-                f"{folder}: another run is at work in it{_holder(file)}; let it finish, stop it, or use --name"
+                f"{folder}: another run uses this folder{_holder_text(file)}; wait for it, stop it, or use --name"
             ) from error
-        log.warning("%s: no locks there (%s): see to it yourself that no second run uses it", folder, error.strerror)
+        log.warning(
+            "%s: the folder cannot be locked (%s); make sure that no second run uses it", folder, error.strerror
+        )
 
 
 def _is_at(file: int, path: Path) -> bool:
@@ -139,15 +146,15 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _write_holder(file: int) -> None:
-    """For people, and for the sentence that refuses others; the lock itself is the system's."""
+    """Write who has the lock, for people and for the error message of other runs. The lock itself is in the system."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     text = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
     os.ftruncate(file, 0)
     os.pwrite(file, f"{text}\n".encode(), 0)
 
 
-def _holder(file: int) -> str:
-    # Not written yet, or damaged: then nobody is named.
+def _holder_text(file: int) -> str:
+    """Who has the lock, for the error message; empty if this is not written yet or damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         holder = json.loads(os.pread(file, 1000, 0))
         process, host, since = (" ".join(str(holder[name]).split()) for name in ("process", "host", "since"))

@@ -1,4 +1,4 @@
-"""The weights that a training starts from: which file, and what it wants of the network."""
+"""The weights that a training starts from: which file, and which config fields follow from it."""
 
 import collections
 import io
@@ -21,25 +21,25 @@ from runs.origin import Origin, file_origin
 
 log = logging.getLogger("mars")
 
-PRETRAINED = CODE_DIR / "resources" / "pretrained"  # where official weights are kept
+PRETRAINED = CODE_DIR / "resources" / "pretrained"  # the folder of official weights
 
 
 class StartingWeights(NamedTuple):
-    """A file to start from, and whether only its backbone is taken."""
+    """A weights file to start from, and whether only its backbone is used."""
 
     path: Path
     backbone_only: bool = False
 
 
 def starting_weights(mcfg: ModelConfig) -> StartingWeights | None:
-    """The file that a config starts from, or None for random weights; official weights are fetched.
+    """The file that a config starts from, or None for random weights. Official weights are downloaded.
 
-    Weights of a whole model fill the backbone, too, so a backbone file beside them is not read. Raises `UserError` when
-    a backbone file is missing or official weights cannot be had.
+    Weights of a whole model include the backbone, so a separate backbone file is then ignored. Raises `UserError` if a
+    backbone file is missing or official weights cannot be downloaded.
     """
     whole = mcfg.pretrained or mcfg.checkpointModelFile
     if whole and mcfg.pretrainedBackboneUrl is not None:
-        log.info("pretrainedBackboneUrl is not read: %s fills the backbone, too", whole)
+        log.info("pretrainedBackboneUrl is ignored: %s includes the backbone", whole)
     if mcfg.pretrained is not None:
         return StartingWeights(fetch_official(mcfg.pretrained, PRETRAINED))
     if mcfg.checkpointModelFile is not None:
@@ -50,7 +50,7 @@ def starting_weights(mcfg: ModelConfig) -> StartingWeights | None:
 
 
 def weights_at(place: Path) -> Path:
-    """The weights file that a place stands for: itself, or of a run's folder the best weights, else the last."""
+    """A weights file itself, or the weights of a run folder: the best, or the last if there are no best ones."""
     if not place.is_dir():
         return place
     folder = RunFolder(place)
@@ -61,50 +61,50 @@ def _backbone_file(address: str) -> Path:
     path = Path(address.removeprefix(FILE_SCHEME))
     if not path.is_file():
         command = f"python mars.py backbone FILE.pt --out {path}"
-        raise UserError(f"{path}: no such backbone file; of official weights it is made by {command}")
+        raise UserError(f"{path}: no such backbone file; make it from official weights with: {command}")
     return path
 
 
-def with_head_width(mcfg: ModelConfig, start: StartingWeights | None, begun: Mapping[str, Any] | None) -> ModelConfig:
-    """The config with `keepHeadWidth` settled, where it is left open: as the starting weights have it.
+def with_head_width(mcfg: ModelConfig, start: StartingWeights | None, saved: Mapping[str, Any] | None) -> ModelConfig:
+    """The config with a value for `keepHeadWidth`. If it is None, the width of the starting weights decides.
 
-    `begun`: the config of the run when it goes on, whose network must not change.
+    `saved`: the config of a run that is resumed; its network must not change.
     """
     keep = mcfg.keepHeadWidth
-    if keep is None and begun is not None:
-        keep = begun.get("keepHeadWidth")
+    if keep is None and saved is not None:
+        keep = saved.get("keepHeadWidth")
     elif keep is None and start is not None and not start.backbone_only:
         keep = read_weights(start.path).has_official_width(len(mcfg.classList or ()))
     return mcfg.with_values(keepHeadWidth=keep) if keep != mcfg.keepHeadWidth else mcfg
 
 
-def with_pixel_max(mcfg: ModelConfig, begun: Mapping[str, Any] | None) -> ModelConfig:
-    """The config with `pixelMax` settled, where it is left open: as the run began, else as its teacher was trained.
+def with_pixel_max(mcfg: ModelConfig, saved: Mapping[str, Any] | None) -> ModelConfig:
+    """The config with a value for `pixelMax`. If it is None, the saved config decides, else that of the teacher.
 
-    None stays where neither says it: then the data decide. `begun`: the config of the run when it goes on. A student
-    must have the range of its teacher, for both are given the same batches.
+    It stays None if neither has a value; then the data decide. `saved`: the config of a run that is resumed. A student
+    must use the range of its teacher, because both get the same batches.
     """
-    if mcfg.pixelMax is None and begun is None and mcfg.modelName == "distillation":
+    if mcfg.pixelMax is None and saved is None and mcfg.modelName == "distillation":
         teacher = weights_at(Path(mcfg.teacherModelFile or ""))
-        begun = read_weights(teacher).config if teacher.is_file() else None
-    value = mcfg.pixelMax or (begun or {}).get("pixelMax")
+        saved = read_weights(teacher).config if teacher.is_file() else None
+    value = mcfg.pixelMax or (saved or {}).get("pixelMax")
     return mcfg.with_values(pixelMax=value) if value != mcfg.pixelMax else mcfg
 
 
 def write_backbone(source: Path, target: Path) -> int:
-    """Write the backbone out of the weights in `source`, in float32, as `backbone.l0.conv.weight` and so on.
+    """Write the backbone of the weights in `source`, in float32, with names such as `backbone.l0.conv.weight`.
 
-    Returns how many tensors it has. Whose weights they are stays with them, in the metadata that torch keeps with a
-    state dict, so that the file is a plain state dict to every reader. Raises `UserError` when `source` has no
-    backbone of ours, or when something else lies at `target`.
+    Returns the number of tensors. The origin of the weights is written to the metadata of the state dict, so other
+    programs still read a plain state dict. Raises `UserError` if `source` has no YOLOv8 backbone, or if `target` is
+    another file.
     """
     tensors = read_weights(source).backbone()
     if tensors is None:
-        raise UserError(f"{source}: has no backbone of a YOLOv8; take the weights of a whole YOLOv8 network")
+        raise UserError(f"{source}: has no backbone of a YOLOv8; use the weights of a whole YOLOv8 network")
     origin = file_origin(source)
     if target.exists() and not _is_made_of(target, origin):
-        raise UserError(f"{target}: is there already and was not made from these weights; remove it, or --out FILE")
-    state = collections.OrderedDict((key, _lifted(value)) for key, value in tensors.items())
+        raise UserError(f"{target}: exists already and was not made from these weights; remove it, or use --out FILE")
+    state = collections.OrderedDict((key, _in_float32(value)) for key, value in tensors.items())
     state._metadata = {"": {"version": 1, "weights_origin": origin}}  # type: ignore[attr-defined]
     content = io.BytesIO()
     torch.save(state, content)
@@ -116,10 +116,10 @@ def _is_made_of(file: Path, origin: Origin) -> bool:
     """Was this backbone file written from the weights of this origin?"""
     try:
         read_weights(file)
-    except UserError:  # something else lies there
+    except UserError:  # a file of another kind
         return False
     return (file_origin(file)["from"] or {}).get("sha256") == origin["sha256"]
 
 
-def _lifted(tensor: torch.Tensor) -> torch.Tensor:
+def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float().contiguous() if tensor.dtype.is_floating_point else tensor

@@ -124,6 +124,6 @@ def test_a_folder_at_work_is_neither_resumed_nor_moved(train, tmp_path, more):
         status, _, err = train(*more)
         holder.kill()
     assert (status, err.count("\n")) == (2, 1)
-    assert f"run: another run is at work in it (process {holder.pid} on " in err
+    assert f"run: another run uses this folder (process {holder.pid} on " in err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -55,7 +55,7 @@ def holder(tmp_path):
 
 def test_a_second_process_is_refused_by_name_until_the_first_is_dead(tmp_path, holder):
     who = rf"process {holder.process.pid} on {socket.gethostname()} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
-    with pytest.raises(UserError, match=rf"^{tmp_path}/run: another run is at work in it \({who}\); .*--name$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/run: another run uses this folder \({who}\); .*--name$"):
         RunLock(tmp_path / "run").__enter__()
     holder.kill()
     with RunLock(tmp_path / "run"):
@@ -78,7 +78,7 @@ def locked_by_another(folder: Path) -> bool:
     """Asked in a process of its own, for this one may always lock what it holds."""
     code = f"from pathlib import Path; from runs.lock import RunLock; RunLock(Path({str(folder)!r})).__enter__()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert not done.returncode or "another run is at work" in done.stderr, done.stderr
+    assert not done.returncode or "another run uses this folder" in done.stderr, done.stderr
     return done.returncode != 0
 
 
@@ -144,7 +144,7 @@ def test_the_refusal_comes_at_once(tmp_path, holder, monkeypatch):
     """The system is asked once, and told not to wait."""
     asked, lockf = [], fcntl.lockf
     monkeypatch.setattr(fcntl, "lockf", lambda file, how: asked.append(how) or lockf(file, how))
-    with pytest.raises(UserError, match="another run is at work"):
+    with pytest.raises(UserError, match="another run uses this folder"):
         RunLock(tmp_path / "run").hold()
     assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB]
 
@@ -271,7 +271,7 @@ def test_of_two_starts_with_nobuf_one_is_refused_and_neither_moves_the_fresh_run
     fresh, before, after = json.loads(done.stdout)
     for number, (case, winner) in enumerate(((fresh, 0), (before, 0), (after, 1))):
         assert case["said"][winner] == "training"
-        refusal = f"refused: {tmp_path / str(number) / 'run'}: another run is at work in it (process "
+        refusal = f"refused: {tmp_path / str(number) / 'run'}: another run uses this folder (process "
         assert case["said"][1 - winner].startswith(f"{refusal}{case['processes'][winner]} on ")
     assert [case["kept"] for case in (fresh, before, after)] == [BEFORE, BEFORE, "at no place"]
     assert [case["aside"] for case in (fresh, before, after)] == [[], ["older"], ["older"]]
@@ -293,7 +293,7 @@ def test_a_damaged_lock_file_names_nobody_and_forges_no_line(tmp_path, content, 
     (tmp_path / ".lock").write_bytes(content)
     file = os.open(tmp_path / ".lock", os.O_RDONLY)
     try:
-        holder = lock_module._holder(file)
+        holder = lock_module._holder_text(file)
     finally:
         os.close(file)
     assert told in holder and bool(holder) == bool(told) and "\n" not in holder

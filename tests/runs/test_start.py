@@ -36,7 +36,7 @@ def test_a_backbone_beside_a_whole_model_is_not_read(tmp_path, caplog):
     mcfg = config(**backbone, checkpointModelFile=str(tmp_path / "w.pth"))
     with caplog.at_level("INFO"):
         assert starting_weights(mcfg) == StartingWeights(tmp_path / "w.pth")
-    assert "pretrainedBackboneUrl is not read" in caplog.text
+    assert "pretrainedBackboneUrl is ignored" in caplog.text
     (tmp_path / "b.pth").touch()
     assert starting_weights(config(**backbone)) == StartingWeights(tmp_path / "b.pth", backbone_only=True)
 
@@ -93,9 +93,9 @@ def test_a_backbone_file_of_other_weights_is_not_overwritten(tmp_path):
     write_backbone(tmp_path / "a.pth", tmp_path / "backbone.pth")  # once more is no harm
     before = (tmp_path / "backbone.pth").read_bytes()
     (tmp_path / "text.pth").write_text("mine")
-    with pytest.raises(UserError, match=r"text\.pth: is there already"):
+    with pytest.raises(UserError, match=r"text\.pth: exists already"):
         write_backbone(tmp_path / "a.pth", tmp_path / "text.pth")
-    with pytest.raises(UserError, match=r"backbone\.pth: is there already and was not made from these.*--out"):
+    with pytest.raises(UserError, match=r"backbone\.pth: exists already and was not made from these.*--out"):
         write_backbone(tmp_path / "b.pth", tmp_path / "backbone.pth")
     assert (tmp_path / "backbone.pth").read_bytes() == before
 

@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(squares_config, undist
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     (said,) = [text for text in warnings if not text.startswith("spike ")]
     assert said.startswith(f"{folder.last}: is damaged")
-    assert said.endswith("going on from previous.pth, after 0 epochs")
+    assert said.endswith("resuming from previous.pth, after 0 epochs")
 
 
 def test_what_is_damaged_never_becomes_the_one_before(tmp_path):
@@ -179,11 +179,13 @@ def test_a_folder_without_anything_whole_is_refused_and_left_alone(squares_confi
     flip(folder.last)
     flip(folder.previous)
     before = {path: path.read_bytes() for path in (folder.last, folder.previous, folder.best)}
-    with pytest.raises(UserError, match=r"last\.pth.*previous\.pth.*nothing whole is left.*--nobuf"):
+    with pytest.raises(UserError, match=r"last\.pth.*previous\.pth.*no intact checkpoint is left.*--nobuf"):
         Trainer(squares_config(**FIELDS)).run()
     folder.last.unlink()
     folder.previous.unlink()
-    with pytest.raises(UserError, match=r"holds weights/best\.pth of a run whose checkpoint weights/last\.pth is gone"):
+    with pytest.raises(
+        UserError, match=r"holds weights/best\.pth of a run whose checkpoint weights/last\.pth is missing"
+    ):
         Trainer(squares_config(**FIELDS)).run()
     assert folder.best.read_bytes() == before[folder.best]
 
@@ -207,8 +209,8 @@ def test_lost_best_weights_are_made_again_from_a_checkpoint(squares_config, undi
     assert stopped_in_epoch(Trainer(mcfg), 1).best.read_bytes() == was
     folder.best.unlink()
     assert stopped_in_epoch(Trainer(mcfg), 1).best.read_bytes() == was
-    assert [record.message.split("; ")[-1] for record in caplog.records if "made again" in record.message] == [
-        "made again from the checkpoint of epoch 1"
+    assert [record.message.split("; ")[-1] for record in caplog.records if "written again" in record.message] == [
+        "written again from the checkpoint of epoch 1"
     ] * 2
     assert_same_end(Trainer(mcfg).run(), undisturbed)
 
@@ -218,7 +220,7 @@ def test_best_weights_that_no_checkpoint_holds_any_more_are_said_to_be_lost(tmp_
     history = [{"epoch": 0, "is_best": True}, *({"epoch": n, "is_best": False} for n in (1, 2))]
     checkpoint = {"history": json.dumps(history), "best": 0.5, "progress": None, "epoch": 3}
     assert not folder.restore_best(checkpoint)
-    assert "best.pth: is not there, and no checkpoint of epoch 1 is left" in caplog.text
+    assert "best.pth: is missing, and no checkpoint of epoch 1 is left" in caplog.text
     save_checkpoint(folder.best, {"epoch": 1})
     assert folder.restore_best(checkpoint)
     assert folder.restore_best({**checkpoint, "history": "[]", "best": None})
