@@ -146,7 +146,7 @@ def _page_of(error: FloatingPointError) -> str:
     """Where the bad value of a step was born, when that was traced; it is in the run's health folder and log, too."""
     from train.guard import BadStep
 
-    return error.page if isinstance(error, BadStep) else ""
+    return error.report if isinstance(error, BadStep) else ""
 
 
 def _run_of_its_own(args: argparse.Namespace, settings: dict[str, Any], arguments: Sequence[str]) -> int:

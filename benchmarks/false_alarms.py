@@ -21,7 +21,7 @@ from benchmarks.squares import TWO_COLOURS, draw_squares
 from config.errors import UserError
 from config.load import load_config
 from train import effect
-from train.effect import AVERAGE_STILL, FLAT, SHRINKING, STILL, VANISHED, Change, Effect
+from train.effect import EMA_STILL, FLAT, SHRINKING, STILL, VANISHED, Change, Effect
 from train.trainer import Trainer
 
 SCENES, FEW_SCENES = 120, 12  # two thirds are trained on: twenty steps of four images an epoch, or two
@@ -128,7 +128,7 @@ BAD = (
         begins=2,
     ),
     Run("decay", "weight decay 50", {"optimizerWeightDecay": 50.0, "warmupEpochs": 0.0}, SHRINKING),
-    Run("ema", "an EMA with a decay of 1", {}, AVERAGE_STILL, change=_hold_ema),
+    Run("ema", "an EMA with a decay of 1", {}, EMA_STILL, change=_hold_ema),
 )
 BAD_EPOCHS = 3
 

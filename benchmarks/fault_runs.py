@@ -17,6 +17,7 @@ import torch
 from benchmarks.injections import ALL, QUIET, Injection
 from config.load import load_config
 from config.mconfig import ModelConfig
+from debug.tracer.report import report_bad_step
 from dl.check import check_data
 from dl.label_selection import splits_to_train
 from ops.batch import Batch
@@ -87,7 +88,9 @@ class Workshop:
         if not injection.is_fresh:
             shutil.copytree(self.begun(injection.is_student).path, self.folder / injection.name)
         values = {**injection.settings, **settings}
-        return Trainer(self.config(injection.name, injection.is_student, **values), quiet=True)
+        return Trainer(
+            self.config(injection.name, injection.is_student, **values), quiet=True, on_bad_step=report_bad_step
+        )
 
     def patient(self, injection: Injection, **settings: Any) -> TrainingSetup:
         """What the doctor looks at."""
@@ -200,7 +203,7 @@ def strike(shop: Workshop, injection: Injection) -> Outcome:
         except Enough:
             return Outcome(_calm(struck, heard))
         except BadStep as bad:
-            said = {"message": str(bad), **rows_of(bad.page)}
+            said = {"message": str(bad), **rows_of(bad.report)}
         except Exception as error:  # whatever it is, it is what was said
             said = {"error": f"{type(error).__name__}: {error}"}
         after, tensors = state_of(trainer), tensors_of(trainer)

@@ -21,16 +21,16 @@ import torch
 
 import train.monitor
 import train.opt
-import train.step
 from benchmarks.noise import noise_batch
 from model import YoloModel
 from ops.batch import Batch
 from ops.precision import autocast
+from train.deferred import DeferredGuard
 from train.effect import Effect
 from train.ema import ModelEMA
-from train.guard import Guard, Step
+from train.guard import Guard, StepRecord
 from train.loss import DetectionLoss, LossResult
-from train.monitor import Watch
+from train.monitor import Monitor
 from train.objective import DetectionObjective
 from train.opt import set_pace
 from train.progress import EpochProgress
@@ -39,14 +39,14 @@ from train.spikes import Spikes
 from train.step import Stepper, network_input
 
 CHECKS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (Guard, ("take", "watch_inputs", "watch_statistics", "blame", "hold_back")),
-    (Step, ("send", "read")),
-    (train.step, ("flag_of", "agreed")),
-    (DetectionLoss, ("_watched",)),
-    (Stepper, ("_judge_one", "_state_total")),
+    (Guard, ("capture", "record", "check_gradients", "check_norm", "finish")),
+    (DeferredGuard, ("prepare_loss", "mark_bad", "_restore_if_bad", "finish")),
+    (StepRecord, ("read",)),
+    (DetectionLoss, ("_with_checks",)),
+    (Stepper, ("_read_record", "_state_sum")),
     (Spikes, ("add",)),
     (Effect, ("add",)),
-    (train.monitor, ("odd_inputs",)),
+    (train.monitor, ("impossible_values",)),
     (train.opt, ("_is_finite",)),
 )
 SIZES = ((96, 2), (160, 8), (320, 8))  # pixels, images
@@ -85,19 +85,19 @@ class Bench:
         optimizer = torch.optim.SGD(
             groups, lr=PACE.rate, momentum=PACE.momentum, nesterov=True, fused=True if is_late else None
         )
-        guard = Guard(model, is_late=is_late, interval=100)
+        guard = (DeferredGuard if is_late else Guard)(model, interval=100)
         objective = DetectionObjective(DetectionLoss(CLASSES))
         self.stepper = Stepper(model, objective, optimizer, ModelEMA(model), torch.float32, 10.0, False, guard)
-        self.loss, self.watch, self.progress = objective.loss, Watch(Path(folder), ()), EpochProgress()
+        self.loss, self.monitor, self.progress = objective.loss, Monitor(Path(folder), ()), EpochProgress()
         self.batches = [noise_batch(count, size, CLASSES, BOXES, seed) for seed in range(4)]
 
     def guarded(self, batch: Batch) -> None:
         """As the trainer does it."""
-        self.watch.look_at_inputs(batch, self.progress)
+        self.monitor.check_inputs(batch, self.progress)
         set_pace(self.stepper.optimizer, PACE)
         values = self.stepper.add(batch)
         self.progress.add(values, len(batch))
-        self.watch.take(self.stepper, values, self.progress)
+        self.monitor.take(self.stepper, values, self.progress)
 
     def bare(self, batch: Batch) -> None:
         """The same step without anything that is only there to check it."""
@@ -130,7 +130,7 @@ def measure(size: int, count: int, steps: int, is_late: bool, clock: Clock) -> s
     times = {"without": [], "with": [], "checks": []}
     for number in range(WARM_UP + steps):
         batch = bench.batches[number % len(bench.batches)]
-        with patch.object(DetectionLoss, "_watched", unwatched):
+        with patch.object(DetectionLoss, "_with_checks", unwatched):
             times["without"].append(seconds_of(bench.bare, batch))
         clock.seconds = 0.0
         times["with"].append(seconds_of(bench.guarded, batch))

@@ -136,7 +136,7 @@ def _half(trainer: Trainer, patches: ExitStack) -> None:
     trainer.objective.compute_in(torch.float16)
     guard = trainer.stepper.guard
     trainer.stepper = trainer._make_stepper()
-    trainer.stepper.guard.stand_at(guard.epoch, guard.step)
+    trainer.stepper.guard.set_position(guard.epoch, guard.step)
     _scale(trainer, 1e5)
 
 

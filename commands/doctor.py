@@ -22,7 +22,7 @@ from ops.log import RESULT, log_to_file
 from ops.text import counted
 from runs.folder import RunFolder
 from runs.start import with_pixel_max
-from train.teacher import teacher_file
+from train.teacher_file import teacher_file
 
 log = logging.getLogger("mars")
 

@@ -21,7 +21,7 @@ from runs.folder import RunFolder
 from runs.lock import RunLock
 from runs.start import with_pixel_max
 from train.budget import verdict
-from train.teacher import read_teacher
+from train.teacher_file import read_teacher
 from train.trainer import Trainer
 
 log = logging.getLogger("mars")

@@ -10,11 +10,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ops.precision import without_autocast
 
+INSIDE_MARGIN = 1e-9  # pixels; an anchor point on the border of a box is outside, as in Ultralytics
 STRIDES = (8, 16, 32)  # width and height of a cell of each map, in pixels of the network input
 
 
@@ -57,6 +58,23 @@ def anchors_of(raw_maps: Sequence[Tensor], strides: tuple[int, ...] = STRIDES) -
     """The anchor points of these raw maps, on their device, in float32 or float64."""
     shapes = tuple((raw.shape[2], raw.shape[3]) for raw in raw_maps)
     return make_anchors(shapes, tuple(strides), raw_maps[0].device, full_precision(raw_maps[0]).dtype)
+
+
+def points_inside(
+    points: Float[Tensor, "A 2"], boxes: Float[Tensor, "*G 4"], min_side: float = 0.0
+) -> Bool[Tensor, "*G A"]:
+    """Does each anchor point lie strictly inside each xyxy box? No box: an empty result.
+
+    `min_side`: sides shorter than this many pixels count as this long, so that small boxes contain anchor points, too.
+    """
+    low, high = boxes[..., :2], boxes[..., 2:]
+    if min_side > 0:
+        centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=min_side / 2)
+        low, high = centre - half, centre + half
+    points = points.to(boxes.dtype)
+    x, y = points[:, 0], points[:, 1]  # (A,) against (G, 1)
+    is_inside = (x - low[..., :1] > INSIDE_MARGIN) & (high[..., :1] - x > INSIDE_MARGIN)
+    return is_inside & (y - low[..., 1:] > INSIDE_MARGIN) & (high[..., 1:] - y > INSIDE_MARGIN)
 
 
 def flatten_maps(raw_maps: Sequence[Tensor], reg_max: int) -> FlatMaps:

@@ -130,7 +130,7 @@ def _same_on_every_machine(request: pytest.FixtureRequest, monkeypatch: pytest.M
         "dl.image_cache": {"available_memory": lambda: 16 * 2**30},
         "debug.doctor.memory_check": {"available_memory": lambda: 16 * 2**30},
         "debug.doctor.learning_check": {"_SECONDS": math.inf},
-        "train.trainer": {"DRAWN_EVERY": math.inf, "plot_curves": lambda *_: None},
+        "train.trainer": {"PLOT_INTERVAL": math.inf, "plot_curves": lambda *_: None},
     }
     if "real_curves" in request.fixturenames:
         del values["train.trainer"]["plot_curves"]

@@ -442,7 +442,7 @@ def test_a_step_that_breaks_gets_a_sentence_its_page_and_status_1(run, monkeypat
     def broken(self):
         snapshot = Snapshot(next(iter(self.loader)), {}, random_states(), 0)
         error = BadStep("step 1 of epoch 1 is not finite", snapshot, {"box": float("nan")})
-        error.page = "first produced in the loss\n"
+        error.report = "first produced in the loss\n"
         raise error
 
     monkeypatch.setattr(Trainer, "run", broken)
@@ -451,18 +451,20 @@ def test_a_step_that_breaks_gets_a_sentence_its_page_and_status_1(run, monkeypat
 
 
 def test_the_first_step_is_traced_when_asked(run, monkeypatch):
+    from debug.tracer.report import report_bad_step, report_first_step
     from train.trainer import Trainer
 
     asked = []
 
-    def remember(self, mcfg, data=None, quiet=False, trace_first=False):
-        asked.append(trace_first)
+    def remember(self, mcfg, data=None, quiet=False, on_bad_step=None, on_first_batch=None):
+        asked.append((on_bad_step, on_first_batch))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "__init__", remember)
     for words in (("train", "--trace"), ("pipe", "--trace"), ("train",)):
         assert run(*words)[0] == 1
-    assert asked == [True, True, False]
+    traced, plain = (report_bad_step, report_first_step), (report_bad_step, None)
+    assert asked == [traced, traced, plain]
 
 
 def test_the_demo_draws_its_data_and_trains_on_it(tmp_path, capsys):

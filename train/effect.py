@@ -1,12 +1,12 @@
-"""Does the training have an effect? Weights, class scores and loss of each epoch, and what to say when two show none.
+"""Does the training have an effect? Compares weights, class scores, loss and validation AP of successive epochs.
 
-It is a report and no stop: the run may be meant so, and what it has learned before stays in its files. One epoch alone
-says too little (the first of a warm-up has a learning rate of almost 0), so a symptom counts from the second epoch in a
-row on.
+Symptoms are only reported; the training continues, since it may be intended. A symptom is reported when it occurs in
+two epochs in a row: in the first epoch of a warm-up the learning rate is almost 0.
 """
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,32 +14,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-STILL, SHRINKING, VANISHED = "weights stand still", "weights shrink to zero", "scores vanish"
-FLAT, AVERAGE_STILL = "loss does not move", "EMA stands still"
+log = logging.getLogger("mars")
 
-SAMPLED = 128  # elements of each parameter, spread evenly: 20,000 of nano's three millions show the same change
-RESOLUTION = torch.finfo(torch.float32).eps  # relative: a smaller change of one number cannot be stored
-SHRUNK = 0.5  # of the length of the convolution weights is left after an epoch; a decay of .0005 leaves .95 or more
-LOWEST_SCORE = 1e-7  # fresh heads start at 1e-5 (1000 classes) to 1e-3; docs/experiments.md has the measured margins
-SLOW = 1e-4  # change of the weights in an epoch, relative to their length; good runs begin with ten times as much
-MOVED = 1e-3  # the EMA follows such a change by a ten thousandth of it at least, which float32 can store
-UNSURE = 0.05  # a network with a higher class score has learned something: there a loss may stay where it is
-ENDED = 1e-4  # of its highest value: a schedule that has lowered the learning rate so far is meant to change nothing
-FEWEST_STEPS = 20  # of an epoch, before its mean loss can be compared with another
-DEVIATIONS = 2.0  # of the difference of two means, within which they count as equal
+STILL, SHRINKING, VANISHED = "weights stand still", "weights shrink to zero", "scores vanish"
+FLAT, EMA_STILL = "loss does not move", "EMA stands still"
+
+SAMPLED = 128  # elements of each parameter, evenly spaced; 20,000 of nano's three million show the same change
+RESOLUTION = torch.finfo(torch.float32).eps  # a smaller relative change of a number cannot be stored
+SHRUNK = 0.5  # share of the convolution weights' length left after an epoch; a decay of .0005 leaves .95 or more
+LOWEST_SCORE = 1e-7  # new heads start at 1e-5 (1000 classes) to 1e-3; measured margins: docs/experiments.md
+SLOW = 1e-4  # relative change of the weights in an epoch; good runs begin with ten times as much
+MOVED = 1e-3  # the EMA changes by at least a ten thousandth of this, which float32 can store
+UNSURE = 0.05  # a network with a higher class score has learned something; its loss may stay constant
+ENDED = 1e-4  # share of the highest learning rate; below it the schedule intends no change
+FEWEST_STEPS = 20  # in an epoch, to compare its mean loss with that of another
+DEVIATIONS = 2.0  # two means within so many standard deviations of their difference count as equal
+ZERO_EPOCHS = 10  # validations with AP 0 before a warning
 
 
 @dataclass
 class Epoch:
-    """What is known of one epoch; plain values."""
+    """Figures of one epoch; plain values."""
 
     batches: int = 0
-    steps: int = 0  # of the optimizer
-    loss: float = 0.0  # summed over batches
+    steps: int = 0  # optimizer steps
+    loss: float = 0.0  # sum over batches
     loss_squared: float = 0.0
-    largest_gradient: float = 0.0  # its norm before clipping
+    largest_gradient: float = 0.0  # norm before clipping
     top_logit: float = -math.inf  # the largest class logit; -inf where the loss does not report it
-    change: float = 0.0  # of the weights, relative
+    change: float = 0.0  # relative change of the weights
     symptoms: list[str] = field(default_factory=list)
 
     @property
@@ -54,34 +57,34 @@ class Epoch:
     def variance_of_mean(self) -> float:
         return max(self.loss_squared / self.batches - self.mean_loss**2, 0.0) / self.batches
 
-    def has_loss_of(self, other: "Epoch") -> bool:
-        """Do the mean losses differ by no more than the noise of their batches explains?"""
-        allowed = DEVIATIONS * math.sqrt(self.variance_of_mean + other.variance_of_mean)
-        return abs(self.mean_loss - other.mean_loss) <= allowed
+    def has_same_loss(self, before: "Epoch") -> bool:
+        """Is the difference of the mean losses within the noise of their batches?"""
+        allowed = DEVIATIONS * math.sqrt(self.variance_of_mean + before.variance_of_mean)
+        return abs(self.mean_loss - before.mean_loss) <= allowed
 
 
 class Change(NamedTuple):
-    """How a part of the weights changed in an epoch."""
+    """How a group of weights changed in an epoch."""
 
-    turned: float  # relative length of the change; of matrices of what is left when each one's shrinking is removed
-    ratio: float  # of the lengths after and before, the median of all parameters: some of them may be constants
+    turned: float  # relative length of the change; for matrices without the change of their length
+    ratio: float  # length after / length before, median over parameters, since a parameter may be constant
 
 
 class Effect:
-    """Takes the numbers of every step and the weights around every epoch. All of it can be saved and loaded."""
+    """Collects the numbers of every step, and the weights at the start and end of every epoch."""
 
     def __init__(self) -> None:
         self.epoch, self.last = Epoch(), Epoch()
-        self._before: dict[str, list[Tensor]] = {}  # weights at the start of the epoch, by part; empty: not known
+        self._before: dict[str, list[Tensor]] = {}  # weights at the start of the epoch, by group; empty: unknown
         self._reported: list[str] = []
-        self._highest_rate = 0.0  # learning rate, at the end of an epoch
+        self._highest_rate = 0.0  # highest learning rate at the end of an epoch
 
-    def start_epoch(self, model: nn.Module, average: nn.Module | None) -> None:
+    def start_epoch(self, model: nn.Module, ema: nn.Module | None) -> None:
         self.epoch, self.last = Epoch(), self.epoch
-        self._before = _sample(model, average)
+        self._before = _sample(model, ema)
 
     def add(self, numbers: Mapping[str, float], top_logit: float) -> None:
-        """Take the values of one step that was not bad."""
+        """Add the values of a good step."""
         if "loss" in numbers:
             self.epoch.batches += 1
             self.epoch.loss += numbers["loss"]
@@ -92,11 +95,11 @@ class Effect:
         self.epoch.top_logit = max(self.epoch.top_logit, top_logit)
 
     def judge(
-        self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, clip: float
+        self, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer, clip: float
     ) -> tuple[dict[str, Any], list[str]]:
-        """At the end of an epoch: what `metrics.jsonl` says of it, and sentences about what is new. May be repeated."""
+        """At the end of an epoch: entries for `metrics.jsonl`, and a message for each new symptom. May be repeated."""
         now = self.epoch
-        after = _sample(model, average) if self._before else {}
+        after = _sample(model, ema) if self._before else {}
         changes = {
             name: _change(self._before[name], part, name == "matrices")
             for name, part in after.items()
@@ -111,7 +114,7 @@ class Effect:
         if rate < ENDED * self._highest_rate:
             now.symptoms = [symptom for symptom in now.symptoms if symptom not in (STILL, FLAT)]
         lasting = [symptom for symptom in now.symptoms if symptom in self.last.symptoms]
-        if FLAT in lasting and not now.has_loss_of(self.last):
+        if FLAT in lasting and not now.has_same_loss(self.last):
             lasting.remove(FLAT)
         new = [symptom for symptom in lasting if symptom not in self._reported]
         self._reported += new
@@ -123,7 +126,7 @@ class Effect:
     def _symptoms(self, changes: Mapping[str, Change], trains_matrices: bool) -> list[str]:
         now = self.epoch
         matrices, vectors = (changes.get(name, Change(0.0, 1.0)) for name in ("matrices", "vectors"))
-        # Decayed weights change their direction by rounding, too: by the resolution a step at most.
+        # Rounding also turns decayed weights, by at most the resolution per step.
         is_only_decayed = matrices.turned <= RESOLUTION * now.steps and vectors.turned <= RESOLUTION
         is_still = is_only_decayed or (trains_matrices and matrices.turned <= RESOLUTION)
         is_known = now.top_logit > -math.inf  # a user's own loss need not report it
@@ -133,7 +136,7 @@ class Effect:
             SHRINKING: matrices.ratio < SHRUNK,
             VANISHED: is_known and now.top_score < LOWEST_SCORE,
             FLAT: is_slow and not is_still,
-            AVERAGE_STILL: "EMA" in changes and changes["EMA"].turned == 0 and now.change >= MOVED,
+            EMA_STILL: "EMA" in changes and changes["EMA"].turned == 0 and now.change >= MOVED,
         }
         return [name for name, is_found in found.items() if is_found]
 
@@ -150,38 +153,38 @@ class Effect:
         changed = f"the weights changed by {now.change:.1e} of their length in an epoch"
         if symptom == STILL:
             turned = changes["matrices"].turned if "matrices" in changes else now.change
-            told = (
-                f"the convolution weights changed by {turned:.1e} of their length in an epoch, which is no more than "
-                f"rounding; {self._why_still(model, rate, clip)}"
+            text = (
+                f"the convolution weights changed by {turned:.1e} of their length in an epoch, which is only rounding; "
+                f"{self._why_still(model, rate, clip)}"
             )
         elif symptom == SHRINKING:
-            told = (
-                f"the length of the convolution weights is {changes['matrices'].ratio:.1e} of that an epoch before; "
+            text = (
+                f"an epoch has reduced the length of the convolution weights to {changes['matrices'].ratio:.1e} of it; "
                 f"lower optimizerWeightDecay ({decay:g}; the default is 0.0005)"
             )
         elif symptom == VANISHED:
-            told = (
-                f"the highest class score of the epoch was {now.top_score:.1e}, so nothing can be found; the usual "
+            text = (
+                f"the highest class score of the epoch was {now.top_score:.1e}, so nothing is detected; the usual "
                 f"cause is a learning rate that is too high ({rate:g}), or images without labels: lower "
                 "baseLearningRate or correct the labels, and start again with --nobuf"
             )
         elif symptom == FLAT:
-            told = (
-                f"its mean was {now.mean_loss:.4g} after {self.last.mean_loss:.4g}, which is within its noise; "
-                f"{changed}, and no class score was above {now.top_score:.2g}: raise baseLearningRate ({rate:g}; the "
-                f"default is 0.01) or gradientClip ({clip:g}; the default is 10)"
+            text = (
+                f"its mean changed from {self.last.mean_loss:.4g} to {now.mean_loss:.4g}, which is within the noise; "
+                f"{changed}, and the highest class score was {now.top_score:.2g}: raise baseLearningRate ({rate:g}; "
+                f"the default is 0.01) or gradientClip ({clip:g}; the default is 10)"
             )
         else:
-            told = f"{changed}, but those of the EMA, which are evaluated and saved as best, did not: set emaRamp=none"
-        return f"no effect: {symptom} in two epochs in a row: {told}"
+            text = f"{changed}, but those of the EMA, which is evaluated and saved, did not: set emaRamp=none"
+        return f"no effect: {symptom} in two epochs in a row: {text}"
 
     def _why_still(self, model: nn.Module, rate: float, clip: float) -> str:
         gradient = self.epoch.largest_gradient
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            return "no parameter of the network requires a gradient: unfreeze some of them"
+            return "no parameter of the network requires a gradient: unfreeze some parameters"
         if gradient == 0:
             return (
-                "every gradient is 0, so the loss does not depend on the weights: look at lossWeights and at own code"
+                "every gradient is 0, so the loss does not depend on the weights: check lossWeights and your own code"
             )
         reasons = []
         if clip < RESOLUTION * gradient:
@@ -193,7 +196,7 @@ class Effect:
         return ", and ".join(reasons)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors; `load_state_dict` takes them back."""
+        """Plain values and tensors for `load_state_dict`."""
         return {
             "epoch": asdict(self.epoch),
             "last": asdict(self.last),
@@ -208,23 +211,53 @@ class Effect:
         self._highest_rate = state["highest_rate"]
 
 
-def _sample(model: nn.Module, average: nn.Module | None) -> dict[str, list[Tensor]]:
-    """Elements of the parameters on the CPU: of matrices, which decay, of vectors, which do not, and of the EMA."""
+def finite_or_none(ap: float | None) -> float | None:
+    """A validation AP that can be compared, or None: NaN is neither better nor worse than any number."""
+    if ap is None or math.isfinite(ap):
+        return ap
+    log.warning("validation: mAP50-95 is %s; the epoch counts as not validated", ap)
+    return None
+
+
+def unchanged_ap(history: Sequence[dict[str, Any]], epoch: int, ap: float | None) -> str | None:
+    """A warning if the mAP50-95 equals that of the last validated epoch in `history` bit for bit; otherwise None.
+
+    It comes once, not in every further epoch. AP 1 may repeat; AP 0 may repeat `ZERO_EPOCHS` times.
+    """
+    before = [row for row in history if row.get("map50_95") is not None]
+    if ap == 0 and len(before) == ZERO_EPOCHS - 1 and not any(row["map50_95"] for row in before):
+        return (
+            f"validation: mAP50-95 was 0 in each of {ZERO_EPOCHS} epochs: nothing is detected; check labels, weights "
+            "and learning rate with `mars.py doctor`"
+        )
+    if not before or ap in (None, 0.0, 1.0) or before[-1]["map50_95"] != ap:
+        return None
+    if len(before) > 1 and before[-2]["map50_95"] == ap:
+        return None
+    return (
+        f"validation: mAP50-95 of epoch {epoch + 1} equals that of epoch {before[-1]['epoch'] + 1} bit for bit "
+        f"({ap!r}): check that the trained weights and all images are evaluated and that the learning rate is above 0; "
+        "with very few objects it may be chance"
+    )
+
+
+def _sample(model: nn.Module, ema: nn.Module | None) -> dict[str, list[Tensor]]:
+    """Samples of the parameters, on the CPU: matrices (with weight decay), vectors (without), and the EMA."""
     parameters = list(model.parameters())
     parts = {
         "matrices": [weight for weight in parameters if weight.dim() > 1],
         "vectors": [weight for weight in parameters if weight.dim() <= 1],
-        "EMA": [] if average is None else list(average.parameters()),
+        "EMA": [] if ema is None else list(ema.parameters()),
     }
-    return {name: _together_to_cpu([_spread(weight) for weight in part]) for name, part in parts.items() if part}
+    return {name: _to_cpu([_samples(weight) for weight in part]) for name, part in parts.items() if part}
 
 
-def _spread(parameter: Tensor) -> Tensor:
+def _samples(parameter: Tensor) -> Tensor:
     return parameter.detach().reshape(-1)[:: -(-parameter.numel() // SAMPLED) or 1]
 
 
-def _together_to_cpu(tensors: list[Tensor]) -> list[Tensor]:
-    """In one transfer; each a tensor of its own."""
+def _to_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    """All tensors in one transfer."""
     sizes = [tensor.numel() for tensor in tensors]
     return [piece.clone() for piece in torch.cat(tensors).cpu().split(sizes)]
 

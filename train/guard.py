@@ -1,8 +1,10 @@
-"""What is looked at in every step, and what is kept so that a bad step leaves no trace.
+"""The finite check of every training step, and what is kept so that a bad step changes nothing.
 
-A step is bad when its input, a raw map, a part of the loss, a gradient, a teacher's map or batch norm's statistics are
-not finite, or when a part of the loss is below zero, for all are divergences, cross-entropies or 1 - CIoU. Whether it
-is becomes one flag on the device, 0 or 1, made of sums: a sum is finite only when all of it is.
+A step is bad when its input, a raw map, a part of the loss, a gradient, a teacher's map or a batch-norm statistic is
+not finite, or when a part of the loss is negative (every part is a divergence, a cross-entropy or 1 - CIoU). The check
+is one flag on the device, 0 or 1, computed from sums: a sum is finite only if all of its terms are.
+
+`Guard` reads the flag before it lets the step continue. `train.deferred` reads it one step later.
 """
 
 import math
@@ -14,38 +16,40 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ops.batch import Batch
-from ops.random_states import CapturedStates, capture_random_states, random_states
-from ops.safe import total_of
+from ops.random_states import CapturedStates, capture_random_states, random_states, restore_random_states
+from ops.safe import find_nonfinite, total_of
+from train.ema import ModelEMA
+from train.loss import LossResult
 
-BELOW_ZERO = -1e-6  # of a part of the loss: more than rounding
+BELOW_ZERO = -1e-6  # a part of the loss below this is negative by more than rounding
+_SMALLEST_SCALE = 1.0  # below this scale of float16 gradients, an infinite gradient is not the scale's fault
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a bad step began with. Weights, optimizer and average need no copy: they have not moved."""
+    """The state before a bad step. Weights, optimizer and EMA need no copy: a bad step does not change them."""
 
     batch: Batch
-    buffers: dict[str, Tensor]  # batch norm's, by their names in the state dict, before the forward pass
-    random: dict[str, Any]  # every global generator, before the forward pass: `ops.random_states.random_states`
+    buffers: dict[str, Tensor]  # of batch norm, by their names in the state dict, before the forward pass
+    random: dict[str, Any]  # every global random generator, before the forward pass: `ops.random_states`
     epoch: int
     scale: float = 1.0  # of the gradients in float16
-    step: int = 0  # batch of the epoch, from 1
+    step: int = 0  # number of the batch in its epoch, from 1
 
 
 class BadStep(FloatingPointError):
-    """A step that is not finite, or weights that are not. What `snapshot` does not hold is as it was before the step.
+    """A step with non-finite values, or non-finite weights. `snapshot` holds the state before the step.
 
-    The message is one line. `parts`: the numbers of the step by name, `page`: where the bad value was born, once that
-    was traced.
+    The message is one line. `parts`: the step's numbers by name. `report`: the tracer's report, once it was written.
     """
 
     def __init__(self, message: str, snapshot: Snapshot, parts: Mapping[str, float]):
         super().__init__(message)
-        self.snapshot, self.parts, self.page = snapshot, dict(parts), ""
+        self.snapshot, self.parts, self.report = snapshot, dict(parts), ""
 
 
-class Kept(NamedTuple):
-    """What is taken before each forward pass; a tenth of a millisecond."""
+class StepState(NamedTuple):
+    """Captured before each forward pass, in about 0.1 ms: everything that the forward pass changes."""
 
     batch: Batch
     statistics: tuple[Tensor, ...]
@@ -55,46 +59,45 @@ class Kept(NamedTuple):
 
 
 @dataclass
-class Step:
-    """One batch on its way through the step: numbers on the device, and the flags that follow from them."""
+class StepRecord:
+    """One training step: its numbers on the device, and the flags that follow from them."""
 
-    kept: Kept
-    values: dict[str, Tensor]  # loss, parts, and the gradient's norm where the optimizer was to move
-    watched: dict[str, Tensor]  # sums of what else has to be finite
+    state: StepState
+    values: dict[str, Tensor]  # loss, parts, and the gradient norm if the optimizer was to step
+    sums: dict[str, Tensor]  # of everything else that has to be finite
     is_bad: Tensor  # 0 or 1
-    is_held: Tensor  # 1: the optimizer did not move where it was to
+    is_held: Tensor  # 1: the optimizer was to step and did not
     scale: Tensor
-    parts: tuple[str, ...] = ()  # of the loss
+    parts: tuple[str, ...] = ()  # names of the loss parts
     top_logit: Tensor | None = None  # the largest class logit; None where the loss does not report it
-    moves: bool = False  # was the optimizer to move?
-    state: Tensor | None = None  # the sum of all weights and averages, where they were looked at
-    on_host: Tensor = field(default_factory=lambda: torch.zeros(0))
-    copied: "torch.cuda.Event | None" = None
+    optimizer_steps: bool = False  # is this the batch after which the optimizer steps?
+    state_sum: Tensor | None = None  # of all weights, EMA and momentum, in the steps that check them
+    _on_host: Tensor = field(default_factory=lambda: torch.zeros(0))
+    _copied: "torch.cuda.Event | None" = None
 
-    def send(self) -> None:
-        """Start the way to the host, behind what the device still has to do."""
-        numbers = [self.is_bad, self.is_held, self.scale, *self._named().values()]
-        together = torch.stack(numbers)
-        self.on_host = together.to("cpu", non_blocking=True)
-        if together.is_cuda:
-            self.copied = torch.cuda.Event()
-            self.copied.record()
+    def send_to_host(self) -> None:
+        """Start the copy to the host. It runs after the work that the device has queued."""
+        numbers = torch.stack([self.is_bad, self.is_held, self.scale, *self._numbers().values()])
+        self._on_host = numbers.to("cpu", non_blocking=True)
+        if numbers.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
-    def read(self) -> "Reading":
-        """What it came to; waits where it has not arrived."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        is_bad, is_held, scale = self.on_host[:3].tolist()
-        numbers = dict(zip(self._named(), self.on_host[3:].unbind(), strict=True))
-        return Reading(bool(is_bad), bool(is_held), scale, numbers)
+    def read(self) -> "StepValues":
+        """The numbers on the host. Waits for the copy."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        is_bad, is_held, scale = self._on_host[:3].tolist()
+        numbers = dict(zip(self._numbers(), self._on_host[3:].unbind(), strict=True))
+        return StepValues(bool(is_bad), bool(is_held), scale, numbers)
 
-    def _named(self) -> dict[str, Tensor]:
-        more = {"state": self.state, "top_logit": self.top_logit}
-        return {**self.values, **self.watched, **{name: one for name, one in more.items() if one is not None}}
+    def _numbers(self) -> dict[str, Tensor]:
+        optional = {"state": self.state_sum, "top_logit": self.top_logit}
+        return {**self.values, **self.sums, **{name: value for name, value in optional.items() if value is not None}}
 
 
-class Reading(NamedTuple):
-    """A step on the host."""
+class StepValues(NamedTuple):
+    """A step's numbers on the host."""
 
     is_bad: bool
     is_held: bool
@@ -102,8 +105,8 @@ class Reading(NamedTuple):
     numbers: dict[str, Tensor]
 
 
-class Statistics:
-    """Batch norm's buffers of a model, handled as one flat tensor a type: a few operations instead of hundreds."""
+class BatchNormStatistics:
+    """All batch-norm buffers of a model, handled as one flat tensor per type: few operations instead of hundreds."""
 
     def __init__(self, model: nn.Module):
         kind = nn.modules.batchnorm._BatchNorm
@@ -111,7 +114,7 @@ class Statistics:
         self._tables = [layer._buffers for layer in self._layers.values()]
 
     def _groups(self) -> list[list[Tensor]]:
-        """The buffers by type: floating ones, and counters. Asked anew each time, for one may be replaced."""
+        """The buffers by type: means and variances, and counters. Looked up each time, since one may be replaced."""
         groups: dict[torch.dtype, list[Tensor]] = {}
         for table in self._tables:
             for buffer in table.values():
@@ -119,26 +122,26 @@ class Statistics:
                     groups.setdefault(buffer.dtype, []).append(buffer)
         return list(groups.values())
 
-    def take(self) -> tuple[Tensor, ...]:
-        """A copy; nothing where there is no batch norm."""
+    def capture(self) -> tuple[Tensor, ...]:
+        """A copy. Empty for a model without batch norm."""
         return tuple(_flat(group) for group in self._groups())
 
     def total(self) -> Tensor | None:
-        """A number that is finite only when all statistics are; None where there are none."""
+        """A number that is finite only if all statistics are. None for a model without batch norm."""
         flat = [_flat(group) for group in self._groups() if group[0].is_floating_point()]
         return total_of(flat) if flat else None
 
     @torch.no_grad()
-    def put_back(self, taken: tuple[Tensor, ...], if_bad: Tensor | None = None) -> None:
-        """What `take` took; with a flag only where that is 1, which asks the host for nothing."""
-        for before, group in zip(taken, self._groups(), strict=True):
+    def restore(self, captured: tuple[Tensor, ...], if_bad: Tensor | None = None) -> None:
+        """Undo all changes since `capture`. With a flag: only where it is 1, without waiting for the device."""
+        for before, group in zip(captured, self._groups(), strict=True):
             chosen = before if if_bad is None else torch.where(if_bad > 0, before, _flat(group))
             torch._foreach_copy_(group, _pieces(chosen, group))  # pyright: ignore[reportPrivateImportUsage]
 
-    def named(self, taken: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """What `take` took, by the names in the state dict."""
+    def named(self, captured: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Captured buffers by their names in the state dict."""
         pieces: dict[int, Tensor] = {}
-        for before, group in zip(taken, self._groups(), strict=True):
+        for before, group in zip(captured, self._groups(), strict=True):
             pieces |= {id(buffer): piece for buffer, piece in zip(group, _pieces(before, group), strict=True)}
         return {
             f"{prefix}.{name}" if prefix else name: pieces[id(buffer)].clone()
@@ -148,100 +151,185 @@ class Statistics:
 
 
 class Guard:
-    """How steps are judged: at once, or a step late so that the host never waits for the device.
+    """Checks each step before it continues. The optimizer never sees a bad gradient.
 
-    `patience`: bad steps in a row after which nothing moves any more and `BadStep` is raised; 1: at the first one.
-    `interval`: optimizer steps from one look at weights and averages to the next, 0: none.
-    Late, a flag on the device holds back optimizer, average and statistics, and goes on holding them back once the
-    patience is at its end, until the host has read of it: so all is as it was before the step that it reads of.
+    `max_bad_steps`: this many bad steps in a row stop the training with `BadStep`; 1: the first one does.
+    `interval`: weights, EMA and momentum are checked after so many optimizer steps; 0: never.
     """
 
-    def __init__(self, model: nn.Module, is_late: bool | None = None, patience: int = 1, interval: int = 0):
-        """`is_late` None: on CUDA."""
-        device = next(model.parameters()).device
-        self.is_late = device.type == "cuda" if is_late is None else is_late
-        self.patience, self.interval = patience, interval
-        self.statistics = Statistics(model)
-        self.one = torch.ones((), device=device)
+    is_deferred = False
+
+    def __init__(self, model: nn.Module, max_bad_steps: int = 1, interval: int = 0):
+        self.model, self.max_bad_steps, self.interval = model, max_bad_steps, interval
+        self.statistics = BatchNormStatistics(model)
+        self.one = torch.ones((), device=next(model.parameters()).device)
         self.epoch, self.step = 0, 0
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Nothing was bad so far."""
-        self._in_a_row = torch.zeros_like(self.one)
-        self.is_stuck = torch.zeros_like(self.one)  # 1: nothing moves any more
-        self.is_spoilt = torch.zeros_like(self.one)  # 1: a bad batch is among the gradients that wait
+    def reset(self) -> None:
+        """Forget earlier bad steps."""
+        self.bad_in_a_row = 0
 
-    def stand_at(self, epoch: int, batches: int) -> None:
-        """So many batches of the epoch are behind; for the messages."""
+    def set_position(self, epoch: int, batches: int) -> None:
+        """Position for the messages: `batches` of this epoch are done."""
         self.epoch, self.step = epoch, batches
 
-    def take(self, batch: Batch) -> Kept:
-        """Before the forward pass: all that it changes, and all that it depends on beside the weights."""
+    def capture(self, batch: Batch) -> StepState:
+        """Before the forward pass: copy what it changes, and what it depends on beside the weights."""
         self.step += 1
-        return Kept(batch, self.statistics.take(), capture_random_states(), self.epoch, self.step)
+        return StepState(batch, self.statistics.capture(), capture_random_states(), self.epoch, self.step)
 
-    def snapshot(self, kept: Kept, scale: float) -> Snapshot:
-        buffers = self.statistics.named(kept.statistics)
-        return Snapshot(kept.batch, buffers, random_states(kept.random), kept.epoch, scale, kept.step)
+    def restore(self, state: StepState) -> None:
+        """Undo a forward pass: batch-norm statistics and random generators."""
+        self.statistics.restore(state.statistics)
+        restore_random_states(random_states(state.random))
 
-    def watch_inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums of what comes in; whole numbers are always finite."""
-        both = {"images": batch.images, "boxes": batch.boxes}
-        return {name: total_of([value]) for name, value in both.items() if value.is_floating_point()}
+    def record(self, state: StepState, result: LossResult | None = None) -> StepRecord:
+        """The check after the forward pass. `result` None: nothing was computed, nothing is bad."""
+        none = torch.zeros_like(self.one)
+        if result is None:
+            return StepRecord(state, {}, {}, none, none, self.one)
+        values = {"loss": result.total.detach(), **result.parts}
+        sums = {**_input_sums(state.batch), **result.must_be_finite}
+        if (total := self.statistics.total()) is not None:
+            sums["statistics"] = total
+        is_bad = over_all_ranks(flag_of([*values.values(), *sums.values()], result.parts.values()))
+        top_logit = getattr(result, "top_logit", None)  # a user's own objective need not report it
+        return StepRecord(state, values, sums, is_bad, none, self.one, tuple(result.parts), top_logit)
 
-    def watch_statistics(self) -> dict[str, Tensor]:
-        """The sum of batch norm's statistics, where there are any."""
-        total = self.statistics.total()
-        return {} if total is None else {"statistics": total}
+    def skips_backward(self, record: StepRecord) -> bool:
+        """Does the step end here?"""
+        return bool(record.is_bad)
 
-    def blame(self, step: Step, flag: Tensor) -> None:
-        """The step is bad where the flag says so, unless an earlier one has spoilt what it is about."""
-        if self.is_late:  # only then can the gradients that wait be spoilt already
-            flag = flag * (1 - self.is_spoilt)
-            self.is_spoilt = torch.maximum(self.is_spoilt, flag)
-        step.is_bad = torch.maximum(step.is_bad, flag)
+    def prepare_loss(self, record: StepRecord, loss: Tensor) -> Tensor:
+        """The loss for the backward pass."""
+        return loss
 
-    def hold_back(self, step: Step) -> None:
-        """Put the statistics back where the step is bad or nothing moves any more, and count. Only when late."""
-        self.statistics.put_back(step.kept.statistics, torch.maximum(step.is_bad, self.is_stuck))
-        if step.moves:
-            self.is_spoilt = torch.zeros_like(self.one)  # the next gradients begin
-        self._in_a_row = (self._in_a_row + step.is_bad) * step.is_bad
-        self.is_stuck = torch.maximum(self.is_stuck, (self._in_a_row >= self.patience).to(self.one.dtype))
+    def check_gradients(self, record: StepRecord, gradients: list[Tensor]) -> None:
+        """Check a batch whose gradients wait for the optimizer, so that the message names the right batch."""
+        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+        record.sums["grad_norm"] = torch.stack(norms).norm()
+        self.mark_bad(record, over_all_ranks(flag_of([record.sums["grad_norm"]])))
+
+    def check_norm(self, record: StepRecord, norm: Tensor, scaler: torch.amp.GradScaler) -> None:
+        """Check the gradient norm, from which the optimizer's step follows.
+
+        An infinite gradient in float16 means that the scale was too large, as long as the scale can be reduced: the
+        optimizer does not step, and the step is not bad.
+        """
+        record.optimizer_steps, record.is_held = True, over_all_ranks(flag_of([norm]))
+        record.scale = scaler.scale(self.one)
+        if scaler.is_enabled():
+            is_overflow = record.scale >= _SMALLEST_SCALE
+            self.mark_bad(record, record.is_held * ~is_overflow)
+            norm = norm.masked_fill((record.is_held > 0) & is_overflow, 0)
+        else:
+            self.mark_bad(record, record.is_held)
+        record.values["grad_norm"] = norm
+
+    def mark_bad(self, record: StepRecord, flag: Tensor) -> None:
+        """The step is bad where the flag is 1."""
+        record.is_bad = torch.maximum(record.is_bad, flag)
+
+    def step_optimizer(
+        self, record: StepRecord, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        """Step unless a gradient is not finite. An enabled scaler decides this itself."""
+        if scaler.is_enabled() or not record.is_held:
+            scaler.step(optimizer)
+
+    def update_ema(self, record: StepRecord, ema: ModelEMA | None) -> None:
+        """Update the EMA if the optimizer stepped."""
+        if ema is not None and not record.is_held:
+            ema.update(self.model)
+
+    def finish(self, record: StepRecord) -> list[StepRecord]:
+        """The records to read now: this one."""
+        record.send_to_host()
+        return [record]
+
+    def flush(self) -> list[StepRecord]:
+        """The records that are not read yet."""
+        return []
+
+    def discard(self, record: StepRecord) -> None:
+        """Undo what a bad step has changed."""
+        self.statistics.restore(record.state.statistics)
+
+    def error(self, record: StepRecord, values: StepValues) -> BadStep:
+        """The error of a bad step: which values are bad, in which batch, and what state the weights are in."""
+        numbers = {name: values.numbers[name].item() for name in (*record.sums, *record.values)}  # causes first
+        if what_is_wrong({name: value for name, value in numbers.items() if name != "grad_norm"}, record.parts):
+            numbers.pop("grad_norm", None)  # a consequence of the values before it
+        shown = [name for name in record.values if name in numbers]
+        shown += [name for name in record.sums if name in numbers and not math.isfinite(numbers[name])]
+        figures = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown)
+        consequence = "weights, EMA and batch-norm statistics are unchanged since the step before"
+        parameters = self.model.named_parameters()
+        if bad_name := next((name for name, parameter in parameters if not parameter.isfinite().all()), None):
+            consequence = f"{bad_name} was not finite before the optimizer step: an earlier step or other code wrote it"
+        message = f"{what_is_wrong(numbers, record.parts)}: {figures}; {_place(record.state)}; {consequence}"
+        return BadStep(message, self.snapshot(record.state, values.scale), numbers)
+
+    def state_error(self, state: StepState, content: Mapping[str, Any]) -> BadStep | None:
+        """The error of non-finite weights, EMA, statistics or momentum; None if all in `content` is finite."""
+        name = find_nonfinite(content)
+        if name is None:
+            return None
+        message = (
+            f"{name} is not finite; epoch {state.epoch + 1}, batch {state.step}; the checkpoints were saved before this"
+        )
+        buffer = dict(self.model.named_buffers()).get(name.removeprefix("weights."))
+        if buffer is not None and buffer.isinf().any():
+            message += "; if this buffer is a mask, register it with persistent=False so that it is not saved"
+        return BadStep(message, self.snapshot(state, 1.0), {})
+
+    def snapshot(self, state: StepState, scale: float) -> Snapshot:
+        buffers = self.statistics.named(state.statistics)
+        return Snapshot(state.batch, buffers, random_states(state.random), state.epoch, scale, state.step)
 
 
 def flag_of(numbers: Iterable[Tensor], never_negative: Iterable[Tensor] = ()) -> Tensor:
-    """1 where one of these single numbers is not finite, or one of the others is below zero, else 0; float32."""
+    """1 if any of `numbers` is not finite or any of `never_negative` is negative, else 0; scalars in float32."""
     lowest = (torch.stack(list(numbers)) * 0).sum()  # 0, or NaN, which is above nothing; fewer kernels than isfinite
     if parts := list(never_negative):
         lowest = lowest + torch.stack(parts).amin()
     return 1 - (lowest >= BELOW_ZERO).float()
 
 
-def complaint_about(numbers: Mapping[str, float], parts: Iterable[str]) -> str:
-    """What is wrong with the numbers of a step, in words; empty when nothing is. `parts`: those of the loss."""
+def what_is_wrong(numbers: Mapping[str, float], parts: Iterable[str]) -> str:
+    """A phrase that names the bad numbers of a step; empty if none is bad. `parts`: names of the loss parts."""
     not_finite = [name for name, value in numbers.items() if not math.isfinite(value)]
     negative = [name for name in parts if numbers.get(name, 0.0) < BELOW_ZERO]
-    others = [name for name in not_finite if name != "labels"]
-    complaints = [
-        "labels that are no class" if "labels" in not_finite else "",
-        f"{', '.join(others)} not finite" if others else "",
+    values = [name for name in not_finite if name != "labels"]
+    phrases = [
+        "labels outside the class list" if "labels" in not_finite else "",
+        f"{', '.join(values)} not finite" if values else "",
         f"{', '.join(negative)} below zero" if negative else "",
     ]
-    return " and ".join(complaint for complaint in complaints if complaint)
+    return " and ".join(phrase for phrase in phrases if phrase)
 
 
-def agreed(flag: Tensor) -> Tensor:
-    """The flag that all ranks go by: of several processes the largest. Every decision about a step passes here."""
+def over_all_ranks(flag: Tensor) -> Tensor:
+    """The maximum of the flag over all processes. Every decision about a step uses it, so that all ranks agree."""
     if distributed.is_available() and distributed.is_initialized():
         flag = flag.clone()
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return flag
 
 
+def _input_sums(batch: Batch) -> dict[str, Tensor]:
+    """Sums of images and boxes. Integers are always finite and need none."""
+    inputs = {"images": batch.images, "boxes": batch.boxes}
+    return {name: total_of([value]) for name, value in inputs.items() if value.is_floating_point()}
+
+
+def _place(state: StepState) -> str:
+    return f"epoch {state.epoch + 1}, batch {state.step}, images {', '.join(state.batch.image_ids)}"
+
+
 def _flat(group: list[Tensor]) -> Tensor:
-    """One vector of all: batch norm's buffers are vectors or single numbers, and a view of each would cost more."""
+    """One vector of all buffers. They are vectors or scalars; a view of each would take longer than `cat`."""
     dimensions = {buffer.dim() for buffer in group}
     if dimensions == {0}:
         return torch.stack(group)

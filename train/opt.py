@@ -1,4 +1,4 @@
-"""Optimizers, with the three parameter groups that detectors are trained with."""
+"""Optimizers with three parameter groups: weights (with weight decay), norm weights and biases (without)."""
 
 import math
 from numbers import Real
@@ -12,10 +12,10 @@ from train.sched import Pace
 
 
 def parameter_groups(weight_decay: float, *models: nn.Module) -> list[dict]:
-    """Convolution weights with decay; norm weights and biases without. Parameters that are always frozen stay out.
+    """Convolution weights with weight decay; norm weights and biases without. Frozen parameters are left out.
 
-    A backbone that is frozen for some epochs only has to be in: call this before freezing. While frozen its parameters
-    have no gradient, and optimizers leave those alone.
+    A backbone that is frozen only in some epochs has to be included: call this before freezing. While it is frozen, its
+    parameters have no gradient, and optimizers skip them.
     """
     decayed, norms, biases = [], [], []
     for module in (module for model in models for module in model.modules()):
@@ -36,17 +36,19 @@ def parameter_groups(weight_decay: float, *models: nn.Module) -> list[dict]:
 
 
 def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimizer:
-    """Of the parameters of all models: SGD with Nesterov momentum, or AdamW with the momentum as its first beta.
+    """SGD with Nesterov momentum, or AdamW with the momentum as its first beta, for all parameters of `models`.
 
-    Where steps sum up gradients to a nominal batch, weight decay is scaled by what a step really holds of it.
+    With `nominalBatch`, weight decay is scaled by the share of the nominal batch that a step really contains.
     """
     decay = mcfg.optimizerWeightDecay
     if mcfg.nominalBatch:
-        held = mcfg.batchSize * max(round(mcfg.nominalBatch / mcfg.batchSize), 1)
-        decay *= held / mcfg.nominalBatch
+        images = mcfg.batchSize * max(round(mcfg.nominalBatch / mcfg.batchSize), 1)  # per optimizer step
+        decay *= images / mcfg.nominalBatch
     groups = parameter_groups(decay, *models)
     rate, momentum = mcfg.baseLearningRate, mcfg.optimizerMomentum
-    fused = True if next(models[0].parameters()).is_cuda else None  # can be held back by a flag on the device
+    fused = (
+        True if next(models[0].parameters()).is_cuda else None
+    )  # one kernel for all parameters; required by train.deferred
     if mcfg.optimizerType == "AdamW":
         return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
     nesterov = momentum > 0  # Nesterov without momentum is an error in torch
@@ -54,10 +56,10 @@ def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimi
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD's parameters that have a gradient and no momentum yet one of zeros, which is what the first step makes.
+    """Create SGD's missing momentum buffers as zeros, for parameters that have a gradient.
 
-    Fused SGD leaves it as uninitialised memory when its first step is held back, and fails where only some have one,
-    as after a frozen backbone.
+    Fused SGD leaves a buffer uninitialised if its first step is skipped, and fails if only some parameters have one, as
+    after a frozen backbone.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
@@ -67,20 +69,20 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """What `optimizer.state_dict()` gave, maybe on another device: fused or not is this one's own affair.
+    """Load a `state_dict()`, which may come from another device. Whether the optimizer is fused does not change.
 
-    Raises `ValueError`, `TypeError` and others for the state of another optimizer.
+    Raises `ValueError`, `TypeError` and others for the state of a different optimizer.
     """
-    own = [{"fused": group["fused"]} for group in optimizer.param_groups]
-    groups = [{**saved, **mine} for saved, mine in zip(state["param_groups"], own, strict=True)]
+    fused = [{"fused": group["fused"]} for group in optimizer.param_groups]
+    groups = [{**saved, **current} for saved, current in zip(state["param_groups"], fused, strict=True)]
     kinds = [{name: _kind(value) for name, value in group.items()} for group in optimizer.param_groups]
     optimizer.load_state_dict({**state, "param_groups": groups})
     if kinds != [{name: _kind(value) for name, value in group.items()} for group in optimizer.param_groups]:
-        raise ValueError("the groups of the optimizer have other fields")
-    for parameter, kept in optimizer.state.items():
-        tensors = [value for value in kept.values() if isinstance(value, torch.Tensor)]  # others keep what they like
+        raise ValueError("the groups of the optimizer have different fields")
+    for parameter, entry in optimizer.state.items():
+        tensors = [value for value in entry.values() if isinstance(value, torch.Tensor)]
         if any(value.dim() > 0 and value.shape != parameter.shape for value in tensors):
-            raise ValueError("the optimizer keeps tensors of another shape than its parameter")
+            raise ValueError("a tensor of the optimizer has a different shape than its parameter")
 
 
 def _kind(value: Any) -> type:
@@ -88,15 +90,15 @@ def _kind(value: Any) -> type:
 
 
 def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
-    """Learning rates by group, and the momentum where the optimizer has one (AdamW's betas stay).
+    """Set the learning rate of each group, and the momentum of SGD (AdamW's betas stay).
 
-    Raises `FloatingPointError` on NaN and Inf in these and in every other number of a group, such as its weight decay
-    and AdamW's betas: they would be all that is left of the weights.
+    Raises `FloatingPointError` if these or any other number of a group (weight decay, betas) is NaN or Inf: the weights
+    would become NaN, too.
     """
     if not all(math.isfinite(value) for value in (pace.rate, pace.bias_rate, pace.momentum)):
         raise FloatingPointError(
             f"the schedule is not finite: learning rate {pace.rate}, of biases {pace.bias_rate}, momentum "
-            f"{pace.momentum}; nothing has moved since the step before"
+            f"{pace.momentum}; the weights are unchanged since the step before"
         )
     for group in optimizer.param_groups:
         group["lr"] = pace.bias_rate if group["name"] == "biases" else pace.rate
@@ -105,12 +107,13 @@ def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
         for name, value in group.items():
             if name != "params" and not _is_finite(value):
                 raise FloatingPointError(
-                    f"the optimizer's {name} of the {group['name']} is {value}; nothing has moved since the step before"
+                    f"the optimizer's {name} of the {group['name']} is {value}; the weights are unchanged "
+                    "since the step before"
                 )
 
 
 def _is_finite(value: Any) -> bool:
-    """Is every number in it finite? What is no number, such as a flag or None, counts as finite."""
+    """Is every number in `value` finite? Flags, None and other values count as finite."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_finite, value))
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""How far an epoch has come: what its averages are made of, kept in a checkpoint that is saved inside the epoch."""
+"""Progress of an epoch: running means, counts and time. A checkpoint inside the epoch saves it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,34 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from train.step import Means
+
+class Means:
+    """Running means of named values. They stay on the device until `values` is called."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one value of each name. A name may be missing."""
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def values(self, names: tuple[str, ...] | None = None) -> dict[str, float]:
+        """The means of all names, or of those of `names` that have values."""
+        wanted = [name for name in names or self.sums if name in self.sums]
+        return {name: (self.sums[name] / self.counts[name]).item() for name in wanted}
 
 
 class EpochProgress:
-    """Batches and images seen, seconds spent, sums of the losses; seconds go on counting from the moment it is made."""
+    """Batches, images and seconds of an epoch, and the means of its losses. The clock runs from the construction on."""
 
     def __init__(self, state: dict[str, Any] | None = None):
         self.means = Means()
         self.batches, self.images, self._seconds_before = 0, 0, 0.0
         self._started = time.perf_counter()
-        self.bad_steps = self.odd_batches = 0  # left out; with boxes or images that cannot be right
+        self.bad_steps = self.odd_batches = 0  # skipped; with impossible boxes or images
         if state is not None:
             self.batches, self.images, self._seconds_before = state["batches"], state["images"], state["seconds"]
             self.means.sums, self.means.counts = dict(state["sums"]), dict(state["counts"])
@@ -26,7 +43,7 @@ class EpochProgress:
 
     @property
     def seconds(self) -> float:
-        """Spent on this epoch, in earlier starts of the run, too."""
+        """Time spent on this epoch, including earlier starts of the run."""
         return self._seconds_before + time.perf_counter() - self._started
 
     @property
@@ -34,12 +51,12 @@ class EpochProgress:
         return self.images / self.seconds
 
     def add(self, values: dict[str, Tensor], num_images: int) -> None:
-        """Take in the images of a batch with the values of its loss; the position, `batches`, is the loader's."""
+        """Add the number of images and the loss values of a batch. The caller sets `batches`."""
         self.means.add(values)
         self.images += num_images
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors; `EpochProgress(state)` takes it back."""
+        """Plain values and tensors for `EpochProgress(state)`."""
         return {
             "batches": self.batches,
             "images": self.images,
@@ -52,25 +69,25 @@ class EpochProgress:
 
 
 def bar_text(progress: EpochProgress, parts: Sequence[str]) -> dict[str, str]:
-    """What the progress bar shows beside how far it is."""
+    """The figures that the progress bar shows."""
     text = {name: f"{value:.3f}" for name, value in progress.means.values(tuple(parts)).items()}
-    left_out = {"left out": str(progress.bad_steps)} if progress.bad_steps else {}
-    return {**text, **left_out, "img/s": f"{progress.images_per_s:.0f}"}
+    skipped = {"skipped": str(progress.bad_steps)} if progress.bad_steps else {}
+    return {**text, **skipped, "img/s": f"{progress.images_per_s:.0f}"}
 
 
 def progress_bar(title: str, num_batches: int, quiet: bool) -> tqdm:
-    """Of an epoch; none where the output is a file: the line of the epoch is written there."""
+    """The progress bar of an epoch. None if the output is a file, which gets one line per epoch."""
     return tqdm(total=num_batches, desc=title, leave=False, disable=True if quiet else None, dynamic_ncols=True)
 
 
 def epoch_line(row: Mapping[str, Any], parts: Sequence[str], num_epochs: int, seconds_left: float) -> str:
-    """An epoch in one line of the log."""
-    told = " ".join(f"{name} {row[name]:.3f}" for name in parts if name in row)
+    """The line of an epoch in the log."""
+    losses = " ".join(f"{name} {row[name]:.3f}" for name in parts if name in row)
     figures = "" if row["map50"] is None else f" | mAP50 {row['map50']:.3f} mAP50-95 {row['map50_95']:.3f}"
     marks = (" best" if row["is_best"] else "") + (" frozen" if row["frozen"] else "")
-    left_out = f" | {row['bad_steps']} bad steps left out" if row.get("bad_steps") else ""
+    skipped = f" | {row['bad_steps']} bad steps skipped" if row.get("bad_steps") else ""
     return (
-        f"epoch {row['epoch'] + 1}/{num_epochs} | {told} | lr {row['lr']:.2e}{figures}{marks}{left_out} | "
+        f"epoch {row['epoch'] + 1}/{num_epochs} | {losses} | lr {row['lr']:.2e}{figures}{marks}{skipped} | "
         f"{row['images_per_s']:.0f} images/s, {_clock(seconds_left)} left"
     )
 

@@ -1,4 +1,4 @@
-"""The teacher's detections as labels of classes that the labels leave out."""
+"""Pseudo-labels: the teacher's detections as labels of classes that are not labelled."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,45 +7,39 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from config.mconfig import ModelConfig
-from model import YoloModel
 from ops.anchors import anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch
 from ops.boxes import pairwise_iou
 from ops.nms import select_detections
 from train.teacher import TeacherClasses
 
-SAME_OBJECT = 0.5  # IoU with a label from which a detection is of an object that has one
+SAME_OBJECT = 0.5  # a detection with at least this IoU with a label is the labelled object
 
 
 class PseudoLabels:
-    """(batch, the teacher's raw maps) -> the batch with more boxes, where classes of the teacher are not labelled."""
+    """(batch, the teacher's raw maps) -> the batch with additional boxes of classes that are not labelled."""
 
     def __init__(
         self,
-        known: TeacherClasses,
+        classes: TeacherClasses,
         min_score: float,
         reg_max: int,
         strides: tuple[int, ...],
         nms_iou: float = 0.7,
         most: int = 100,
     ):
-        """At most `most` detections an image become labels; `nms_iou` as in `ops.nms`."""
-        self.known, self.min_score, self.reg_max, self.strides = known, min_score, reg_max, strides
+        """`most`: largest number of detections per image; `nms_iou` as in `ops.nms`."""
+        self.classes, self.min_score, self.reg_max, self.strides = classes, min_score, reg_max, strides
         self.nms_iou, self.most = nms_iou, most
-
-    @classmethod
-    def from_config(cls, mcfg: ModelConfig, known: TeacherClasses, model: YoloModel) -> "PseudoLabels":
-        return cls(known, mcfg.pseudoScore, model.reg_max, model.strides, mcfg.nmsIou)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, raw_maps: Sequence[Tensor]) -> Batch:
-        """A batch on which everything is labelled comes back as it is; so does an image that the teacher sees empty."""
+        """Unchanged: a batch with complete labels, and images on which the teacher detects nothing."""
         if batch.labelled is None:
             return batch
         distributions, logits = flatten_maps(raw_maps, self.reg_max)
         boxes = decode_boxes(distributions, *anchors_of(raw_maps, self.strides))
-        scores = logits[..., list(self.known.teacher)].sigmoid()
+        scores = logits[..., list(self.classes.teacher)].sigmoid()
         rows = [self._row(batch, row, boxes[row], scores[row]) for row in range(len(batch))]
         all_boxes, all_labels = zip(*rows, strict=True)
         valid = pad_sequence([torch.ones_like(labels, dtype=torch.bool) for labels in all_labels], batch_first=True)
@@ -57,16 +51,14 @@ class PseudoLabels:
         )
 
     def _row(self, batch: Batch, row: int, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (M, 4) and labels (M,) of one image: its own, and the teacher's where they are of other objects."""
+        """Boxes (M, 4) and labels (M,) of one image: its labels, and the teacher's detections of other objects."""
         own = batch.boxes[row][batch.valid[row]], batch.labels[row][batch.valid[row]]
         assert batch.labelled is not None
-        student = torch.tensor(self.known.student, device=boxes.device)
+        student = torch.tensor(self.classes.student, device=boxes.device)
         is_missing = ~batch.labelled[row][student]
         found = select_detections(boxes, scores * is_missing, self.min_score, self.nms_iou, self.most)
         height, width = batch.images.shape[2:]
         inside = found.boxes.clamp(min=0).minimum(found.boxes.new_tensor([width, height, width, height]))
         has_area = (inside[:, 2:] > inside[:, :2]).all(dim=1)
-        is_other = (pairwise_iou(inside, own[0].to(inside.dtype)) < SAME_OBJECT).all(dim=1) & has_area
-        return torch.cat((own[0], inside[is_other].to(own[0].dtype))), torch.cat(
-            (own[1], student[found.labels[is_other]])
-        )
+        is_new = (pairwise_iou(inside, own[0].to(inside.dtype)) < SAME_OBJECT).all(dim=1) & has_area
+        return torch.cat((own[0], inside[is_new].to(own[0].dtype))), torch.cat((own[1], student[found.labels[is_new]]))

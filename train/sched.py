@@ -1,4 +1,4 @@
-"""Learning rates by epoch. A schedule gives the rate of an epoch and may learn from its validation figure."""
+"""Learning-rate schedules by epoch, and the warm-up by batch."""
 
 import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What the trainer asks of a schedule."""
+    """What the trainer needs: the rate of an epoch, which may depend on the validation results before it."""
 
     def rate(self, epoch: int) -> float: ...
 
@@ -17,10 +17,23 @@ class Schedule(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class CosineSchedule:
-    """The assignment's: quadratic warm-up from a tenth, half a cosine, the lowest rate for the last epochs.
+class FixedSchedule:
+    """A schedule that depends on the epoch alone, and so has no state."""
 
-    Warm-up lasts 5 % of all epochs, at least 1 and at most 3; the flat end 5 %, at least 1 and at most 15.
+    def observe(self, fitness: float | None) -> None:
+        """The validation result changes nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to load."""
+
+
+class CosineSchedule(FixedSchedule):
+    """The assignment's schedule: quadratic warm-up from base / 10, half a cosine, then the lowest rate.
+
+    Warm-up takes 5 % of the epochs, at least 1 and at most 3; the flat end 5 %, at least 1 and at most 15.
     """
 
     def __init__(self, base: float, lowest: float, max_epoch: int):
@@ -38,20 +51,11 @@ class CosineSchedule:
         progress = (epoch - self.warmup) / (self.max_epoch - self.warmup - self.flat)
         return self.lowest + (self.base - self.lowest) * (1 + math.cos(math.pi * progress)) / 2
 
-    def observe(self, fitness: float | None) -> None:
-        """The cosine follows the calendar, whatever comes."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is remembered: the rate follows from the epoch."""
-
 
 class PlateauSchedule:
-    """The same warm-up, then a tenth of the rate whenever `patience` epochs in a row brought no better figure.
+    """The same warm-up; then the rate is multiplied by `factor` after `patience` epochs without a better result.
 
-    Epochs without a figure do not count.
+    Epochs without a validation result do not count.
     """
 
     def __init__(self, base: float, lowest: float, max_epoch: int, patience: int = 10, factor: float = 0.1):
@@ -60,13 +64,13 @@ class PlateauSchedule:
         self.reductions, self.best, self.waited = 0, -math.inf, 0
 
     def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0, as far as is known now."""
+        """The learning rate of an epoch, counted from 0, after the reductions so far."""
         if epoch <= self.warm.warmup:
             return self.warm.rate(epoch)
         return max(self.base * self.factor**self.reductions, self.lowest)
 
     def observe(self, fitness: float | None) -> None:
-        """Tell the figure of the epoch that just ended; higher is better."""
+        """Record the validation result of the epoch that just ended; higher is better."""
         if fitness is None:
             return
         if fitness > self.best:
@@ -80,46 +84,37 @@ class PlateauSchedule:
         return {"reductions": self.reductions, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Reductions are counted, not rates, so that a run that goes on with another base rate does so."""
+        """The state has the number of reductions, not the rate, so that a resumed run may change its base rate."""
         self.reductions, self.best, self.waited = state["reductions"], state["best"], state["waited"]
 
 
-class DecaySchedule:
-    """From base to lowest over all epochs, in a line or half a cosine; nothing is flat."""
+class DecaySchedule(FixedSchedule):
+    """From base to lowest over all epochs, linearly or as half a cosine."""
 
     def __init__(self, base: float, lowest: float, max_epoch: int, is_cosine: bool = False):
         self.base, self.lowest, self.max_epoch, self.is_cosine = base, lowest, max_epoch, is_cosine
 
     def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0, once warm-up is over."""
-        left = max(0.0, 1 - epoch / self.max_epoch)
-        part = (1 - math.cos(math.pi * left)) / 2 if self.is_cosine else left
+        """The learning rate of an epoch, counted from 0, after warm-up."""
+        remaining = max(0.0, 1 - epoch / self.max_epoch)
+        part = (1 - math.cos(math.pi * remaining)) / 2 if self.is_cosine else remaining
         return self.lowest + (self.base - self.lowest) * part
-
-    def observe(self, fitness: float | None) -> None:
-        """The rate follows the calendar, whatever comes."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is remembered: the rate follows from the epoch."""
 
 
 class Pace(NamedTuple):
-    """How one batch is taken."""
+    """Settings of the optimizer for one batch."""
 
     rate: float  # learning rate of weights and norms
     bias_rate: float
     momentum: float
-    accumulate: int  # batches a step of the optimizer
+    accumulate: int  # batches per optimizer step
 
 
 class WarmUp:
-    """Straight lines, batch by batch: rates from 0 (biases from `bias_rate`), momentum, the batches of a step from 1.
+    """Linear warm-up by batch: learning rate from 0 (biases from `bias_rate`), momentum, and accumulation from 1.
 
-    Biases start high because those of the class scores have a long way to go. `accumulate` is what a step sums up once
-    warm-up is over. Lasts `epochs`, but never less than `at_least` batches; 0 epochs: none.
+    Biases start with a high rate, because those of the class scores have to change most. `accumulate`: batches per
+    optimizer step after warm-up. It takes `epochs`, but at least `at_least` batches; 0 epochs: no warm-up.
     """
 
     def __init__(
@@ -137,7 +132,7 @@ class WarmUp:
         self.accumulate = accumulate
 
     def pace(self, batch: int, rate: float) -> Pace:
-        """Of a batch, counted from the start of the training, in an epoch with this learning rate."""
+        """The settings of a batch, counted from the start of the training. `rate`: of its epoch after warm-up."""
         part = min(1.0, batch / self.num_batches) if self.num_batches else 1.0
         return Pace(
             rate=part * rate,
@@ -148,7 +143,7 @@ class WarmUp:
 
 
 def build_schedule(mcfg: Any) -> Schedule:
-    """The schedule that a ModelConfig names."""
+    """The schedule of a ModelConfig."""
     rates = (mcfg.baseLearningRate, mcfg.minLearningRate, mcfg.maxEpoch)
     if mcfg.schedulerType in ("linear", "cosine"):
         return DecaySchedule(*rates, is_cosine=mcfg.schedulerType == "cosine")
@@ -156,13 +151,13 @@ def build_schedule(mcfg: Any) -> Schedule:
 
 
 def build_warm_up(mcfg: Any, batches_an_epoch: int) -> WarmUp:
-    """The warm-up by batches of the linear and cosine schedule; those that warm up by epochs get one without length.
+    """The warm-up of the linear and cosine schedules. The others warm up by epoch: theirs has no batches.
 
-    AdamW's steps do not depend on the size of gradients, so its biases start from 0.
+    AdamW's steps do not depend on the size of the gradients, so its biases also start from 0.
     """
-    has_own = mcfg.schedulerType in ("COS", "plateau")
+    warms_up_by_epoch = mcfg.schedulerType in ("COS", "plateau")
     return WarmUp(
-        0 if has_own else mcfg.warmupEpochs,
+        0 if warms_up_by_epoch else mcfg.warmupEpochs,
         batches_an_epoch,
         0.0 if mcfg.optimizerType == "AdamW" else mcfg.warmupBiasRate,
         mcfg.warmupMomentum,

@@ -1,15 +1,20 @@
-"""The parts of a training, made as the trainer makes them, but so that a part that is refused hides no other."""
+"""Build a training from a config: network, starting weights, precision, objective, optimizer, schedule and loader.
 
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+The trainer, the doctor and the replay of a bad step all build it here.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from config.errors import UserError
-from config.mconfig import ModelConfig
+from config.mconfig import ModelConfig, base_names
 from dl.check import CheckedData
-from dl.image_cache import FileImages
+from dl.image_cache import Images
 from dl.label_selection import REPLAYED_SPLIT
 from dl.loader import BatchLoader, build_loader
 from model import YoloModel, build_model
@@ -19,101 +24,153 @@ from ops.device import pick_device, use_all_cores
 from ops.precision import Precision, pick_precision
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
+from train.distilloss import DistillationLoss, DistilWeights
 from train.loss import DetectionLoss
-from train.objective import DetectionObjective, DistillationObjective, build_objective
+from train.objective import DetectionObjective, DistillationObjective, distill_weight
+from train.opt import build_optimizer
+from train.pseudo import PseudoLabels
+from train.sched import Schedule, WarmUp, build_schedule, build_warm_up
+from train.teacher_file import load_teacher
+
+log = logging.getLogger("mars")
+
+Errors = dict[str, str]  # "weights" or "teacher" -> why it cannot be used
 
 
 @dataclass
 class TrainingSetup:
-    """What would train. `weights_refusal` and `teacher_refusal`: why these could not be used; None: nothing wrong."""
+    """The parts of a training."""
 
-    mcfg: ModelConfig  # with the head's width settled, and the epochs that fit into trainMinutes
+    mcfg: ModelConfig  # with the head width and the number of epochs settled
     data: CheckedData
     device: torch.device
     precision: Precision
     model: YoloModel
     objective: DetectionObjective | DistillationObjective
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    warm_up: WarmUp
     loader: BatchLoader
-    start: StartingWeights | None
-    report: LoadReport | None
-    weights_refusal: str | None = None
-    teacher_refusal: str | None = None
+    start: StartingWeights | None  # None: random weights, or a resumed run
+    load_report: LoadReport | None
+    errors: Errors
 
     @property
     def detection_loss(self) -> DetectionLoss:
-        """The loss of the labels, also where a teacher stands beside it."""
-        return self.objective.loss if isinstance(self.objective, DetectionObjective) else self.objective.loss.detection
+        """The loss of the labels, with and without a teacher."""
+        loss = self.objective.loss
+        return loss if isinstance(loss, DetectionLoss) else loss.detection
 
     @property
     def epochs(self) -> range:
-        """The epochs that are trained."""
+        """The epochs of this training."""
         return range(self.mcfg.startEpoch, self.mcfg.maxEpoch)
 
     @property
     def frozen_epochs(self) -> list[int]:
-        """Those of them in which the backbone holds still."""
+        """The epochs in which the backbone is frozen."""
         return [epoch for epoch in self.epochs if epoch in self.mcfg.backboneFreezeEpochs]
 
     def batches(self, most: int) -> Iterator[Batch]:
-        """The first batches of the first epoch, as the training will see them."""
+        """The first batches of the first epoch, as they are trained on."""
         self.loader.set_epoch(self.mcfg.startEpoch)
         with closing(self.loader):
             for _, batch in zip(range(most), self.loader, strict=False):
                 yield batch
 
 
-def build_training(mcfg: ModelConfig, data: CheckedData) -> TrainingSetup:
-    """Make everything that `mcfg` trains with; nothing is written.
+def build_training(
+    mcfg: ModelConfig,
+    data: CheckedData,
+    is_resumed: bool = False,
+    begun: Mapping[str, Any] | None = None,
+    images: Images | None = None,
+    errors: Errors | None = None,
+) -> TrainingSetup:
+    """Build everything that `mcfg` trains with. Nothing is written.
 
-    Raises `UserError` where there is nothing to examine: no such file or device, no object to train on.
+    `is_resumed`: the weights come from a checkpoint, whose config is `begun` (None if it cannot be read). `images`:
+    where the loader reads images; None: as cacheImages says. `errors`: collects why weights or teacher cannot be used,
+    and the training is built without them; None: such an error is raised. Raises `UserError` if a file or device is
+    missing.
     """
     device = pick_device(mcfg.device, mcfg.cuda)
     if device.type == "cpu":
         use_all_cores()
-    start = starting_weights(mcfg)
+    start = None if is_resumed else starting_weights(mcfg)
     if start is not None and not start.path.is_file():
         raise UserError(f"{start.path}: no such weights file")
-    mcfg, weights_refusal = _with_head_width(mcfg, start)
-    model = build_model(mcfg).to(device).to(memory_format=torch.channels_last)
-    report = None
-    if start is not None and weights_refusal is None:
-        try:
-            report = load_weights(model, start.path, mcfg.classList, start.backbone_only)
-        except UserError as error:
-            weights_refusal = str(error)
-    precision = pick_precision(mcfg.precision, device, model, mcfg.inputShape, mcfg.trainMinutes is not None)
-    mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), None)
-    objective, teacher_refusal = _objective(mcfg, model, precision.dtype)
+    with _collecting(errors, "weights"):
+        mcfg = with_head_width(mcfg, start, begun)
+    model = build_network(mcfg, device)
+    load_report = None
+    if start is not None and not (errors and "weights" in errors):
+        with _collecting(errors, "weights"):
+            load_report = load_weights(model, start.path, mcfg.classList, start.backbone_only)
+
+    # Timed only where a run starts. A resumed run keeps its precision and its number of epochs.
+    must_time = not is_resumed and mcfg.trainMinutes is not None
+    precision = pick_precision("float32" if is_resumed else mcfg.precision, device, model, mcfg.inputShape, must_time)
+    if begun is not None or precision.seconds is not None:
+        mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), begun)
+
+    objective = DetectionObjective(DetectionLoss.from_config(mcfg, model))
+    with _collecting(errors, "teacher"):
+        objective = build_objective(mcfg, model, precision.dtype)
+    optimizer = build_optimizer(mcfg, model, *objective.extra_modules)
     loader = build_loader(
-        mcfg, mcfg.trainSplitName, list(data.splits[mcfg.trainSplitName]), train=True, images=FileImages(),
+        mcfg, mcfg.trainSplitName, list(data.splits[mcfg.trainSplitName]), train=True, images=images,
         replay_from=data.splits[REPLAYED_SPLIT] if mcfg.replayImages else (),
     )  # fmt: skip
     return TrainingSetup(
-        mcfg, data, device, precision, model, objective, loader, start, report, weights_refusal, teacher_refusal
-    )
+        mcfg, data, device, precision, model, objective, optimizer, build_schedule(mcfg),
+        build_warm_up(mcfg, len(loader)), loader, start, load_report, errors or {},
+    )  # fmt: skip
 
 
-def some_images(batch: Batch, count: int) -> Batch:
-    """`count` images of a batch: those with the most objects first, from the start again when they run out."""
-    order = batch.valid.sum(dim=1).argsort(descending=True, stable=True)
-    rows = order[torch.arange(count) % len(batch)]
-    values = {name: getattr(batch, name)[rows] for name in ("images", "boxes", "labels", "valid")}
-    labelled = None if batch.labelled is None else batch.labelled[rows]
-    ids = tuple(batch.image_ids[row] for row in rows.tolist())
-    return replace(batch, **values, labelled=labelled, image_ids=ids, letterboxes=())
+def build_network(mcfg: ModelConfig, device: torch.device) -> YoloModel:
+    """The network of a config on a device, in the channels-last layout, in which convolutions are faster."""
+    return build_model(mcfg).to(device).to(memory_format=torch.channels_last)
 
 
-def _with_head_width(mcfg: ModelConfig, start: StartingWeights | None) -> tuple[ModelConfig, str | None]:
-    try:
-        return with_head_width(mcfg, start, None), None
-    except UserError as error:  # it cannot be read as weights
-        return mcfg, str(error)
-
-
-def _objective(
+def build_objective(
     mcfg: ModelConfig, model: YoloModel, precision: torch.dtype
-) -> tuple[DetectionObjective | DistillationObjective, str | None]:
+) -> DetectionObjective | DistillationObjective:
+    """The objective of a config. A teacher is read from its file; raises `UserError` if it does not fit."""
+    detection = DetectionLoss.from_config(mcfg, model)
+    if mcfg.modelName != "distillation":
+        return DetectionObjective(detection)
+    device = next(model.parameters()).device
+    teacher = load_teacher(mcfg, device, precision)
+    classes = teacher.classes
+    base = base_names(mcfg)
+    if base is not None and set(base) != set(classes.names):
+        log.warning(
+            "baseClasses are %s, but the teacher was trained on %s; results of base and novel classes use baseClasses",
+            ", ".join(base), ", ".join(classes.names),
+        )  # fmt: skip
+    weights = DistilWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
+    widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
+    with torch.random.fork_rng(devices=[]):  # projectors are drawn from the seed; other random numbers stay the same
+        torch.manual_seed(mcfg.seed)
+        loss = DistillationLoss(
+            detection, classes.student, classes.teacher, weights, widths, mcfg.responseMode, mcfg.temperature
+        )
+    pseudo = None
+    if mcfg.unlabelledClasses == "pseudo":
+        pseudo = PseudoLabels(classes, mcfg.pseudoScore, model.reg_max, model.strides, mcfg.nmsIou)
+
+    def weight_at(epoch: int) -> float:
+        return distill_weight(epoch, mcfg.distilEpochs, range(mcfg.startEpoch, mcfg.maxEpoch), mcfg.distilSchedule)
+
+    return DistillationObjective(loss.to(device), teacher, weight_at, pseudo)
+
+
+@contextmanager
+def _collecting(errors: Errors | None, part: str) -> Iterator[None]:
     try:
-        return build_objective(mcfg, model, precision), None
+        yield
     except UserError as error:
-        return DetectionObjective(DetectionLoss.from_config(mcfg, model)), str(error)
+        if errors is None:
+            raise
+        errors[part] = str(error)

@@ -1,9 +1,9 @@
-"""Steps whose loss or gradient is far above what is usual: named before they become NaN, and counted an epoch.
+"""Spikes: steps whose loss or gradient norm is far above its recent values. Often the first sign of a later NaN.
 
-What is usual is the median of the logarithms of the last values, and their median absolute deviation (MAD), which a few
-outliers do not move. On logarithms a spike is a factor, whatever the size of a loss; one that is zero, as the box loss
-of a batch without boxes, says nothing about the others and is left out, and so is what is not finite. A part that is
-usually next to nothing, as the box loss of a fresh network whose boxes overlap no object, is measured against the loss.
+A value is compared with the median of the last values and their median absolute deviation (MAD), which a few outliers
+do not change. Both use logarithms, so that a spike is a factor, whatever the size of the loss. Values that are zero,
+such as the box loss of a batch without boxes, or not finite are left out. A loss part that is usually very small, such
+as the box loss of a new network whose boxes overlap no object, is compared with a share of the loss.
 """
 
 import math
@@ -13,19 +13,19 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
-WINDOW = 100  # steps that count
-WARM_UP = 20  # of them before anything is a spike
-MADS = 6 * 1.4826  # deviations above the median; 1.4826 of them are a standard deviation of normal values
-MAD_FLOOR = 0.02  # so that not every wobble of a steady loss is a spike
-RELATIVE_FLOOR = 0.5  # above the median, at least
-WHOLES = ("loss", "grad_norm")  # the others are parts of the loss
-EXPLOSION = 100.0  # times the median is a spike during the warm-up, too,
-FEWEST = 3  # once there are so many values
-NEXT_TO_NOTHING = 0.1  # of the loss: what a part is measured against where it is usually less than that
+WINDOW = 100  # last steps that are compared with
+WARM_UP = 20  # steps before the first spike
+MADS = 6 * 1.4826  # above the median; 1.4826 MAD are one standard deviation of a normal distribution
+MAD_FLOOR = 0.02  # so that small changes of a steady loss are no spikes
+RELATIVE_FLOOR = 0.5  # a spike is at least 1.5 times the median
+TOTALS = ("loss", "grad_norm")  # all other values are parts of the loss
+EXPLOSION = 100.0  # times the median is a spike during warm-up, too
+FEWEST = 3  # values before an explosion can be recognised
+SMALL_PART = 0.1  # a part with a smaller share of the loss is compared with this share
 
 
 class Spike(NamedTuple):
-    """One value that is far above the median of those before it, by this factor."""
+    """A value far above the median of the values before it: `times` as large."""
 
     name: str
     value: float
@@ -33,11 +33,11 @@ class Spike(NamedTuple):
     batch: int  # of the epoch, from 1
 
     def __str__(self) -> str:
-        return f"batch {self.batch}: {self.name} {self.value:.4g} is {self.times:.3g} times what is usual"
+        return f"batch {self.batch}: {self.name} {self.value:.4g} is {self.times:.3g} times its recent median"
 
 
 class Spikes:
-    """Takes the values of every step by name, each with a window of its own, and remembers an epoch's spikes."""
+    """Compares the values of every step with their recent values, each name separately, and counts spikes per epoch."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class Spikes:
         self.worst: Spike | None = None
 
     def add(self, values: Mapping[str, float], batch: int) -> list[Spike]:
-        """Take the values of one step; its spikes, the largest factor first. They count as one."""
-        usual_loss = _middle(self._sorted["loss"]) if self._sorted.get("loss") else -math.inf
-        least = {name: usual_loss + math.log(NEXT_TO_NOTHING) for name in values if name not in WHOLES}
+        """Add the values of one step. Returns its spikes, the largest first; together they count as one."""
+        median_loss = _median_of(self._sorted["loss"]) if self._sorted.get("loss") else -math.inf
+        least = {name: median_loss + math.log(SMALL_PART) for name in values if name not in TOTALS}
         found = [
             spike
             for name, value in values.items()
@@ -73,35 +73,35 @@ class Spikes:
             return None
         log, logs = math.log(value), self._logs.setdefault(name, deque(maxlen=self.window))
         in_order = self._sorted.setdefault(name, [])
-        middle = _middle(in_order) if logs else log
+        middle = _median_of(in_order) if logs else log
         above = log - max(middle, least)
         is_spike = self._is_far(above, middle, logs)
         if len(logs) == self.window:
             del in_order[bisect_left(in_order, logs[0])]
-        logs.append(log)  # a spike, too: where the level has changed for good, it is no spike for long
+        logs.append(log)  # spikes, too: after a lasting change the new level soon is the median
         insort(in_order, log)
         return Spike(name, value, math.exp(min(above, 700.0)), batch) if is_spike else None
 
     def _is_far(self, above: float, middle: float, logs: deque[float]) -> bool:
-        """`above`: what is usual, in logarithms."""
+        """`above`: distance from the median, in logarithms."""
         if len(logs) < self.warm_up:
             return len(logs) >= FEWEST and above > math.log(EXPLOSION)
         if above <= max(MADS * self.mad_floor, math.log1p(self.relative_floor)):
-            return False  # whatever the deviation is, which takes longer to find out
+            return False  # the MAD takes longer to compute and is not needed
         return above > MADS * median(abs(log - middle) for log in logs)
 
     def start_epoch(self) -> None:
-        """Count anew; what is usual stays."""
+        """Start counting from 0. The recent values stay."""
         self.count, self.worst = 0, None
 
     def row(self) -> dict[str, Any]:
-        """What `metrics.jsonl` says of the epoch: steps with spikes, and the worst of them."""
+        """For `metrics.jsonl`: the number of steps with spikes, and the worst spike."""
         worst = self.worst
-        told = None if worst is None else {"name": worst.name, "times": round(worst.times, 3), "batch": worst.batch}
-        return {"spikes": self.count, "worst_spike": told}
+        values = None if worst is None else {"name": worst.name, "times": round(worst.times, 3), "batch": worst.batch}
+        return {"spikes": self.count, "worst_spike": values}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; `load_state_dict` takes them back."""
+        """Plain values for `load_state_dict`."""
         return {
             "logs": {name: list(logs) for name, logs in self._logs.items()},
             "count": self.count,
@@ -115,7 +115,7 @@ class Spikes:
         self.worst = None if state["worst"] is None else Spike(*state["worst"])
 
 
-def _middle(in_order: list[float]) -> float:
+def _median_of(in_order: list[float]) -> float:
     """The median of sorted values."""
     half = len(in_order) // 2
     return in_order[half] if len(in_order) % 2 else (in_order[half - 1] + in_order[half]) / 2

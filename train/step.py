@@ -1,8 +1,7 @@
-"""One batch into the weights: forward, loss, backward, and every few batches a step of the optimizer."""
+"""One training step: forward, loss, finite check, backward, clip, optimizer, EMA."""
 
 import logging
 import math
-from collections import deque
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -11,58 +10,35 @@ from torch import Tensor, nn
 from config.errors import UserError
 from ops.batch import Batch, network_input
 from ops.precision import autocast
-from ops.random_states import random_states, restore_random_states
-from ops.safe import find_nonfinite, total_of
+from ops.safe import total_of
 from train.ema import ModelEMA
-from train.guard import BadStep, Guard, Kept, Reading, Step, agreed, complaint_about, flag_of
+from train.guard import BadStep, Guard, StepRecord, StepState, flag_of, over_all_ranks
 from train.objective import Objective
-from train.opt import start_momentum
 
 log = logging.getLogger("mars")
 
 NO_LOGIT = torch.tensor(-math.inf)
-_SMALLEST_SCALE = 1.0  # of gradients in float16, below which it is not the scale that makes them infinite
-
-
-class Means:
-    """Running means of named values that stay on the device until they are asked for."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Take one value of each name; a name need not come every time."""
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def values(self, names: tuple[str, ...] | None = None) -> dict[str, float]:
-        """The mean of every name, or of those of these that came."""
-        wanted = [name for name in names or self.sums if name in self.sums]
-        return {name: (self.sums[name] / self.counts[name]).item() for name in wanted}
 
 
 class StepSetup(NamedTuple):
-    """What the steps of a run have in common: everything but their batches. The tracer repeats a step with it."""
+    """What all steps of a run have in common. The tracer repeats a step with it."""
 
     model: nn.Module
     objective: Objective
     precision: torch.dtype
     sum_over_batch: bool
     config_json: str
-    weights_file: str | None  # that the run started from
+    weights_file: str | None  # the weights that the run started from
 
 
 class Stepper:
-    """Sums the gradients of batches and steps when they are enough; a bad step leaves no trace.
+    """Accumulates gradients over batches and steps the optimizer. A bad step changes nothing.
 
-    The network computes in `precision`; loss, gradients and weights are float32. `sum_over_batch`: the loss of a batch
-    counts times its number of images, and gradients of batches add up; else a step takes their mean over all images of
-    the step, however many batches that are.
+    The network runs in `precision`; loss, gradients and weights are float32. `sum_over_batch`: the loss of a batch is
+    multiplied by its number of images, as in Ultralytics; otherwise a step uses the mean over all its images.
     """
 
-    def __init__(  # noqa: PLR0913 (what a step is made of)
+    def __init__(  # noqa: PLR0913 (the parts of a training step)
         self,
         model: nn.Module,
         objective: Objective,
@@ -73,265 +49,190 @@ class Stepper:
         sum_over_batch: bool,
         guard: Guard | None = None,
     ):
-        """`guard` None: the first bad step ends it, and weights are looked at when `check_state` is called."""
+        """`guard` None: the first bad step raises, and weights are checked only by `check_state`."""
         self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
-        # In the network's order, not the optimizer's: the norm's last digits depend on it.
-        self.parameters = [one for part in (model, *objective.extra_modules) for one in part.parameters()]
+        # In the order of the network, not of the optimizer: the last digits of the norm depend on it.
+        self.parameters = [p for module in (model, *objective.extra_modules) for p in module.parameters()]
         self.device = next(model.parameters()).device
         self.precision, self.gradient_clip, self.sum_over_batch = precision, gradient_clip, sum_over_batch
         # Gradients in float16 would vanish below 6e-8; bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.guard = guard or Guard(model)
-        if self.guard.is_late and not all(group.get("fused") for group in optimizer.param_groups):
-            raise ValueError(
-                "the optimizer is not fused: a flag on the device cannot hold it back; build it fused=True"
-            )
-        self.pending = 0  # batches whose gradients wait for the step
-        self.pending_images = (0, 0)  # in all of these batches, and in the first of them
-        self.steps = self.bad_steps = self.bad_in_a_row = 0
-        self.judged: Kept | None = None  # the batch that `add` told of last
-        self.top_logit = NO_LOGIT  # the largest class logit since the caller last put it back to this
-        self._last: Kept | None = None
-        self._waiting: deque[Step] = deque()  # for the host to judge them: late one, else none
+        if self.guard.is_deferred and not all(group.get("fused") for group in optimizer.param_groups):
+            raise ValueError("the deferred check needs a fused optimizer, which reads its flag; build it fused=True")
+        self.pending = 0  # batches whose gradients wait for the optimizer
+        self.pending_images = (0, 0)  # images in these batches, and in the first of them
+        self.steps = self.bad_steps = 0
+        self.last_checked: StepState | None = None  # the batch whose values `add` returned last
+        self.top_logit = NO_LOGIT  # the largest class logit since the caller last reset it
+        self._last: StepState | None = None
 
     def add(self, batch: Batch, accumulate: int = 1) -> dict[str, Tensor]:
-        """Take one batch, on the device, and step when `accumulate` batches are in. A clip that is not above 0 raises
-        `FloatingPointError`, a network without anything to train `UserError`, both before anything moves.
+        """Train on one batch, which is on the device. The optimizer steps when `accumulate` batches are in.
 
-        Returns the loss, its parts and, when it stepped, the gradient's norm, on the host, of the batch that was judged
-        last: this one, or the one before when judged late; nothing of a bad one, and nothing before the first. Raises
-        `BadStep` when the guard's patience is at its end. A bad batch takes those with it that wait for the same step.
+        Returns loss, loss parts and, after an optimizer step, the gradient norm, on the host. They belong to the last
+        checked batch (this one; with the deferred check the previous one) and are empty if that batch was skipped. A
+        bad batch discards all gradients that wait for the same optimizer step. Raises `BadStep` after `max_bad_steps`
+        bad steps in a row, `UserError` when no parameter requires a gradient, and `FloatingPointError` when
+        `gradient_clip` is not positive.
         """
-        if not self.gradient_clip > 0:  # NaN neither
-            told = f"gradientClip is {self.gradient_clip}, which would spoil every gradient; give a number above 0"
-            raise FloatingPointError(f"{told}; nothing has moved since the step before")
-        kept = self._last = self.guard.take(batch)
-        step, loss = self._forward(kept)
-        if not loss.requires_grad:
-            raise UserError(
-                "nothing can be trained: no parameter of the network requires a gradient; unfreeze some of them"
-            )
-        if self.guard.is_late or not step.is_bad:
-            self._backward(step, loss * self._weight_of(len(batch)))
-            if self.pending >= accumulate:
-                self._move(step)
-            elif not self.scaler.is_enabled():
-                self._look_at_gradients(step)
-            self._follow(step)
-        return self._judge(step)
+        self._require_positive_clip()
+        state = self._last = self.guard.capture(batch)
+
+        with autocast(self.device, self.precision):
+            result = self.objective(self.model, network_input(batch.images), batch)
+        if not result.total.requires_grad:
+            raise UserError("nothing can be trained: no parameter of the network requires a gradient; unfreeze one")
+
+        record = self.guard.record(state, result)
+        if self.guard.skips_backward(record):
+            return self._read(self.guard.finish(record))
+
+        # Weights are counted before the backward pass: the first batch of a step has weight 1 (see _average_gradients).
+        loss = self.guard.prepare_loss(record, result.total * self._batch_weight(len(batch)))
+        self.scaler.scale(loss).backward()
+
+        if self.pending >= accumulate:
+            self._step(record)
+        elif not self.scaler.is_enabled():
+            self.guard.check_gradients(record, self._gradients())
+        return self._read(self.guard.finish(record))
+
+    def _step(self, record: StepRecord) -> None:
+        """Clip the gradients, step the optimizer, update the EMA."""
+        self._average_gradients()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
+        self.guard.check_norm(record, norm, self.scaler)
+
+        self.guard.step_optimizer(record, self.optimizer, self.scaler)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.pending = 0
+
+        self.guard.update_ema(record, self.ema)
+        self.steps += 1
+        if self.guard.interval and self.steps % self.guard.interval == 0:
+            record.state_sum = self._state_sum()
 
     def flush(self) -> dict[str, Tensor]:
-        """Step with what is waiting, at the end of an epoch, and judge all; the values of it."""
+        """At the end of an epoch: step with the gradients that wait, and check everything. Returns the last values."""
         if not self.pending or self._last is None:
             return self.settle()
-        none = torch.zeros_like(self.guard.one)
-        step = Step(self._last, {}, {}, is_bad=none, is_held=none, scale=self.guard.one)
-        self._move(step)
-        self._follow(step)
-        return {**self._judge(step), **self.settle()}
+        record = self.guard.record(self._last)
+        self._step(record)
+        return {**self._read(self.guard.finish(record)), **self.settle()}
 
     def settle(self) -> dict[str, Tensor]:
-        """Judge what waits for it, as has to be before anything is saved, and return its values."""
-        values: dict[str, Tensor] = {}
-        while self._waiting:
-            values |= self._judge_one(self._waiting.popleft())
-        return values
+        """Check all steps that are not checked yet. Required before anything is saved."""
+        return self._read(self.guard.flush())
 
     def stays_finite_on(self, batch: Batch) -> bool:
-        """Is all of a forward pass and its loss finite? Nothing of it remains."""
-        kept = self.guard.take(batch)
-        with torch.no_grad():
-            step, _ = self._forward(kept)
-        self.guard.statistics.put_back(kept.statistics)
-        restore_random_states(random_states(kept.random))
-        return not step.is_bad
+        """Are forward pass and loss of this batch finite? Leaves no change."""
+        state = self.guard.capture(batch)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            result = self.objective(self.model, network_input(batch.images), batch)
+            is_bad = self.guard.record(state, result).is_bad
+        self.guard.restore(state)
+        return not is_bad
 
     def check_state(self) -> None:
-        """Raise `BadStep` when a weight, an average, a statistic or a momentum is not finite. To be settled first."""
-        if self._last is not None and agreed(flag_of([self._state_total()])):
-            self._blame_state(self._last)
+        """Raise `BadStep` if a weight, the EMA, a statistic or the momentum is not finite. Call `settle` before."""
+        if self._last is not None and over_all_ranks(flag_of([self._state_sum()])):
+            self._raise_bad_state(self._last)
 
-    def _forward(self, kept: Kept) -> tuple[Step, Tensor]:
-        """The step, as far as it is known before the backward pass, and the loss."""
-        with autocast(self.device, self.precision):
-            out = self.objective(self.model, network_input(kept.batch.images), kept.batch)
-        values = {"loss": out.total.detach(), **out.parts}
-        watched = {**self.guard.watch_inputs(kept.batch), **out.watched, **self.guard.watch_statistics()}
-        is_bad = agreed(flag_of([*values.values(), *watched.values()], out.parts.values()))
-        none, parts = torch.zeros_like(is_bad), tuple(out.parts)
-        top_logit = getattr(out, "top_logit", None)  # a user's own objective need not report it
-        return Step(kept, values, watched, is_bad, none, self.guard.one, parts, top_logit), out.total
+    def _batch_weight(self, images: int) -> float:
+        """The factor of a batch's loss. Also counts the batch.
 
-    def _weight_of(self, images: int) -> float:
-        """What the loss of a batch is multiplied by, and count the batch.
-
-        For a mean, the first batch of a step has the weight 1 and `_average` divides by the sum of the weights: an
-        epoch may end before `accumulate` batches are in, and its last batch may be smaller.
+        For the mean, the first batch of a step has weight 1 and `_average_gradients` divides by the sum of the weights:
+        the last batch of an epoch may be smaller, and the epoch may end before `accumulate` batches are in.
         """
         waiting, first = self.pending_images if self.pending else (0, images)
         self.pending_images = (waiting + images, first)
         self.pending += 1
         return float(images) if self.sum_over_batch else images / first
 
-    def _average(self) -> None:
+    def _average_gradients(self) -> None:
         if self.sum_over_batch or self.pending == 1:
             return
         images, first = self.pending_images
-        gradients = [one.grad for one in self.parameters if one.grad is not None]
-        torch._foreach_div_(gradients, images / first)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_div_(self._gradients(), images / first)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _backward(self, step: Step, loss: Tensor) -> None:
-        guard = self.guard
-        if guard.is_late:  # the host does not know yet: where the step must not count, its gradients become NaN
-            guard.is_spoilt = torch.maximum(torch.maximum(guard.is_spoilt, guard.is_stuck), step.is_bad)
-            loss = loss * guard.is_spoilt.masked_fill(guard.is_spoilt > 0, math.nan).add(1)
-        self.scaler.scale(loss).backward()
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-    def _look_at_gradients(self, step: Step) -> None:
-        """Of a batch that the step does not follow yet, so that the right one is blamed."""
-        gradients = [one.grad for one in self.parameters if one.grad is not None]
-        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
-        step.watched["grad_norm"] = torch.stack(norms).norm()
-        self.guard.blame(step, agreed(flag_of([step.watched["grad_norm"]])))
+    def _read(self, records: list[StepRecord]) -> dict[str, Tensor]:
+        """The values of these records; a bad one is discarded and reported."""
+        values: dict[str, Tensor] = {}
+        for record in records:
+            values |= self._read_record(record)
+        return values
 
-    def _move(self, step: Step) -> None:
-        """The optimizer, unless a gradient is not finite."""
-        self._average()
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
-        step.moves, step.is_held = True, agreed(flag_of([norm]))
-        step.scale = self.scaler.scale(self.guard.one)
-        if self.scaler.is_enabled():  # an infinite gradient says that the scale was too large, while it can get smaller
-            is_overflow = step.scale >= _SMALLEST_SCALE
-            self.guard.blame(step, step.is_held * ~is_overflow)
-            norm = norm.masked_fill((step.is_held > 0) & is_overflow, 0)
-        else:
-            self.guard.blame(step, step.is_held)
-        step.values["grad_norm"] = norm
-        if self.guard.is_late:
-            self._move_unless(step.is_held)
-        elif self.scaler.is_enabled() or not step.is_held:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.pending = 0
-
-    def _move_unless(self, flag: Tensor) -> None:
-        """The fused optimizers ask the flag on the device; with a scaler it is the scaler that hands it over."""
-        start_momentum(self.optimizer)
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            return
-        vars(self.optimizer)["found_inf"] = flag
-        self.optimizer.step()
-        del vars(self.optimizer)["found_inf"]
-
-    def _follow(self, step: Step) -> None:
-        """What follows the optimizer: statistics are held back late, the average takes the step in."""
-        is_late = self.guard.is_late
-        if is_late:
-            self.guard.hold_back(step)
-        if not step.moves:
-            return
-        if self.ema is not None and (is_late or not step.is_held):
-            self.ema.update(self.model, step.is_held if is_late else None)
-        self.steps += 1
-        if self.guard.interval and self.steps % self.guard.interval == 0:
-            step.state = self._state_total()
-
-    def _judge(self, step: Step) -> dict[str, Tensor]:
-        step.send()
-        self._waiting.append(step)
-        if self.guard.is_late and len(self._waiting) == 1:
+    def _read_record(self, record: StepRecord) -> dict[str, Tensor]:
+        found, self.last_checked = record.read(), record.state
+        self._correct_ema_steps(record, found.is_held)
+        if found.is_bad:
+            self._discard(record, self.guard.error(record, found))
             return {}
-        return self._judge_one(self._waiting.popleft())
+        self.guard.bad_in_a_row = 0
+        if record.top_logit is not None:
+            self.top_logit = torch.maximum(self.top_logit, found.numbers["top_logit"])
+        if record.state_sum is not None and not found.numbers["state"].isfinite():
+            self._raise_bad_state(record.state)
+        return {name: found.numbers[name] for name in record.values}
 
-    def _judge_one(self, step: Step) -> dict[str, Tensor]:
-        reading, self.judged = step.read(), step.kept
-        self._count_back(step, reading)
-        if reading.is_bad:
-            self._refuse(step, reading)
-            return {}
-        self.bad_in_a_row = 0
-        if step.top_logit is not None:
-            self.top_logit = torch.maximum(self.top_logit, reading.numbers["top_logit"])
-        if step.state is not None and not reading.numbers["state"].isfinite():
-            self._blame_state(step.kept)
-        return {name: reading.numbers[name] for name in step.values}
-
-    def _count_back(self, step: Step, reading: Reading) -> None:
-        """The average counts its steps on the host, which did not know then that it was held back."""
-        if self.guard.is_late and self.ema is not None and step.moves and reading.is_held:
+    def _correct_ema_steps(self, record: StepRecord, is_held: bool) -> None:
+        """With the deferred check the EMA has counted a step that the device skipped."""
+        if self.guard.is_deferred and self.ema is not None and record.optimizer_steps and is_held:
             self.ema.steps -= 1
 
-    def _refuse(self, step: Step, reading: Reading) -> None:
+    def _discard(self, record: StepRecord, error: BadStep) -> None:
         self.bad_steps += 1
-        self.bad_in_a_row += 1
-        error = self._bad_step(step, reading)
-        if not self.guard.is_late:
-            self.guard.statistics.put_back(step.kept.statistics)
+        self.guard.bad_in_a_row += 1
+        self.guard.discard(record)
+        if not self.guard.is_deferred:
             self._drop_gradients()
-        if self.bad_in_a_row >= self.guard.patience:
+        if self.guard.bad_in_a_row >= self.guard.max_bad_steps:
             self._stop(error)
-        log.warning("left out: %s", error)
-
-    def _bad_step(self, step: Step, reading: Reading) -> BadStep:
-        named = (*step.watched, *step.values)  # causes first
-        numbers = {name: reading.numbers[name].item() for name in named}
-        if complaint_about({name: value for name, value in numbers.items() if name != "grad_norm"}, step.parts):
-            numbers.pop("grad_norm", None)  # late, it was made NaN because of that
-        shown = [name for name in step.values if name in numbers]
-        shown += [name for name in step.watched if name in numbers and not math.isfinite(numbers[name])]
-        told = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown)
-        place = f"epoch {step.kept.epoch + 1}, batch {step.kept.step}, images {', '.join(step.kept.batch.image_ids)}"
-        kept = "weights, average and statistics are those of the step before"
-        parameters = self.model.named_parameters()
-        if spoilt := next((name for name, one in parameters if not one.isfinite().all()), None):
-            kept = f"{spoilt} was not finite before the optimizer's turn: an earlier step wrote it, or other code"
-        return BadStep(
-            f"{complaint_about(numbers, step.parts)}: {told}; {place}; {kept}",
-            self.guard.snapshot(step.kept, reading.scale),
-            numbers,
-        )
-
-    def _state_total(self) -> Tensor:
-        averages = self.ema.state_dict().values() if self.ema is not None else ()
-        momentum = (one for state in self.optimizer.state.values() for one in state.values() if torch.is_tensor(one))
-        return total_of(one for one in (*self.parameters, *averages, *momentum) if one.is_floating_point())
-
-    def _blame_state(self, kept: Kept) -> None:
-        """Where a sum was too large and nothing is wrong, nothing happens."""
-        weights = {"weights": self.model.state_dict(), "average": self.ema.state_dict() if self.ema else None}
-        learned = {f"learned {number}": one.state_dict() for number, one in enumerate(self.objective.extra_modules)}
-        if name := find_nonfinite({**weights, **learned, "momentum": self._momentum()}):
-            place = f"epoch {kept.epoch + 1}, batch {kept.step}"
-            sentence = f"{name} is not finite; {place}; the checkpoints of the run are from before"
-            buffer = dict(self.model.named_buffers()).get(name.removeprefix("weights."))
-            if buffer is not None and buffer.isinf().any():
-                sentence += "; where it is a mask, register_buffer(..., persistent=False) keeps it out of them"
-            self._stop(BadStep(sentence, self.guard.snapshot(kept, 1.0), {}))
-
-    def _momentum(self) -> dict[str, dict[str, Any]]:
-        """What the optimizer keeps, by the names of the parameters."""
-        names = {id(one): name for name, one in self.model.named_parameters()}
-        states = enumerate(self.optimizer.state.items())
-        return {names.get(id(one), f"learned {number}"): state for number, (one, state) in states}
+        log.warning("step skipped: %s", error)
 
     def _stop(self, error: BadStep) -> NoReturn:
-        for later in self._waiting:
-            self._count_back(later, later.read())
-        self._waiting.clear()
+        for record in self.guard.flush():
+            self._correct_ema_steps(record, record.read().is_held)
         self._drop_gradients()
-        self.guard.forget()
-        self.bad_in_a_row = 0
+        self.guard.reset()
         raise error
 
     def _drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.pending = 0
 
+    def _state_sum(self) -> Tensor:
+        """A number that is finite only if all weights, the EMA and the momentum are."""
+        ema = self.ema.state_dict().values() if self.ema is not None else ()
+        momentum = (v for state in self.optimizer.state.values() for v in state.values() if torch.is_tensor(v))
+        return total_of(value for value in (*self.parameters, *ema, *momentum) if value.is_floating_point())
+
+    def _raise_bad_state(self, state: StepState) -> None:
+        """Raise with the name of the first bad tensor. If only the sum overflowed, nothing happens."""
+        extra = {f"extra module {i}": module.state_dict() for i, module in enumerate(self.objective.extra_modules)}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        entries = enumerate(self.optimizer.state.items())
+        momentum = {names.get(id(parameter), f"extra module {i}"): entry for i, (parameter, entry) in entries}
+        ema = self.ema.state_dict() if self.ema else None
+        content = {"weights": self.model.state_dict(), "EMA": ema, **extra, "momentum": momentum}
+        if (error := self.guard.state_error(state, content)) is not None:
+            self._stop(error)
+
+    def _require_positive_clip(self) -> None:
+        if not self.gradient_clip > 0:  # NaN neither
+            raise FloatingPointError(
+                f"gradientClip is {self.gradient_clip}, which makes every gradient zero or NaN; give a number above 0; "
+                "the weights are unchanged since the step before"
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """What the scaler has learned; empty without one."""
+        """The state of the float16 scaler; empty in other precisions."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

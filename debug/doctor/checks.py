@@ -7,14 +7,15 @@ from config.errors import out_of_memory_message
 from config.mconfig import ModelConfig
 from debug.doctor.aliases import examine_aliases
 from debug.doctor.data_check import examine_batch, examine_data, examine_labels, examine_points, examine_sizes
-from debug.doctor.finding import LOOK, WRONG, Finding, collected_warnings
+from debug.doctor.finding import LOOK, WRONG, Finding, collected_warnings, select_images
 from debug.doctor.learning_check import examine_gradient, examine_overfitting
 from debug.doctor.memory_check import examine_memory
 from debug.doctor.plan_check import examine_freezing, examine_schedule
 from debug.doctor.teacher_check import examine_teacher
 from debug.doctor.weights_check import examine_folder, examine_weights
 from dl.check import CheckedData
-from train.setup import build_training, some_images
+from dl.image_cache import FileImages
+from train.setup import build_training
 
 _BATCHES = 8  # that are searched for boxes without an anchor point
 _OVERFITTED = 4  # images
@@ -28,12 +29,12 @@ def examine(mcfg: ModelConfig, data: CheckedData, folder: Path) -> Iterator[Find
     yield from examine_data(data)
     yield from _run("folder", lambda: examine_folder(mcfg, data))
     with collected_warnings() as warnings:
-        setup = build_training(mcfg, data)
+        setup = build_training(mcfg, data, images=FileImages(), errors={})
     yield from (Finding(LOOK, "config", text) for text in warnings)
     yield from examine_labels(setup.mcfg, setup.loader.dataset.annotations)
     batches = list(setup.batches(_BATCHES))
     batch = next((batch for batch in batches if batch.valid.any()), batches[0])
-    few = some_images(batch, min(_OVERFITTED, len(batch)))
+    few = select_images(batch, min(_OVERFITTED, len(batch)))
     aliases = list(examine_aliases(setup.model, *setup.objective.extra_modules))
     has_alias = any(finding.level == WRONG for finding in aliases)
     not_tried = Finding(LOOK, "overfit", "not tried, because a step would change a tensor under two names")

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from config.mconfig import ModelConfig
+from debug.assignment import assign_points
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.annotations import Annotation
 from dl.check import CheckedData
+from dl.small_objects import MOST_SMALL, REFERENCE_SIDE, have_points, small_objects
 from eval.label_layout import drawable_names
 from eval.painter import RED, MarkedObject, class_colour, contact_sheet, paint_objects, write_jpeg
 from ops.anchors import anchors_of
 from ops.batch import Batch, network_input
 from ops.precision import autocast
 from ops.text import counted, shown
-from train.points import FEW_SMALL, REFERENCE_SIDE, have_points, points_given, small_objects
 from train.setup import TrainingSetup
 
 PICTURE = "batch.jpg"
@@ -77,7 +78,7 @@ def examine_sizes(setup: TrainingSetup) -> Iterator[Finding]:
     """Objects smaller than a pixel. Augmentation drops nearly all of them, so no batch shows them."""
     input_shape = setup.mcfg.inputShape
     small = small_objects(setup.loader.dataset.annotations, input_shape)._replace(without_point=0)
-    if small.share > FEW_SMALL:
+    if small.share > MOST_SMALL:
         yield Finding(_level(small.share), "sizes", small.text(input_shape))
 
 
@@ -111,7 +112,7 @@ def examine_batch(setup: TrainingSetup, batch: Batch, folder: Path) -> Iterator[
     batch = batch.to(setup.device)
     with torch.no_grad(), autocast(setup.device, setup.precision.dtype):
         raw_maps = setup.model.train()(network_input(batch.images))
-    assigned = points_given(setup.detection_loss, raw_maps, batch)
+    assigned = assign_points(setup.detection_loss, raw_maps, batch)
     anchors = anchors_of(raw_maps, setup.model.strides)
     points, strides = anchors.points.cpu().numpy(), anchors.strides.cpu().numpy()
     names = drawable_names(tuple(setup.mcfg.classList or ()))
@@ -147,4 +148,4 @@ def _histogram(counts: Tensor) -> str:
 
 def _level(share: float) -> str:
     """The level for this share of objects that are too small."""
-    return OK if share <= FEW_SMALL else LOOK if share <= _MANY_SMALL else WRONG
+    return OK if share <= MOST_SMALL else LOOK if share <= _MANY_SMALL else WRONG

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from debug.assignment import assign_points
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from ops.batch import Batch, network_input
 from ops.precision import autocast
 from ops.probe import listening
 from ops.text import counted, shown
 from train.opt import build_optimizer
-from train.points import points_given
 from train.setup import TrainingSetup
 
 _STEPS, _LEAST_STEPS, _SECONDS = 24, 6, 15.0
@@ -237,7 +237,7 @@ def _box_branches_without_points(setup: TrainingSetup, batch: Batch) -> list[str
     with torch.no_grad(), autocast(setup.device, setup.precision.dtype):
         raw_maps = setup.model(network_input(batch.images))
     sizes = [raw.shape[2] * raw.shape[3] for raw in raw_maps]
-    weights = points_given(setup.detection_loss, raw_maps, batch).assignment.target_scores.sum(dim=-1).split(sizes, 1)
+    weights = assign_points(setup.detection_loss, raw_maps, batch).assignment.target_scores.sum(dim=-1).split(sizes, 1)
     return [f"head.box.{level}" for level, weight in enumerate(weights) if not weight.any()]
 
 

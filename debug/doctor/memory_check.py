@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from debug.doctor.finding import LOOK, OK, WRONG, Finding
+from debug.doctor.finding import LOOK, OK, WRONG, Finding, select_images
 from dl.image_cache import available_memory
 from ops.batch import Batch, network_input
 from ops.precision import autocast
 from ops.text import size_text
 from train.objective import DistillationObjective
-from train.setup import TrainingSetup, some_images
+from train.setup import TrainingSetup
 
 _SIZES = {"cpu": (2, 4), "cuda": (4, 8)}  # images of the two steps that are measured
 # Times what autograd saves for the backward pass: the rest is gradients of activations and work space (docs/doctor.md).
@@ -60,7 +60,7 @@ def measure(setup: TrainingSetup, batch: Batch) -> MemoryNeed:
     """From two steps of different size. Weights do not change, and no gradient is kept."""
     few, more = _SIZES[setup.device.type]
     trained = (setup.model.train(), *setup.objective.extra_modules)
-    small, large = (some_images(batch, count).to(setup.device) for count in (few, more))
+    small, large = (select_images(batch, count).to(setup.device) for count in (few, more))
     try:
         if setup.device.type == "cuda":
             per_image = (peak_bytes(setup, large) - peak_bytes(setup, small)) // (more - few)

@@ -4,20 +4,20 @@ from collections.abc import Iterator
 
 import torch
 
-from debug.doctor.finding import LOOK, OK, WRONG, Finding
+from debug.doctor.finding import LOOK, OK, WRONG, Finding, select_images
 from ops.batch import Batch, network_input
 from ops.text import counted, shown
 from train.objective import DetectionObjective, DistillationObjective
-from train.setup import TrainingSetup, some_images
-from train.teacher import HARDLY_ANYTHING, check_teacher, split_to_try
+from train.setup import TrainingSetup
+from train.teacher_file import LOWEST_MAP50, check_teacher, split_for_teacher
 
 _EVALUATED = 48  # images, so that it takes seconds
 
 
 def examine_teacher(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     """No finding without a teacher. One that cannot be used is left out, so that the other checks can run."""
-    if setup.teacher_refusal is not None:
-        yield Finding(WRONG, "teacher", f"{setup.teacher_refusal}; train would stop here")
+    if "teacher" in setup.errors:
+        yield Finding(WRONG, "teacher", f"{setup.errors['teacher']}; train would stop here")
         return
     objective = setup.objective
     if not isinstance(objective, DistillationObjective):
@@ -27,24 +27,24 @@ def examine_teacher(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
         setup.objective = DetectionObjective(setup.detection_loss)
         return
     teacher = objective.teacher
-    known, classes = teacher.known.names, tuple(setup.mcfg.classList or ())
+    known, classes = teacher.classes.names, tuple(setup.mcfg.classList or ())
     novel = [name for name in classes if name not in known]
     projected = list(objective.loss.projectors)
     text = f"{teacher.phase}, knows {len(known)} of {counted(len(classes), 'class', 'classes')}"
     text += f", not {shown(novel)}" if novel else ""
     text += f"; {shown(projected)} go through trained projections because their widths differ" if projected else ""
-    split = split_to_try(setup.mcfg)
+    split = split_for_teacher(setup.mcfg)
     map50 = check_teacher(teacher, setup.mcfg, split, setup.data.splits[split][:_EVALUATED])
     if map50 is None:
         text += f"; not evaluated: the first images of '{split}' have no object of its classes"
         yield Finding(LOOK, "teacher", text)
-    elif map50 >= HARDLY_ANYTHING:
+    elif map50 >= LOWEST_MAP50:
         yield Finding(OK, "teacher", f"{text}; mAP50 {map50:.3f} on its classes in '{split}'")
 
 
 def _why_it_changes(objective: DistillationObjective, batch: Batch) -> str | None:
     """In train mode, its output for an image depends on the images before. None when nothing is wrong."""
-    images = network_input(some_images(batch, min(2, len(batch))).images)
+    images = network_input(select_images(batch, min(2, len(batch))).images)
     try:
         first = objective.teacher(images)
         objective.teacher(1 - images)

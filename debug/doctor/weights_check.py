@@ -38,7 +38,7 @@ def examine_weights(setup: TrainingSetup) -> Iterator[Finding]:
     """The weights that the network starts from."""
     if setup.start is None:
         yield Finding(OK, "weights", f"random, from seed={setup.mcfg.seed}; all parts are trained from scratch")
-    elif setup.weights_refusal is not None:
+    elif "weights" in setup.errors:
         try:
             tensors = read_weights(setup.start.path).tensors
         except UserError:
@@ -47,9 +47,9 @@ def examine_weights(setup: TrainingSetup) -> Iterator[Finding]:
             own = setup.model.state_dict()
             count = sum(name in tensors and tensors[name].shape == value.shape for name, value in own.items())
             matching = f" ({count} of the network's {len(own)} tensors match; the file has {len(tensors)})"
-        yield Finding(WRONG, "weights", f"{setup.weights_refusal}{matching}; train would stop here")
-    elif setup.report is not None:
-        yield describe_loaded(setup.model, setup.report, setup.start.backbone_only)
+        yield Finding(WRONG, "weights", f"{setup.errors['weights']}{matching}; train would stop here")
+    elif setup.load_report is not None:
+        yield describe_loaded(setup.model, setup.load_report, setup.start.backbone_only)
 
 
 def describe_loaded(model: YoloModel, report: LoadReport, is_backbone_only: bool) -> Finding:
@@ -77,4 +77,4 @@ def describe_loaded(model: YoloModel, report: LoadReport, is_backbone_only: bool
 
 def is_backbone_random(setup: TrainingSetup) -> bool:
     """Does any tensor of the backbone start from random values?"""
-    return setup.report is None or any(name.startswith("backbone.") for name in setup.report.missing)
+    return setup.load_report is None or any(name.startswith("backbone.") for name in setup.load_report.missing)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from debug.assignment import PointAssignment, assign_points
 from debug.explain.error_analysis import FOUND, ErrorAnalysis, Limits, Predictions
 from dl.annotations import Annotation
 from eval.label_layout import drawable_names
 from eval.painter import GREEN, PURPLE, YELLOW, MarkedObject, paint_objects
 from eval.predictor import Detections, Predictor
-from ops.anchors import Anchors, anchors_of, decode_boxes, flatten_maps
+from ops.anchors import Anchors, anchors_of, decode_boxes, flatten_maps, points_inside
 from ops.batch import Batch, Letterbox, network_input
 from ops.probe import listening
 from ops.text import align_columns
 from train.loss import DetectionLoss
-from train.points import PointAssignment, are_inside, points_given
 
 
 class LossParts(NamedTuple):
@@ -82,11 +82,11 @@ def explain(
     anchors = anchors_of(raw_maps, loss.strides)
     distributions, logits = flatten_maps(raw_maps, loss.reg_max)
     boxes = letterbox.undo(decode_boxes(distributions, *anchors)[0].cpu())
-    assigned = points_given(loss, raw_maps, batch)
+    assigned = assign_points(loss, raw_maps, batch)
     losses, background, metrics = _share_loss(loss, raw_maps, logits, batch, assigned)
     predictions = Predictions(boxes, logits[0].sigmoid().cpu(), detections)
     analysis = ErrorAnalysis(predictor, predictions, annotation, limits, class_names)
-    num_inside = are_inside(anchors.points, batch.boxes[0], loss.assigner.min_side).sum(dim=-1).tolist()
+    num_inside = points_inside(anchors.points, batch.boxes[0], loss.assigner.min_side).sum(dim=-1).tolist()
     sides = (annotation.boxes[:, 2:] - annotation.boxes[:, :2]).tolist()
     objects = []
     for number, label in enumerate(annotation.labels.tolist()):

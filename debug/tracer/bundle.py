@@ -24,7 +24,8 @@ from ops.random_states import are_random_states, random_states
 from runs import checkpoint
 from runs.checkpoint import check_parts, read_sealed, write_sealed
 from train.loss import DetectionLoss
-from train.objective import DetectionObjective, DistillationObjective, Objective, build_objective
+from train.objective import DetectionObjective, DistillationObjective, Objective
+from train.setup import build_objective
 
 FORMAT = "mars-bad-step-1"
 _BATCH = ("images", "boxes", "labels", "valid", "labelled")
@@ -69,7 +70,7 @@ def write_bundle(path: str | Path, step: TracedStep, config_json: str, message: 
         "message": message,
         "training": [name for name, module in model.named_modules() if module.training],
         "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
-        "strength": objective.strength if isinstance(objective, DistillationObjective) else 0.0,
+        "strength": objective.distill_weight if isinstance(objective, DistillationObjective) else 0.0,
         "taught_by": objective.teacher_checksum,
         "weights_file": None if step.weights_file is None else str(step.weights_file),
     }
@@ -198,7 +199,7 @@ def _objective_of(bundle: Bundle, mcfg: ModelConfig, model: YoloModel, notes: li
         notes.append(f"replayed without the teacher, so its losses are missing ({error})")
         return DetectionObjective(DetectionLoss.from_config(mcfg, model))
     if isinstance(objective, DistillationObjective):
-        objective.strength = bundle.distill_weight
+        objective.distill_weight = bundle.distill_weight
     if bundle.teacher_checksum not in (None, objective.teacher_checksum):
         notes.append(f"replayed with another teacher: {mcfg.teacherModelFile} has changed since the step")
     return objective

@@ -42,20 +42,20 @@ def report_bad_step(bad: BadStep, step: StepSetup, folder: Path, before: str = "
         snapshot.buffers, snapshot.random, step.weights_file,
     )  # fmt: skip
     path = folder / f"bad-step-{snapshot.epoch + 1}-{snapshot.step}.pth"
-    bad.page = f"{bad}\n"
+    bad.report = f"{bad}\n"
     with _errors_reported(bad, "not traced"):
         found = trace(traced)
         # Without loss parts the weights were checked, not a step.
         is_of_weights = found.producer is None and not bad.parts
-        bad.page = f"{bad}\n\n{_NOT_OF_THE_STEP}\n" if is_of_weights else report_text(found, str(bad))
+        bad.report = f"{bad}\n\n{_NOT_OF_THE_STEP}\n" if is_of_weights else report_text(found, str(bad))
     if before:
-        bad.page += f"\nbefore this step: {before}\n"
+        bad.report += f"\nbefore this step: {before}\n"
     with _errors_reported(bad, "no bundle"):
         write_bundle(path, traced, step.config_json, str(bad))
-        bad.page += f"\nto run this step again: python mars.py doctor CFGNAME --replay {path}\n"
+        bad.report += f"\nto run this step again: python mars.py doctor CFGNAME --replay {path}\n"
     with _errors_reported(bad, "the report is not saved"):
-        write_atomic(path.with_suffix(".txt"), bad.page)
-    return bad.page
+        write_atomic(path.with_suffix(".txt"), bad.report)
+    return bad.report
 
 
 _NOT_OF_THE_STEP = (
@@ -71,7 +71,7 @@ def _errors_reported(bad: BadStep, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # any error: the non-finite step must be reported all the same
         log.debug("%s", what, exc_info=True)
-        bad.page += f"\n{what}: {type(error).__name__}: {error}\n"
+        bad.report += f"\n{what}: {type(error).__name__}: {error}\n"
 
 
 def report_first_step(batch: Batch, step: StepSetup, folder: Path) -> str:

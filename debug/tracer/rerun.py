@@ -225,7 +225,7 @@ def _forward(step: TracedStep, result: TracedResult) -> Tensor:
                 result.part_ops[name] = writer
         for values in (
             {"the loss": out.total, **{f"the loss part {name}": value for name, value in out.parts.items()}},
-            {f"an input of the loss ({name})": value for name, value in out.watched.items()},
+            {f"an input of the loss ({name})": value for name, value in out.must_be_finite.items()},
             {name: value for name, value in step.model.named_buffers() if _is_statistic(name)},
         ):
             if not result.bad:

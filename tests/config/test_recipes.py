@@ -11,7 +11,7 @@ from config.mconfig import PHASES, base_names
 from config.recipes import RECIPE_DIR, _import, _questions, describe_recipes
 from config.training import MODERN_DISTILLING
 from runs.start import weights_at
-from train.teacher import teacher_file
+from train.teacher_file import teacher_file
 
 ALL_STAGES = ["", ".full", ".teacher", ".distillation"]
 STAGES = {"c1": ALL_STAGES, "demo": ALL_STAGES, "voc": ALL_STAGES}

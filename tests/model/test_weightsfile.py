@@ -45,7 +45,7 @@ def spoiled(what):
             "neck.l15.cv2.conv.weight is not dense, or not of a type",
         ),
         ("no content", "w.pth"),
-        ("whole numbers", "another shape or type"),
+        ("whole numbers", "a different shape or type"),
     ],
 )
 def test_tensors_that_no_network_can_take(tmp_path, what, words):

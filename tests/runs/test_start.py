@@ -100,14 +100,14 @@ def test_a_backbone_file_of_other_weights_is_not_overwritten(tmp_path):
     assert (tmp_path / "backbone.pth").read_bytes() == before
 
 
-@pytest.mark.parametrize("what", ["nothing of it", "one tensor less", "another shape", "one tensor more"])
+@pytest.mark.parametrize("what", ["nothing of it", "one tensor less", "a different shape", "one tensor more"])
 def test_weights_without_the_whole_backbone(tmp_path, what):
     state = YoloModel("nano", 3).state_dict()
     if what == "nothing of it":
         state = {"fc.weight": torch.zeros(2)}
     elif what == "one tensor less":
         del state["backbone.l4.cv2.conv.weight"]
-    elif what == "another shape":
+    elif what == "a different shape":
         state["backbone.l9.cv2.conv.weight"] = torch.zeros(1, 1, 1, 1)
     else:
         state["backbone.l9.extra"] = torch.zeros(1)

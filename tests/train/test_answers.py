@@ -3,20 +3,24 @@
 import json
 import logging
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from config.errors import UserError
+from debug.tracer.report import report_bad_step, report_first_step
 from ops.safe import find_nonfinite
 from runs.checkpoint import load_checkpoint
 from runs.folder import RunFolder
 from train.guard import BadStep
-from train.monitor import Watch
-from train.trainer import Trainer
+from train.monitor import Monitor
+from train.trainer import Trainer as PlainTrainer
+
+Trainer = partial(PlainTrainer, on_bad_step=report_bad_step)  # as commands/training.py does it
 
 
-def spoil(trainer: Trainer, *places: tuple[int, int]) -> None:
+def spoil(trainer: PlainTrainer, *places: tuple[int, int]) -> None:
     """NaN in a box of these batches, (epoch, batch), both from 0, whenever they come."""
     train_step = trainer.train_step
 
@@ -46,8 +50,8 @@ def test_stop_tells_all_about_it_and_leaves_the_files(squares_config, said):
         trainer.run()
     folder = trainer.folder
     written = folder.health / "bad-step-2-3.txt"
-    assert caught.value.page == written.read_text() and caught.value.page in said.text
-    assert str(caught.value) in caught.value.page and "boxes" in caught.value.page
+    assert caught.value.report == written.read_text() and caught.value.report in said.text
+    assert str(caught.value) in caught.value.report and "boxes" in caught.value.report
     assert (folder.health / "bad-step-2-3.pth").is_file()
     assert load_checkpoint(folder.last)["epoch"] == 1 and len(folder.metrics.read_text().splitlines()) == 1
     Trainer(squares_config(maxEpoch=3)).run()  # it was the batch: without the fault the run goes on
@@ -64,7 +68,7 @@ def test_a_page_that_cannot_be_made_hides_nothing(squares_config, monkeypatch):
     spoil(trainer, (0, 0))
     with pytest.raises(BadStep, match="epoch 1, batch 1") as caught:
         trainer.run()
-    assert "not traced: RuntimeError: out of memory" in caught.value.page and "--replay" in caught.value.page
+    assert "not traced: RuntimeError: out of memory" in caught.value.report and "--replay" in caught.value.report
     assert str(caught.value) in (trainer.folder.health / "bad-step-1-1.txt").read_text()
 
 
@@ -79,7 +83,7 @@ def test_a_full_disk_hides_nothing(squares_config, monkeypatch):
     monkeypatch.setattr("debug.tracer.report.write_atomic", full)
     with pytest.raises(BadStep, match="epoch 1, batch 1") as caught:
         trainer.run()
-    assert caught.value.page.count("No space left on device") == 2 and "boxes" in caught.value.page
+    assert caught.value.report.count("No space left on device") == 2 and "boxes" in caught.value.report
 
 
 @pytest.mark.usefixtures("no_checkpoints")
@@ -92,9 +96,9 @@ def test_an_average_that_broke_is_not_blamed_on_the_step(squares_config):
         trainer.ema.model.head.cls[0][2].weight.data.view(-1)[0] = math.nan
 
     trainer.validate = broken
-    with pytest.raises(BadStep, match=r"^average\.head\.cls\.0\.2\.weight is not finite; epoch 1, batch 3") as caught:
+    with pytest.raises(BadStep, match=r"^EMA\.head\.cls\.0\.2\.weight is not finite; epoch 1, batch 3") as caught:
         trainer.run()
-    assert "The last step is finite, from its pixels to its gradients" in caught.value.page
+    assert "The last step is finite, from its pixels to its gradients" in caught.value.report
 
 
 @pytest.mark.usefixtures("no_checkpoints")
@@ -111,7 +115,7 @@ def test_a_spike_is_named_on_the_page_also_of_the_epoch_before(squares_config):
     spoil(trainer, (2, 0))
     with pytest.raises(BadStep) as caught:
         trainer.run()
-    assert "before this step: spike in epoch 2, batch 3: loss" in caught.value.page
+    assert "before this step: spike in epoch 2, batch 3: loss" in caught.value.report
 
 
 @pytest.mark.usefixtures("no_checkpoints")
@@ -138,7 +142,7 @@ def test_skip_leaves_the_batch_out_and_counts_it(squares_config, said):
     folder = trainer.run()
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [row["bad_steps"] for row in rows] == [1, 2] and all(math.isfinite(row["loss"]) for row in rows)
-    assert said.text.count("left out: boxes, loss, box, dfl not finite") == 3
+    assert said.text.count("step skipped: boxes, loss, box, dfl not finite") == 3
     assert "1 bad steps left out" in said.text and "2 bad steps left out" in said.text
     assert find_nonfinite(load_checkpoint(folder.last)) is None
 
@@ -202,7 +206,7 @@ def test_rewind_equals_a_run_without_the_batch(squares_config):
             spoil(trainer, (1, 1))
             forgiving(trainer)
         else:
-            trainer.watch.is_left_out = lambda epoch, batch, t=trainer: (epoch, t.loader.next_batch) == (1, 2)
+            trainer.monitor.is_skipped = lambda epoch, batch, t=trainer: (epoch, t.loader.next_batch) == (1, 2)
         ends.append(load_checkpoint(trainer.run().last))
     assert bits_of(ends[0]) == bits_of(ends[1])
 
@@ -212,7 +216,7 @@ def test_rewind_stops_where_no_checkpoint_stays_finite_on_the_batch(squares_conf
     spoil(trainer, (1, 1))
     with pytest.raises(BadStep, match="epoch 2, batch 2"):
         trainer.run()
-    assert trainer.watch.rewinds == 0
+    assert trainer.monitor.rewinds == 0
 
 
 def test_rewind_gives_up_after_three(squares_config, said):
@@ -221,7 +225,7 @@ def test_rewind_gives_up_after_three(squares_config, said):
     forgiving(trainer)
     with pytest.raises(BadStep, match="epoch 3, batch 1"):
         trainer.run()
-    assert trainer.watch.rewinds == 3 and "(rewind 3)" in said.text and "(rewind 4)" not in said.text
+    assert trainer.monitor.rewinds == 3 and "(rewind 3)" in said.text and "(rewind 4)" not in said.text
 
 
 @pytest.mark.parametrize(("workers", "begun"), [(0, 0), (2, 0), (0, 2)])
@@ -248,7 +252,7 @@ def test_a_checkpoint_that_is_not_finite_is_never_written(squares_config, field)
     trainer = Trainer(squares_config(maxEpoch=1))
     trainer.run()
     before = {path: path.read_bytes() for path in (trainer.folder.last, trainer.folder.previous, trainer.folder.best)}
-    checkpoint = trainer._checkpoint()
+    checkpoint = trainer.checkpoint()
     tensors = checkpoint["optimizer"]["state"][3] if field == "optimizer" else checkpoint[field]
     name = "momentum_buffer" if field == "optimizer" else "neck.l12.cv1.conv.weight"
     tensors[name].view(-1)[2] = math.inf
@@ -290,7 +294,7 @@ def test_a_frozen_figure_is_said(squares_config, monkeypatch, said):
 
     monkeypatch.setattr(EvalResult, "map50_95", 0.25)
     Trainer(squares_config(maxEpoch=3)).run()
-    assert said.text.count("to the last bit (0.25)") == 1
+    assert said.text.count("bit for bit (0.25)") == 1
 
 
 @pytest.mark.usefixtures("no_checkpoints")
@@ -311,16 +315,16 @@ def test_spikes_are_counted_said_and_written(squares_config, said):
 
 
 def test_small_spikes_are_counted_and_three_large_ones_of_an_epoch_are_said(tmp_path, said):
-    watch = Watch(tmp_path, ["square"])
+    watch = Monitor(tmp_path, ["square"])
     for step in range(30):
-        watch.take_numbers({"loss": 1.0}, 0, step)
+        watch.add_numbers({"loss": 1.0}, 0, step)
     for step in range(5):
-        watch.take_numbers({"loss": 9.0}, 1, step)
+        watch.add_numbers({"loss": 9.0}, 1, step)
     assert watch.spikes.count == 5 and "spike" not in said.text
     assert watch.last_spike.startswith("spike in epoch 2, batch 4: loss 9 is 9 times")
     for epoch in (2, 3):
         for step in range(5):
-            watch.take_numbers({"loss": 11.0}, epoch, step)
+            watch.add_numbers({"loss": 11.0}, epoch, step)
     assert said.text.count("spike in epoch 3") == said.text.count("spike in epoch 4") == 3
 
 
@@ -346,7 +350,7 @@ def test_first_batches_are_told_once(squares_config, said):
 
 def test_the_first_step_is_traced_when_asked(squares_config, said):
     plain = Trainer(squares_config("plain", maxEpoch=1)).run()
-    traced = Trainer(squares_config("traced", maxEpoch=1), trace_first=True).run()
+    traced = Trainer(squares_config("traced", maxEpoch=1), on_first_batch=report_first_step).run()
     page = (traced.health / "first-step.txt").read_text()
     assert "backbone" in page and page in said.text
     assert bits_of(load_checkpoint(plain.last)) == bits_of(load_checkpoint(traced.last))
@@ -359,7 +363,7 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(squares_config, monkeypatc
     Trainer(squares_config("quick", maxEpoch=4)).run()
     assert drawn == [1, 4]
     drawn.clear()
-    monkeypatch.setattr("train.trainer.DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("train.trainer.PLOT_INTERVAL", 0.0)
     Trainer(squares_config("slow", maxEpoch=3)).run()
     assert drawn == [1, 2, 3]
 
@@ -378,6 +382,7 @@ def test_curves_are_drawn_where_a_run_stops(squares_config, monkeypatch):
 def test_the_late_path_trains_as_the_other_one(squares_config, monkeypatch):
     """Fused on both sides: only when the host hears of a step differs."""
     from train import opt
+    from train.deferred import DeferredGuard
     from train.guard import Guard
 
     class Sgd(torch.optim.SGD):
@@ -387,9 +392,7 @@ def test_the_late_path_trains_as_the_other_one(squares_config, monkeypatch):
     monkeypatch.setattr(opt.torch.optim, "SGD", Sgd)
     ends = {}
     for name in ("at once", "late"):
-        monkeypatch.setattr(
-            "train.trainer.Guard", lambda model, name=name, **fields: Guard(model, is_late=name == "late", **fields)
-        )
+        monkeypatch.setattr("train.state.Guard", DeferredGuard if name == "late" else Guard)
         trainer = Trainer(squares_config(name, maxEpoch=3, useEMA=True, onBadStep="skip", nominalBatch=6))
         spoil(trainer, (1, 0))
         ends[name] = trainer.run()

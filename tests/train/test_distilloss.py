@@ -304,28 +304,30 @@ def test_a_descent_on_the_lessons_brings_the_student_to_the_teacher():
 def test_a_teacher_that_is_not_finite_is_told_whatever_the_loss_makes_of_it(where, bad):
     """-Inf before a softmax is a probability of zero, of which no part of the loss knows."""
     student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
-    assert loss_of()(student, teacher, batch_of(0)).watched["targets"].isfinite()
+    assert loss_of()(student, teacher, batch_of(0)).must_be_finite["targets"].isfinite()
     (teacher.raw_maps[0] if where == "map" else teacher.features["Y"])[0, 1, 2, 3] = bad
-    assert not loss_of()(student, teacher, batch_of(0)).watched["targets"].isfinite()
-    assert "targets" not in loss_of()(student, None, batch_of(0)).watched
+    assert not loss_of()(student, teacher, batch_of(0)).must_be_finite["targets"].isfinite()
+    assert "targets" not in loss_of()(student, None, batch_of(0)).must_be_finite
 
 
 def test_features_that_nothing_is_learned_from_are_not_looked_at():
     student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     teacher.features["X"][...] = math.nan
     loss = loss_of(weights=DistilWeights(1.0, 0.0, 1.0), feature_widths={})
-    assert loss(student, teacher, batch_of(0)).watched["targets"].isfinite()
+    assert loss(student, teacher, batch_of(0)).must_be_finite["targets"].isfinite()
 
 
 @pytest.mark.parametrize("label", [4, -1, 2**40])
 def test_a_label_that_is_no_class_is_told_and_is_no_index(label):
     student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     out = loss_of()(student, teacher, batch_of(label))
-    assert out.watched["labels"].isnan() and loss_of()(student, teacher, batch_of(3)).watched["labels"] == 0
+    assert (
+        out.must_be_finite["labels"].isnan() and loss_of()(student, teacher, batch_of(3)).must_be_finite["labels"] == 0
+    )
 
 
 def test_padding_may_hold_any_label():
     batch = batch_of(3)
     batch.labels[1, 0] = -1
     student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
-    assert loss_of()(student, teacher, batch).watched["labels"] == 0
+    assert loss_of()(student, teacher, batch).must_be_finite["labels"] == 0

@@ -10,10 +10,10 @@ import torch
 from tiny_step import CLASSES, batch_of, tiny_step
 from torch import nn
 
-from train.effect import AVERAGE_STILL, FLAT, SHRINKING, STILL, VANISHED, Effect, _change
+from train.effect import EMA_STILL, FLAT, SHRINKING, STILL, VANISHED, Effect, _change
 from train.ema import ModelEMA
 from train.guard import BadStep, Guard
-from train.monitor import Watch
+from train.monitor import Monitor
 from train.opt import parameter_groups
 from train.progress import EpochProgress
 from train.step import Stepper
@@ -25,7 +25,9 @@ def make(rate=0.01, clip=10.0, decay=5e-4, momentum=0.9, adam=False, ema=True, p
     groups = parameter_groups(decay, model)
     optimizer = torch.optim.AdamW(groups, lr=rate) if adam else torch.optim.SGD(groups, lr=rate, momentum=momentum)
     average = ModelEMA(model) if ema else None
-    return Stepper(model, objective, optimizer, average, torch.float32, clip, True, Guard(model, patience=patience))
+    return Stepper(
+        model, objective, optimizer, average, torch.float32, clip, True, Guard(model, max_bad_steps=patience)
+    )
 
 
 def epoch(stepper, watch, steps=4, prepare=None):
@@ -36,15 +38,15 @@ def epoch(stepper, watch, steps=4, prepare=None):
         batch = batch_of(seed=seed)
         if prepare is not None:
             prepare(stepper, batch)
-        watch.take(stepper, stepper.add(batch), progress)
-    watch.take(stepper, stepper.flush(), progress)
+        watch.add(stepper, stepper.add(batch), progress)
+    watch.add(stepper, stepper.flush(), progress)
     stepper.guard.epoch += 1
     return watch.end_epoch(stepper, progress)
 
 
 @pytest.fixture
 def watch(tmp_path):
-    return Watch(tmp_path, ["a", "b", "c"])
+    return Monitor(tmp_path, ["a", "b", "c"])
 
 
 def reports(watch, stepper, epochs=3, **named):
@@ -110,7 +112,7 @@ BAD = {
         VANISHED,
         "lower baseLearningRate or correct the labels",
     ),
-    "EMA": (lambda: held_ema(make()), AVERAGE_STILL, "set emaRamp=none"),
+    "EMA": (lambda: held_ema(make()), EMA_STILL, "set emaRamp=none"),
 }
 
 
@@ -143,7 +145,7 @@ def of_numbers(change, losses, logit, steps=20, epochs=2):
 def test_a_loss_that_does_not_move_is_reported():
     found, sentences = of_numbers(1e-5, (50.0, 50.1), -7.0)
     assert found == [[], [FLAT]] and "raise baseLearningRate (1e-06; the default is 0.01)" in sentences[0]
-    assert "its mean was 50.1 after 50, which is within its noise" in sentences[0]
+    assert "its mean changed from 50 to 50.1, which is within the noise" in sentences[0]
 
 
 @pytest.mark.parametrize(
@@ -216,18 +218,18 @@ def test_it_goes_on_where_it_was_saved(watch, tmp_path, caplog):
     """In the middle of an epoch and after its end, which may be judged again."""
     stepper, whole = make(clip=1e-30), []
     whole = [epoch(stepper, watch) for _ in range(2)]
-    stepper, first = make(clip=1e-30), Watch(tmp_path, [])
+    stepper, first = make(clip=1e-30), Monitor(tmp_path, [])
     epoch(stepper, first)
     first.start_epoch(stepper)
     progress = EpochProgress()
     for seed in range(2):
-        first.take(stepper, stepper.add(batch_of(seed=seed)), progress)
-    second = Watch(tmp_path, [])
+        first.add(stepper, stepper.add(batch_of(seed=seed)), progress)
+    second = Monitor(tmp_path, [])
     second.load_state_dict(first.state_dict())
     for seed in range(2, 4):
-        second.take(stepper, stepper.add(batch_of(seed=seed)), progress)
+        second.add(stepper, stepper.add(batch_of(seed=seed)), progress)
     second.end_epoch(stepper, progress)
-    third = Watch(tmp_path, [])
+    third = Monitor(tmp_path, [])
     third.load_state_dict(second.state_dict())
     assert third.end_epoch(stepper, progress) == whole[1] and whole[1]["no_effect"] == [STILL]
     assert caplog.text.count("no effect") == 2  # by the whole run and by the second start, not again by the third
@@ -237,7 +239,7 @@ def test_a_checkpoint_of_an_earlier_version_starts_anew(watch):
     watch.load_state_dict({})
     stepper = make(clip=1e-30)
     progress = EpochProgress()
-    watch.take(stepper, stepper.add(batch_of()), progress)
+    watch.add(stepper, stepper.add(batch_of()), progress)
     assert watch.end_epoch(stepper, progress)["no_effect"] == []  # where the weights began is not known
     assert reports(watch, stepper, epochs=2) == [[], [STILL]]
 
@@ -282,7 +284,7 @@ def test_nothing_to_train_is_refused_before_anything_moves():
 def test_a_clip_that_would_spoil_gradients_stops_before_anything_moves(clip):
     stepper = make(clip=clip)
     before = [one.clone() for one in stepper.model.state_dict().values()]
-    with pytest.raises(FloatingPointError, match=f"gradientClip is {clip}.*nothing has moved") as caught:
+    with pytest.raises(FloatingPointError, match=f"gradientClip is {clip}.*the weights are unchanged") as caught:
         stepper.add(batch_of())
     assert not isinstance(caught.value, BadStep)
     assert all(map(torch.equal, before, stepper.model.state_dict().values()))

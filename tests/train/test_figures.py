@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from train.figures import finite_or_none, frozen_figure
+from train.effect import finite_or_none, unchanged_ap
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def history(*figures):
     ],
 )
 def test_a_figure_that_comes_again(before, figure, is_said):
-    sentence = frozen_figure(history(*before), len(before), figure)
+    sentence = unchanged_ap(history(*before), len(before), figure)
     assert (sentence is not None) == is_said
     if sentence and figure:
         assert f"epoch {len(before) + 1} is that of epoch" in sentence and repr(figure) in sentence

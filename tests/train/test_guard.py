@@ -1,4 +1,4 @@
-"""A bad step leaves no trace: NaN and Inf in every place, judged at once and late, compared with the bits before it."""
+"""A bad step changes nothing: NaN and Inf in every place, with the plain and the deferred check, bit by bit."""
 
 import copy
 import hashlib
@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model import YoloModel
 from ops.batch import Batch, network_input
 from ops.random_states import random_states
+from train.deferred import DeferredGuard
 from train.ema import ModelEMA
-from train.guard import BadStep, Guard, Statistics, agreed, flag_of
+from train.guard import BadStep, BatchNormStatistics, Guard, flag_of, over_all_ranks
 from train.loss import DetectionLoss, LossResult
 from train.objective import DetectionObjective
 from train.opt import load_optimizer, start_momentum
@@ -35,7 +36,7 @@ def make(late=False, patience=1, interval=0, adam=False, fused=None, precision=t
         else torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum, nesterov=momentum > 0, fused=fused)
     )
     objective = DetectionObjective(DetectionLoss(num_classes=3))
-    guard = Guard(model, late, patience, interval)
+    guard = (DeferredGuard if late else Guard)(model, patience, interval)
     return Stepper(model, objective, optimizer, ModelEMA(model), precision, 10.0, True, guard)
 
 
@@ -87,7 +88,7 @@ class Tampered:
 
 def with_part(name, value):
     def change(out: LossResult) -> LossResult:
-        return LossResult(out.total, {**out.parts, name: torch.tensor(value)}, out.watched)
+        return LossResult(out.total, {**out.parts, name: torch.tensor(value)}, out.must_be_finite)
 
     return change
 
@@ -191,7 +192,7 @@ PLACES = {
     "Inf pixel": (pixel(INF), "images inf"),
     "NaN box": (box(NAN), "^boxes, loss, box, dfl not finite: loss nan.*boxes nan"),
     "Inf box": (box(INF), "boxes inf"),
-    "label that is no class": (label(3), "^labels that are no class: loss .*labels nan"),
+    "label that is no class": (label(3), "^labels outside the class list: loss .*labels nan"),
     "negative label": (label(-1), "labels nan"),
     "NaN class logit": (raw_map(NAN, 65), "raw maps nan"),
     "Inf box logit": (raw_map(INF, 3), "raw maps inf"),
@@ -231,7 +232,7 @@ def test_a_bad_step_leaves_no_trace(place, adam, late):
 @pytest.mark.parametrize("late", [False, True])
 def test_the_snapshot_is_what_the_step_began_with(late):
     stepper = make(late)
-    stepper.guard.stand_at(4, 10)
+    stepper.guard.set_position(4, 10)
     stepper.add(batch_of())
     stepper.settle()
     buffers = {name: one.clone() for name, one in stepper.model.named_buffers()}
@@ -473,8 +474,8 @@ PARTS_OF_THE_STATE = {
 def test_weights_and_average_are_looked_at_every_few_steps_and_when_asked(where, late):
     names = {
         "weight": "weights.head.cls.0.2.weight",
-        "average": "average.neck.l15.cv1.conv.weight",
-        "average of a statistic": "average.neck.l15.cv1.bn.running_var",
+        "average": "EMA.neck.l15.cv1.conv.weight",
+        "average of a statistic": "EMA.neck.l15.cv1.bn.running_var",
     }
     stepper = make(late, interval=3)
     stepper.add(batch_of())
@@ -497,7 +498,9 @@ def test_weights_and_average_are_looked_at_every_few_steps_and_when_asked(where,
 def test_a_bad_step_on_spoilt_weights_does_not_call_them_those_of_before():
     stepper = make()
     stepper.add(batch_of())
-    assert "statistics are those of the step before" in str(stopped_by(stepper, raw_map(NAN, 3)(stepper, batch_of())))
+    assert "statistics are unchanged since the step before" in str(
+        stopped_by(stepper, raw_map(NAN, 3)(stepper, batch_of()))
+    )
     stepper = make()
     hook = stepper.optimizer.register_step_post_hook(lambda *_: stepper.model.head.cls[0][2].weight.data.fill_(NAN))
     stepper.add(batch_of())
@@ -550,7 +553,7 @@ def test_a_trial_leaves_nothing_behind():
 
 
 def test_late_needs_an_optimizer_that_can_be_held_back():
-    with pytest.raises(ValueError, match="not fused"):
+    with pytest.raises(ValueError, match="needs a fused optimizer"):
         make(True, fused=False)
 
 
@@ -570,23 +573,23 @@ def test_an_optimizer_stays_fused_whatever_wrote_its_state():
 )
 def test_flags(numbers, parts, flag):
     found = flag_of([torch.tensor(one) for one in numbers], [torch.tensor(one) for one in parts])
-    assert found.item() == flag and found.dtype == torch.float32 and agreed(found) is found
+    assert found.item() == flag and found.dtype == torch.float32 and over_all_ranks(found) is found
 
 
 def test_statistics_of_a_network_without_batch_norm():
-    statistics = Statistics(nn.Linear(2, 2))
-    assert statistics.take() == () and statistics.named(()) == {}
-    statistics.put_back(())
+    statistics = BatchNormStatistics(nn.Linear(2, 2))
+    assert statistics.capture() == () and statistics.named(()) == {}
+    statistics.restore(())
 
 
 def test_statistics_are_put_back_to_the_last_bit():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(2)))
-    statistics = Statistics(model)
-    taken, before = statistics.take(), copy.deepcopy(model.state_dict())
+    statistics = BatchNormStatistics(model)
+    taken, before = statistics.capture(), copy.deepcopy(model.state_dict())
     for flag, is_back in ((None, True), (torch.tensor(1.0), True), (torch.tensor(0.0), False)):
         for buffer in model.buffers():
             buffer.fill_(NAN) if buffer.is_floating_point() else buffer.add_(5)
-        statistics.put_back(taken, flag)
+        statistics.restore(taken, flag)
         assert (bits(model.state_dict()) == bits(before)) == is_back
     named = statistics.named(taken)
     assert {name: one.shape for name, one in named.items()} == {name: one.shape for name, one in model.named_buffers()}

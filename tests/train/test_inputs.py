@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_step import batch_of
 
-from train.inputs import odd_inputs
+from train.batches import impossible_values
 from train.trainer import Trainer
 
 SIDE = 64  # of the images of `batch_of`
-INVERTED, OUTSIDE = "inverted (x2 < x1 or y2 < y1)", "outside the input, or over 4 times as long"
+INVERTED, OUTSIDE = "inverted (x2 < x1 or y2 < y1)", "outside the network input, or more than 4 times as long"
 
 
 def with_box(*box, valid=True):
@@ -39,51 +39,51 @@ def with_box(*box, valid=True):
     ],
 )
 def test_boxes(box, kinds):
-    found = odd_inputs(with_box(*box))
+    found = impossible_values(with_box(*box))
     assert list(found) == kinds
     told = " ".join(f"{value:g}" for value in box)
     assert all(f"1 boxes of a batch are {kind}" in text for kind, text in found.items())
     assert all(f"the first of image s0_1: x1 y1 x2 y2 = {told}" in text for text in found.values())
-    assert odd_inputs(with_box(*box, valid=False)) == {}  # padding
+    assert impossible_values(with_box(*box, valid=False)) == {}  # padding
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_the_guards_matter(value):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        odd_inputs(with_box(value, value, value, value))
+        impossible_values(with_box(value, value, value, value))
 
 
 def test_a_batch_without_boxes():
-    assert odd_inputs(batch_of(boxes=0)) == {}
+    assert impossible_values(batch_of(boxes=0)) == {}
 
 
 def test_images_of_one_colour():
     batch = batch_of()
     black = torch.zeros_like(batch.images)
     assert (
-        "all 2 images of a batch are of one colour each, s0_0 among them"
-        in odd_inputs(replace(batch, images=black))["one colour"]
+        "all 2 images of a batch has a single colour, for example s0_0"
+        in impossible_values(replace(batch, images=black))["one colour"]
     )
     colours = black + torch.arange(3, dtype=torch.uint8)[:, None, None]
-    assert "one colour" in odd_inputs(replace(batch, images=colours))
+    assert "one colour" in impossible_values(replace(batch, images=colours))
     one_pixel = black.clone()
     one_pixel[1, 2, 33, 5] = 1  # not among those that are compared first
-    assert odd_inputs(replace(batch, images=one_pixel)) == {}
-    assert odd_inputs(replace(batch, images=torch.stack([black[0], batch.images[1]]))) == {}
+    assert impossible_values(replace(batch, images=one_pixel)) == {}
+    assert impossible_values(replace(batch, images=torch.stack([black[0], batch.images[1]]))) == {}
 
 
 @pytest.mark.usefixtures("no_checkpoints")
 def test_a_run_counts_such_batches_and_says_each_kind_once(squares_config, caplog):
     trainer = Trainer(squares_config(maxEpoch=2, epochValidation=False))
-    look = trainer.watch.look_at_inputs
+    look = trainer.monitor.check_inputs
 
     def odd(batch, progress):
         if batch.valid.any():
             batch.boxes[batch.valid] = torch.tensor([9.0, 9.0, 3.0, 3.0])
         look(batch, progress)
 
-    trainer.watch.look_at_inputs = odd
+    trainer.monitor.check_inputs = odd
     folder = trainer.run()
     assert [json.loads(line)["odd_batches"] for line in folder.metrics.read_text().splitlines()] == [3, 3]
     assert caplog.text.count("boxes of a batch are inverted") == 1

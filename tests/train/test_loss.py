@@ -271,11 +271,11 @@ def test_a_box_that_is_not_finite_reaches_the_loss_and_is_no_index(bad, side):
 
 
 def test_what_is_watched_beside_the_parts():
-    healthy = DetectionLoss(3)(maps(), empty_batch()).watched
+    healthy = DetectionLoss(3)(maps(), empty_batch()).must_be_finite
     assert set(healthy) == {"raw maps", "labels"} and all(value.isfinite() for value in healthy.values())
     raw_maps = [one.detach() for one in maps()]
     raw_maps[2][1, 5, 0, 0] = -math.inf
-    assert not DetectionLoss(3)(raw_maps, empty_batch()).watched["raw maps"].isfinite()
+    assert not DetectionLoss(3)(raw_maps, empty_batch()).must_be_finite["raw maps"].isfinite()
 
 
 class OwnLoss(DetectionLoss):
@@ -291,5 +291,5 @@ def test_a_formula_of_the_users_own_is_watched_too():
     batch = replace(batch, labels=torch.full_like(batch.labels, 7), valid=torch.ones_like(batch.valid))
     broken = [torch.full_like(maps()[0], math.inf), *maps()[1:]]
     found = OwnLoss(3)(maps(), batch)
-    assert found.watched["labels"].isnan() and found.watched["mine"] == 1 and found.top_logit is None
-    assert not OwnLoss(3)(broken, empty_batch()).watched["raw maps"].isfinite()
+    assert found.must_be_finite["labels"].isnan() and found.must_be_finite["mine"] == 1 and found.top_logit is None
+    assert not OwnLoss(3)(broken, empty_batch()).must_be_finite["raw maps"].isfinite()

@@ -12,7 +12,7 @@ from ops.batch import Batch
 from runs.checkpoint import load_checkpoint
 from train.distilloss import DistillationLoss, DistilWeights, ModelOutputs
 from train.loss import DetectionLoss
-from train.objective import DetectionObjective, DistillationObjective, distil_strength
+from train.objective import DetectionObjective, DistillationObjective, distill_weight
 from train.pseudo import PseudoLabels
 from train.teacher import Teacher
 from train.trainer import Trainer
@@ -24,17 +24,17 @@ def teacher(trained_teacher):
 
 
 def test_all_epochs_count_alike_unless_told_otherwise():
-    assert [distil_strength(epoch, (), range(3), "constant") for epoch in range(3)] == [1, 1, 1]
-    assert [distil_strength(epoch, (0, 1), range(4), "constant") for epoch in range(4)] == [1, 1, 0, 0]
+    assert [distill_weight(epoch, (), range(3), "constant") for epoch in range(3)] == [1, 1, 1]
+    assert [distill_weight(epoch, (0, 1), range(4), "constant") for epoch in range(4)] == [1, 1, 0, 0]
 
 
 def test_a_cosine_goes_down_over_the_epochs_that_are_distilled():
-    strengths = [distil_strength(epoch, (), range(4), "cosine") for epoch in range(4)]
+    strengths = [distill_weight(epoch, (), range(4), "cosine") for epoch in range(4)]
     assert strengths == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
     for some in ((1, 2), (2, 1), (1, 2, 9)):  # there is no epoch 9
-        found = [distil_strength(epoch, some, range(4), "cosine") for epoch in range(4)]
+        found = [distill_weight(epoch, some, range(4), "cosine") for epoch in range(4)]
         assert found == pytest.approx([0, 1, 0.5, 0])
-    late = [distil_strength(epoch, (), range(10, 14), "cosine") for epoch in range(10, 14)]
+    late = [distill_weight(epoch, (), range(10, 14), "cosine") for epoch in range(10, 14)]
     assert late == strengths, "a run that starts in epoch 10 starts with the whole teacher"
 
 
@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_its_own_teacher_only(squares_config, teacher, tmp_pa
     longer = squares_config("student", maxEpoch=2, **fields)
     assert Trainer(longer).run()
     file.write_bytes((Path(teacher) / "weights" / "last.pth").read_bytes())
-    with pytest.raises(UserError, match=r"t\.pth: is another teacher than the one this run began with"):
+    with pytest.raises(UserError, match=r"t\.pth: is not the teacher that this run started with"):
         Trainer(squares_config("student", maxEpoch=3, **fields)).run()
 
 
@@ -133,7 +133,7 @@ def test_other_base_classes_than_the_teachers_are_warned_of(squares_config, teac
     fields = {"modelName": "distillation", "teacherModelFile": teacher}
     with caplog.at_level("WARNING", logger="mars"):
         Trainer(squares_config("student", baseClasses=["red"], **fields))
-    assert "baseClasses are red, but the teacher knows red, blue" in caplog.text
+    assert "baseClasses are red, but the teacher was trained on red, blue" in caplog.text
 
 
 class Blind(Teacher):
@@ -164,7 +164,7 @@ def test_a_teacher_that_only_labels_is_looked_at_too(value):
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
     found = objective(YoloModel("nano", 3), images.float(), batch)
-    assert found.watched["targets"].isfinite() == math.isfinite(value) and "raw maps" in found.watched
+    assert found.must_be_finite["targets"].isfinite() == math.isfinite(value) and "raw maps" in found.must_be_finite
 
 
 @pytest.mark.parametrize("strength", [math.nan, -0.5, 0.0])

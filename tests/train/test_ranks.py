@@ -3,7 +3,7 @@
 import torch
 from torch import distributed, multiprocessing
 
-from train.guard import agreed, flag_of
+from train.guard import flag_of, over_all_ranks
 
 
 def _judge(rank: int, store: str, places: list) -> None:
@@ -11,7 +11,7 @@ def _judge(rank: int, store: str, places: list) -> None:
     try:
         values = [[1.0, 2.0], [float("nan"), 1.0], [2.0, float("inf")]]
         flags = [flag_of([torch.tensor(row[rank])]) for row in values]
-        places[rank] = [(flag.item(), agreed(flag).item()) for flag in flags]
+        places[rank] = [(flag.item(), over_all_ranks(flag).item()) for flag in flags]
     finally:
         distributed.destroy_process_group()
 

@@ -83,7 +83,7 @@ def test_asked_to_leave_it_saves_where_it_is(
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         signalled(patch, owner, name, nth)
-        with pytest.raises(Interrupted, match=f"interrupted by SIGTERM and saved {where}; the same command goes on"):
+        with pytest.raises(Interrupted, match=f"interrupted by SIGTERM and saved {where}; the same command continues"):
             Trainer(squares_config(**FIELDS, dcore=workers)).run()
     assert signal.getsignal(signal.SIGTERM) is before
     trainer = Trainer(squares_config(**FIELDS, dcore=workers))
@@ -236,7 +236,7 @@ def test_a_run_may_be_extended_again_and_again_but_not_changed(squares_config, c
         trainer.run()
         assert [row["epoch"] for row in trainer.history] == list(range(fields["maxEpoch"]))
         assert trainer.loader.dataset.ranges.mosaic_end == fields["maxEpoch"] - 1
-    said = [record.message for record in caplog.records if "going on" in record.message]
+    said = [record.message for record in caplog.records if "resuming" in record.message]
     assert all(words in said[0] for words in ("after epoch 1", "maxEpoch 1 -> 2", "closeMosaic 10 -> 1"))
     assert all(words in said[1] for words in ("after epoch 2", "maxEpoch 2 -> 3", "baseLearningRate 0.01 -> 0.004"))
     others = {"nominalBatch": 8, "warmupEpochs": 1.0, "schedulerType": "cosine", "useEMA": False, "mosaic": 0.5}

@@ -93,7 +93,7 @@ def test_each_value_has_its_own_window_and_a_step_counts_once():
     assert [spike.name for spike in found] == ["box", "loss"]
     assert found[0].times == pytest.approx(20) and found[0].value == 2000 and found[0].batch == 30
     assert spikes.row() == {"spikes": 1, "worst_spike": {"name": "box", "times": 20.0, "batch": 30}}
-    assert str(found[0]) == "batch 30: box 2000 is 20 times what is usual"
+    assert str(found[0]) == "batch 30: box 2000 is 20 times its recent median"
     spikes.add({"loss": 5.0}, 31)
     assert spikes.row()["spikes"] == 2 and spikes.row()["worst_spike"]["batch"] == 30
     spikes.start_epoch()

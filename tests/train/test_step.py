@@ -13,7 +13,8 @@ from train.ema import ModelEMA
 from train.guard import BadStep
 from train.loss import DetectionLoss, LossResult
 from train.objective import DetectionObjective
-from train.step import Means, Stepper
+from train.progress import Means
+from train.step import Stepper
 
 
 def make(precision=torch.float32, sum_over_batch=True, ema=False):

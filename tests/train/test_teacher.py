@@ -9,8 +9,9 @@ from torch import nn
 from config.errors import UserError
 from config.load import load_config
 from model import YoloModel
-from train.step import Means
-from train.teacher import Teacher, TeacherClasses, check_teacher, known_classes, read_teacher
+from train.progress import Means
+from train.teacher import Teacher, TeacherClasses
+from train.teacher_file import check_teacher, load_teacher, read_teacher, shared_classes
 from train.trainer import Trainer
 
 OURS = ("a", "b", "c", "d")
@@ -43,7 +44,7 @@ def moved(model: nn.Module) -> YoloModel:
 
 
 def teacher_of(path, **overrides) -> Teacher:
-    return Teacher.from_config(student_config(path, **overrides), torch.device("cpu"), torch.float32)
+    return load_teacher(student_config(path, **overrides), torch.device("cpu"), torch.float32)
 
 
 def test_it_says_what_the_network_says(tmp_path):
@@ -53,7 +54,7 @@ def test_it_says_what_the_network_says(tmp_path):
     with torch.no_grad():
         raw_maps, features = network.eval().forward_features(images)
     told = teacher(images)
-    assert teacher.known == TeacherClasses(("b", "d"), (1, 3), (0, 1))
+    assert teacher.classes == TeacherClasses(("b", "d"), (1, 3), (0, 1))
     for ours, theirs in zip(told.raw_maps, raw_maps, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert set(told.features) == set(features)
@@ -77,22 +78,22 @@ def test_nothing_of_it_moves_or_learns(tmp_path):
 def test_a_head_for_all_classes_teaches_those_it_was_trained_on(tmp_path):
     """The assignment's teacher has a head for twenty, and saw labels of ten."""
     file = checkpoint(tmp_path / "t.pth", YoloModel("nano", 4), OURS, trainSelectedClasses=["a", "c"])
-    assert teacher_of(file).known == TeacherClasses(("a", "c"), (0, 2), (0, 2))
+    assert teacher_of(file).classes == TeacherClasses(("a", "c"), (0, 2), (0, 2))
     student = checkpoint(
         tmp_path / "s.pth", YoloModel("nano", 4), OURS, trainSelectedClasses=["d"], modelName="distillation"
     )
-    assert teacher_of(student).known.names == OURS, "it was taught the others"
-    assert teacher_of(file, teacherClassIndexes=[3]).known == TeacherClasses(("d",), (3,), (3,))
+    assert teacher_of(student).classes.names == OURS, "it was taught the others"
+    assert teacher_of(file, teacherClassIndexes=[3]).classes == TeacherClasses(("d",), (3,), (3,))
 
 
 def test_a_file_that_does_not_say_its_classes(tmp_path):
     torch.save(YoloModel("nano", 4).state_dict(), tmp_path / "four.pth")
     torch.save(YoloModel("nano", 2).state_dict(), tmp_path / "two.pth")
-    assert teacher_of(tmp_path / "four.pth").known.names == OURS
+    assert teacher_of(tmp_path / "four.pth").classes.names == OURS
     torch.save(YoloModel("nano", 3).state_dict(), tmp_path / "three.pth")
     asked = {"classList": ("a", "b", "c"), "teacherClassIndexes": [2, 0, 1]}
-    assert teacher_of(tmp_path / "three.pth", **asked).known == TeacherClasses(("c", "a", "b"), (2, 0, 1), (0, 1, 2))
-    assert teacher_of(tmp_path / "two.pth", teacherClassIndexes=[3, 1]).known == TeacherClasses(
+    assert teacher_of(tmp_path / "three.pth", **asked).classes == TeacherClasses(("c", "a", "b"), (2, 0, 1), (0, 1, 2))
+    assert teacher_of(tmp_path / "two.pth", teacherClassIndexes=[3, 1]).classes == TeacherClasses(
         ("d", "b"), (3, 1), (0, 1)
     )
     with pytest.raises(UserError, match=r"two\.pth: does not say its 2 classes, .* set teacherClassIndexes"):
@@ -101,7 +102,7 @@ def test_a_file_that_does_not_say_its_classes(tmp_path):
 
 def test_wrong_pairs_are_refused(tmp_path):
     strangers = checkpoint(tmp_path / "s.pth", YoloModel("nano", 2), ("a", "ship"))
-    with pytest.raises(UserError, match=r"the teacher knows ship, which are not among the student's classes \(a, b"):
+    with pytest.raises(UserError, match=r"the teacher was trained on ship, which the student's class list \(a, b"):
         teacher_of(strangers)
     with pytest.raises(UserError, match="the teacher does not know c, which teacherClassIndexes names; it knows a, b"):
         teacher_of(checkpoint(tmp_path / "t.pth", YoloModel("nano", 2), ("a", "b")), teacherClassIndexes=[0, 2])
@@ -119,26 +120,26 @@ def test_wrong_pairs_are_refused(tmp_path):
 
 def test_classes_are_matched_by_name_and_not_by_place(tmp_path):
     file = checkpoint(tmp_path / "t.pth", YoloModel("nano", 3), ("d", "a", "b"))
-    assert teacher_of(file).known == TeacherClasses(("d", "a", "b"), (3, 0, 1), (0, 1, 2))
+    assert teacher_of(file).classes == TeacherClasses(("d", "a", "b"), (3, 0, 1), (0, 1, 2))
 
 
 def test_the_folder_of_a_run_stands_for_its_weights(squares_config):
     teacher = Trainer(squares_config("teacher", maxEpoch=1)).run()
     mcfg = squares_config("student", modelName="distillation", teacherModelFile=str(teacher.path))
-    found = Teacher.from_config(mcfg, torch.device("cpu"), torch.float32)
-    assert found.known.names == ("red", "blue")
+    found = load_teacher(mcfg, torch.device("cpu"), torch.float32)
+    assert found.classes.names == ("red", "blue")
     teacher.best.unlink()
-    assert Teacher.from_config(mcfg, torch.device("cpu"), torch.float32).known.names == ("red", "blue")
+    assert load_teacher(mcfg, torch.device("cpu"), torch.float32).classes.names == ("red", "blue")
 
 
 def test_a_teacher_that_sees_nothing_is_warned_of(squares_config, tmp_path, caplog):
     file = checkpoint(tmp_path / "t.pth", YoloModel("nano", 1), ("red",))
     mcfg = squares_config(modelName="distillation", teacherModelFile=str(file))
-    teacher = Teacher.from_config(mcfg, torch.device("cpu"), torch.float32)
+    teacher = load_teacher(mcfg, torch.device("cpu"), torch.float32)
     data = Trainer(squares_config("other", maxEpoch=1)).splits
     with caplog.at_level("INFO"):
         assert check_teacher(teacher, mcfg, "validation", data["validation"]) == pytest.approx(0, abs=0.05)
-    assert "on its own classes in 'validation': it sees hardly anything" in caplog.text
+    assert "on its own classes in 'validation': it detects almost nothing" in caplog.text
     nothing = [one for one in data["train"] if not len(one.labels)]
     with caplog.at_level("INFO"):
         assert check_teacher(teacher, mcfg, "train", nothing) is None
@@ -191,14 +192,14 @@ def test_known_classes_of_a_plain_file_need_no_network(tmp_path):
     from model.weightsfile import WeightsFile
 
     file = WeightsFile({}, ("b",), None)
-    assert known_classes(tmp_path / "x", file, student_config(tmp_path / "x")) == TeacherClasses(("b",), (1,), (0,))
+    assert shared_classes(tmp_path / "x", file, student_config(tmp_path / "x")) == TeacherClasses(("b",), (1,), (0,))
 
 
 def test_a_teacher_with_other_bins_is_refused_before_a_network_is_trained(tmp_path):
     file = checkpoint(tmp_path / "eight.pth", YoloModel("nano", 4, reg_max=8), OURS)
     with pytest.raises(UserError, match=r"^regMax=16: the teacher has 8 bins a side; set regMax=8$"):
         read_teacher(student_config(file))
-    assert read_teacher(student_config(file, regMax=8)).known.names == OURS
+    assert read_teacher(student_config(file, regMax=8)).classes.names == OURS
 
 
 def test_a_teacher_whose_predictions_are_not_finite_is_named(tmp_path, squares_config):

@@ -6,12 +6,12 @@ from doctor_checks import LONG
 
 from debug.doctor import memory_check
 from debug.doctor.checks import examine
-from debug.doctor.finding import LOOK, OK, WRONG, Finding
+from debug.doctor.finding import LOOK, OK, WRONG, Finding, select_images
 from dl.check import check_data
 from dl.label_selection import splits_to_train
 from model import build_model
 from ops.batch import Batch
-from train.setup import some_images
+from train.setup import select_images
 
 
 def test_a_good_config_has_nothing_wrong_and_every_check_reports(squares_config, tmp_path):
@@ -72,7 +72,7 @@ def test_other_errors_of_a_check_are_raised(squares_config, tmp_path, monkeypatc
         list(examine(mcfg, check_data(mcfg, splits_to_train(mcfg)), tmp_path))
 
 
-def test_some_images_takes_those_with_objects_and_repeats_them():
+def test_select_images_takes_those_with_objects_and_repeats_them():
     batch = Batch(
         images=torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 3, 2, 2),
         boxes=torch.zeros(3, 2, 4),
@@ -80,9 +80,9 @@ def test_some_images_takes_those_with_objects_and_repeats_them():
         valid=torch.tensor([[False, False], [True, True], [True, False]]),
         image_ids=("none", "two", "one"),
     )
-    assert some_images(batch, 2).image_ids == ("two", "one")
-    assert some_images(batch, 4).image_ids == ("two", "one", "none", "two")
-    assert some_images(batch, 4).images[:, 0, 0, 0].tolist() == [1, 2, 0, 1]
+    assert select_images(batch, 2).image_ids == ("two", "one")
+    assert select_images(batch, 4).image_ids == ("two", "one", "none", "two")
+    assert select_images(batch, 4).images[:, 0, 0, 0].tolist() == [1, 2, 0, 1]
 
 
 def test_a_finding_as_text():

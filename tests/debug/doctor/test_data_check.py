@@ -7,10 +7,10 @@ import torch
 from doctor_checks import batch_of, first_batch, levels, only
 
 from debug.doctor.data_check import examine_batch, examine_data, examine_labels, examine_points, examine_sizes
-from debug.doctor.finding import LOOK, OK, WRONG
+from debug.doctor.finding import LOOK, OK, WRONG, select_images
 from dl.check import check_data
 from dl.report import DataReport, SplitReport
-from train.setup import some_images
+from train.setup import select_images
 
 
 def test_labels_that_are_missing_or_few(setup_of):
@@ -42,7 +42,7 @@ def test_a_batch_is_drawn_with_its_anchor_points(setup_of, tmp_path):
 
 def test_of_a_large_batch_the_first_images_are_drawn(setup_of, tmp_path):
     setup = setup_of()
-    ten = some_images(first_batch(setup), 10)
+    ten = select_images(first_batch(setup), 10)
     found = only(examine_batch(setup, ten, tmp_path))
     assert f"on 10 images (the first 9 drawn in {tmp_path / 'batch.jpg'})" in found.text
     empty = replace(ten, valid=torch.zeros_like(ten.valid))

@@ -9,11 +9,11 @@ from doctor_checks import STUDENT, first_batch, only, teacher_file
 from torch import nn
 
 from debug.doctor import memory_check
-from debug.doctor.finding import LOOK, OK, WRONG
+from debug.doctor.finding import LOOK, OK, WRONG, select_images
 from debug.doctor.memory_check import MemoryNeed, examine_memory, fixed_bytes, saved_bytes
 from model import YoloModel
 from train.loss import LossResult
-from train.setup import some_images
+from train.setup import select_images
 
 
 def test_memory_is_counted():
@@ -44,7 +44,7 @@ def test_a_teacher_and_its_projections_need_memory(setup_of, tmp_path):
     torch.save({**torch.load(teacher_file(wide)), "phase": "small", "model": YoloModel("small", 1).state_dict()}, wide)
     taught = setup_of(**STUDENT, teacherModelFile=str(wide))
     alone = setup_of(**STUDENT, teacherModelFile=str(tmp_path / "none.pth"))
-    assert alone.teacher_refusal and len(taught.objective.loss.projectors) > 0
+    assert alone.errors.get("teacher") and len(taught.objective.loss.projectors) > 0
     teacher = sum(parameter.nbytes for parameter in taught.objective.teacher.as_student(2).parameters())
     projections = sum(parameter.nbytes for parameter in taught.objective.loss.projectors.parameters())
     more = fixed_bytes(taught) - fixed_bytes(alone)
@@ -66,7 +66,7 @@ def test_saved_tensors_are_counted_once_and_released(setup_of):
     batch = first_batch(setup)
     setup.model, setup.objective = model, objective
     for count in (1, 2):
-        assert saved_bytes(setup, some_images(batch, count)) == 2 * count * 3 * 64 * 64 * 4
+        assert saved_bytes(setup, select_images(batch, count)) == 2 * count * 3 * 64 * 64 * 4
     gc.collect()
     assert [result() for result in seen] == [None, None]
 
@@ -74,7 +74,7 @@ def test_saved_tensors_are_counted_once_and_released(setup_of):
 def test_more_images_need_more_memory(setup_of):
     setup = setup_of()
     batch = first_batch(setup)
-    two, four = (saved_bytes(setup, some_images(batch, count)) for count in (2, 4))
+    two, four = (saved_bytes(setup, select_images(batch, count)) for count in (2, 4))
     assert four == pytest.approx(2 * two, rel=0.1)
     adam = setup_of(optimizerType="AdamW")
     parameters = sum(p.nbytes for p in setup.model.parameters() if p.requires_grad)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from debug.assignment import assign_points
 from debug.explain.error_analysis import (
     FOUND,
     LOW_SCORE,
@@ -24,10 +25,9 @@ from dl.annotations import Annotation
 from eval.painter import match_for_painting
 from eval.predictor import Detections, Predictor
 from model import YoloModel
-from ops.anchors import make_anchors
+from ops.anchors import make_anchors, points_inside
 from ops.batch import Batch, Letterbox
 from train.loss import DetectionLoss
-from train.points import are_inside, points_given
 from train.tal import TaskAlignedAssigner
 
 NAMES, LIMITS = ("red", "blue"), Limits(paint_conf=0.2, min_iou=0.5)
@@ -78,7 +78,7 @@ def test_points_are_those_that_were_assigned_level_by_level(network):
     annotation = annotation_of(CORNERS, [0, 1, 0])
     explanation, _ = explained(network, annotation)
     batch, loss = batch_of(annotation), DetectionLoss(2, 16)
-    given = points_given(loss, network(batch.images.float() / 255), batch)
+    given = assign_points(loss, network(batch.images.float() / 255), batch)
     fg, owners = given.assignment.fg_mask[0].tolist(), given.assignment.target_gt_idx[0].tolist()
     sizes = (64, 16, 4)  # maps of 8, 4 and 2 cells a side
     for number, item in enumerate(explanation.objects):
@@ -90,7 +90,7 @@ def test_points_are_those_that_were_assigned_level_by_level(network):
         assert list(item.points) == expected
         assert int(given.count[0, number]) == sum(expected)
     assert explanation.objects[2].error == NO_POINT
-    inside = are_inside(explanation.anchors.points, batch.boxes[0]).sum(dim=-1).tolist()
+    inside = points_inside(explanation.anchors.points, batch.boxes[0]).sum(dim=-1).tolist()
     assert inside[2] == 0
     assert inside[0] == sum(
         8 < stride * (x + 0.5) < 40 and 8 < stride * (y + 0.5) < 40
@@ -112,8 +112,8 @@ def test_points_inside_are_those_that_the_assigner_can_choose():
         repeated = boxes[:, None].expand(-1, len(points), -1)
         zeros = torch.zeros(40, 1, 1, dtype=torch.long)
         chosen = assigner(ones, repeated, points, zeros, boxes[:, None], torch.ones(40, 1, 1, dtype=torch.bool)).fg_mask
-        assert torch.equal(are_inside(points, boxes, min_side), chosen)
-    assert are_inside(points, torch.zeros(0, 4)).shape == (0, 84)
+        assert torch.equal(points_inside(points, boxes, min_side), chosen)
+    assert points_inside(points, torch.zeros(0, 4)).shape == (0, 84)
 
 
 # Why objects were missed, from made-up boxes and scores

@@ -18,7 +18,7 @@ from model import YoloModel, build_model
 from ops.batch import Batch
 from ops.random_states import random_states
 from runs.checkpoint import write_sealed
-from train.objective import build_objective
+from train.setup import build_objective
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from config.errors import UserError
 from dl.annotations import Annotation
 from dl.augment import AugmentRanges, apply_plan, draw_plan
 from dl.mosaic import ModernRanges, apply_mosaic, draw_mosaic
-from ops.anchors import make_anchors
-from train.points import SmallObjects, are_inside, have_points, report_small_objects, small_objects
+from dl.small_objects import SmallObjects, have_points, report_small_objects, small_objects
+from ops.anchors import make_anchors, points_inside
 
 
 def annotation(name, size, *boxes):
@@ -31,7 +31,7 @@ def test_the_nearest_points_decide_like_all_of_them(input_shape, min_side):
     half = torch.rand(3000, 2, generator=random) * 8
     boxes = torch.cat([(centre - half), (centre + half)], dim=1).round(decimals=0)
     points = make_anchors(tuple((height // stride, width // stride) for stride in (8, 16, 32))).points
-    expected = are_inside(points, boxes, min_side).any(dim=-1)
+    expected = points_inside(points, boxes, min_side).any(dim=-1)
     assert 0 < expected.sum() < 3000
     assert torch.equal(have_points(boxes, input_shape, min_side), expected)
     assert have_points(boxes[:0], input_shape).tolist() == []

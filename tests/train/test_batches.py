@@ -7,7 +7,7 @@ import torch
 
 from ops.batch import Batch
 from ops.probe import probe
-from train.first_batches import FirstBatches
+from train.batches import FirstBatches
 
 
 def batch_of(pixels, boxes, labels, valid):
@@ -31,7 +31,7 @@ EMPTY = batch_of([0, 0], [], [], [])
 def seen(batches, first=None, positives=0):
     first = first or FirstBatches(["red", "green", "blue"])
     for batch in batches:
-        with first.looking_at(batch):
+        with first.observe(batch):
             targets = torch.zeros(len(batch), 8, 3)
             targets[0, :positives, 1] = 0.5
             probe("tal.target", targets)
@@ -63,7 +63,7 @@ def test_no_box():
     first = seen([EMPTY])
     told = first.to_dict()
     assert told["box_sizes"] is None and told["positives_a_box"] is None and told["empty_images"] == 1
-    assert first.text().endswith("no box: what is trained now is to see nothing")
+    assert first.text().endswith("no box in these batches: the network only learns that there are no objects")
 
 
 def test_no_batch(tmp_path):
@@ -87,8 +87,9 @@ def test_a_channel_has_its_own_mean():
 
 def test_the_text():
     assert seen([TWO, ONE], positives=6).text().splitlines() == [
-        "first 2 batches: 3 images, pixels 10 to 200, mean of red, green, blue 110 110 110",
-        "  boxes an image 0 to 2, half of them up to 1; 33 % of the images without any",
-        "  boxes' sizes in pixels 3 to 10, half of them up to 3; 4.0 points for each box",
-        "  2 of 3 classes seen, 1 not yet",
+        "first 2 batches: 3 images",
+        "  pixels: 10-200 (mean 110 110 110 in RGB)",
+        "  boxes per image: 0-2 (median 1); images without boxes: 33 %",
+        "  box size in pixels: 3-10 (median 3); anchor points per box: 4.0",
+        "  classes in these batches: 2 of 3",
     ]
