@@ -1,5 +1,6 @@
-"""What a drawn scene is made of; `scenes/dataset.py` makes data sets of it.
+"""Draws the scenes of the demo data set; `scenes/dataset.py` makes data sets of them.
 
-`outlines` and `aircraft` say what the twenty types look like, `livery` paints one; `sites` lays out airfields, `ground`
-paints them, `cover` puts roofs, vehicles, trees and clouds there; `compose` puts a scene together and knows its boxes.
+`outlines` and `aircraft` define the twenty aircraft types, and `textures` paints one aircraft. `airfields` makes random
+airfields, `ground` paints them, and `occlusion` adds roofs, vehicles, trees and clouds. `compose` combines everything
+and computes the boxes.
 """

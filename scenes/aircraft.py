@@ -1,7 +1,7 @@
-"""Twenty types of aircraft as seen from above, A1 to A20: outlines, fins and colours, nothing drawn yet.
+"""Twenty types of aircraft seen from above, A1 to A20: outlines, fins and colours; nothing is painted here.
 
-Metres; x runs aft from the nose, y to the right wing. The proportions follow twenty real families that a person can
-tell apart by planform alone: sweep, span, engines and their place, tail, canards, propellers.
+Units are metres. x points from the nose to the tail, y to the right wing. The proportions follow twenty real aircraft
+families that differ in their planform: sweep, span, engines and their position, tail, canards, propellers.
 """
 
 from collections.abc import Sequence

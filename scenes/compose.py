@@ -1,8 +1,8 @@
-"""Puts a scene together: plans what stands where, paints it from the ground to the clouds, and knows every box.
+"""Plans a scene, paints it from the ground to the clouds, and computes the boxes.
 
-A box is tight around the pixels of a plane that can be seen: those it covers by at least `SEEN`, less what roofs and
-clouds take. A plane of which less than `LEAST_VISIBLE` can be seen is left out of the picture as well as of the
-labels, so that no piece of an aircraft lies about unlabelled. Planes never overlap each other.
+A box is tight around the visible pixels of a plane: pixels that it covers by at least `MIN_PIXEL_COVERAGE`, after roofs
+and clouds are subtracted. A plane with a visible share below `MIN_VISIBLE_SHARE` is neither painted nor labelled, so
+that no part of an aircraft is visible without a label. Planes never overlap.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ from scenes.occlusion import (
 from scenes.outlines import Planform
 from scenes.textures import Plane, Sprite, fill, lighter, outlines, paint_plane
 
-MIN_PIXEL_COVERAGE = 0.3  # a pixel belongs to a plane when this share of it is the plane, seen through the clouds
-MIN_VISIBLE_SHARE = 0.4  # of a plane's area, else it is not drawn at all
+MIN_PIXEL_COVERAGE = 0.3  # a pixel belongs to a plane if the plane covers at least this share of it, below the clouds
+MIN_VISIBLE_SHARE = 0.4  # of a plane's area; a plane with less is not drawn
 
-_PLANES = np.cumsum([0.03, 0.04, 0.06, 0.1, 0.15, 0.18, 0.18, 0.14, 0.12])  # chance of 0, 1, ... 8 planes
-_SHADOW_TINT = (0.6, 0.55, 0.46)  # how much light a full shadow takes from red, green and blue: the sky still shines
-_CELLS = 160  # to a side of the map of what is taken
+_PLANES = np.cumsum([0.03, 0.04, 0.06, 0.1, 0.15, 0.18, 0.18, 0.14, 0.12])  # probability of 0, 1, ... 8 planes
+_SHADOW_TINT = (0.6, 0.55, 0.46)  # share of red, green and blue light that a full shadow removes; the rest is skylight
+_CELLS = 160  # cells per side of the occupancy map
 _GROUND_STREAM, _CLUTTER_STREAM, _SKY_STREAM, _SENSOR_STREAM = 1, 2, 3, 4
 
 
@@ -42,20 +42,20 @@ _GROUND_STREAM, _CLUTTER_STREAM, _SKY_STREAM, _SENSOR_STREAM = 1, 2, 3, 4
 class Sky:
     """Light, air and camera."""
 
-    sun: tuple[float, float]  # unit vector in which shadows fall
-    shadow: float  # a shadow's length for each pixel of height
+    sun: tuple[float, float]  # direction of shadows, a unit vector
+    shadow: float  # length of a shadow per pixel of height
     has_clouds: bool
     haze: float
     cast: tuple[float, float, float]  # gain of red, green and blue
     contrast: float
     blur: float  # standard deviation in pixels
     noise: float  # width of the sensor's uniform noise, in grey levels
-    is_grey: bool  # a panchromatic picture
+    is_grey: bool  # a panchromatic image
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is decided before anything is painted."""
+    """All decisions about a scene, made before anything is painted."""
 
     seed: int
     index: int
@@ -66,7 +66,7 @@ class Scene:
 
 
 class PaintedScene(NamedTuple):
-    """A painted scene. Boxes are xyxy in pixel edges, ordered as the scene's planes that can be seen."""
+    """A painted scene. Boxes are xyxy in pixel edges, in the order of the scene's visible planes."""
 
     image: UInt8[np.ndarray, "S S 3"]
     boxes: Float32[np.ndarray, "N 4"]
@@ -74,39 +74,39 @@ class PaintedScene(NamedTuple):
 
 
 def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> Scene:
-    """Decide a scene from the seed and its index alone. Raises `ValueError` for a class without a planform."""
+    """Plan a scene; it depends only on the arguments. Raises `ValueError` for a class without a planform."""
     rng = _stream(seed, index, 0)
     types = planforms(class_list)
     weights = _weights(types)
     zoom = 0.68 + 0.44 * rng.random()
     favourite = _choose(rng, weights)
     pitch = _drawn_size(types[favourite], zoom, size)
-    site = lay_out(rng, size, pitch)
-    wanted = int(np.searchsorted(_PLANES, rng.random() * _PLANES[-1], side="right"))
-    taken = _OccupancyMap(size)
-    for roof in site.roofs:
+    airfield = lay_out(rng, size, pitch)
+    num_planes = int(np.searchsorted(_PLANES, rng.random() * _PLANES[-1], side="right"))
+    occupied = _OccupancyMap(size)
+    for roof in airfield.roofs:
         if not roof.is_open:
-            taken.add([roof.outline], 255)
-    others = float(pick(rng, (0.1, 0.5, 0.9)))
+            occupied.add([roof.outline], 255)
+    other_type_share = float(pick(rng, (0.1, 0.5, 0.9)))
     planes: list[Plane] = []
-    parked: list[tuple[int, Plane]] = []  # those that a roof may be built over
-    for stand in _shuffled(rng, [stand for stand in site.stands if _is_near(stand, size)]):
-        if len(planes) == wanted:
+    parked: list[tuple[int, Plane]] = []  # planes that a roof may partly cover
+    for stand in _shuffled(rng, [stand for stand in airfield.stands if _is_near(stand, size)]):
+        if len(planes) == num_planes:
             break
-        label = _choose(rng, weights) if rng.random() < others else favourite
+        label = _choose(rng, weights) if rng.random() < other_type_share else favourite
         if _drawn_size(types[label], zoom, size) > stand.max_size:
             label = favourite
         plane = _park(rng, stand, label, types[label], _drawn_size(types[label], zoom, size))
-        if taken.is_free(outlines(plane)):
+        if occupied.is_free(outlines(plane)):
             planes.append(plane)
-            taken.add(outlines(plane), len(planes))
+            occupied.add(outlines(plane), len(planes))
             parked += [] if stand.is_on_lane else [(len(planes), plane)]
-    shelters = [shelter for number, plane in parked for shelter in _shelter(rng, plane, number, taken)]
-    return Scene(seed, index, site, tuple(planes), (*site.roofs, *shelters), _draw_sky(rng))
+    shelters = [shelter for number, plane in parked for shelter in _shelter(rng, plane, number, occupied)]
+    return Scene(seed, index, airfield, tuple(planes), (*airfield.roofs, *shelters), _draw_sky(rng))
 
 
 def paint_scene(scene: Scene) -> PaintedScene:
-    """Paint a scene from the ground up."""
+    """Paint a scene from the ground to the clouds."""
     size, sky = scene.airfield.frame.size, scene.sky
     sun = np.array(sky.sun)
     ground = paint_ground(_stream(scene.seed, scene.index, _GROUND_STREAM), scene.airfield)
@@ -117,22 +117,22 @@ def paint_scene(scene: Scene) -> PaintedScene:
     open_sky = 1 - roofed.astype(np.float32) / 255
     if clouds is not None:
         open_sky *= 1 - clouds
-    seen = [found for plane in scene.planes if (found := _look_at(plane, sky, open_sky)) is not None]
-    things = _scatter(scene, ground, sun)
-    image = _light(ground.colour, ground.light, _shadows(scene, [one.plane for one in seen], things))
-    for thing in things:
-        for outline, colour in thing.shapes:
+    visible_planes = [view for plane in scene.planes if (view := _visible_plane(plane, sky, open_sky)) is not None]
+    clutter = _scatter(scene, ground, sun)
+    image = _light(ground.colour, ground.light, _shadows(scene, [view.plane for view in visible_planes], clutter))
+    for item in clutter:
+        for outline, colour in item.shapes:
             fill(image, outline, colour)
-    for one in seen:
-        _paste(image, one.sprite)
+    for view in visible_planes:
+        _paste(image, view.sprite)
     image = _roof_over(image, roofed, scene.roofs, sun)
     image = _develop(image, clouds, sky, _stream(scene.seed, scene.index, _SENSOR_STREAM))
-    boxes = np.array([one.box for one in seen], dtype=np.float32).reshape(-1, 4)
-    return PaintedScene(image, boxes, np.array([one.plane.label for one in seen], dtype=np.int64))
+    boxes = np.array([view.box for view in visible_planes], dtype=np.float32).reshape(-1, 4)
+    return PaintedScene(image, boxes, np.array([view.plane.label for view in visible_planes], dtype=np.int64))
 
 
 class _VisiblePlane(NamedTuple):
-    """A plane that can be seen, painted, with its box."""
+    """A visible plane, painted, with its box."""
 
     plane: Plane
     sprite: Sprite
@@ -140,7 +140,7 @@ class _VisiblePlane(NamedTuple):
 
 
 class _OccupancyMap:
-    """Coarse map of the places that are taken, by whom."""
+    """Coarse map of occupied places; each cell has the number of its occupant, 0 for a free cell."""
 
     def __init__(self, size: int) -> None:
         self._scale = _CELLS / size
@@ -149,21 +149,22 @@ class _OccupancyMap:
     def _mask(self, shapes: Sequence[np.ndarray]) -> np.ndarray:
         mask = np.zeros_like(self._cells)
         points = [np.rint(shape * self._scale - 0.5).astype(np.int32) for shape in shapes]
-        for shape in points:  # one by one: together they would be filled by the even-odd rule
+        for shape in points:  # separately, because fillPoly uses the even-odd rule for several polygons
             cv2.fillPoly(mask, [shape], (1,))
-        cv2.polylines(mask, points, True, (1,), 2)  # room to breathe
+        cv2.polylines(mask, points, True, (1,), 2)  # a margin around the shapes
         return mask.astype(bool)
 
-    def add(self, shapes: Sequence[np.ndarray], who: int) -> None:
-        self._cells[self._mask(shapes)] = who
+    def add(self, shapes: Sequence[np.ndarray], occupant: int) -> None:
+        self._cells[self._mask(shapes)] = occupant
 
-    def is_free(self, shapes: Sequence[np.ndarray], but_for: int = 0) -> bool:
-        there = self._cells[self._mask(shapes)]
-        return not bool(((there != 0) & (there != but_for)).any())
+    def is_free(self, shapes: Sequence[np.ndarray], allowed: int = 0) -> bool:
+        """Whether no cell of the shapes is occupied, except by the occupant `allowed`."""
+        cells = self._cells[self._mask(shapes)]
+        return not bool(((cells != 0) & (cells != allowed)).any())
 
 
 def _stream(seed: int, index: int, part: int) -> np.random.Generator:
-    """Every part of a scene has random numbers of its own: a plane less does not move a blade of grass."""
+    """Each part of a scene has its own random numbers, so a change of one part does not change the others."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, part])))
 
 
@@ -172,7 +173,7 @@ def _choose(rng: np.random.Generator, cumulative: np.ndarray) -> int:
 
 
 def _weights(types: Sequence[Planform]) -> np.ndarray:
-    """Cumulative chances: some types are rarer than others, large ones are asked for more, as fewer find room."""
+    """Cumulative probabilities. Some types are rarer; large types get more weight, because they fit less often."""
     rarity = 1 - 0.4 * (np.arange(len(types)) * 7 % len(types)) / len(types)
     return np.cumsum(rarity * [_drawn_size(planform, 1.0, 640) ** 1.2 for planform in types])
 
@@ -186,7 +187,7 @@ def _is_near(stand: Stand, size: int) -> bool:
 
 
 def _drawn_size(planform: Planform, zoom: float, size: int) -> float:
-    """Pixels of span or length, the longer one: in the order of nature, but drawn together, so that small ones show."""
+    """The larger of span and length in pixels. Differences in size are reduced, so that small types are visible."""
     metres = max(planform.length, planform.span)
     return float(150 * (metres / 40) ** 0.45 * zoom * size / 640)
 
@@ -208,8 +209,8 @@ def _park(rng: np.random.Generator, stand: Stand, label: int, planform: Planform
     )
 
 
-def _shelter(rng: np.random.Generator, plane: Plane, number: int, taken: _OccupancyMap) -> list[Roof]:
-    """Now and then a roof over the nose or the tail, if it hides no other plane."""
+def _shelter(rng: np.random.Generator, plane: Plane, number: int, occupied: _OccupancyMap) -> list[Roof]:
+    """Sometimes a roof over the nose or the tail, if it covers no other plane."""
     chance, share, from_nose, colour = rng.random(), 0.12 + 0.36 * rng.random(), rng.random() < 0.5, pick(rng, ROOFS)
     if chance > 0.12:
         return []
@@ -218,9 +219,9 @@ def _shelter(rng: np.random.Generator, plane: Plane, number: int, taken: _Occupa
     start, end = (-0.25 * form.length, edge) if from_nose else (form.length - edge, 1.25 * form.length)
     corners = np.array([[start, -half], [start, half], [end, half], [end, -half]], np.float32)
     outline = plane.to_pixels(corners)
-    if not taken.is_free([outline], but_for=number):
+    if not occupied.is_free([outline], allowed=number):
         return []
-    taken.add([outline], 255)
+    occupied.add([outline], 255)
     return [Roof(outline, 0.2 * form.span * plane.pixels_per_metre, colour, is_open=True)]
 
 
@@ -240,24 +241,24 @@ def _draw_sky(rng: np.random.Generator) -> Sky:
     )
 
 
-def _look_at(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _VisiblePlane | None:
-    """Paint a plane and find what can be seen of it; None when that is too little."""
+def _visible_plane(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _VisiblePlane | None:
+    """Paint a plane and compute its visible box; None if too little of it is visible."""
     sprite = paint_plane(plane, sky.sun)
-    there, inside = _overlap(sprite, len(open_sky))
-    visible = sprite.coverage[inside] * open_sky[there]
+    in_image, in_sprite = _overlap(sprite, len(open_sky))
+    visible = sprite.coverage[in_sprite] * open_sky[in_image]
     if float(visible.sum()) < MIN_VISIBLE_SHARE * float(sprite.coverage.sum()):
         return None
-    is_seen = visible >= MIN_PIXEL_COVERAGE
-    rows, columns = np.flatnonzero(is_seen.any(axis=1)), np.flatnonzero(is_seen.any(axis=0))
+    is_visible = visible >= MIN_PIXEL_COVERAGE
+    rows, columns = np.flatnonzero(is_visible.any(axis=1)), np.flatnonzero(is_visible.any(axis=0))
     if not len(rows):
         return None
-    top, left = there[0].start, there[1].start
+    top, left = in_image[0].start, in_image[1].start
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
     return _VisiblePlane(plane, sprite, (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
 
 
 def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where image and sprite meet: rows and columns of the image, and those of the sprite."""
+    """The overlap of image and sprite: rows and columns in the image, and rows and columns in the sprite."""
     in_image, in_sprite = [], []
     for start, length in zip((sprite.top, sprite.left), sprite.coverage.shape, strict=True):
         first, last = min(max(start, 0), size), min(max(start + length, 0), size)
@@ -267,14 +268,14 @@ def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slic
 
 
 def _paste(image: np.ndarray, sprite: Sprite) -> None:
-    there, inside = _overlap(sprite, len(image))
-    share = sprite.coverage[inside]
-    under, over = np.ascontiguousarray(image[there]), np.ascontiguousarray(sprite.colour[inside])
-    image[there] = cv2.blendLinear(over, under, share, 1 - share)
+    in_image, in_sprite = _overlap(sprite, len(image))
+    share = sprite.coverage[in_sprite]
+    under, over = np.ascontiguousarray(image[in_image]), np.ascontiguousarray(sprite.colour[in_sprite])
+    image[in_image] = cv2.blendLinear(over, under, share, 1 - share)
 
 
 def _roof_over(image: np.ndarray, roofed: np.ndarray, roofs: Sequence[Roof], sun: np.ndarray) -> np.ndarray:
-    """Roofs cover exactly what `roofed` says, the soft edges too, for the boxes below rely on it."""
+    """Paint roofs exactly where `roofed` says, including soft edges, because the boxes are computed from it."""
     layer = image.copy()
     for roof in roofs:
         paint_roof(layer, roof, sun)
@@ -283,20 +284,20 @@ def _roof_over(image: np.ndarray, roofed: np.ndarray, roofs: Sequence[Roof], sun
 
 
 def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[ClutterObject]:
-    """Vehicles and masts on pavement, boats on water, trees in groups elsewhere, clear of planes and roofs."""
+    """Vehicles and masts on pavement, boats on water, groups of trees elsewhere; not on planes and roofs."""
     rng = _stream(scene.seed, scene.index, _CLUTTER_STREAM)
     size, unit = scene.airfield.frame.size, scene.airfield.frame.unit
-    taken = _OccupancyMap(size)
-    taken.add(
+    occupied = _OccupancyMap(size)
+    occupied.add(
         [roof.outline for roof in scene.roofs] + [shape for plane in scene.planes for shape in outlines(plane)], 1
     )
-    things: list[ClutterObject] = []
+    clutter: list[ClutterObject] = []
 
-    def put(thing: ClutterObject) -> None:
-        shapes = [shape for shape, _ in thing.shapes]
-        if taken.is_free(shapes):
-            taken.add(shapes, 1)
-            things.append(thing)
+    def put(item: ClutterObject) -> None:
+        shapes = [shape for shape, _ in item.shapes]
+        if occupied.is_free(shapes):
+            occupied.add(shapes, 1)
+            clutter.append(item)
 
     for _ in range(int(rng.random() * 26)):
         x, y = (size * rng.random(2)).tolist()
@@ -311,16 +312,16 @@ def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[ClutterObjec
             inside = 0 <= x < size and 0 <= y < size
             if inside and not ground.paved[int(y), int(x)] and not ground.water[int(y), int(x)]:
                 put(make_tree(rng, x, y, unit, sun))
-    return things
+    return clutter
 
 
-def _shadows(scene: Scene, planes: Sequence[Plane], things: Sequence[ClutterObject]) -> np.ndarray:
-    """How dark the shadows are on the ground, 0 to 255."""
+def _shadows(scene: Scene, planes: Sequence[Plane], clutter: Sequence[ClutterObject]) -> np.ndarray:
+    """The darkness of shadows on the ground, 0 to 255."""
     size = scene.airfield.frame.size
     shade = np.zeros((size, size), np.uint8)
     fall = np.array(scene.sky.sun) * scene.sky.shadow
-    for thing in things:
-        cast_shadow(shade, thing.shapes[0][0], fall * thing.height)
+    for item in clutter:
+        cast_shadow(shade, item.shapes[0][0], fall * item.height)
     for roof in scene.roofs:
         cast_shadow(shade, roof.outline, fall * roof.height)
     for plane in planes:
@@ -340,7 +341,7 @@ def _light(colour: np.ndarray, light: np.ndarray, shade: np.ndarray) -> np.ndarr
 
 
 def _develop(image: np.ndarray, clouds: np.ndarray | None, sky: Sky, rng: np.random.Generator) -> np.ndarray:
-    """Clouds, haze, the lens and the sensor."""
+    """Add clouds, haze, and the effects of lens and sensor."""
     if clouds is not None:
         white = np.full_like(image, 236)
         image = cv2.blendLinear(white, image, clouds, 1 - clouds)

@@ -1,9 +1,9 @@
-"""The demo's data set: overhead scenes with twenty types of aircraft, drawn from a seed.
+"""The data set of the demo: scenes with twenty types of aircraft seen from above, drawn from a seed.
 
     image, boxes, labels = draw_scene(seed=0, index=7)
     folder = make_data_set("../mars-running/demo-data", num_images=500, seed=0)
 
-How a scene is drawn, and which planes get a box, is said in `scenes/`.
+`scenes/compose.py` describes how a scene is drawn and which planes get a box.
 """
 
 import json
@@ -27,14 +27,14 @@ from scenes.compose import paint_scene, plan_scene
 from scenes.export import export_scene, scene_name, start_worker
 
 AIRCRAFT = tuple(PLANFORMS)  # A1 to A20
-SETTINGS_FILE = "drawn.json"  # written last: where it lies, the set is whole
-DRAWING = 2  # raise it when the same seed gives other pixels than before
+SETTINGS_FILE = "drawn.json"  # written last, so its presence means a complete data set
+DRAWING = 2  # version of the drawn pixels; increase it if the same seed gives other pixels
 SMALL_PER_CLASS = 10
-LEAST_SIZE = 64
+MIN_SIZE = 64
 
-OnImage = Callable[[int, int], None]  # hears how many images are done, of how many
+OnImage = Callable[[int, int], None]  # called with (number of finished images, number of all images)
 
-_OURS = {"images", "annotations", "splits", "classes.txt", SETTINGS_FILE}
+_OWN_FILES = {"images", "annotations", "splits", "classes.txt", SETTINGS_FILE}
 
 
 def draw_scene(
@@ -42,9 +42,9 @@ def draw_scene(
 ) -> tuple[UInt8[np.ndarray, "S S 3"], Float32[np.ndarray, "N 4"], Int64[np.ndarray, " N"]]:
     """Draw one scene of `size` x `size` pixels: (image RGB, boxes xyxy in pixel edges, labels into `class_list`).
 
-    Depends on the arguments alone. Only types in `class_list`, some of A1 to A20, are drawn; some scenes have none at
-    all: boxes (0, 4), labels (0,). A box is tight around the pixels that can be seen of a plane; what is hidden by
-    more than 60 % is not in the picture. Raises `ValueError` for a class that is no aircraft.
+    The result depends only on the arguments. Only the types in `class_list` (of A1 to A20) are drawn. A scene without
+    planes has boxes (0, 4), labels (0,). A box is tight around the visible pixels of a plane. Planes that would be
+    hidden by more than 60 % are not drawn. Raises `ValueError` for an unknown class.
     """
     image, boxes, labels = paint_scene(plan_scene(seed, index, size, class_list))
     return image, boxes, labels
@@ -58,17 +58,17 @@ def make_data_set(
     num_workers: int | None = None,
     on_image: OnImage | None = None,
 ) -> Path:
-    """Draw a data set in the course's layout, or find it drawn already. Returns its folder.
+    """Draw a data set in the course's layout, unless it is complete already. Returns its folder.
 
-    images/*.jpg, annotations/*.xml (Pascal VOC), classes.txt, splits/{train,validation,test,small}.txt with 70, 15 and
-    15 % of the images; `small` takes training images as long as one of their classes is on fewer than ten taken.
-    A finished folder with the same settings is handed back at once, any other one that was drawn here is drawn anew.
-    `num_workers` processes draw (None: as many as there are cores); the files do not depend on it. `on_image` hears
-    how many images are done, of how many. Raises `UserError` for fewer than three images, a size below 64, a folder
-    that holds other things, and when the disk does not take it.
+    Files: images/*.jpg, annotations/*.xml (Pascal VOC), classes.txt, splits/{train,validation,test,small}.txt. Train,
+    validation and test have 70, 15 and 15 % of the images. `small` has training images until each class is on ten of
+    them. A complete folder with the same settings is returned at once; with other settings it is drawn again.
+    `num_workers` processes draw (None: one per core); the files do not depend on their number. `on_image` is called
+    with the number of finished images and of all images. Raises `UserError` for fewer than three images, a size below
+    64, a folder with other files, and disk errors.
     """
-    if size < LEAST_SIZE:
-        raise UserError(f"size={size}: a scene has at least {LEAST_SIZE} x {LEAST_SIZE} pixels")
+    if size < MIN_SIZE:
+        raise UserError(f"size={size}: a scene must have at least {MIN_SIZE} x {MIN_SIZE} pixels")
     folder = Path(folder)
     settings = {"drawing": DRAWING, "num_images": num_images, "seed": seed, "size": size}
     names = [scene_name(index) for index in range(num_images)]
@@ -83,7 +83,7 @@ def make_data_set(
             write_atomic(folder / "splits" / f"{split}.txt", "".join(f"{image_id}.jpg\n" for image_id in ids))
         write_atomic(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"{folder.absolute()}: cannot draw the data set there ({error.strerror or error})") from None
+        raise UserError(f"{folder.absolute()}: cannot write the data set there ({error.strerror or error})") from None
     return folder
 
 
@@ -99,19 +99,19 @@ def _is_finished(folder: Path, settings: Mapping[str, int], names: Sequence[str]
 
 
 def _stems(folder: Path) -> set[str]:
-    """Of the files there; hidden ones are leftovers of a write that was cut off."""
+    """The stems of the files in a folder; hidden files are left from an interrupted write."""
     return {path.stem for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
 
 
 def _clear(folder: Path, names: Sequence[str]) -> None:
-    """Make room, without touching anything that was not drawn here."""
+    """Remove files of an earlier data set. Raises `UserError` if the folder has files that were not drawn here."""
     drawn = {part: _stems(folder / part) for part in ("images", "annotations")}
-    strange = {path.name for path in folder.glob("[!.]*")} - _OURS
-    strange |= {stem for stems in drawn.values() for stem in stems if not re.fullmatch(r"scene\d{5,}", stem)}
-    if strange:
+    other_files = {path.name for path in folder.glob("[!.]*")} - _OWN_FILES
+    other_files |= {stem for stems in drawn.values() for stem in stems if not re.fullmatch(r"scene\d{5,}", stem)}
+    if other_files:
         raise UserError(
-            f"{folder.absolute()}: holds what was not drawn by Mars ({min(strange)}); "
-            "name another folder for the drawn data set"
+            f"{folder.absolute()}: has files that Mars did not draw ({min(other_files)}); "
+            "use another folder for the drawn data set"
         )
     (folder / SETTINGS_FILE).unlink(missing_ok=True)
     for part, suffix in (("images", "jpg"), ("annotations", "xml")):
@@ -123,14 +123,14 @@ def _clear(folder: Path, names: Sequence[str]) -> None:
 def _export_all(
     folder: Path, settings: Mapping[str, int], num_workers: int | None, on_image: OnImage | None
 ) -> Iterator[set[int]]:
-    """Draw every image; yields the labels of each, in order."""
+    """Draw every image. Yields the labels of each image, in order."""
     total = settings["num_images"]
     export = partial(export_scene, folder, settings["seed"], settings["size"], AIRCRAFT)
     num_workers = min(usable_cores() if num_workers is None else num_workers, total)
     if num_workers <= 1:
         yield from _counted(map(export, range(total)), total, on_image)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's and OpenCV's locks, held or not
+    context = multiprocessing.get_context("spawn")  # a fork would inherit locks of torch and OpenCV that may be held
     with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
         yield from _counted(pool.map(export, range(total), chunksize=4), total, on_image)
 
@@ -143,10 +143,10 @@ def _counted(results: Iterator[set[int]], total: int, on_image: OnImage | None) 
 
 
 def _small(train: Sequence[str], labels: Mapping[str, set[int]]) -> tuple[str, ...]:
-    seen: Counter[int] = Counter()
-    taken = []
+    images_of_class: Counter[int] = Counter()
+    chosen = []
     for name in train:
-        if any(seen[label] < SMALL_PER_CLASS for label in labels[name]):
-            taken.append(name)
-            seen.update(labels[name])
-    return tuple(taken)
+        if any(images_of_class[label] < SMALL_PER_CLASS for label in labels[name]):
+            chosen.append(name)
+            images_of_class.update(labels[name])
+    return tuple(chosen)

@@ -1,4 +1,4 @@
-"""One scene -> two files. Runs in worker processes, so nothing here imports torch, which takes seconds to start."""
+"""Writes one scene to an image and an xml file. Worker processes import this, so it must not import torch (slow)."""
 
 import io
 import signal
@@ -19,31 +19,31 @@ def scene_name(index: int) -> str:
 
 
 def start_worker() -> None:
-    """Ctrl-C is the parent's to hear; the processes are the parallelism, so OpenCV needs no threads of its own."""
+    """Ctrl-C is handled by the parent process. The processes run in parallel, so OpenCV uses no threads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 
 def export_scene(folder: Path, seed: int, size: int, class_list: Sequence[str], index: int) -> set[int]:
-    """Draw one scene into images/ and annotations/. Returns the labels in it."""
-    picture = paint_scene(plan_scene(seed, index, size, class_list))
+    """Draw one scene into images/ and annotations/. Returns the labels of its planes."""
+    scene = paint_scene(plan_scene(seed, index, size, class_list))
     stream = io.BytesIO()
-    Image.fromarray(picture.image).save(stream, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(scene.image).save(stream, "JPEG", quality=JPEG_QUALITY)
     name = scene_name(index)
     (folder / "images" / f"{name}.jpg").write_bytes(stream.getvalue())
-    (folder / "annotations" / f"{name}.xml").write_text(_to_voc(picture, f"{name}.jpg", class_list), encoding="utf-8")
-    return set(picture.labels.tolist())
+    (folder / "annotations" / f"{name}.xml").write_text(_to_voc(scene, f"{name}.jpg", class_list), encoding="utf-8")
+    return set(scene.labels.tolist())
 
 
-def _to_voc(picture: PaintedScene, file_name: str, class_list: Sequence[str]) -> str:
-    """Pascal VOC, written as MAR20's files are."""
-    height, width, depth = picture.image.shape
+def _to_voc(scene: PaintedScene, file_name: str, class_list: Sequence[str]) -> str:
+    """Pascal VOC xml in the form of MAR20's files."""
+    height, width, depth = scene.image.shape
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = file_name
     ElementTree.SubElement(ElementTree.SubElement(root, "source"), "database").text = "Mars, drawn"
     _add_numbers(root, "size", {"width": width, "height": height, "depth": depth})
     ElementTree.SubElement(root, "segmented").text = "0"
-    for box, label in zip(picture.boxes.astype(int).tolist(), picture.labels.tolist(), strict=True):
+    for box, label in zip(scene.boxes.astype(int).tolist(), scene.labels.tolist(), strict=True):
         node = ElementTree.SubElement(root, "object")
         ElementTree.SubElement(node, "name").text = str(class_list[label])
         _add_numbers(node, "bndbox", dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)))

@@ -1,4 +1,4 @@
-"""Paints the ground of a site: grass and soil, concrete and its joints, markings, tyre marks, water."""
+"""Paints the ground of an airfield: grass and soil, concrete and its joints, markings, tyre marks, water."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from scenes.airfields import CONCRETE, Airfield, Line
 from scenes.outlines import Colour
 from scenes.textures import fill
 
-_RAMPS: dict[str, tuple[Colour, ...]] = {  # from hollows to bare spots
+_RAMPS: dict[str, tuple[Colour, ...]] = {  # from low ground to bare ground
     "meadow": ((58, 76, 40), (84, 104, 54), (108, 122, 66), (134, 138, 84)),
     "dry": ((98, 92, 56), (130, 122, 78), (152, 142, 94), (172, 158, 112)),
     "desert": ((158, 128, 88), (184, 156, 112), (202, 176, 132), (216, 196, 156)),
@@ -22,7 +22,7 @@ _SHALLOW_TO_DEEP: tuple[Colour, ...] = ((176, 178, 150), (112, 150, 140), (64, 1
 
 
 class Ground(NamedTuple):
-    """A painted ground: its colours, and the light that falls on them later, together with the shadows."""
+    """A painted ground. `light` is multiplied later, together with the shadows."""
 
     colour: UInt8[np.ndarray, "S S 3"]
     light: Float32[np.ndarray, "S S"]  # about 1
@@ -31,9 +31,9 @@ class Ground(NamedTuple):
 
 
 def fractal(rng: np.random.Generator, size: int, cells: int, octaves: int, gain: float) -> Float32[np.ndarray, "S S"]:
-    """Smooth noise about 0 with a standard deviation of some 0.4; its coarsest features are `size / cells` wide."""
+    """Smooth noise with mean 0 and standard deviation of about 0.4; its coarsest features are `size / cells` wide."""
     weights = gain ** np.arange(octaves)
-    coarse = max(size // 4, 1)  # smooth octaves are summed on a quarter of the side: that takes a third of the time
+    coarse = max(size // 4, 1)  # smooth octaves are summed at a quarter of the side, in a third of the time
     total, is_coarse = np.zeros((coarse, coarse), np.float32), True
     for octave, weight in enumerate(weights.tolist()):
         count = min(cells << octave, size)
@@ -47,34 +47,34 @@ def fractal(rng: np.random.Generator, size: int, cells: int, octaves: int, gain:
     return total * np.float32(2 / np.sqrt((weights**2).sum()))
 
 
-def paint_ground(rng: np.random.Generator, site: Airfield) -> Ground:
-    """Paint what lies flat, everything but shadows."""
-    size = site.frame.size
+def paint_ground(rng: np.random.Generator, airfield: Airfield) -> Ground:
+    """Paint everything flat, without shadows."""
+    size = airfield.frame.size
     field = fractal(rng, size, 3 + int(rng.random() * 4), 7, 0.62)
-    colour = _coloured(field, _RAMPS[site.ground])
-    _fields(rng, site, colour)
+    colour = _coloured(field, _RAMPS[airfield.ground])
+    _fields(rng, airfield, colour)
     paved, water = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
     concrete = np.zeros((size, size), np.uint8)
-    for outline, tone in site.paved:
+    for outline, tone in airfield.paved:
         jitter = 10 * rng.random() - 5
         fill(colour, outline, tuple(round(value + jitter) for value in tone))
         fill(paved, outline, 255)
         fill(concrete, outline, 255 if tone in CONCRETE else 0)
-    _repairs(rng, site, colour, paved)
-    if site.shore is not None:
-        _flood(site, colour, water, field)
-    for line in site.lines:
+    _repairs(rng, airfield, colour, paved)
+    if airfield.shore is not None:
+        _flood(airfield, colour, water, field)
+    for line in airfield.lines:
         draw_line(colour, line)
-    worn = 1 + 0.07 * fractal(rng, size, 5, 6, 0.75) - 0.42 * _rubber(rng, site)
-    if site.has_slabs:
-        worn += _slabs(rng, site) * (concrete > 0)
-    grown = 0.88 + 0.24 * rng.random((size, size), dtype=np.float32)  # blades and pebbles
+    worn = 1 + 0.07 * fractal(rng, size, 5, 6, 0.75) - 0.42 * _rubber(rng, airfield)
+    if airfield.has_slabs:
+        worn += _slabs(rng, airfield) * (concrete > 0)
+    grown = 0.88 + 0.24 * rng.random((size, size), dtype=np.float32)  # fine noise of grass and stones
     smooth = cv2.max(paved, water).astype(np.float32) / 255
     return Ground(colour, grown + smooth * (worn - grown), cv2.subtract(paved, water), water)
 
 
 def draw_line(canvas: np.ndarray, line: Line) -> None:
-    """Draw a line as a strip of its width, whole or dashed."""
+    """Draw a line as a strip of its width, solid or dashed."""
     for start, end in zip(line.points, line.points[1:], strict=False):
         along = end - start
         length = float(np.hypot(*along))
@@ -89,40 +89,40 @@ def draw_line(canvas: np.ndarray, line: Line) -> None:
 
 
 def _coloured(field: np.ndarray, ramp: tuple[Colour, ...]) -> np.ndarray:
-    """-1 .. 1 -> colours along a ramp."""
+    """Map values -1..1 to the colours of a ramp."""
     steps = np.linspace(0, 255, len(ramp))
     table = np.stack([np.interp(np.arange(256), steps, channel) for channel in np.transpose(ramp)], axis=-1)
     index = cv2.convertScaleAbs(np.clip(field, -1, 1) + np.float32(1), alpha=127.5)
     return cv2.LUT(cv2.merge([index] * 3), np.rint(table).astype(np.uint8)[None])
 
 
-def _fields(rng: np.random.Generator, site: Airfield, colour: np.ndarray) -> None:
-    """Large plots in tones of their own, a few dirt tracks."""
-    ramp = _RAMPS[site.ground]
+def _fields(rng: np.random.Generator, airfield: Airfield, colour: np.ndarray) -> None:
+    """Large plots of different colours, and a few dirt tracks."""
+    ramp = _RAMPS[airfield.ground]
     for _ in range(int(rng.random() * 4)):
         u, v, wide, deep = (np.array([900, 900, 240, 240]) * rng.random(4) + (-450, -450, 60, 60)).tolist()
-        plot = site.frame.box(u, v, u + wide, v + deep)
+        plot = airfield.frame.box(u, v, u + wide, v + deep)
         tint = ramp[int(rng.random() * len(ramp))]
         layer = colour.copy()
         fill(layer, plot, tint)
-        if rng.random() < 0.5:  # mown in strips
+        if rng.random() < 0.5:  # mowing stripes
             for strip in np.arange(v, v + deep, 16):
                 darker = tuple(round(value * 0.9) for value in tint)
-                fill(layer, site.frame.box(u, strip, u + wide, strip + 8), darker)
+                fill(layer, airfield.frame.box(u, strip, u + wide, strip + 8), darker)
         cv2.addWeighted(layer, 0.45, colour, 0.55, 0, dst=colour)
     if rng.random() < 0.4:
         bends = (60 * rng.standard_normal(9)).cumsum().tolist()
         points = list(zip(np.linspace(-480, 480, 9).tolist(), bends, strict=True))
-        draw_line(colour, Line(site.frame.points(points), ramp[-1], 3.5 * site.frame.unit))
+        draw_line(colour, Line(airfield.frame.points(points), ramp[-1], 3.5 * airfield.frame.unit))
 
 
-def _flood(site: Airfield, colour: np.ndarray, flooded: np.ndarray, field: np.ndarray) -> None:
-    """Water beyond the shore: foam, shallows, depth."""
-    assert site.shore is not None
-    size, unit = site.frame.size, site.frame.unit
-    edge, way = site.shore
+def _flood(airfield: Airfield, colour: np.ndarray, flooded: np.ndarray, field: np.ndarray) -> None:
+    """Paint water beyond the shoreline: foam, shallow and deep water."""
+    assert airfield.shore is not None
+    size, unit = airfield.frame.size, airfield.frame.unit
+    edge, way = airfield.shore
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) - np.float32(size / 2)
-    across = rows * np.float32(np.cos(site.frame.angle)) - columns * np.float32(np.sin(site.frame.angle))
+    across = rows * np.float32(np.cos(airfield.frame.angle)) - columns * np.float32(np.sin(airfield.frame.angle))
     beyond = (across / np.float32(unit) - np.float32(edge)) * np.float32(way) + 16 * field
     water = _coloured(np.minimum(beyond / 75 - 1, 1) + 0.06 * field, _SHALLOW_TO_DEEP)
     foam = np.clip(1 - np.abs(beyond - 2) / 3.5, 0, 1) * 0.8
@@ -132,20 +132,20 @@ def _flood(site: Airfield, colour: np.ndarray, flooded: np.ndarray, field: np.nd
     flooded[beyond > 0] = 255
 
 
-def _repairs(rng: np.random.Generator, site: Airfield, colour: np.ndarray, paved: np.ndarray) -> None:
-    """Slabs and patches that were laid anew, on pavement only."""
+def _repairs(rng: np.random.Generator, airfield: Airfield, colour: np.ndarray, paved: np.ndarray) -> None:
+    """Repaired patches, on pavement only."""
     layer = colour.copy()
     for _ in range(int(rng.random() * 14)):
         u, v, wide, deep = (np.array([800, 800, 50, 34]) * rng.random(4) + (-400, -400, 14, 10)).tolist()
         tone = 86 + 84 * rng.random()
-        fill(layer, site.frame.box(u, v, u + wide, v + deep), (round(tone), round(tone), round(tone - 3)))
+        fill(layer, airfield.frame.box(u, v, u + wide, v + deep), (round(tone), round(tone), round(tone - 3)))
     cv2.addWeighted(layer, 0.4, colour, 0.6, 0, dst=layer)
     cv2.copyTo(layer, paved, colour)
 
 
-def _slabs(rng: np.random.Generator, site: Airfield) -> np.ndarray:
-    """Concrete slabs, each cast on a day of its own, and the joints between them."""
-    frame, pixels = site.frame, 16
+def _slabs(rng: np.random.Generator, airfield: Airfield) -> np.ndarray:
+    """Brightness of concrete slabs, different for each slab, and the joints between them."""
+    frame, pixels = airfield.frame, 16
     count = 48
     tones = 0.07 * (rng.random((count, count), dtype=np.float32) - np.float32(0.5))
     joined = cv2.resize(tones, None, fx=pixels, fy=pixels, interpolation=cv2.INTER_NEAREST)
@@ -161,11 +161,11 @@ def _slabs(rng: np.random.Generator, site: Airfield) -> np.ndarray:
     return cv2.warpAffine(joined, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
-def _rubber(rng: np.random.Generator, site: Airfield) -> np.ndarray:
-    """Tyre marks and oil, 0 to 1."""
-    size = site.frame.size
+def _rubber(rng: np.random.Generator, airfield: Airfield) -> np.ndarray:
+    """Darkness of tyre marks and oil, 0 to 1."""
+    size = airfield.frame.size
     marks = np.zeros((size, size), np.float32)
-    for track in site.tracks:
+    for track in airfield.tracks:
         along = track.end - track.start
         side = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-3)
         for _ in range(7):
@@ -176,9 +176,9 @@ def _rubber(rng: np.random.Generator, site: Airfield) -> np.ndarray:
             layer = (first, last) if rng.random() < 0.5 else (last, first)
             ends = [(round(float(x)), round(float(y))) for x, y in layer]
             cv2.line(marks, ends[0], ends[1], 0.25 + 0.6 * rng.random(), 1 + int(rng.random() * 2.4))
-    for stand in site.stands:
+    for stand in airfield.stands:
         if rng.random() < 0.5:
             spot = (stand.x + 9 * (rng.random() - 0.5), stand.y + 9 * (rng.random() - 0.5))
-            radius = round((2 + 5 * rng.random()) * site.frame.unit)
+            radius = round((2 + 5 * rng.random()) * airfield.frame.unit)
             cv2.circle(marks, (round(spot[0]), round(spot[1])), radius, 0.3 + 0.4 * rng.random(), -1)
-    return cv2.GaussianBlur(marks, (0, 0), 1.3 * site.frame.unit)
+    return cv2.GaussianBlur(marks, (0, 0), 1.3 * airfield.frame.unit)

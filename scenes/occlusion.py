@@ -1,4 +1,4 @@
-"""What stands on the ground beside the aircraft, and what hangs above it: roofs, vehicles, trees, clouds."""
+"""Other objects of a scene, which may cover aircraft or stand beside them: roofs, vehicles, boats, trees, clouds."""
 
 from typing import NamedTuple
 
@@ -20,20 +20,20 @@ _LEAVES: tuple[Colour, ...] = ((44, 68, 36), (56, 78, 42), (66, 84, 40), (40, 60
 
 
 class ClutterObject(NamedTuple):
-    """Clutter: polygons with their colours, one above the other; the first throws the shadow."""
+    """Polygons with their colours, later ones on top; the first polygon casts the shadow."""
 
     shapes: tuple[tuple[np.ndarray, Colour], ...]
     height: float  # pixels
 
 
 def cast_shadow(shade: np.ndarray, outline: np.ndarray, fall: np.ndarray) -> None:
-    """Darken where a convex block stands and where its shadow falls; `fall` is the shift of its top, in pixels."""
+    """Mark a convex block and its shadow; `fall` is the shift of the top's shadow, in pixels."""
     both = np.concatenate([outline, outline + fall]).astype(np.float32)
     fill(shade, cv2.convexHull(both)[:, 0], 255)
 
 
 def paint_roof(canvas: np.ndarray, roof: Roof, sun: np.ndarray) -> None:
-    """A pitched roof, a pixel too large all round: one side in the light, sheets of metal, a bright edge."""
+    """A pitched roof, one pixel larger on every side: one bright side, lines of metal sheets, a bright edge."""
     corners = _grown(roof.outline, 1.0)
     along, across = corners[1] - corners[0], corners[3] - corners[0]
     ridge = np.stack([(corners[0] + corners[3]) / 2, (corners[1] + corners[2]) / 2])
@@ -49,19 +49,19 @@ def paint_roof(canvas: np.ndarray, roof: Roof, sun: np.ndarray) -> None:
 
 
 def make_vehicle(rng: np.random.Generator, x: float, y: float, unit: float) -> ClutterObject:
-    """A car, a lorry, a bowser, a train of baggage carts or a stack of containers."""
+    """A car, a truck, a fuel truck, a train of baggage carts, or containers."""
     block = _Block(x, y, 2 * np.pi * rng.random(), unit)
     colour, kind = pick(rng, _CARS), rng.random()
     if kind < 0.35:  # car
         shapes = (block.box(0, 0, 9, 4.4, colour), block.box(-0.4, 0, 4.6, 3.6, lighter(colour, 0.55)))
         return ClutterObject((*shapes, block.box(-0.6, 0, 3, 3.4, lighter(colour, 1.1))), 3 * unit)
-    if kind < 0.6:  # lorry
+    if kind < 0.6:  # truck
         load = pick(rng, ((206, 206, 198), (96, 104, 80), (120, 110, 90)))
         shapes = (block.box(0, 0, 18, 5.6, lighter(load, 0.8)), block.box(-2.4, 0, 12.6, 5.2, load))
         return ClutterObject(
             (*shapes, block.box(7, 0, 4, 5.4, colour), block.box(8.4, 0, 1.2, 5, (40, 48, 56))), 6 * unit
         )
-    if kind < 0.75:  # bowser
+    if kind < 0.75:  # fuel truck
         shapes = (block.box(0, 0, 22, 6, (84, 86, 88)), block.box(-3, 0, 15, 5.6, (196, 198, 196)))
         return ClutterObject(
             (*shapes, block.box(-3, 0.8, 15, 1.6, (226, 226, 222)), block.box(8.4, 0, 4, 5.6, colour)), 6 * unit
@@ -76,7 +76,7 @@ def make_vehicle(rng: np.random.Generator, x: float, y: float, unit: float) -> C
 
 
 def make_tree(rng: np.random.Generator, x: float, y: float, unit: float, sun: np.ndarray) -> ClutterObject:
-    """A crown of leaves, brighter towards the sun."""
+    """The crown of a tree, brighter towards the sun."""
     radius, leaf = (4 + 10 * rng.random() ** 2) * unit, pick(rng, _LEAVES)
     angles = np.linspace(0, 2 * np.pi, 14, endpoint=False)
     ring = np.stack([np.cos(angles), np.sin(angles)], 1) * (0.8 + 0.4 * rng.random(14))[:, None]
@@ -88,7 +88,7 @@ def make_tree(rng: np.random.Generator, x: float, y: float, unit: float, sun: np
 
 
 def make_boat(rng: np.random.Generator, x: float, y: float, unit: float) -> ClutterObject:
-    """A boat, with a wake when it is under way."""
+    """A boat with a wake."""
     block, scale = _Block(x, y, 2 * np.pi * rng.random(), unit), 1 + 1.6 * rng.random()
     hull = [(9, 0), (5, 2.2), (-7, 2.6), (-7, -2.6), (5, -2.2)]
     foam, deck = (186, 206, 208), pick(rng, ((214, 214, 210), (150, 60, 48), (60, 72, 84)))
@@ -98,12 +98,12 @@ def make_boat(rng: np.random.Generator, x: float, y: float, unit: float) -> Clut
 
 
 def make_mast(x: float, y: float, unit: float) -> ClutterObject:
-    """A lamp mast: next to nothing but its shadow."""
+    """A lamp mast: a small square with a long shadow."""
     return ClutterObject((_Block(x, y, 0.0, unit).box(0, 0, 2.4, 2.4, (196, 196, 190)),), 26 * unit)
 
 
 def make_clouds(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "S S"]:
-    """How much of the view each pixel loses to clouds, 0 to 0.97."""
+    """The opacity of clouds at each pixel, 0 to 0.97."""
     field = fractal(rng, size, 2, 7, 0.6)
     start = 0.25 + 0.35 * rng.random()
     return (0.97 * np.clip((field - np.float32(start)) * np.float32(2.2), 0, 1) ** 0.8).astype(np.float32)
@@ -117,7 +117,7 @@ def _grown(rectangle: np.ndarray, margin: float) -> np.ndarray:
 
 
 class _Block:
-    """Rectangles in a frame of their own."""
+    """Rectangles and polygons in the coordinates of one object."""
 
     def __init__(self, x: float, y: float, angle: float, unit: float) -> None:
         cos, sin = np.cos(angle) * unit, np.sin(angle) * unit

@@ -1,6 +1,6 @@
-"""What a planform is, and the outlines it is put together from: hulls, wings, nacelles, propellers.
+"""Planforms (aircraft seen from above), and functions for their parts: hulls, wings, nacelles, propellers.
 
-Metres; x runs aft from the nose, y to the right wing.
+Units are metres. x points from the nose to the tail, y to the right wing.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Part(NamedTuple):
 
     tone: str  # skin, metal, dark, glass, accent, pale, prop, or crease: an open line on the skin
     outline: Float32[np.ndarray, "K 2"]
-    axis: float | None = None  # y of the centre line of what is round (a fuselage, a nacelle); None is flat
+    axis: float | None = None  # y of the centre line of a round part (a fuselage, a nacelle); None: a flat part
 
 
 class Fin(NamedTuple):
-    """A vertical tail: a thin line from above, a large shadow beside it."""
+    """A vertical tail: from above a thin line, with a large shadow beside it."""
 
     y: float
     start: float
@@ -33,19 +33,19 @@ class Fin(NamedTuple):
 
 @dataclass(frozen=True)
 class Planform:
-    """What a type looks like from above. Later parts lie over earlier ones."""
+    """The appearance of an aircraft type from above. Later parts cover earlier parts."""
 
     resembles: str
     parts: tuple[Part, ...]
     fins: tuple[Fin, ...] = ()
-    skins: tuple[Colour, ...] = ((168, 172, 176),)  # each plane takes one of them
+    skins: tuple[Colour, ...] = ((168, 172, 176),)  # each plane has one of these colours
     accents: tuple[Colour, ...] = ((150, 60, 50),)
     blotch: Colour | None = None  # second colour of a camouflage
-    swing: tuple[float, float, float] | None = None  # x and y of the wings' pivot, how far they sweep back (radians)
+    swing: tuple[float, float, float] | None = None  # x and y of the wings' pivot, largest sweep angle (radians)
 
     @cached_property
     def length(self) -> float:
-        """Metres from the foremost to the hindmost point."""
+        """Metres from the first to the last point along x."""
         return float(np.ptp(self._points()[:, 0]))
 
     @cached_property
@@ -55,7 +55,7 @@ class Planform:
 
     @cached_property
     def middle(self) -> float:
-        """x of the point half-way between nose and tail."""
+        """x of the point in the middle between nose and tail."""
         points = self._points()[:, 0]
         return float(points.min() + points.max()) / 2
 
@@ -64,7 +64,7 @@ class Planform:
 
 
 def swept(planform: Planform, angle: float) -> tuple[Part, ...]:
-    """The parts with those marked `swing` turned back by `angle` radians about their pivots."""
+    """The parts; those with a `swing` tone are rotated back by `angle` radians about their pivots."""
     if planform.swing is None:
         return planform.parts
     pivot_x, pivot_y, _ = planform.swing
@@ -82,7 +82,7 @@ def swept(planform: Planform, angle: float) -> tuple[Part, ...]:
 
 
 def hull(tone: str, *stations: tuple[float, float], y: float = 0.0, is_round: bool = True) -> tuple[Part, ...]:
-    """A symmetrical body from (x, half width) front to back."""
+    """A symmetrical body from points (x, half width), front to back."""
     half = np.array(stations, dtype=np.float32)
     right, left = half * (1, 1) + (0, y), half[::-1] * (1, -1) + (0, y)
     outline = np.concatenate([right, left]).astype(np.float32)
@@ -92,7 +92,7 @@ def hull(tone: str, *stations: tuple[float, float], y: float = 0.0, is_round: bo
 def tube(
     tone: str, ends: tuple[float, float], half_width: float, nose: float, tail: float, y: float = 0.0
 ) -> tuple[Part, ...]:
-    """A body with an elliptic nose and a tapering tail, each so many metres long."""
+    """A body with an elliptic nose of length `nose` and a tapering tail of length `tail` (metres)."""
     angles = np.linspace(0, np.pi / 2, 6)
     front = [(ends[0] + nose * (1 - np.cos(a)), half_width * np.sin(a)) for a in angles]
     back = [(ends[1] - tail * (1 - share), half_width * (1 - 0.9 * share**1.6)) for share in np.linspace(0, 1, 6)]
@@ -100,7 +100,7 @@ def tube(
 
 
 def pods(tone: str, *ys: float, ends: tuple[float, float], half_width: float) -> tuple[Part, ...]:
-    """A nacelle on either side at each y, with a dark mouth."""
+    """Two nacelles, left and right, for each y, with dark air intakes."""
     long = ends[1] - ends[0]
     mouth = (ends[0] - 0.04 * long, ends[0] + 0.1 * long)
     return tuple(
@@ -115,7 +115,7 @@ def pods(tone: str, *ys: float, ends: tuple[float, float], half_width: float) ->
 
 
 def panel(tone: str, *sections: Section, flap: float = 0.76) -> tuple[Part, ...]:
-    """A wing or tail through its sections from root to tip, on both sides, with the line of its flaps."""
+    """A wing or tailplane on both sides, from its sections (root to tip), with the line of its flaps."""
     rows = np.array(sections, dtype=np.float32)
     y, lead, trail = rows.T
     parts = []
@@ -129,13 +129,13 @@ def panel(tone: str, *sections: Section, flap: float = 0.76) -> tuple[Part, ...]
 
 
 def plate(tone: str, *points: tuple[float, float]) -> tuple[Part, ...]:
-    """A flat outline of the right side, and its mirror image."""
+    """A flat part given by the outline of its right side, and its mirror image."""
     right = np.array(points, dtype=np.float32)
     return Part(tone, right), Part(tone, (right * (1, -1)).astype(np.float32))
 
 
 def props(*ys: float, at: float, radius: float) -> tuple[Part, ...]:
-    """Propellers: from above their discs are seen edge-on, a bar across a spinner."""
+    """Propellers: seen from above, each disc is a narrow bar in front of a spinner."""
     return tuple(
         part
         for y in ys

@@ -1,4 +1,4 @@
-"""One aircraft painted from above: its colours, its shading, and how much of every pixel it covers."""
+"""Paints one aircraft seen from above: colours, shading, and its coverage of every pixel."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt8
 
 from scenes.outlines import Colour, Part, Planform, swept
 
-SUPERSAMPLING = 3  # painted three times as large, then averaged: smooth edges that no flag of a drawing call gives
+SUPERSAMPLING = 3  # painted three times larger and then averaged, for smoother edges than OpenCV's anti-aliasing
 _FRACTION_BITS = 4  # cv2.fillPoly takes sixteenths of a pixel
 
 _METAL: Colour = (146, 148, 150)
@@ -30,15 +30,15 @@ class Plane:
     skin: Colour
     accent: Colour
     sweep: float = 0.0  # radians by which swing wings are turned back
-    wear: float = 0.0  # 0 to 1: dirt and sun
-    phase: float = 0.0  # radians: no two planes wear the same camouflage or dirt
+    wear: float = 0.0  # 0 to 1: amount of dirt
+    phase: float = 0.0  # radians: makes camouflage and dirt different for each plane
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         return swept(self.planform, self.sweep)
 
     def to_pixels(self, points: Float32[np.ndarray, "K 2"]) -> Float32[np.ndarray, "K 2"]:
-        """Metres of the planform -> pixels of the image."""
+        """Convert metres of the planform to pixels of the image."""
         cos, sin = np.cos(self.heading), np.sin(self.heading)
         turn = np.array([[-cos, -sin], [-sin, cos]]) * self.pixels_per_metre  # x runs aft, against the heading
         moved = (points - np.array([self.planform.middle, 0.0])) @ turn + np.array(self.centre)
@@ -47,7 +47,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Sprite:
-    """A painted plane, cut out: `cover` is the share of each pixel that it covers, 0 to 1."""
+    """A painted plane without background. `coverage` is the share of each pixel that the plane covers, 0 to 1."""
 
     left: int
     top: int
@@ -69,7 +69,7 @@ def fill(canvas: np.ndarray, outline: np.ndarray, colour: int | tuple[int, ...],
 
 
 def paint_plane(plane: Plane, sun: tuple[float, float]) -> Sprite:
-    """Paint one plane. `sun` is the unit vector, in image pixels, in which shadows fall."""
+    """Paint one plane. `sun` is the direction of shadows, a unit vector in image pixels."""
     shapes = [plane.to_pixels(part.outline) for part in plane.parts]
     points = np.concatenate(shapes)
     corner = np.floor(points.min(axis=0)).astype(int) - 2
@@ -99,9 +99,9 @@ class _Brush:
     def __init__(self, plane: Plane, canvas: np.ndarray, sun: np.ndarray, corner: np.ndarray) -> None:
         self.plane, self.canvas, self.sun, self.corner = plane, canvas, sun, corner
         cos, sin = np.cos(plane.heading), np.sin(plane.heading)
-        self.right = np.array([-sin, cos])  # the right wing's direction in the image
-        self.painted = np.zeros(canvas.shape[:2], np.uint8)  # where the skin shows: there goes the camouflage
-        self.lit = -float(self.right @ sun)  # above 0: the sun stands on the right
+        self.right = np.array([-sin, cos])  # the direction of the right wing in the image
+        self.painted = np.zeros(canvas.shape[:2], np.uint8)  # where the skin is visible and gets camouflage
+        self.lit = -float(self.right @ sun)  # above 0: the light comes from the right
         self.tones = {
             "skin": plane.skin, "accent": plane.accent, "metal": _METAL, "dark": _DARK, "glass": _GLASS, "pale": _PALE,
             "prop": _mix(_METAL, _DARK, 0.5),
@@ -116,8 +116,8 @@ class _Brush:
             self._fill(shape, lighter(tone, 1 + 0.05 * side * self.lit))
             return
         thick = float(np.ptp(part.outline[:, 1])) * self.plane.pixels_per_metre
-        self._fill(shape + self.sun * 0.35 * thick, lighter(self.plane.skin, 0.66))  # shadow on what lies below
-        # Three nested outlines, each nearer to the sun: a cylinder's light
+        self._fill(shape + self.sun * 0.35 * thick, lighter(self.plane.skin, 0.66))  # shadow on the parts below
+        # Three nested outlines, shifted towards the sun, shade the part like a cylinder.
         for narrow, shift, light in ((1.0, 0.0, 0.76), (0.74, 0.1, 0.96), (0.34, 0.2, 1.12)):
             self._fill(self._narrowed(part, narrow, shift), lighter(tone, light))
 
@@ -147,7 +147,7 @@ class _Brush:
 
 
 def _weathered(plane: Plane, colour: np.ndarray, painted: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Camouflage and dirt: smooth blotches, fixed to the plane."""
+    """Add camouflage and dirt: smooth spots in the coordinates of the plane."""
     height, width = painted.shape
     x = np.arange(width, dtype=np.float32) + np.float32(corner[0] - plane.centre[0])
     y = np.arange(height, dtype=np.float32) + np.float32(corner[1] - plane.centre[1])
@@ -159,7 +159,7 @@ def _weathered(plane: Plane, colour: np.ndarray, painted: np.ndarray, corner: np
             x * np.float32(step * np.cos(angle)) + np.float32(angle * 5),
             y * np.float32(step * np.sin(angle)),
         )
-        # sin(a + b), taken apart: rows and columns need a sine each, not every pixel
+        # sin(a + b) as products of sines and cosines: they are computed for rows and columns, not for every pixel
         waves += np.outer(np.cos(down), np.sin(across)) + np.outer(np.sin(down), np.cos(across))
     dirt = 1 - np.float32(0.05 * plane.wear) * np.clip(waves + 1, 0, 2)
     gains = [dirt] * 3
@@ -171,7 +171,7 @@ def _weathered(plane: Plane, colour: np.ndarray, painted: np.ndarray, corner: np
 
 
 def lighter(colour: Colour, share: float) -> Colour:
-    """The colour with so many times its light; below 1 it gets darker."""
+    """The colour with its brightness multiplied by `share`; below 1 it becomes darker."""
     red, green, blue = (min(255, max(0, round(value * share))) for value in colour)
     return red, green, blue
 

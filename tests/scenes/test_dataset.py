@@ -299,7 +299,7 @@ def test_what_was_not_drawn_here_is_not_touched(few, tmp_path, path):
     own = tmp_path / "set" / path
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_bytes(b"mine")
-    with pytest.raises(UserError, match="holds what was not drawn by Mars"):
+    with pytest.raises(UserError, match="has files that Mars did not draw"):
         few()
     assert files_in(tmp_path / "set") == {path: b"mine"}
 
@@ -307,8 +307,8 @@ def test_what_was_not_drawn_here_is_not_touched(few, tmp_path, path):
 def test_the_users_mistakes_are_told(few, tmp_path):
     with pytest.raises(UserError, match="2 images: at least three are needed"):
         few(num_images=2)
-    with pytest.raises(UserError, match="size=16: a scene has at least 64 x 64 pixels"):
+    with pytest.raises(UserError, match="size=16: a scene must have at least 64 x 64 pixels"):
         few(size=16)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/set: cannot draw the data set there"):
+    with pytest.raises(UserError, match="file/set: cannot write the data set there"):
         make_data_set(tmp_path / "file/set", 4, num_workers=1)

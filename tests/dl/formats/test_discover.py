@@ -278,7 +278,7 @@ def test_errors_show_the_absolute_path_that_was_tried(three_splits, config, tmp_
         ),
         ({"imageDir": "data/images"}, "annotationDir is not"),
         ({"imageDir": "empty", "annotationDir": "empty"}, f"{tmp_path}/empty has no images"),
-        ({}, "no data set is named: give --data DIR"),
+        ({}, "no data set is given: use --data DIR"),
     ]
     for fields, message in cases:
         with pytest.raises(UserError, match=message):
