@@ -11,7 +11,6 @@ from dl.check import check_data
 from dl.label_selection import splits_to_train
 from model import build_model
 from ops.batch import Batch
-from train.setup import select_images
 
 
 def test_a_good_config_has_nothing_wrong_and_every_check_reports(squares_config, tmp_path):

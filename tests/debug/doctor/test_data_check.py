@@ -10,7 +10,6 @@ from debug.doctor.data_check import examine_batch, examine_data, examine_labels,
 from debug.doctor.finding import LOOK, OK, WRONG, select_images
 from dl.check import check_data
 from dl.report import DataReport, SplitReport
-from train.setup import select_images
 
 
 def test_labels_that_are_missing_or_few(setup_of):

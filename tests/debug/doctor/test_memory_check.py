@@ -13,7 +13,6 @@ from debug.doctor.finding import LOOK, OK, WRONG, select_images
 from debug.doctor.memory_check import MemoryNeed, examine_memory, fixed_bytes, saved_bytes
 from model import YoloModel
 from train.loss import LossResult
-from train.setup import select_images
 
 
 def test_memory_is_counted():
