@@ -1,5 +1,5 @@
-"""From disk to a batch: find a data set, check it, read it, augment it, pad it.
+"""From files to batches: find a data set, check it, read it, augment it, make batches.
 
-`discover` says where things lie, `check` whether they are fit to train on, `loader` hands out batches.
-A box is xyxy in pixels, pixel edges: a box around the whole of a W x H image is (0, 0, W, H).
+`formats/discover.py` finds a data set, `check.py` reports its errors, `loader.py` makes batches. A box is xyxy in pixel
+edges: a box around a whole image of W x H pixels is (0, 0, W, H).
 """

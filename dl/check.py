@@ -114,7 +114,8 @@ def check_data(
     errors += file_errors if is_strict else _splits_without_valid_images(data) if file_errors else []
     errors += _unknown_classes(data) + _splits_without_labels(data) + _no_usable_boxes(data)
     if errors:
-        raise UserError(_error_message(errors, can_skip=is_strict and bool(file_errors)))
+        way_out = "; badFiles=skip leaves out and counts images with errors" if is_strict and file_errors else ""
+        raise UserError(_error_message(errors, way_out))
     pixel_max = mcfg.pixelMax or _pixel_max(data)
     copies = _copies_to_report(find_copies(source, pairs, _files(data.images), verified), data)
     reports = {name: _count(data, key, copies) for name, key in keys.items() if key is not None}
@@ -127,7 +128,14 @@ def check_data(
         tuple(image_notes(infos, pixel_max, mcfg.pixelMax is not None)),
         describe_copies(copies, source),
     )
-    splits = {name: _annotations(data, key, pixel_max) for name, key in keys.items() if key is not None}
+    splits = {
+        name: [
+            annotation if pixel_max is None else replace(annotation, pixel_max=pixel_max)
+            for _, annotation in data.valid(key)
+        ]
+        for name, key in keys.items()
+        if key is not None
+    }
     expected = {name: len(ids[key]) for name, key in keys.items() if key is not None}
     return CheckedData(splits, expected, report, source, pixel_max)
 
@@ -289,8 +297,7 @@ def _warnings(data: _Examination, reports: Mapping[str, SplitReport]) -> Iterato
         yield from class_warnings(source.class_list, reports[split], split, source.format != "voc")
 
 
-def _error_message(errors: Sequence[str], can_skip: bool) -> str:
-    way_out = "; badFiles=skip leaves out and counts images with errors" if can_skip else ""
+def _error_message(errors: Sequence[str], way_out: str) -> str:
     if len(errors) == 1:
         return errors[0] + way_out
     return "\n".join([f"the data set has {len(errors)} errors{way_out}:", *listed(errors)])
@@ -314,11 +321,6 @@ def _files(images: Mapping[str, _ExaminedImage]) -> dict[str, ImageFile]:
         for name, image in images.items()
         if image.annotation and image.info
     }
-
-
-def _annotations(data: _Examination, key: str, pixel_max: int | None) -> list[Annotation]:
-    found = [annotation for _, annotation in data.valid(key)]
-    return found if pixel_max is None else [replace(annotation, pixel_max=pixel_max) for annotation in found]
 
 
 def _count(data: _Examination, key: str, copies: Sequence[ImageCopy]) -> SplitReport:

@@ -113,8 +113,8 @@ def read_lines(path: Path) -> tuple[str, ...]:
             raise UserError(
                 f"{path}: line {number}: '{excerpt(line)}' contains a tab; write one name per line, without columns"
             )
-        if fault := name_error(line, LONGEST_PATH):
-            raise UserError(f"{path}: line {number}: {fault}")
+        if error := name_error(line, LONGEST_PATH):
+            raise UserError(f"{path}: line {number}: {error}")
     return tuple(line for line in lines if line)
 
 
@@ -203,8 +203,8 @@ def check_file_name(folder: Path | str, name: str) -> None:
             f"{escaped(str(folder))}: the file name {os.fsencode(name)!r} is not UTF-8; rename the file (names from a "
             "Chinese Windows: convmv -f gbk -t utf8 -r --notest FOLDER)"
         )
-    if fault := name_error(name, LONGEST_PATH):
-        raise UserError(f"{escaped(str(folder))}: the file name {fault}")
+    if error := name_error(name, LONGEST_PATH):
+        raise UserError(f"{escaped(str(folder))}: the file name {error}")
 
 
 def _entries(folder: Path) -> dict[str, bool]:

@@ -59,7 +59,7 @@ def _labelled(samples: Sequence[Sample]) -> Tensor | None:
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
-    """Batches of (epoch, index) keys. The keys contain the epoch, so worker processes need not be told about it.
+    """Batches of (epoch, index) keys. The keys contain the epoch, so worker processes need no message about it.
 
     `shuffle_seed` None: in order. The last batch may be smaller; every index occurs once per epoch. A last batch of
     fewer than `min_batch` images is added to the batch before it.

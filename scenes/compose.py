@@ -90,7 +90,9 @@ def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> S
     other_type_share = float(pick(rng, (0.1, 0.5, 0.9)))
     planes: list[Plane] = []
     parked: list[tuple[int, Plane]] = []  # planes that a roof may partly cover
-    for stand in _shuffled(rng, [stand for stand in airfield.stands if _is_near(stand, size)]):
+    stands = [stand for stand in airfield.stands if all(-0.02 * size < v < 1.02 * size for v in (stand.x, stand.y))]
+    for place in np.argsort(rng.random(len(stands)), kind="stable").tolist():  # in random order
+        stand = stands[place]
         if len(planes) == num_planes:
             break
         label = _choose(rng, weights) if rng.random() < other_type_share else favourite
@@ -119,7 +121,10 @@ def paint_scene(scene: Scene) -> PaintedScene:
         open_sky *= 1 - clouds
     visible_planes = [view for plane in scene.planes if (view := _visible_plane(plane, sky, open_sky)) is not None]
     clutter = _scatter(scene, ground, sun)
-    image = _light(ground.colour, ground.light, _shadows(scene, [view.plane for view in visible_planes], clutter))
+    shade = _shadows(scene, [view.plane for view in visible_planes], clutter)
+    removed = [cv2.multiply(ground.light, shade, scale=tint / 255, dtype=cv2.CV_32F) for tint in _SHADOW_TINT]
+    light = cv2.merge([ground.light - channel for channel in removed])
+    image = cv2.multiply(ground.colour, light, dtype=cv2.CV_8U)
     for item in clutter:
         for outline, colour in item.shapes:
             fill(image, outline, colour)
@@ -176,14 +181,6 @@ def _weights(types: Sequence[Planform]) -> np.ndarray:
     """Cumulative probabilities. Some types are rarer; large types get more weight, because they fit less often."""
     rarity = 1 - 0.4 * (np.arange(len(types)) * 7 % len(types)) / len(types)
     return np.cumsum(rarity * [_drawn_size(planform, 1.0, 640) ** 1.2 for planform in types])
-
-
-def _shuffled(rng: np.random.Generator, stands: list[Stand]) -> list[Stand]:
-    return [stands[place] for place in np.argsort(rng.random(len(stands)), kind="stable").tolist()]
-
-
-def _is_near(stand: Stand, size: int) -> bool:
-    return all(-0.02 * size < value < 1.02 * size for value in (stand.x, stand.y))
 
 
 def _drawn_size(planform: Planform, zoom: float, size: int) -> float:
@@ -333,11 +330,6 @@ def _shadows(scene: Scene, planes: Sequence[Plane], clutter: Sequence[ClutterObj
             low, high = base + fall * 0.05 * drawn, base + fall * (0.07 * drawn + fin.height * plane.pixels_per_metre)
             fill(shade, np.stack([low[0], low[1], high[1], (high[0] + high[1]) / 2]), 255)
     return cv2.GaussianBlur(shade, (0, 0), 0.9 * scene.airfield.frame.unit)
-
-
-def _light(colour: np.ndarray, light: np.ndarray, shade: np.ndarray) -> np.ndarray:
-    channels = [light - cv2.multiply(light, shade, scale=tint / 255, dtype=cv2.CV_32F) for tint in _SHADOW_TINT]
-    return cv2.multiply(colour, cv2.merge(channels), dtype=cv2.CV_8U)
 
 
 def _develop(image: np.ndarray, clouds: np.ndarray | None, sky: Sky, rng: np.random.Generator) -> np.ndarray:

@@ -49,7 +49,9 @@ class ImageTree:
         text = line.strip().replace("\\", "/")
         for start in (self.folder, list_folder):
             path = self.relative_path(os.path.join(start, text)) if start else None
-            if path is not None and self._has(path):
+            if path is None:
+                continue
+            if path in self._known if self._known is not None else os.path.isfile(self.folder / path):
                 return path
         found = self._paths_of_stem.get(image_id(text, self._paths_of_stem), [])
         exact = [path for path in found if f"/{path}".endswith("/" + text.lstrip("./"))]
@@ -66,9 +68,6 @@ class ImageTree:
         text = os.path.normpath(path)
         front = str(self.folder) + os.sep
         return text[len(front) :].replace(os.sep, "/") if text.startswith(front) else None
-
-    def _has(self, path: str) -> bool:
-        return os.path.isfile(self.folder / path) if self._known is None else path in self._known
 
     @cached_property
     def _paths_of_stem(self) -> dict[str, list[str]]:

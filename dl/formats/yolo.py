@@ -178,13 +178,14 @@ class YoloTree(PairedReader):
 
     def unused_annotations(self, pairs: Pairs) -> list[str]:
         """Only files that are certainly labels. A data set has other texts, too, such as lists and a README."""
-        homes = {os.path.dirname(path) for path in pairs.annotation_of.values()}
-        near = [path for path in pairs.unused if os.path.dirname(path) in homes or _is_below_labels(path)]
-        return [path for path in near if looks_like_labels(self.annotation_dir / path)]
+        label_folders = {os.path.dirname(path) for path in pairs.annotation_of.values()}
 
+        def is_in_label_folder(path: str) -> bool:
+            folders = path.lower().split("/")[:-1]
+            return os.path.dirname(path) in label_folders or any(folder in LABEL_FOLDERS for folder in folders)
 
-def _is_below_labels(path: str) -> bool:
-    return any(folder.lower() in LABEL_FOLDERS for folder in path.split("/")[:-1])
+        candidates = [path for path in pairs.unused if is_in_label_folder(path)]
+        return [path for path in candidates if looks_like_labels(self.annotation_dir / path)]
 
 
 def is_yolo(folder: Path) -> bool:
