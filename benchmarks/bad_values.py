@@ -123,7 +123,7 @@ def worst(findings: Iterator[Finding]) -> str:
 STRUCTURES = (
     Injection(
         "file", "an Inf weight in the file that a run starts from", is_fresh=True,
-        says={"refused": "holds values that are not finite", "tensor": "backbone.l2.cv1.conv.weight"},
+        says={"refused": "contains values that are not finite", "tensor": "backbone.l2.cv1.conv.weight"},
     ),
     Injection(
         "alias", "conv_1 = conv: backbone.l2.m.0.cv2.conv is cv1.conv", group=STRUCTURAL,

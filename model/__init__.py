@@ -1,4 +1,4 @@
-"""From a batch to raw maps: the network, and where its weights come from."""
+"""The network (`model.base`), and reading of its weights from files."""
 
 import torch
 
@@ -10,12 +10,14 @@ __all__ = ["YoloModel", "build_model"]
 
 
 def build_model(mcfg: ModelConfig) -> YoloModel:
-    """The network that a config describes, with random weights drawn from its seed.
+    """The network that a config describes, with random weights from its seed.
 
-    The caller's random state is left as it was. Raises `UserError` when the classes are not known.
+    The random state of the caller does not change. Raises `UserError` if the config has no class names.
     """
     if not mcfg.classList or isinstance(mcfg.classList, str):
-        raise UserError(f"classList={mcfg.classList!r}: the network needs it; name the classes, or give --data DIR")
+        raise UserError(
+            f"classList={mcfg.classList!r}: the network needs class names; set classList, or give --data DIR"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mcfg.seed)
         return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax, bool(mcfg.keepHeadWidth))

@@ -1,4 +1,4 @@
-"""A network for inference only: every batch norm is folded into the convolution before it."""
+"""A network for inference only: each batch norm is folded into the convolution before it."""
 
 import copy
 
@@ -10,9 +10,10 @@ from model.base.yolomodel import YoloModel
 
 
 def fused(model: YoloModel) -> YoloModel:
-    """A copy in eval mode that computes the same with fewer operations; its names are no longer those of checkpoints.
+    """A copy in eval mode that gives the same results with fewer operations. It cannot be saved as a checkpoint.
 
-    The batch norms become identities, so nothing in it moves any more, whatever mode it is put into.
+    In eval mode a batch norm is a constant scale and shift for each channel, so the weights of the convolution can
+    include it. The batch norms become identities: even in train mode no statistics can change.
     """
     copied = copy.deepcopy(model).eval()
     for module in list(copied.modules()):

@@ -1,9 +1,10 @@
-"""A scan of a pickle before it is read: what would cost memory, time or the process is refused.
+"""A scan of a pickle before it is read. It refuses pickles that could exhaust memory or time, or crash the process.
 
-Python's reader makes its table of memorised objects as long as the largest index says, and reserves memory for lengths
-that a file only promises. The hash of a tuple of tuples is computed in C: nested deeply it ends the process, nested
-with references to the same tuple it never ends. Every call copies its arguments. The scan goes once through the
-instructions and follows what kind of object each of them puts on the stack; nothing is made.
+Python's pickle reader has these weaknesses: The largest index in the file decides how long its memo table becomes. It
+reserves memory for lengths that the file only claims. It hashes tuples in C: a deeply nested tuple crashes the process,
+and a tuple that contains the same tuple many times takes forever. Each call copies its arguments.
+
+The scan reads the instructions once and tracks the kind of each object on the stack. It creates no objects.
 """
 
 import enum
@@ -11,18 +12,18 @@ import pickle
 import pickletools
 from typing import Any
 
-# The checkpoint of YOLOv8n has 37,000 instructions, that of YOLOv9e, the largest of Ultralytics, 191,000. An object
-# takes about 60 bytes at least, so a pickle of this length makes objects of some hundred megabytes at most.
+# The checkpoint of YOLOv8n has 37,000 instructions, that of YOLOv9e (the largest of Ultralytics) 191,000. An object
+# needs about 60 bytes, so a pickle with this many instructions creates objects of at most some hundred megabytes.
 MOST_INSTRUCTIONS = 1_000_000
-# Keys that are tuples, as in {(true class, predicted class): count}. Anybody can choose tuples that all have the same
-# hash, so that each is compared with all before it: for 10,000 of them that takes about 2 seconds.
+# Keys that are tuples, as in {(true class, predicted class): count}. An attacker can choose tuples with equal hashes,
+# so that each is compared with all others: for 10,000 of them this takes about 2 seconds.
 MOST_TUPLE_KEYS = 10_000
-MOST_ARGUMENTS = 100  # of a call; `datetime` has 8, `_rebuild_tensor_v3` too. A tuple that long is no key, either.
-LARGEST_KEY = 2**63  # a million whole numbers above this can be chosen so that all have the same hash
+MOST_ARGUMENTS = 100  # of a call (`datetime` and `_rebuild_tensor_v3` have 8); also the longest tuple that may be a key
+LARGEST_KEY = 2**63  # above this, an attacker can choose a million integers with equal hashes
 
-# The instructions of protocol 2, which torch.save writes, and those of 3 to 5 for the same things. Not among them:
-# those of protocols 0 and 1, the registry of extensions (copyreg), buffers that lie outside the file, and calls with
-# named arguments, which are copied.
+# The instructions of protocol 2, which torch.save writes, and their equivalents in protocols 3 to 5. Not included:
+# protocols 0 and 1, the extension registry (copyreg), buffers outside the file, and calls with keyword arguments, which
+# are copied.
 _KNOWN = frozenset(
     name
     for names in (
@@ -35,30 +36,37 @@ _KNOWN = frozenset(
     )
     for name in names
 )
-_CHANGING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # what lies below their arguments
-_REBUILD = ("torch._utils._rebuild_", "torch._tensor._rebuild_")  # how the names of functions that make tensors start
+_CHANGING = (
+    "APPEND",
+    "APPENDS",
+    "SETITEM",
+    "SETITEMS",
+    "ADDITEMS",
+    "BUILD",
+)  # they change the object below their arguments on the stack
+_REBUILD = ("torch._utils._rebuild_", "torch._tensor._rebuild_")  # prefixes of functions that create tensors
 
 
 class Refused(pickle.UnpicklingError):
-    """What a file asks for and is not given; the message goes on behind "the file"."""
+    """The file asks for something that is not allowed. The message completes a sentence that begins with "the file"."""
 
 
 class Damaged(pickle.UnpicklingError):
-    """What does not fit together in a file; the message goes on behind "is damaged:"."""
+    """The file contradicts itself. The message follows the words "is damaged:"."""
 
 
 class _Kind(enum.Enum):
     OTHER = enum.auto()
-    TUPLE = enum.auto()  # a short one of things that are neither tuples nor costly
+    TUPLE = enum.auto()  # short, without tuples and expensive objects inside
     LONG_TUPLE = enum.auto()
-    COSTLY = enum.auto()  # its hash may take long, or anybody can make many others with the same hash
-    SIZE = enum.auto()  # torch.Size, which makes a tuple
-    REBUILD = enum.auto()  # a function that makes a tensor
+    COSTLY = enum.auto()  # its hash may be slow, or an attacker can make many objects with the same hash
+    SIZE = enum.auto()  # torch.Size: calling it creates a tuple
+    REBUILD = enum.auto()  # a function that creates a tensor
     TENSOR = enum.auto()
 
 
 def check_pickle(pickled: bytes) -> None:
-    """Raise `Refused` for a pickle that asks for what weights never need, `Damaged` and others for a broken one."""
+    """Raise `Refused` for a pickle with content that weights never need, `Damaged` and others for a broken one."""
     scan = _Scan()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         if count >= MOST_INSTRUCTIONS:
@@ -69,7 +77,7 @@ def check_pickle(pickled: bytes) -> None:
 
 
 class _Scan:
-    """The stack of the reader, with the kind of each object in place of the object; a short text stands for itself."""
+    """The stack of the pickle reader, with the kind of each object instead of the object. Short texts are kept."""
 
     def __init__(self) -> None:
         self._stack: list[_Kind | str] = []
@@ -78,7 +86,7 @@ class _Scan:
         self._tuple_keys = 0
 
     def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """What the instruction does to the stack. Raises as `check_pickle` does."""
+        """Apply one instruction to the stack. Raises as `check_pickle` does."""
         name = opcode.name
         if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             index = len(self._memo) if argument is None else argument
@@ -97,36 +105,36 @@ class _Scan:
             self._call(opcode, argument)
 
     def _call(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        taken = self._taken(opcode)
-        self._check_keys(opcode.name, taken)
-        if opcode.name == "REDUCE" and taken[1] is _Kind.LONG_TUPLE:
+        arguments = self._pop_arguments(opcode)
+        self._check_keys(opcode.name, arguments)
+        if opcode.name == "REDUCE" and arguments[1] is _Kind.LONG_TUPLE:
             raise Refused(f"calls a function with more than {MOST_ARGUMENTS} arguments")
         if opcode.name in _CHANGING:
-            if taken[0] is _Kind.TENSOR:
+            if arguments[0] is _Kind.TENSOR:
                 raise Refused("changes a tensor after it was made")
-            self._stack.append(taken[0])
+            self._stack.append(arguments[0])
         elif opcode.stack_after:
-            self._stack.append(_kind_made(opcode, argument, taken))
+            self._stack.append(_kind_made(opcode, argument, arguments))
 
-    def _taken(self, opcode: pickletools.OpcodeInfo) -> list[_Kind | str]:
-        """Take the arguments of an instruction from the stack, the lowest first."""
+    def _pop_arguments(self, opcode: pickletools.OpcodeInfo) -> list[_Kind | str]:
+        """Remove the arguments of an instruction from the stack; returns them, the lowest first."""
         before = opcode.stack_before
         if pickletools.markobject in before:
             start = self._marks.pop() - before.index(pickletools.markobject)
         else:
             start = len(self._stack) - len(before)
         if start < (self._marks[-1] if self._marks else 0):
-            raise Damaged("its pickle takes more from the stack than lies there")
-        taken = self._stack[start:]
+            raise Damaged("its pickle removes more objects from the stack than it put there")
+        arguments = self._stack[start:]
         del self._stack[start:]
-        return taken
+        return arguments
 
-    def _check_keys(self, name: str, taken: list[_Kind | str]) -> None:
-        """The keys of dictionaries and the entries of sets are hashed."""
+    def _check_keys(self, name: str, arguments: list[_Kind | str]) -> None:
+        """Check the keys of dictionaries and the entries of sets, because these are hashed."""
         if name in ("SETITEM", "SETITEMS"):
-            keys = taken[1::2]
+            keys = arguments[1::2]
         elif name in ("ADDITEMS", "FROZENSET"):
-            keys = taken
+            keys = arguments
         else:
             return
         if _Kind.COSTLY in keys or _Kind.LONG_TUPLE in keys:
@@ -138,20 +146,20 @@ class _Scan:
             raise Refused(f"has dictionaries or sets with more than {MOST_TUPLE_KEYS:,} tuples as keys")
 
 
-def _kind_made(opcode: pickletools.OpcodeInfo, argument: Any, taken: list[_Kind | str]) -> _Kind | str:
+def _kind_made(opcode: pickletools.OpcodeInfo, argument: Any, arguments: list[_Kind | str]) -> _Kind | str:
     name = opcode.name
     if "TUPLE" in name:
-        if len(taken) > MOST_ARGUMENTS:
+        if len(arguments) > MOST_ARGUMENTS:
             return _Kind.LONG_TUPLE
-        return _Kind.COSTLY if {_Kind.TUPLE, _Kind.LONG_TUPLE, _Kind.COSTLY} & {*taken} else _Kind.TUPLE
+        return _Kind.COSTLY if {_Kind.TUPLE, _Kind.LONG_TUPLE, _Kind.COSTLY} & {*arguments} else _Kind.TUPLE
     if name == "STACK_GLOBAL":
-        name, argument = "GLOBAL", " ".join(text for text in taken if isinstance(text, str))
+        name, argument = "GLOBAL", " ".join(text for text in arguments if isinstance(text, str))
     if name == "GLOBAL":
         place = argument.replace(" ", ".")  # the dots may be in the module or in the name
         return _Kind.REBUILD if place.startswith(_REBUILD) else _Kind.SIZE if place == "torch.Size" else _Kind.OTHER
     if name in ("REDUCE", "NEWOBJ"):
         made: dict[_Kind | str, _Kind] = {_Kind.REBUILD: _Kind.TENSOR, _Kind.SIZE: _Kind.COSTLY}
-        return made.get(taken[0], _Kind.OTHER)
+        return made.get(arguments[0], _Kind.OTHER)
     if name == "FROZENSET" or (isinstance(argument, int) and not -LARGEST_KEY < argument < LARGEST_KEY):
         return _Kind.COSTLY
     return argument if isinstance(argument, str) and len(argument) < 100 else _Kind.OTHER

@@ -1,7 +1,4 @@
-"""Weights from a file into a network: what matches is copied, and what became of the rest is said.
-
-`model.weightsfile` says which files are understood.
-"""
+"""Copy weights from a file into a network, and report which tensors matched. Files: see `model.weightsfile`."""
 
 import re
 from collections.abc import Sequence
@@ -20,22 +17,22 @@ _FINAL = re.compile(r"head\.cls\.\d+\.2\.")  # the last layer of the class branc
 
 @dataclass
 class LoadReport:
-    """What became of a file's tensors: `skipped` have no place in the model, `missing` keep their random start."""
+    """How the tensors of a file were used. `skipped`: not in the model; `missing`: the model keeps random values."""
 
     source: str
     matched: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    carried: list[str] = field(default_factory=list)  # classes whose final rows were carried over by their name
-    class_list: tuple[str, ...] | None = None  # what the file was trained on, when it says so
+    carried: list[str] = field(default_factory=list)  # classes whose final rows were copied by name
+    class_list: tuple[str, ...] | None = None  # classes of the file, if it names them
     kind: str = "a state dict"
 
     def __str__(self) -> str:
         lines = [f"weights from {self.source} ({self.kind})", f"  matched {len(self.matched):>4} tensors"]
         for title, names, what in (
-            ("skipped", self.skipped, "tensors without a place, or of another shape"),
-            ("missing", self.missing, "tensors, random at first"),
-            ("carried", self.carried, "classes over, by their names"),
+            ("skipped", self.skipped, "tensors that the model does not have, or of another shape"),
+            ("missing", self.missing, "tensors of the model that keep random values"),
+            ("carried", self.carried, "classes, matched by name"),
         ):
             if names:
                 shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -46,15 +43,15 @@ class LoadReport:
 def load_weights(
     model: YoloModel, path: str | Path, class_list: Sequence[str] | None = None, backbone_only: bool = False
 ) -> LoadReport:
-    """Copy every tensor of the file whose name and shape fit into `model`, in place.
+    """Copy every tensor of the file whose name and shape match into `model`, in place.
 
-    `class_list` names the model's classes. When the file was trained on others, only the final rows of classes that
-    both know are carried over, by their names: the other rows mean other things, even where the numbers agree.
-    `backbone_only`: whatever else the file holds is skipped.
+    `class_list`: the class names of the model. If the file has other classes, the final rows are copied only for
+    classes that both have, matched by name, because a row with the same number belongs to another class.
+    `backbone_only`: skip all other tensors of the file.
 
-    A file of a whole model must fill everything but final rows, and the class branch where that is of another width
-    (see `keepHeadWidth`); a backbone must be filled whole. Anything less is a `UserError` that says what the file is
-    and what was wanted, and the model stays as it was: no part is left random in silence.
+    A whole model must fill everything except final rows and a class branch of another width (see `keepHeadWidth`). A
+    backbone must be complete. Otherwise `UserError` is raised and the model does not change, so that no part of it
+    keeps random values unnoticed. The message says what the file is and what was expected.
     """
     return fill(model, read_weights(path), Path(path), class_list, backbone_only)
 
@@ -66,48 +63,48 @@ def fill(
     class_list: Sequence[str] | None = None,
     backbone_only: bool = False,
 ) -> LoadReport:
-    """`load_weights` of a file that was read before; `path` is where it lies, for the messages."""
+    """`load_weights` for a file that was read before; `path` appears in the messages."""
     if backbone_only:
         file = file._replace(tensors={key: value for key, value in file.tensors.items() if key.startswith("backbone.")})
     if complaint := _misfit(model, file, class_list):
         raise UserError(f"{path}: {complaint}")
-    knows_others = class_list is not None and file.class_list not in (None, tuple(class_list))
-    state = {key: value for key, value in file.tensors.items() if not (knows_others and _is_final(key))}
+    has_other_classes = class_list is not None and file.class_list not in (None, tuple(class_list))
+    state = {key: value for key, value in file.tensors.items() if not (has_other_classes and _is_final(key))}
     report = _compare(model, state, str(path))
     report.class_list, report.kind = file.class_list, file.kind
     if unfilled := _unfilled(report.missing, model, file, class_list):
         raise UserError(
             f"{path}: {file.kind} that does not fit the {model.phase} network: {len(unfilled)} tensors are missing or "
-            f"of another shape or type, first {unfilled[0]}; take weights of a YOLOv8 detector of this phase"
+            f"of another shape or type, first {unfilled[0]}; use weights of a YOLOv8 detector of this phase"
         )
     _copy(model, {key: state[key] for key in report.matched})
-    if knows_others:
+    if has_other_classes:
         report.skipped += [key for key in file.tensors if _is_final(key)]
-        report.carried = _carry_over(model, file, tuple(class_list or ()))
+        report.carried = _copy_rows_by_name(model, file, tuple(class_list or ()))
     return report
 
 
 def _misfit(model: YoloModel, file: WeightsFile, class_list: Sequence[str] | None) -> str | None:
-    """What the file is instead of weights for this network, as far as that can be told; None when nothing is wrong."""
+    """Why the file cannot be weights for this network, as far as this can be recognised; None if no reason is found."""
     if "backbone.l0.conv.bias" in file.tensors:
-        return "a network that was fused for inference (its batch norms are gone); take the weights before fusing"
+        return "a network that was fused for inference (it has no batch norms); use the weights from before fusing"
     if not any(key in file.tensors for key in model.state_dict()):
         first = shortened(list(file.tensors))
-        return f"{file.kind}, no YOLOv8 detector: none of its tensors has a place ({first})"
+        return f"{file.kind}, not a YOLOv8 detector: the network has none of its tensors ({first})"
     if file.phase is not None and file.phase != model.phase:
         return (
-            f"holds the {file.phase} network, and phase is {model.phase}; take weights of this phase, or set "
+            f"contains the {file.phase} network, but phase is {model.phase}; use weights of this phase, or set "
             f"phase={file.phase}"
         )
     if file.reg_max is not None and file.reg_max != model.reg_max:
-        return f"has {file.reg_max} bins a side, and regMax is {model.reg_max}; set regMax={file.reg_max}"
+        return f"has {file.reg_max} bins per side, but regMax is {model.reg_max}; set regMax={file.reg_max}"
     if foreign := [key for key in file.tensors if re.match(r"(model\.)+\d+\.", key)]:
-        return f"{file.kind}, no YOLOv8 detector: it has layers that this has not ({shortened(foreign)})"
-    width, wanted = file.class_branch_width, _width(model)
-    if _has_same_classes(file, class_list) and width not in (None, wanted):
+        return f"{file.kind}, not a YOLOv8 detector: it has layers that YOLOv8 does not have ({shortened(foreign)})"
+    width, expected = file.class_branch_width, _width(model)
+    if _has_same_classes(file, class_list) and width not in (None, expected):
         return (
-            f"has a class branch {width} channels wide for the same classes, and the network's has {wanted}; leave "
-            "keepHeadWidth out, and the file decides"
+            f"has a class branch {width} channels wide for the same classes, but that of the network has {expected}; "
+            "remove the setting keepHeadWidth, then the file decides"
         )
     return None
 
@@ -125,7 +122,7 @@ def _has_same_classes(file: WeightsFile, class_list: Sequence[str] | None) -> bo
 
 
 def _unfilled(missing: list[str], model: YoloModel, file: WeightsFile, class_list: Sequence[str] | None) -> list[str]:
-    """Those of the missing tensors that a file of this kind, width and class list should have filled."""
+    """The missing tensors that a file of this kind, width and class list should contain."""
     if file.is_backbone:
         return [key for key in missing if key.startswith("backbone.")]
     if _has_same_classes(file, class_list):
@@ -135,7 +132,7 @@ def _unfilled(missing: list[str], model: YoloModel, file: WeightsFile, class_lis
 
 
 def _compare(model: YoloModel, state: StateDict, source: str) -> LoadReport:
-    """Which tensors have a place in the model; nothing is copied yet."""
+    """Compare names, shapes and types of the tensors of file and model. Nothing is copied yet."""
     own = model.state_dict()
 
     def fits(key: str) -> bool:
@@ -156,22 +153,22 @@ def _compare(model: YoloModel, state: StateDict, source: str) -> LoadReport:
 
 @torch.no_grad()
 def _copy(model: YoloModel, state: StateDict) -> None:
-    own = model.state_dict()  # shares memory with the model
+    own = model.state_dict()  # its tensors share memory with the model
     for key, value in state.items():
-        own[key].copy_(value)  # to the model's dtype and device
+        own[key].copy_(value)  # converts to the dtype and device of the model
 
 
 @torch.no_grad()
-def _carry_over(model: YoloModel, file: WeightsFile, class_list: tuple[str, ...]) -> list[str]:
-    """Copy the final rows of the classes that both lists name; which they are. None where the widths differ."""
-    theirs = file.class_list or ()
-    names = [name for name in class_list if name in theirs]
-    rows, sources = [class_list.index(name) for name in names], [theirs.index(name) for name in names]
+def _copy_rows_by_name(model: YoloModel, file: WeightsFile, class_list: tuple[str, ...]) -> list[str]:
+    """Copy the final rows of the classes that both lists have; returns these classes. Different widths: no class."""
+    file_names = file.class_list or ()
+    names = [name for name in class_list if name in file_names]
+    rows, sources = [class_list.index(name) for name in names], [file_names.index(name) for name in names]
     for key, own in model.state_dict().items():
         if not _is_final(key):
             continue
         value = file.tensors.get(key)
-        if value is None or value.shape[1:] != own.shape[1:] or value.shape[0] != len(theirs):
+        if value is None or value.shape[1:] != own.shape[1:] or value.shape[0] != len(file_names):
             return []
         own[rows] = value[sources].to(own)
     return names

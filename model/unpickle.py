@@ -1,8 +1,8 @@
-"""Read an Ultralytics checkpoint without running anything in it, and without Ultralytics.
+"""Read weights files of any origin without running code from them. Ultralytics need not be installed.
 
-Such a file is a pickled Python object: a recipe that names functions and classes and calls them. Here three kinds of
-names are understood: those that rebuild tensors, plain containers, and classes of networks, in whose place an inert
-stand-in is put that keeps what it is given and does nothing. Every other name is refused before anything is called.
+A pickle is a list of instructions that names functions and classes and calls them. Three kinds of names are accepted
+here: functions that rebuild tensors, plain containers, and classes of networks. Network classes are replaced by a
+stand-in that stores its state and does nothing. Any other name is refused before anything is called.
 """
 
 import collections
@@ -24,16 +24,16 @@ from model.picklescan import LARGEST_KEY, MOST_ARGUMENTS, Damaged, Refused, chec
 from ops.seal import is_intact
 from ops.text import shortened
 
-# Elements that a tensor may have beyond those in its storage: `expand` makes such tensors, as of one value a channel.
+# Elements that a tensor may have although its storage has fewer: `expand` creates such tensors.
 MOST_EXPANDED = 2**20
-# How many tensors may share a stored byte: tied weights are saved once. Without a limit a file of 1 MB could name the
-# same megabyte ten thousand times, and each of these tensors is searched for NaN.
+# How many tensors may share a stored byte (tied weights are saved once). Without a limit, a file of 1 MB could use the
+# same megabyte for ten thousand tensors, and each of them is searched for NaN.
 MOST_SHARED = 16
 MOST_DIMENSIONS = 64  # of a tensor in torch
-MOST_CLASSES = 1000  # that stand-ins are made for; the checkpoints of Ultralytics name up to 28 (YOLO11x)
+MOST_CLASSES = 1000  # that stand-ins replace; checkpoints of Ultralytics have up to 28 (YOLO11x)
 MOST_MODULES = 20_000  # modules and tensors of a network; YOLOv9e, the largest of Ultralytics, has 3,036
-DEEPEST_MODULE = 100  # the modules of Ultralytics lie up to 9 deep (YOLOv9e)
-LONGEST_NAME = 500  # letters of a tensor's name; those of Ultralytics have up to 51 (YOLOv9e)
+DEEPEST_MODULE = 100  # nesting of modules; Ultralytics has up to 9 levels (YOLOv9e)
+LONGEST_NAME = 500  # characters of a tensor's name; Ultralytics has up to 51 (YOLOv9e)
 
 
 class DamagedFile(UserError):
@@ -41,37 +41,37 @@ class DamagedFile(UserError):
 
 
 class StandIn:
-    """Takes the place of an object whose class is not loaded: remembers its state, does nothing."""
+    """Replaces an object whose class is not loaded. It stores the state of the object and does nothing."""
 
     place = ""  # module and name of the class that the file asked for
     state: Any = None
 
     def __init__(self, *_args: object, **_values: object) -> None:
-        """Whatever the class would have been made with."""
+        """Accept and ignore the arguments of the class."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def __setitem__(self, _key: object, _value: object) -> None:
-        """An entry of a class that is a dictionary."""
+        """Ignore an entry, if the class is a dictionary."""
 
     def append(self, _entry: object) -> None:
-        """An entry of a class that is a list."""
+        """Ignore an entry, if the class is a list."""
 
     def extend(self, _entries: object) -> None:
-        """Entries of a class that is a list."""
+        """Ignore entries, if the class is a list."""
 
     def attribute(self, name: str) -> Any:
-        """What the object held under this name, or None."""
+        """The attribute of the object with this name, or None."""
         return self.state.get(name) if isinstance(self.state, dict) else None
 
 
 class OtherTensor(StandIn):
-    """Takes the place of a tensor that is not dense, or of a type in which no network computes, such as float8."""
+    """Replaces a tensor that is not dense, or that has a type in which no network computes, such as float8."""
 
 
 class _Call:
-    """A function or class that may be called, and nothing else: a file cannot change what is not its own."""
+    """A function or class that a file may call. It has no attributes, so that a file cannot change it."""
 
     __slots__ = ("function",)
 
@@ -86,13 +86,13 @@ class _Call:
 
 
 class _Record(NamedTuple):
-    """A storage as the pickle names it: not an object of torch, so that nothing but a checked tensor is made of it."""
+    """A storage of the pickle. It is no torch object, so that a file can only use it for tensors that are checked."""
 
     storage: torch.UntypedStorage
     dtype: torch.dtype
 
 
-# Names of storages -> the type of their elements. `UntypedStorage` belongs to tensors that name their type themselves.
+# Names of storages -> type of their elements. Tensors in an `UntypedStorage` give their own type.
 _STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -106,13 +106,13 @@ _STORAGES = {
     "torch.BoolStorage": torch.bool,
     "torch.storage.UntypedStorage": torch.uint8,
 }
-# Tensors of other kinds and types: stood in for, so that an error can name the tensor.
+# Tensors of other kinds and types get a stand-in, so that the error message can name the tensor.
 _OTHER_TENSORS = re.compile(
     r"torch\.\w+Storage|torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout|torch\.per_\w+"
 )
-# Networks and their blocks, of Ultralytics and of YOLOv5; the class of a tensor with attributes; numbers of numpy
-# (whose bytes are written as text that is encoded); settings, times and paths of a training; containers in which no
-# weights are, and what they are filled with (`MultiStepLR` has a Counter).
+# Other classes that get a stand-in: networks and blocks of Ultralytics and YOLOv5; tensors with attributes; numpy
+# numbers (their bytes are stored as encoded text); settings, times and paths of a training; containers without weights
+# and their entries (`MultiStepLR` has a Counter).
 _STOOD_IN = re.compile(
     r"(ultralytics|models|torch\.nn|torch\._C\._nn)\..+|torch\.Tensor|numpy\.(_core|core)\.(multiarray|numeric)\.\w+"
     r"|numpy\.\w+|collections\.(Counter|defaultdict|deque)|builtins\.(frozenset|list|dict|int|float|str|bool|complex)"
@@ -121,16 +121,16 @@ _STOOD_IN = re.compile(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors out of checked records, plain containers, and stand-ins for everything else that is known."""
+    """Creates tensors from checked records, plain containers, and stand-ins for the other accepted classes."""
 
     def __init__(self, archive: Archive, pickled: bytes, is_plain: bool):
         super().__init__(io.BytesIO(pickled), encoding="utf-8")
         self._archive, self._is_plain = archive, is_plain
-        self._promised = 0  # bytes of all tensors so far
+        self._tensor_bytes = 0  # of all tensors so far
         self._copied = 0  # entries of sets and sizes so far
-        self._most_copied = len(pickled)  # each was written once, and takes a byte at least
+        self._most_copied = len(pickled)  # each entry was written once and needs at least a byte
         self._classes: dict[str, Any] = {}
-        # Under protocol 2, which torch writes, builtins are called __builtin__.
+        # Protocol 2, which torch writes, calls the module builtins __builtin__.
         self._known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_tensor_v3": self._typed_tensor,
@@ -161,7 +161,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, saved: Any) -> Any:
         kind, dtype, key, _device, count = saved
         if not isinstance(dtype, torch.dtype):
-            return dtype()  # a stand-in for a storage of another type
+            return dtype()  # `dtype` is a stand-in class: a storage of another type
         if kind != "storage" or type(key) is not str or type(count) is not int:
             raise Damaged("a storage is not named as torch.save names it")
         return _Record(self._archive.storage(key, count, dtype.itemsize), dtype)
@@ -178,10 +178,10 @@ class _Unpickler(pickle.Unpickler):
         return self._typed_tensor(record, offset, size, stride, None, None, dtype, *more[2:])
 
     def _typed_tensor(self, record: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
-        """A tensor of any shape and type over a record, or a stand-in for one of a type that no network computes in.
+        """A tensor over a record, or a stand-in for a type in which no network computes.
 
-        Where it should need a gradient, and what is called on the way back, is left out. Behind the type stands whether
-        the numbers mean their negative, as those of `z.conj().imag` do: stood in for, too.
+        `more`: requires_grad, backward hooks, type and metadata. The first two are ignored. Metadata marks a negated
+        view (as `z.conj().imag`), which also gets a stand-in.
         """
         if isinstance(record, StandIn):
             return record
@@ -194,28 +194,28 @@ class _Unpickler(pickle.Unpickler):
         return torch.empty(0, dtype=dtype).set_(record.storage, offset, size, stride)
 
     def _check_shape(self, stored: int, itemsize: int, offset: Any, size: Any, stride: Any) -> None:
-        """Raise where a tensor would reach beyond its storage of `stored` elements, or be much larger than that."""
+        """Raise if a tensor would exceed its storage of `stored` elements, or be much larger than the storage."""
         if type(size) not in (tuple, torch.Size) or type(stride) is not tuple or len(size) > MOST_DIMENSIONS:
-            raise Damaged("the shape of a tensor is no short tuple")
+            raise Damaged("the shape of a tensor is not a short tuple")
         if any(type(number) is not int or not 0 <= number < LARGEST_KEY for number in (offset, *size, *stride)):
-            raise Damaged("the shape of a tensor is no list of numbers")
+            raise Damaged("the shape of a tensor is not a list of numbers")
         reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
         if all(size) and reach > stored:
             raise Damaged("a tensor reaches beyond its own storage")
         elements = math.prod(size)
-        self._promised += elements * itemsize
+        self._tensor_bytes += elements * itemsize
         if elements > max(stored, MOST_EXPANDED):
             raise Refused(
                 f"has a tensor of {elements:,} elements of which only {stored:,} are in the file "
                 "(save it with .clone())"
             )
-        if self._promised > MOST_SHARED * (self._archive.size + MOST_EXPANDED):
+        if self._tensor_bytes > MOST_SHARED * (self._archive.size + MOST_EXPANDED):
             raise Refused(f"has tensors that together are more than {MOST_SHARED} times as large as the file")
 
     def _tensor_with_attributes(self, make: Any, _type: object, arguments: Any, _attributes: object) -> Any:
-        """A tensor, or a stand-in for one of another type; what Python keeps with it is left out."""
-        is_ours = isinstance(make, _Call) and make.function in (self._tensor, self._typed_tensor)
-        is_known = is_ours or (isinstance(make, type) and issubclass(make, OtherTensor))
+        """A tensor, or a stand-in for one of another type. Python attributes of the tensor are ignored."""
+        is_function = isinstance(make, _Call) and make.function in (self._tensor, self._typed_tensor)
+        is_known = is_function or (isinstance(make, type) and issubclass(make, OtherTensor))
         if not is_known or type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
             raise Damaged("a tensor is not made as torch.save makes it")
         return make(*arguments)
@@ -225,7 +225,7 @@ class _Unpickler(pickle.Unpickler):
         return torch.Size(numbers)
 
     def _set(self, entries: Any = ()) -> Any:
-        """A set of names, or a stand-in for one of other things: to hash those may take long."""
+        """A set of texts, or a stand-in for a set of other objects, because hashing these could be slow."""
         self._count(entries)
         return set(entries) if all(type(entry) is str for entry in entries) else self._stand_in("set", StandIn)()
 
@@ -237,7 +237,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _parameter(tensor: Any, *_more: object) -> Any:
     if not isinstance(tensor, (Tensor, StandIn)):
-        raise Damaged("a parameter is no tensor")
+        raise Damaged("a parameter is not a tensor")
     return tensor
 
 
@@ -275,42 +275,43 @@ def _read(path: Path, is_plain: bool) -> Any:
 
 @contextmanager
 def reading_untrusted(path: Path | str, wanted: str = "weights") -> Iterator[None]:
-    """Around code that reads weights: `Refused`, and whatever else is raised, becomes a `UserError` with the file."""
+    """Around code that reads an untrusted file: every exception becomes a `UserError` with the name of the file."""
     try:
         with reading(path, wanted):
             yield
     except UserError as error:
         if isinstance(error.__cause__, Damaged):
-            raise UserError(f"{path}: is damaged: {error.__cause__}; take a whole copy of it") from error
+            raise UserError(f"{path}: is damaged: {error.__cause__}; copy or download it again") from error
         if not isinstance(error.__cause__, Refused):
             raise
         raise UserError(
-            f"{path}: refused, nothing in it was run: the file {error.__cause__}, which has no place in weights; "
-            "wanted is an Ultralytics .pt, a .pth of Mars or a state dict"
+            f"{path}: refused, nothing in it was run: the file {error.__cause__}, which weights never need; "
+            "expected an Ultralytics .pt, a .pth of Mars or a state dict"
         ) from error
 
 
 def module_tensors(module: StandIn) -> Iterator[tuple[str, Any]]:
-    """Name and `Tensor` or `OtherTensor` of everything in a stood-in network, named as in its `state_dict`.
+    """All tensors of a network that a stand-in replaces, with the names of its `state_dict`.
 
-    A module that two others share has the names of both. Raises `Refused` for a network that is too large or too deep.
+    A module that two other modules share is returned under both names. Raises `Refused` for a network that is too large
+    or too deeply nested.
     """
-    waiting = [("", module, frozenset[int]())]
+    pending = [("", module, frozenset[int]())]
     seen = 0
-    while waiting:
-        prefix, module, above = waiting.pop()
+    while pending:
+        prefix, module, above = pending.pop()
         found = list(_own_tensors(module, prefix))
         children = [(f"{prefix}{name}.", child) for name, child in _entries(module, "_modules")]
         seen += 1 + len(found)
         longest = max((len(name) for name, _ in (*found, *children)), default=0)
-        if seen + len(waiting) + len(children) > MOST_MODULES or len(above) > DEEPEST_MODULE or longest > LONGEST_NAME:
+        if seen + len(pending) + len(children) > MOST_MODULES or len(above) > DEEPEST_MODULE or longest > LONGEST_NAME:
             raise Refused(
-                f"has a network of more than {MOST_MODULES:,} modules and tensors, or more than {DEEPEST_MODULE} one "
-                f"within another, or names of more than {LONGEST_NAME} letters"
+                f"has a network of more than {MOST_MODULES:,} modules and tensors, or more than {DEEPEST_MODULE} "
+                f"nested modules, or names of more than {LONGEST_NAME} characters"
             )
         yield from found
-        within = above | {id(module)}  # a network that holds itself would never end
-        waiting += [
+        within = above | {id(module)}  # without this, a network that contains itself would never end
+        pending += [
             (name, child, within)
             for name, child in reversed(children)
             if isinstance(child, StandIn) and id(child) not in within
@@ -318,13 +319,13 @@ def module_tensors(module: StandIn) -> Iterator[tuple[str, Any]]:
 
 
 def _own_tensors(module: StandIn, prefix: str) -> Iterator[tuple[str, Any]]:
-    fleeting = module.attribute("_non_persistent_buffers_set") or ()
+    not_saved = module.attribute("_non_persistent_buffers_set") or ()
     for kind in ("_parameters", "_buffers"):
         for name, value in _entries(module, kind):
-            if isinstance(value, (Tensor, OtherTensor)) and name not in fleeting:
+            if isinstance(value, (Tensor, OtherTensor)) and name not in not_saved:
                 yield prefix + name, value
 
 
 def _entries(module: StandIn, kind: str) -> list[tuple[str, Any]]:
-    held = module.attribute(kind)
-    return [(str(name), value) for name, value in held.items()] if isinstance(held, dict) else []
+    entries = module.attribute(kind)
+    return [(str(name), value) for name, value in entries.items()] if isinstance(entries, dict) else []

@@ -1,8 +1,8 @@
-"""What a weights file holds, whichever kind it is of: tensors by our names, and what it says of itself.
+"""Read a weights file of any supported kind: tensors with the names of Mars, and a description of the weights.
 
-Understood: our own checkpoints (`best.pth`, `last.pth`), Ultralytics' `.pt`, plain state dicts, and backbone files
-whose keys are `backbone.l0.conv.weight` or `l0.conv.weight`; in half or full precision, with or without an average.
-Nothing in a file runs: see `model.unpickle`.
+Supported: checkpoints of Mars (`best.pth`, `last.pth`), `.pt` files of Ultralytics, plain state dicts, and backbone
+files with keys such as `backbone.l0.conv.weight` or `l0.conv.weight`; in half or full precision, with or without EMA.
+Code in a file is never run: see `model.unpickle`.
 """
 
 import re
@@ -29,57 +29,57 @@ StateDict = dict[str, Tensor]
 
 CLASS_BRANCH, CLASS_ROWS = "head.cls.0.0.conv.weight", "head.cls.0.2.weight"
 _FIRST, _BINS = "backbone.l0.conv.weight", "head.dfl.weight"
-_FIRST_WIDTH = 64  # channels that the plan of all phases gives the first layer
+_FIRST_WIDTH = 64  # planned channels of the first layer, see `model.base.scales`
 
 
 class WeightsFile(NamedTuple):
-    """What a weights file holds, and what it says of itself (nothing, when it is a plain one)."""
+    """The tensors of a weights file and their description. A plain state dict has no description."""
 
     tensors: StateDict
     class_list: tuple[str, ...] | None = None
-    config: dict[str, Any] | None = None  # of the run that wrote it, or the fields of it that are known
-    data: dict[str, str] | None = None  # identity of the data it was trained on
-    kind: str = "a state dict"  # what it is, in a few words
+    config: dict[str, Any] | None = None  # of the run that wrote the file, or some of its fields
+    data: dict[str, str] | None = None  # identity of the training data
+    kind: str = "a state dict"  # a short description for messages
 
     @property
     def is_backbone(self) -> bool:
-        """Does it hold a backbone and nothing else?"""
+        """Does the file contain only a backbone?"""
         return all(key.startswith("backbone.") for key in self.tensors)
 
     @property
     def phase(self) -> str | None:
-        """The phase whose first layer is as wide as the file's, or None."""
+        """The phase whose first layer has as many channels as that of the file, or None."""
         width = self._length(_FIRST, 0)
         return next((phase for phase, scale in SCALES.items() if scale.channels(_FIRST_WIDTH) == width), None)
 
     @property
     def class_branch_width(self) -> int | None:
-        """Channels of the class branch, or None without one."""
+        """Channels of the class branch, or None without a head."""
         return self._length(CLASS_BRANCH, 0)
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that its head tells apart, or None without one."""
+        """Number of classes of the head, or None without a head."""
         return self._length(CLASS_ROWS, 0)
 
     @property
     def reg_max(self) -> int | None:
-        """Bins a side of the box distribution, or None without a head."""
+        """Bins per side of the box distribution, or None without a head."""
         return self._length(_BINS, 1)
 
     def has_official_width(self, num_classes: int) -> bool:
-        """Does its class branch fit into a network of `num_classes` that is built with `official_width`?"""
+        """Does the class branch fit a network of `num_classes` that is built with `official_width`?"""
         channels = self._length(CLASS_BRANCH, 1)
         return channels is not None and self.class_branch_width == class_branch_width(channels, num_classes, True)
 
     def backbone(self) -> StateDict | None:
-        """The tensors of its backbone; None when it is not the whole backbone of a YOLOv8."""
+        """The tensors of the backbone; None if they are not the complete backbone of a YOLOv8."""
         if self.phase is None:
             return None
         with torch.device("meta"):
-            wanted = Backbone(SCALES[self.phase]).state_dict()
+            expected = Backbone(SCALES[self.phase]).state_dict()
         found = {key: value for key, value in self.tensors.items() if key.startswith("backbone.")}
-        fits = {f"backbone.{key}": value.shape for key, value in wanted.items()} == {
+        fits = {f"backbone.{key}": value.shape for key, value in expected.items()} == {
             k: v.shape for k, v in found.items()
         }
         return found if fits else None
@@ -90,10 +90,10 @@ class WeightsFile(NamedTuple):
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Read a weights file; of raw and averaged weights the average. Raises `UserError` naming the file.
+    """Read a weights file. If it contains raw weights and EMA weights, the EMA weights are used.
 
-    A checkpoint of ours whose seal is broken is refused, and so are tensors that no network can take: not finite, not
-    dense, without content.
+    Raises `UserError`, with the name of the file, if it is missing, damaged or of another kind, and for tensors that no
+    network can use: not finite, not dense or without values.
     """
     path = Path(absolute(path))
     if not path.is_file():
@@ -102,23 +102,25 @@ def read_weights(path: str | Path) -> WeightsFile:
     with reading_untrusted(path):
         file = _understand(content)
     if not file.tensors:
-        raise UserError(f"{path}: holds no tensors; wanted is a .pth of Mars, an Ultralytics .pt or a plain state dict")
+        raise UserError(
+            f"{path}: contains no tensors; expected a .pth of Mars, an Ultralytics .pt or a plain state dict"
+        )
     for key, value in file.tensors.items():
         if complaint := _unusable(value):
-            raise UserError(f"{path}: its tensor {key} {complaint}; take weights that are whole")
+            raise UserError(f"{path}: its tensor {key} {complaint}; use an undamaged copy, or other weights")
     return file
 
 
 def _unusable(tensor: Any) -> str | None:
-    """Why no network can take this tensor, or None."""
+    """Why no network can use this tensor, or None."""
     if isinstance(tensor, OtherTensor):
         kind = tensor.place.rpartition(".")[2].removeprefix("_rebuild_")
-        return f"is not dense, or not of a type in which networks compute ({kind})"
-    return None if torch.isfinite(tensor).all() else "holds values that are not finite (NaN or Inf)"
+        return f"is not dense, or its type is not used in networks ({kind})"
+    return None if torch.isfinite(tensor).all() else "contains values that are not finite (NaN or Inf)"
 
 
 def _understand(content: Any) -> WeightsFile:
-    """What a file holds, whichever of the understood kinds it is of; no tensors, when it is of none."""
+    """The content of a file of any supported kind. A file of another kind gives no tensors."""
     if isinstance(content, StandIn):
         content = {"model": content}
     if not isinstance(content, Mapping):
@@ -135,13 +137,13 @@ def _understand(content: Any) -> WeightsFile:
 
 
 def _of_mars(tensors: dict[str, Any], content: Mapping[str, Any]) -> WeightsFile:
-    """A checkpoint of ours, and what it says of itself."""
+    """A checkpoint of Mars and its description."""
     config = config_from_text(content["config"])
     phase, data = config.get("phase"), content.get("data")
     kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
     names = content["class_list"]
     if not isinstance(names, (list, tuple)) or not (data is None or _is_of_texts(data)):
-        raise Refused("has a class list or an identity of its data that is of another kind than Mars writes")
+        raise Refused("has a class list or a data identity of another type than Mars writes")
     return WeightsFile(tensors, _class_names(names), config, data, kind)
 
 
@@ -164,19 +166,19 @@ def _with_our_keys(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(state: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors. Raises `Refused` where a name cannot be shown as it is: it stands in messages and tables."""
-    if strange := next((key for key in state if len(key) > LONGEST_NAME or printable(key)), None):
-        raise Refused(f"has a tensor named {shortened(strange)}")
+    """The same tensors. Raises `Refused` for names that cannot be printed, because messages and tables show them."""
+    if unprintable := next((key for key in state if len(key) > LONGEST_NAME or printable(key)), None):
+        raise Refused(f"has a tensor named {shortened(unprintable)}")
     return state
 
 
 def _class_names(names: Sequence[Any]) -> tuple[str, ...]:
-    """The names of classes as text; numbers are names, too. Raises `Refused` for others."""
+    """The class names as texts; numbers are also accepted as names. Raises `Refused` for others."""
     if not all(isinstance(name, (str, int)) for name in names):
-        raise Refused("has class names that are no text")
+        raise Refused("has class names that are not texts")
     texts = tuple(map(str, names))
-    if strange := next((text for text in texts if printable(text)), None):
-        raise Refused(f"has a class name with control characters ({shortened(strange)})")
+    if unprintable := next((text for text in texts if printable(text)), None):
+        raise Refused(f"has a class name with control characters ({shortened(unprintable)})")
     return texts
 
 
@@ -188,7 +190,7 @@ def _names_of(network: StandIn) -> tuple[str, ...] | None:
 
 
 def _config_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What Ultralytics' settings of a training say in our words: the input size."""
+    """The training settings of Ultralytics as config fields of Mars: the input size."""
     settings = content.get("train_args")
     side = settings.get("imgsz") if isinstance(settings, dict) else None
     return {"inputShape": [side, side]} if isinstance(side, int) and side > 0 and side % 32 == 0 else None

@@ -54,7 +54,7 @@ def test_backbone_files_fill_the_backbone(tmp_path, prefix):
 
 def test_another_phase_is_an_error_and_not_a_quiet_random_start(tmp_path):
     torch.save(YoloModel("small", 3).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.pth: holds the small network, and phase is nano.*phase=small"):
+    with pytest.raises(UserError, match=r"w\.pth: contains the small network, but phase is nano.*phase=small"):
         load_weights(YoloModel("nano", 3), tmp_path / "w.pth")
 
 
@@ -107,7 +107,7 @@ def test_another_width_of_the_class_branch_carries_nothing(tmp_path):
 def test_the_same_classes_must_match_to_the_last_tensor(tmp_path):
     path = trained_on(tmp_path / "w.pth", ("cat", "dog"), YoloModel("nano", 2, official_width=True))
     with pytest.raises(
-        UserError, match=r"w\.pth: has a class branch 80 channels wide .*has 64; leave keepHeadWidth out"
+        UserError, match=r"w\.pth: has a class branch 80 channels wide .*has 64; remove the setting keepHeadWidth"
     ):
         load_weights(YoloModel("nano", 2), path, ("cat", "dog"))
 
@@ -132,13 +132,13 @@ def test_the_official_width_takes_every_tensor_but_the_last_rows(tmp_path):
 
 def test_another_regmax_is_named(tmp_path):
     torch.save(YoloModel("nano", 3).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"has 16 bins a side, and regMax is 8; set regMax=16"):
+    with pytest.raises(UserError, match=r"has 16 bins per side, but regMax is 8; set regMax=16"):
         load_weights(YoloModel("nano", 3, reg_max=8), tmp_path / "w.pth")
 
 
 def test_a_state_dict_of_something_else(tmp_path):
     torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"a state dict, no YOLOv8 detector.*fc\.weight"):
+    with pytest.raises(UserError, match=r"a state dict, not a YOLOv8 detector.*fc\.weight"):
         load_weights(YoloModel("nano", 3), tmp_path / "w.pth")
 
 

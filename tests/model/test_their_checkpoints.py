@@ -55,10 +55,10 @@ def test_their_checkpoint_fills_everything(ultralytics_file, in_ema, half):
 @pytest.mark.parametrize(
     ("recipe", "kind", "words"),
     [
-        ("yolov8s.yaml", "DetectionModel", ["holds the small network", "phase=small"]),
-        ("yolo11n.yaml", "DetectionModel", ["DetectionModel of yolo11n.yaml", "no YOLOv8 detector"]),
-        ("yolov8n-seg.yaml", "SegmentationModel", ["SegmentationModel of yolov8n-seg.yaml", "no YOLOv8 detector"]),
-        ("yolov8n-p6.yaml", "DetectionModel", ["yolov8n-p6.yaml", "no YOLOv8 detector"]),
+        ("yolov8s.yaml", "DetectionModel", ["contains the small network", "phase=small"]),
+        ("yolo11n.yaml", "DetectionModel", ["DetectionModel of yolo11n.yaml", "not a YOLOv8 detector"]),
+        ("yolov8n-seg.yaml", "SegmentationModel", ["SegmentationModel of yolov8n-seg.yaml", "not a YOLOv8 detector"]),
+        ("yolov8n-p6.yaml", "DetectionModel", ["yolov8n-p6.yaml", "not a YOLOv8 detector"]),
         ("yolov8n-cls.yaml", "ClassificationModel", ["ClassificationModel", "YOLOv8 detector"]),
     ],
 )

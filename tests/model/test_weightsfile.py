@@ -34,15 +34,15 @@ def spoiled(what):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("nan", "neck.l15.cv2.conv.weight holds values that are not finite"),
-        ("inf", "neck.l15.cv2.conv.weight holds values that are not finite"),
+        ("nan", "neck.l15.cv2.conv.weight contains values that are not finite"),
+        ("inf", "neck.l15.cv2.conv.weight contains values that are not finite"),
         (
             "complex",
-            "conv.weight is not dense, or not of a type in which networks compute (ComplexFloatStorage)",
+            "conv.weight is not dense, or its type is not used in networks (ComplexFloatStorage)",
         ),
         (
             "sparse",
-            "neck.l15.cv2.conv.weight is not dense, or not of a type",
+            "neck.l15.cv2.conv.weight is not dense, or its type",
         ),
         ("no content", "w.pth"),
         ("whole numbers", "a different shape or type"),
