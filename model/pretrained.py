@@ -56,6 +56,7 @@ def load_weights(
     return fill(model, read_weights(path), Path(path), class_list, backbone_only)
 
 
+@torch.no_grad()
 def fill(
     model: YoloModel,
     file: WeightsFile,
@@ -77,7 +78,9 @@ def fill(
             f"{path}: {file.kind} that does not fit the {model.phase} network: {len(unfilled)} tensors are missing or "
             f"of another shape or type, first {unfilled[0]}; use weights of a YOLOv8 detector of this phase"
         )
-    _copy(model, {key: state[key] for key in report.matched})
+    own = model.state_dict()  # its tensors share memory with the model
+    for key in report.matched:
+        own[key].copy_(state[key])  # converts to the dtype and device of the model
     if has_other_classes:
         report.skipped += [key for key in file.tensors if _is_final(key)]
         report.carried = _copy_rows_by_name(model, file, tuple(class_list or ()))
@@ -149,13 +152,6 @@ def _compare(model: YoloModel, state: StateDict, source: str) -> LoadReport:
         skipped=[key for key in state if not fits(key)],
         missing=[key for key in own if not fits(key)],
     )
-
-
-@torch.no_grad()
-def _copy(model: YoloModel, state: StateDict) -> None:
-    own = model.state_dict()  # its tensors share memory with the model
-    for key, value in state.items():
-        own[key].copy_(value)  # converts to the dtype and device of the model
 
 
 @torch.no_grad()
