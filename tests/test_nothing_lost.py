@@ -61,7 +61,8 @@ def test_a_signal_saves_says_one_line_and_is_gone_on_from(train, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "add", asked)
         status, _, err = train()
-    line = f"interrupted by {number.name} and saved in epoch 1/1 after 1 of 2 batches; the same command continues from there"
+    place = f"interrupted by {number.name} and saved in epoch 1/1 after 1 of 2 batches"
+    line = f"{place}; the same command continues from there"
     assert (status, err) == (1, f"mars: {line}\n")
     assert line in (tmp_path / "run/mars.log").read_text()
     assert signal.getsignal(number) is handler
