@@ -243,7 +243,7 @@ def test_rewind_takes_the_checkpoint_before_where_the_last_is_damaged(squares_co
 
     trainer._rewind = damaged
     trainer.run()
-    assert "is cut short" in said.text and "back to " + str(trainer.folder.previous) in said.text
+    assert "checksum is missing" in said.text and "back to " + str(trainer.folder.previous) in said.text
     assert load_checkpoint(trainer.folder.last)["epoch"] == 3
 
 
