@@ -256,7 +256,7 @@ def test_a_checkpoint_that_is_not_finite_is_never_written(squares_config, field)
     tensors = checkpoint["optimizer"]["state"][3] if field == "optimizer" else checkpoint[field]
     name = "momentum_buffer" if field == "optimizer" else "neck.l12.cv1.conv.weight"
     tensors[name].view(-1)[2] = math.inf
-    with pytest.raises(FloatingPointError, match=rf"last.pth: is not written, for {field}.*{name} is not finite"):
+    with pytest.raises(FloatingPointError, match=rf"last.pth: is not written, because {field}.*{name} is not finite"):
         trainer.folder.save(checkpoint, is_best=True)
     assert before == {path: path.read_bytes() for path in before}
 
