@@ -20,6 +20,7 @@ from ops.probe import probe
 from ops.safe import binary_kl, kl, log_probabilities, safe_divide, total_of
 from train.loss import DetectionLoss, LossResult
 
+# Thresholds of the box distillation: without them background, most of all anchor points, would add noise.
 FOREGROUND = 0.1  # boxes at anchor points where the teacher's best class score is lower are not distilled
 SHARE_OF_POINTS = 0.125  # largest share of the anchor points at which boxes are distilled: those with the best scores
 
@@ -48,6 +49,7 @@ class CWDLoss:
 
     def __call__(self, student: Float[Tensor, "N C h w"], teacher: Float[Tensor, "N C h w"]) -> Float[Tensor, ""]:
         """Zero without images or without channels."""
+        # flatten: softmax over all pixels of a channel, so that only its spatial pattern counts, not its scale.
         channels = divergence(student.flatten(2), teacher.flatten(2), self.temperature)
         return channels.sum() / max(channels.numel(), 1)
 
@@ -105,6 +107,7 @@ class BoxResponseLoss:
         scores: Float[Tensor, "N A"],
     ) -> Float[Tensor, ""]:
         """`scores`: the teacher's best score at each anchor point; zero where its box must not be used."""
+        # A box of a background point has no meaning: its distribution is whatever the teacher's head happens to give.
         weight = scores * (scores >= FOREGROUND)
         ours, theirs = (logits.unflatten(-1, (4, self.reg_max)) for logits in (student, teacher))
         sides = divergence(ours, theirs, self.temperature).mean(dim=-1)
@@ -160,6 +163,7 @@ class DistillationLoss(nn.Module):
         self.projectors = nn.ModuleDict(
             {name: nn.Conv2d(ours, theirs, 1) for name, (ours, theirs) in widths.items() if ours != theirs}
         )
+        # Index tables are built once, so that a step neither copies lists to the device nor waits for it.
         is_known = torch.zeros(detection.num_classes, dtype=torch.bool)
         is_known[self.class_indexes] = True
         self._is_known: Tensor
@@ -171,6 +175,7 @@ class DistillationLoss(nn.Module):
         first = 4 * detection.reg_max  # raw maps have the box channels first, then the class channels
         for name, columns in (("_student_rows", self.class_indexes), ("_teacher_rows", self.teacher_columns)):
             self.register_buffer(name, torch.tensor(columns, dtype=torch.long) + first, persistent=False)
+        # The losses are plain callables without parameters; only the projectors are trained.
         self.cwd = CWDLoss(temperature)
         self.response = ResponseLoss(mode, temperature)
         self.box_response = BoxResponseLoss(detection.reg_max, temperature)
@@ -186,6 +191,7 @@ class DistillationLoss(nn.Module):
             if teacher is None:
                 return replace(found, total=total, parts=parts)
             sums = {**found.must_be_finite, "targets": total_of(self._distilled_maps(teacher))}
+            # The parts are logged with their weights, so that `total` is their sum.
             for name, value in self._terms(student, teacher, batch).items():
                 part = probe(f"distil.{name}", value * weight)
                 total, parts[name] = total + part, part.detach()
@@ -193,6 +199,7 @@ class DistillationLoss(nn.Module):
 
     def _distilled_maps(self, teacher: ModelOutputs) -> list[Tensor]:
         """The teacher's maps that are used. They are checked, since NaN in them does not always reach the loss."""
+        # Without CWD no feature map is used, and a NaN there does no harm.
         features = [teacher.features[name] for name in self.feature_names] if self.weights.cwd else []
         return [*teacher.raw_maps, *features]
 
@@ -201,6 +208,7 @@ class DistillationLoss(nn.Module):
         if weights.cwd:
             terms["cwd"] = self._features_loss(student, teacher) * weights.cwd
         if weights.response or weights.box_response:
+            # Inside the box of a new class the teacher sees background or a similar old class: both are wrong targets.
             counts = self._free_points(student, batch)
             theirs = self._class_rows(teacher, self._teacher_rows)
             if weights.response:
@@ -219,6 +227,7 @@ class DistillationLoss(nn.Module):
         losses = []
         for name in self.feature_names:
             ours = student.features[name]
+            # Projected to the teacher's width: the teacher's map is the target and must not be changed.
             if name in self.projectors:
                 ours = self.projectors[name](ours.float())
             losses.append(self.cwd(ours, teacher.features[name]))
@@ -231,6 +240,7 @@ class DistillationLoss(nn.Module):
         scores = logits.sigmoid().amax(dim=1)
         if counts is not None:
             scores = scores * counts
+        # A fixed number instead of a threshold: the shape stays the same, and the device need not be asked.
         best = scores.topk(max(1, round(scores.shape[1] * SHARE_OF_POINTS)), dim=1)
         places = best.indices[:, None].expand(-1, 4 * self.detection.reg_max, -1)
         ours, theirs = (
@@ -247,6 +257,7 @@ class DistillationLoss(nn.Module):
         if self.response.mode == "softmax":
             return None
         points, _ = anchors_of(student.raw_maps, self.detection.strides)
+        # Labels outside the class list are reported by the guard; clamped, they cannot kill a GPU process here.
         is_new = batch.valid & ~self._is_known[batch.labels.clamp(0, len(self._is_known) - 1)]
         is_inside = points_inside(points, batch.boxes.to(points.dtype))  # (N, M, A)
         return ~(is_inside & is_new[..., None]).any(dim=1)

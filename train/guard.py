@@ -176,6 +176,7 @@ class Guard:
 
     def capture(self, batch: Batch) -> StepState:
         """Before the forward pass: copy what it changes, and what it depends on beside the weights."""
+        # numpy's and Python's generators belong to it: augmentation inside a user's own objective may use them.
         self.step += 1
         return StepState(batch, self.statistics.capture(), capture_random_states(), self.epoch, self.step)
 
@@ -193,6 +194,7 @@ class Guard:
         sums = {**_input_sums(state.batch), **result.must_be_finite}
         if (total := self.statistics.total()) is not None:
             sums["statistics"] = total
+        # The raw maps and the teacher's maps are checked, too: a NaN there can vanish in a masked term of the loss.
         is_bad = over_all_ranks(flag_of([*values.values(), *sums.values()], result.parts.values()))
         top_logit = getattr(result, "top_logit", None)  # a user's own objective need not report it
         return StepRecord(state, values, sums, is_bad, none, self.one, tuple(result.parts), top_logit)
@@ -219,6 +221,7 @@ class Guard:
         """
         record.optimizer_steps, record.is_held = True, over_all_ranks(flag_of([norm]))
         record.scale = scaler.scale(self.one)
+        # torch's GradScaler halves the scale and skips the step by itself.
         if scaler.is_enabled():
             is_overflow = record.scale >= _SMALLEST_SCALE
             self.mark_bad(record, record.is_held * ~is_overflow)
@@ -258,6 +261,7 @@ class Guard:
 
     def error(self, record: StepRecord, values: StepValues) -> BadStep:
         """The error of a bad step: which values are bad, in which batch, and what state the weights are in."""
+        # The order of the message: first what caused it (inputs, maps), then what followed from it (loss, gradient).
         numbers = {name: values.numbers[name].item() for name in (*record.sums, *record.values)}  # causes first
         if what_is_wrong({name: value for name, value in numbers.items() if name != "grad_norm"}, record.parts):
             numbers.pop("grad_norm", None)  # a consequence of the values before it
@@ -265,6 +269,7 @@ class Guard:
         shown += [name for name in record.sums if name in numbers and not math.isfinite(numbers[name])]
         figures = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown)
         consequence = "weights, EMA and batch-norm statistics are unchanged since the step before"
+        # A bad weight explains everything else; then it was an earlier step, or code outside of the step.
         parameters = self.model.named_parameters()
         if bad_name := next((name for name, parameter in parameters if not parameter.isfinite().all()), None):
             consequence = f"{bad_name} was not finite before the optimizer step: an earlier step or other code wrote it"
@@ -312,6 +317,7 @@ def what_is_wrong(numbers: Mapping[str, float], parts: Iterable[str]) -> str:
 
 def over_all_ranks(flag: Tensor) -> Tensor:
     """The maximum of the flag over all processes. Every decision about a step uses it, so that all ranks agree."""
+    # A copy, since all_reduce works in place and a caller may still hold the flag.
     if distributed.is_available() and distributed.is_initialized():
         flag = flag.clone()
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)

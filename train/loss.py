@@ -133,9 +133,11 @@ class DetectionLoss:
         The true distance y lies between the bins l and l + 1: -((l + 1 - y) log p(l) + (y - l) log p(l + 1)).
         """
         last = self.reg_max - 1
+        # A side beyond the last bin cannot be represented; the target is the nearest distance that can.
         target = boxes_to_distances(cells, target_boxes).clamp(0, last - LAST_BIN_MARGIN)  # (B, A, 4)
         left = target.long().clamp(0, last - 1)  # NaN as an index would kill a GPU process; it reaches the loss below
         right_weight = target - left
+        # log_softmax stays finite where log(softmax) is -inf.
         log_p = distributions.unflatten(-1, (4, self.reg_max)).log_softmax(dim=-1)
         log_left = log_p.gather(-1, left[..., None])[..., 0]
         log_right = log_p.gather(-1, left[..., None] + 1)[..., 0]

@@ -17,6 +17,7 @@ from train.loss import DetectionLoss, LossResult
 from train.pseudo import PseudoLabels
 from train.teacher import Teacher
 
+# The order of columns in log and plots.
 DETECTION_PARTS = ("box", "cls", "dfl")
 
 
@@ -70,6 +71,7 @@ class DistillationObjective:
         self.parts: tuple[str, ...] = DETECTION_PARTS + loss.part_names
         self.teacher_checksum = teacher.checksum
         self.distill_weight_at = distill_weight_at
+        # So that the objective can be called before the first epoch, as the doctor does.
         self.set_epoch(0)
 
     def compute_in(self, precision: torch.dtype) -> None:
@@ -87,6 +89,7 @@ class DistillationObjective:
             # A NaN in the teacher's maps would only look like an image without detections.
             sums["targets"] = total_of(teacher.raw_maps)
             batch = self.pseudo_labels(batch, teacher.raw_maps)
+        # The student's features are only computed here: a plain detection run does not keep them.
         student = ModelOutputs(*model.forward_features(images))
         result = self.loss(student, teacher if is_distilling else None, batch, self.distill_weight)
         return replace(result, must_be_finite={**sums, **result.must_be_finite})
@@ -94,6 +97,7 @@ class DistillationObjective:
 
 def distill_weight(epoch: int, epochs: Sequence[int], trained: range, schedule: str) -> float:
     """Weight of the distillation loss in an epoch, 0 to 1. `epochs`: the epochs of `trained` that use it; none: all."""
+    # Relative to the epochs that use it, so that a cosine always falls from 1 towards 0.
     used = [number for number in trained if number in epochs or not epochs]
     if epoch not in used:
         return 0.0

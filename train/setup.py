@@ -94,9 +94,11 @@ def build_training(
     and the training is built without them; None: such an error is raised. Raises `UserError` if a file or device is
     missing.
     """
+    # The order follows from what each part needs: precision is timed on the network, the objective needs both.
     device = pick_device(mcfg.device, mcfg.cuda)
     if device.type == "cpu":
         use_all_cores()
+    # A resumed run takes its weights from the checkpoint; the starting file may have been deleted since.
     start = None if is_resumed else starting_weights(mcfg)
     if start is not None and not start.path.is_file():
         raise UserError(f"{start.path}: no such weights file")
@@ -114,9 +116,11 @@ def build_training(
     if begun is not None or precision.seconds is not None:
         mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), begun)
 
+    # The detection objective alone takes the place of a teacher that cannot be used, when errors are collected.
     objective = DetectionObjective(DetectionLoss.from_config(mcfg, model))
     with _collecting(errors, "teacher"):
         objective = build_objective(mcfg, model, precision.dtype)
+    # Before any epoch freezes the backbone: its parameters have to be in the optimizer.
     optimizer = build_optimizer(mcfg, model, *objective.extra_modules)
     loader = build_loader(
         mcfg, mcfg.trainSplitName, list(data.splits[mcfg.trainSplitName]), train=True, images=images,
@@ -144,12 +148,14 @@ def build_objective(
     teacher = load_teacher(mcfg, device, precision)
     classes = teacher.classes
     base = base_names(mcfg)
+    # Both are legitimate, but the results would surprise: they are grouped by baseClasses.
     if base is not None and set(base) != set(classes.names):
         log.warning(
             "baseClasses are %s, but the teacher was trained on %s; results of base and novel classes use baseClasses",
             ", ".join(base), ", ".join(classes.names),
         )  # fmt: skip
     weights = DistilWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
+    # Widths are needed only where feature maps are compared.
     widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
     with torch.random.fork_rng(devices=[]):  # projectors are drawn from the seed; other random numbers stay the same
         torch.manual_seed(mcfg.seed)

@@ -43,7 +43,9 @@ class TrainingState:
             log.info("%s", setup.load_report)
             self.weights_origin = file_origin(setup.start.path)
             log.info("starting weights: %s", origin_text(self.weights_origin))
+        # The EMA's ramp depends on the length of the training (see train/ema.py).
         steps = (mcfg.maxEpoch - mcfg.startEpoch) * len(self.loader) / self.warm_up.accumulate
+        # After the starting weights are loaded: the EMA starts as a copy of them.
         self.ema = ModelEMA(self.model, ramp=mcfg.emaRamp or ramp_for(round(steps))) if mcfg.useEMA else None
         self.stepper = self._build_stepper()
         self.monitor = Monitor(folder.health, mcfg.classList or ())
@@ -86,6 +88,7 @@ class TrainingState:
         }
 
     def _content(self) -> dict[str, Any]:
+        # Gradients are large; they are saved only where an epoch is interrupted between two optimizer steps.
         is_pending = self.stepper.pending > 0
         return {
             "model": self.model.state_dict(),
@@ -110,6 +113,7 @@ class TrainingState:
     def restore(self, checkpoint: FileParts) -> None:
         """Continue from a checkpoint. Raises `UserError` if a part does not fit the network or the optimizer."""
         with reading(checkpoint.path, "a checkpoint of this run"):
+            # Random states come last: building and loading the other parts may draw random numbers.
             self._restore_weights(checkpoint)
             self._restore_stepper(checkpoint)
             self.schedule.load_state_dict(checkpoint["schedule"])
@@ -124,6 +128,7 @@ class TrainingState:
         self.model.load_state_dict(checkpoint["model"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
+        # A different teacher would silently change what the run is trained for.
         if checkpoint.get("teacher") != self.objective.teacher_checksum:
             raise UserError(
                 f"{self.mcfg.teacherModelFile}: is not the teacher that this run started with; restore that file, or "
@@ -136,6 +141,7 @@ class TrainingState:
         """Optimizer, precision, and the gradients that wait for the next optimizer step."""
         load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.precision = resumed_precision(checkpoint["precision"], self.device)
+        # The precision may differ: another machine may lack the type that the run began with.
         self.objective.compute_in(self.precision.dtype)
         self.stepper = self._build_stepper()
         self.stepper.load_state_dict(checkpoint["scaler"])

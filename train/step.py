@@ -76,22 +76,26 @@ class Stepper:
         bad steps in a row, `UserError` when no parameter requires a gradient, and `FloatingPointError` when
         `gradient_clip` is not positive.
         """
+        # Before anything changes: a clip of 0 or NaN would spoil the gradients of every parameter.
         self._require_positive_clip()
         state = self._last = self.guard.capture(batch)
 
+        # 1. Forward and loss. Only the network runs in `precision`; losses switch autocast off themselves.
         with autocast(self.device, self.precision):
             result = self.objective(self.model, network_input(batch.images), batch)
         if not result.total.requires_grad:
             raise UserError("nothing can be trained: no parameter of the network requires a gradient; unfreeze one")
 
+        # 2. Finite check. A bad batch ends here, before its gradients mix with those of other batches.
         record = self.guard.record(state, result)
         if self.guard.skips_backward(record):
             return self._read(self.guard.finish(record))
 
-        # Weights are counted before the backward pass: the first batch of a step has weight 1 (see _average_gradients).
+        # 3. Backward. The weight depends on the batches before it in this step (see _batch_weight).
         loss = self.guard.prepare_loss(record, result.total * self._batch_weight(len(batch)))
         self.scaler.scale(loss).backward()
 
+        # 4. Optimizer, once enough batches are in. The scaler's gradients are checked only there, after unscaling.
         if self.pending >= accumulate:
             self._step(record)
         elif not self.scaler.is_enabled():
@@ -100,6 +104,7 @@ class Stepper:
 
     def _step(self, record: StepRecord) -> None:
         """Clip the gradients, step the optimizer, update the EMA."""
+        # Order matters: gradients are averaged and unscaled before their norm is measured and clipped.
         self._average_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
@@ -107,9 +112,11 @@ class Stepper:
 
         self.guard.step_optimizer(record, self.optimizer, self.scaler)
         self.scaler.update()
+        # None instead of zeros: the next backward pass writes the gradients without adding to old ones.
         self.optimizer.zero_grad(set_to_none=True)
         self.pending = 0
 
+        # After the optimizer: the EMA averages the weights that the next batch will see.
         self.guard.update_ema(record, self.ema)
         self.steps += 1
         if self.guard.interval and self.steps % self.guard.interval == 0:
@@ -174,6 +181,7 @@ class Stepper:
         if found.is_bad:
             self._discard(record, self.guard.error(record, found))
             return {}
+        # Only bad steps in a row stop a training; a single bad batch in a large data set need not.
         self.guard.bad_in_a_row = 0
         if record.top_logit is not None:
             self.top_logit = torch.maximum(self.top_logit, found.numbers["top_logit"])
@@ -209,6 +217,7 @@ class Stepper:
 
     def _state_sum(self) -> Tensor:
         """A number that is finite only if all weights, the EMA and the momentum are."""
+        # One sum for everything: thousands of separate checks would take longer than the step itself.
         ema = self.ema.state_dict().values() if self.ema is not None else ()
         momentum = (v for state in self.optimizer.state.values() for v in state.values() if torch.is_tensor(v))
         return total_of(value for value in (*self.parameters, *ema, *momentum) if value.is_floating_point())

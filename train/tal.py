@@ -65,6 +65,7 @@ class TaskAlignedAssigner:
 
         Without any box (M = 0, or only padding): zero scores, and a boolean foreground mask that is all False.
         """
+        # beta = 6 turns an overlap of 0.1 into 1e-6, which bfloat16 and float16 cannot resolve.
         scores, boxes = full_precision(pd_scores), full_precision(pd_bboxes)
         gt_bboxes = gt_bboxes.to(boxes.dtype)
         if gt_bboxes.shape[1] == 0:
@@ -92,11 +93,14 @@ class TaskAlignedAssigner:
 
     def _choose(self, metric: Tensor) -> Tensor:
         """(B, M, A): is the anchor point among the `topk` best of the box?"""
+        # topk of all A anchor points: those outside have metric 0 and are removed by the caller, so a small box may get
+        # fewer than `topk` anchor points.
         best = metric.topk(min(self.topk, metric.shape[-1]), dim=-1).indices
         return torch.zeros_like(metric, dtype=torch.bool).scatter_(-1, best, True)
 
     def _resolve_conflicts(self, is_chosen: Tensor, overlaps: Tensor, is_inside: Tensor) -> Tensor:
         """(B, M, A) with at most one box per anchor point: the box it overlaps most, of all boxes that contain it."""
+        # Only contested anchor points change. All others keep the one box that chose them, or none.
         is_contested = is_chosen.sum(dim=1, keepdim=True) > 1
         # As in Ultralytics, a box that contains the point may win although the point was not among its best.
         winner = overlaps.masked_fill(~is_inside, -1).argmax(dim=1, keepdim=True)
@@ -112,6 +116,7 @@ class TaskAlignedAssigner:
         return probe("tal.share", (metric * best_overlap / (best_metric + self.eps)).amax(dim=1))
 
     def _targets(self, labels: Tensor, gt_bboxes: Tensor, is_owner: Tensor, point_scores: Tensor) -> Assignment:
+        # argmax of an all-False column is 0: background points get box 0, whose score below is zero.
         fg_mask = is_owner.any(dim=1)
         gt_idx = is_owner.long().argmax(dim=1)  # (B, A)
         target_labels = labels.gather(1, gt_idx)

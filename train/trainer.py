@@ -60,11 +60,13 @@ class Trainer(TrainingState):
         """
         self.quiet, self.on_bad_step, self.on_first_batch = quiet, on_bad_step, on_first_batch
         folder, names = RunFolder.of(mcfg), splits_to_train(mcfg)
+        # A folder with any checkpoint, complete or not, is resumed: an old run must never be overwritten by accident.
         is_resumed = not mcfg.nobuf and folder.has_checkpoint()
         begun = folder.saved_config() if is_resumed else None
         mcfg = with_pixel_max(mcfg, begun)
         data = data or check_data(mcfg, names, cache_file=folder.data_check)
         mcfg = mcfg.with_values(pixelMax=data.pixel_max)
+        # Everything that can fail is built before anything is written: a wrong setting leaves an older run alone.
         super().__init__(build_training(mcfg, data, is_resumed, begun), folder, names)
 
         ranges = self.loader.dataset.ranges
@@ -79,6 +81,7 @@ class Trainer(TrainingState):
         """Train up to maxEpoch. Weights, curves and metrics are in the run's folder. A finished run stays as it is."""
         with RunLock(self.folder.path) as lock:
             lock.hold()
+            # Under the lock: a second process must not resume the same folder.
             self._start_or_resume()
             if self.epoch >= self.mcfg.maxEpoch:
                 log.info(
@@ -91,6 +94,7 @@ class Trainer(TrainingState):
                 split = split_for_teacher(self.mcfg)
                 check_teacher(self.objective.teacher, self.mcfg, split, self.splits[split])
             self.folder.write_config(self.mcfg)
+            # Start-up (reading weights, timing precisions) is not part of the time per epoch.
             self.restart_clock()
             with closing(self.loader), self.interrupts:  # ends the loader's processes, also after an error
                 try:
@@ -149,6 +153,7 @@ class Trainer(TrainingState):
         self.model.train()
         self.objective.set_epoch(epoch)
         self.rate = self.schedule.rate(epoch)
+        # Only the first epoch after a resume continues inside an epoch.
         resumed, self.resumed_progress = self.resumed_progress, None
         self.progress = EpochProgress(resumed)
         if resumed is None:
@@ -162,8 +167,10 @@ class Trainer(TrainingState):
         progress = self.progress or EpochProgress()
         with progress_bar(self._title(epoch), len(self.loader), self.quiet) as bar:
             bar.update(progress.batches)
+            # The order of the images follows from (seed, epoch) alone, so a resumed epoch skips what it has seen.
             for batch in self.loader:
                 self.stepper.guard.set_position(epoch, self.loader.next_batch - 1)
+                # Checked on the CPU, before the copy to the device: there the numbers are at hand.
                 self.monitor.check_inputs(batch, progress)
                 is_skipped = self.monitor.is_skipped(epoch, batch)
                 values = {} if is_skipped else self.train_step(batch.to(self.device))
@@ -172,6 +179,7 @@ class Trainer(TrainingState):
                 self.batch_index = self.batches_before(epoch) + progress.batches
                 bar.update()
                 bar.set_postfix(bar_text(progress, self.objective.parts), refresh=False)
+                # Between two steps everything is consistent; inside a step it is not.
                 if self.interrupts.signal_name is not None:
                     self._add(progress, self.stepper.settle())
                     self.stepper.check_state()
@@ -193,6 +201,7 @@ class Trainer(TrainingState):
         if self.on_first_batch is not None:
             log.info("%s", self.on_first_batch(batch, self._step_setup(), self.folder.health))
             self.on_first_batch = None
+        # Warm-up and schedule work per batch, so that a resumed run continues at the same point.
         pace = self.warm_up.pace(self.batch_index, self.rate)
         self.batch_index += 1
         set_pace(self.optimizer, pace)
@@ -205,6 +214,7 @@ class Trainer(TrainingState):
 
     def _handle_bad_step(self, bad: BadStep) -> None:
         """Return to an earlier checkpoint if `onBadStep=rewind` and that helps; otherwise report and raise."""
+        # The loader's processes would go on decoding images while the report is made.
         self.loader.close()
         self.monitor.report_first_batches()
         text = str(bad)
@@ -240,11 +250,13 @@ class Trainer(TrainingState):
 
     def _build_evaluator(self) -> Evaluator:
         name = self.mcfg.validationSplitName
+        # Decoded once and kept, since every epoch validates the same images.
         images = build_images(self.mcfg, name, self.splits[name])
         return Evaluator.for_validation(self.mcfg, self.precision.dtype, images)
 
     def validate(self, epoch: int, row: Row) -> None:
         """Add the AP of the validation split to the row, if this epoch is validated, and whether it is the best."""
+        # The keys exist in every epoch, so that metrics.jsonl has the same columns in every line.
         row.update(map50=None, map50_95=None, is_best=False)
         is_last = epoch == self.mcfg.maxEpoch - 1
         if self.evaluator is not None and (is_last or (epoch + 1) % self.mcfg.validationInterval == 0):
@@ -280,6 +292,7 @@ class Trainer(TrainingState):
         self.epoch = epoch + 1
         self.history.append(row)
         self.progress = None
+        # The checkpoint first: history and plots can be made again from it, but not the other way round.
         self.folder.save(self.checkpoint(), is_best=row["is_best"])
         self._write_history()
         log.info("%s", epoch_line(row, self.objective.parts, self.mcfg.maxEpoch, self._seconds_left()))

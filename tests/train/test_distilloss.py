@@ -154,7 +154,7 @@ def test_responses_are_finite_at_any_spread(mode, spread):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="there are seed and binary"):
+    with pytest.raises(ValueError, match="use 'softmax' or 'binary'"):
         ResponseLoss("soft")
 
 

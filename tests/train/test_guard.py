@@ -506,7 +506,7 @@ def test_a_bad_step_on_spoilt_weights_does_not_call_them_those_of_before():
     stepper.add(batch_of())
     hook.remove()
     told = str(stopped_by(stepper, batch_of(seed=1)))
-    assert "head.cls.0.2.weight was not finite before the optimizer's turn" in told and "those of" not in told
+    assert "head.cls.0.2.weight was not finite before the optimizer step" in told and "those of" not in told
 
 
 def test_momentum_and_masks_are_told_by_name():

@@ -43,7 +43,7 @@ def test_boxes(box, kinds):
     assert list(found) == kinds
     told = " ".join(f"{value:g}" for value in box)
     assert all(f"1 boxes of a batch are {kind}" in text for kind, text in found.items())
-    assert all(f"the first of image s0_1: x1 y1 x2 y2 = {told}" in text for text in found.values())
+    assert all(f"the first is in image s0_1: x1 y1 x2 y2 = {told}" in text for text in found.values())
     assert impossible_values(with_box(*box, valid=False)) == {}  # padding
 
 
@@ -62,7 +62,7 @@ def test_images_of_one_colour():
     batch = batch_of()
     black = torch.zeros_like(batch.images)
     assert (
-        "all 2 images of a batch has a single colour, for example s0_0"
+        "each of the 2 images of a batch has a single colour, for example s0_0"
         in impossible_values(replace(batch, images=black))["one colour"]
     )
     colours = black + torch.arange(3, dtype=torch.uint8)[:, None, None]
@@ -87,4 +87,4 @@ def test_a_run_counts_such_batches_and_says_each_kind_once(squares_config, caplo
     folder = trainer.run()
     assert [json.loads(line)["odd_batches"] for line in folder.metrics.read_text().splitlines()] == [3, 3]
     assert caplog.text.count("boxes of a batch are inverted") == 1
-    assert "look at the data set and its augmentation" in caplog.text
+    assert "check the data set and its augmentation" in caplog.text

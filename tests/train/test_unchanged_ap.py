@@ -41,6 +41,6 @@ def test_a_figure_that_comes_again(before, figure, is_said):
     sentence = unchanged_ap(history(*before), len(before), figure)
     assert (sentence is not None) == is_said
     if sentence and figure:
-        assert f"epoch {len(before) + 1} is that of epoch" in sentence and repr(figure) in sentence
+        assert f"epoch {len(before) + 1} equals that of epoch" in sentence and repr(figure) in sentence
     elif sentence:
         assert "was 0 in each of 10 epochs" in sentence
