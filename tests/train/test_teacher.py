@@ -114,7 +114,7 @@ def test_wrong_pairs_are_refused(tmp_path):
         teacher_of(tmp_path / "none.pth")
     backbone = {f"backbone.{k}": v for k, v in YoloModel("nano", 2).backbone.state_dict().items()}
     torch.save(backbone, tmp_path / "b.pth")
-    with pytest.raises(UserError, match="no whole YOLOv8; a teacher needs its head"):
+    with pytest.raises(UserError, match="without a complete YOLOv8 network; a teacher also needs its head"):
         teacher_of(tmp_path / "b.pth")
     with pytest.raises(UserError, match="teacherClassIndexes=4: classList holds 4 classes"):
         student_config(strangers, teacherClassIndexes=[4])
