@@ -247,7 +247,7 @@ def _detect(
         good = {path: image for path, image in batch.items() if isinstance(image, _DecodedImage)}
         samples = {path: image.sample for path, image in good.items()}
         summary.peculiar |= {ids[path]: image.facts for path, image in good.items() if image.facts.needs_note}
-        summary.broken += [str(fault) for fault in read.values() if isinstance(fault, DataError)]
+        summary.broken += [str(fault) for fault in batch.values() if isinstance(fault, DataError)]
         if samples:
             yield from zip(samples, predictor(collate(list(samples.values()))), strict=True)
             for path, sample in samples.items():
@@ -263,10 +263,10 @@ def _detect(
         raise UserError(f"{number}{faults[0]}")
 
 
-def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path, _Read | DataError]]:
-    """Batches of images at the network's size; the next one is read while the network computes."""
+def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path, _DecodedImage | DataError]]:
+    """Batches of images resized for the network. The next batch is read while the network computes."""
 
-    def read(path: Path) -> _Read | DataError:
+    def read(path: Path) -> _DecodedImage | DataError:
         try:
             pixels, facts = decode_image(path, pixel_max=job.pixel_max)
         except DataError as fault:
