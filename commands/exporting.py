@@ -9,8 +9,7 @@ from commands.weights import run_of_weights, trained_model, weights_of, with_cla
 from config.errors import UserError
 from config.places import absolute
 from eval.export import export
-from eval.export_model import SUFFIXES
-from eval.onnx_selection import NmsSettings
+from eval.export_model import SUFFIXES, NmsSettings
 from ops.log import RESULT
 from runs.folder import RunFolder
 from runs.origin import file_origin, origin_text_without_paths

@@ -56,7 +56,7 @@ def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("b
     `loss_parts`: the fields drawn beside "loss". Epochs with loss spikes are marked. None and NaN leave a gap in a loss
     curve. The AP curve joins the epochs that have a validation.
     """
-    figure = _new_figure((12.5, 4.6), w_pad=0.12, h_pad=0.12, wspace=0.05)
+    figure = _new_figure((12.5, 4.6), wspace=0.05)
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
         _set_up_epochs(axes, history)
@@ -77,7 +77,7 @@ def plot_base_novel(points: Mapping[str, Sequence[tuple[float, float]]], path: P
     methods = {name: table[np.isfinite(table).all(axis=1)] for name, table in tables.items()}
     methods = {name: pairs for name, pairs in methods.items() if len(pairs)}
     # higher than the legend
-    figure = _new_figure((9.2, max(5.6, 1.5 + 0.4 * len(methods))), w_pad=0.12, h_pad=0.12)
+    figure = _new_figure((9.2, max(5.6, 1.5 + 0.4 * len(methods))))
     axes = figure.subplots()
     _set_up(axes)
     axes.set_title("AP50 of base and novel classes", fontsize=11, color=_INK, loc="left", fontweight="bold", pad=18)
@@ -107,8 +107,8 @@ def plot_schedule(planned: PlannedRates, spans: Mapping[str, Sequence[EpochSpan]
     return _write(figure, path)
 
 
-def _new_figure(size: tuple[float, float], **padding: float) -> Figure:
-    layout = ConstrainedLayoutEngine(**padding)
+def _new_figure(size: tuple[float, float], w_pad: float = 0.12, h_pad: float = 0.12, wspace: float = 0.02) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=w_pad, h_pad=h_pad, wspace=wspace)
     figure = Figure(figsize=size, dpi=110, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure

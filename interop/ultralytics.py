@@ -1,7 +1,7 @@
-"""Official weights from Ultralytics, and checkpoints that Ultralytics loads.
+"""Official weights from Ultralytics, and checkpoints that Ultralytics can load.
 
-The one place of the product that imports ultralytics (AGPL-3.0), and only when one of these functions is called.
-Nothing of it is copied here. A checkpoint written here holds a network of its classes and is under its licence.
+Only this file imports ultralytics (AGPL-3.0), and only when one of these functions is called. No code of it is copied
+here. A checkpoint written here contains objects of its classes and is therefore under its licence.
 """
 
 import io
@@ -29,12 +29,12 @@ from ops.boxes import cxcywh_to_xyxy
 from ops.files import make_folder, reporting_write_errors, write_atomic
 from ops.seal import file_digest
 
-LICENCE = "AGPL-3.0 (https://ultralytics.com/license)"  # of a file that holds their classes
+LICENCE = "AGPL-3.0 (https://ultralytics.com/license)"  # of files that contain Ultralytics classes
 ASSETS = "https://github.com/ultralytics/assets/releases"
-_RETRIES = 1  # of a download; their own three waits half a minute before it gives up
-_LEFT_OUT = "❌ \n"  # of their complaints
+_RETRIES = 1  # of a download; the default of three takes half a minute to fail
+_STRIPPED = "❌ \n"  # characters removed from both ends of Ultralytics' error messages
 
-# SHA-256 of the files in Ultralytics' releases of assets; some were published twice.
+# SHA-256 of the files in the releases of ultralytics/assets; some files were published in two versions.
 OFFICIAL_SHA256 = {
     "yolov8n": ("f59b3d833e2ff32e194b5bb8e08d211dc7c5bdf144b90d2c8412c47ccfc83b36",),
     "yolov8s": (
@@ -51,24 +51,24 @@ OFFICIAL_SHA256 = {
 
 
 def fetch_official(name: str, folder: Path) -> Path:
-    """The official weights `name` (yolov8n, s, m, l or x) in `folder`, downloaded when they are not there yet.
+    """The path of the official weights `name` (yolov8n, s, m, l or x) in `folder`; they are downloaded if missing.
 
-    Their SHA-256 is checked on every call, of a file that was put there by hand, too. Raises `UserError` for another
-    name, for a file that is not what Ultralytics published (a download that is wrong is not kept), and when it cannot
-    be had: no internet, no ultralytics, a full disk.
+    The SHA-256 is checked on every call, also for a file that the user put there. Raises `UserError` for another name,
+    for a file that Ultralytics did not publish (a wrong download is deleted), and when the download is impossible: no
+    internet, ultralytics not installed, disk full.
     """
     if name not in OFFICIAL_SHA256:
-        raise UserError(f"{name}: no official weights of YOLOv8; there are {', '.join(OFFICIAL_SHA256)}")
+        raise UserError(f"{name}: no such official YOLOv8 weights; the names are {', '.join(OFFICIAL_SHA256)}")
     path = folder / f"{name}.pt"
     if path.exists():
-        _check_digest(path, path, f"remove it, and it is fetched anew, or use it anyway: checkpointModelFile={path}")
+        _check_digest(path, path, f"delete it to download it again, or use it as it is with checkpointModelFile={path}")
         return path
-    draft = folder / f".{name}.{os.getpid()}.part" / path.name  # their helper goes by the name of the file
+    draft = folder / f".{name}.{os.getpid()}.part" / path.name  # the download goes by the file name
     with reporting_write_errors(path, draft.parent, draft):
         try:
             make_folder(draft.parent)
             _download(draft, path)
-            _check_digest(draft, path, "it was not kept; try again, for a download may break")
+            _check_digest(draft, path, "the download was deleted; try again, it may have been interrupted")
             draft.replace(path)
         finally:
             shutil.rmtree(draft.parent, ignore_errors=True)
@@ -82,7 +82,7 @@ def write_checkpoint(
     input_shape: tuple[int, int],
     about: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write `checkpoint` to `path`, whole or not at all. Returns the path."""
+    """Write the result of `checkpoint_bytes` to `path`, atomically. Returns the path."""
     return write_atomic(path, checkpoint_bytes(model, class_names, input_shape, about))
 
 
@@ -92,19 +92,18 @@ def checkpoint_bytes(
     input_shape: tuple[int, int],
     about: Mapping[str, str] | None = None,
 ) -> bytes:
-    """A `.pt` file that `ultralytics.YOLO(path)` loads, evaluates and trains on: our weights in its network, float32.
+    """A `.pt` file that `ultralytics.YOLO(path)` can load, evaluate and train: our weights in its network, float32.
 
-    `input_shape`: height and width of the network input, which becomes its `imgsz`. `about`: what else the file is to
-    say of itself, such as where the weights come from. `model` is left as it was. Raises `UserError` when ultralytics
-    is not installed.
+    `input_shape`: height and width of the network input, stored as `imgsz`. `about`: more entries for the file, such as
+    the origin of the weights. `model` does not change. Raises `UserError` when ultralytics is not installed.
     """
-    assert len(class_names) == model.num_classes, "one name a class"
+    assert len(class_names) == model.num_classes, "one name per class"
     height, width = input_shape
     args = {"task": "detect", "imgsz": height if height == width else [height, width]}
-    with _visiting():
+    with _isolated_import():
         import ultralytics
 
-        network = _their_network(model)
+        network = _ultralytics_network(model)
         network.task, network.nc, network.args = "detect", model.num_classes, args
         network.names = dict(enumerate(class_names))
         version = ultralytics.__version__
@@ -119,8 +118,8 @@ def checkpoint_bytes(
 def run_checkpoint(
     path: Path | str, images: Float[Tensor, "B 3 H W"]
 ) -> tuple[Float[Tensor, "B A 4"], Float[Tensor, "B A C"]]:
-    """What `ultralytics.YOLO(path)` makes of images in [0, 1]: boxes xyxy in their pixels, and scores."""
-    with _visiting():
+    """The outputs of `ultralytics.YOLO(path)` for images in [0, 1]: boxes, xyxy in pixels of the input, and scores."""
+    with _isolated_import():
         from ultralytics import YOLO
 
         network = cast(nn.Module, YOLO(path).model)
@@ -128,8 +127,8 @@ def run_checkpoint(
     return cxcywh_to_xyxy(rows[..., :4]), rows[..., 4:]
 
 
-def _their_network(model: YoloModel) -> Any:
-    """Ultralytics' network with our weights in it; the random state stays."""
+def _ultralytics_network(model: YoloModel) -> Any:
+    """A network of Ultralytics with our weights. The random state of torch does not change."""
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
     def build(num_classes: int) -> Any:
@@ -140,7 +139,8 @@ def _their_network(model: YoloModel) -> Any:
         network = build(model.num_classes)
         head, width = network.model[-1], cast(nn.Sequential, model.head.cls[0])[-1].in_channels
         if head.cv3[0][-1].in_channels != width:
-            # As wide as for the classes of COCO, with rows for few: the branches of a wide network with another end.
+            # Our class branch has the width for the 80 classes of COCO although the model has fewer classes: take the
+            # branches of an 80-class network and replace their last layers.
             head.cv3 = build(OFFICIAL_CLASSES).model[-1].cv3
             for branch in head.cv3:
                 branch[-1] = nn.Conv2d(branch[-1].in_channels, model.num_classes, 1)
@@ -149,12 +149,11 @@ def _their_network(model: YoloModel) -> Any:
 
 
 @contextmanager
-def _visiting() -> Iterator[None]:
-    """Within the block ultralytics may be imported; afterwards the process is as it was before.
+def _isolated_import() -> Iterator[None]:
+    """Within the block ultralytics can be imported; afterwards the global settings that it changes are restored.
 
-    On import it puts functions of its own in the places of `PIL.Image.open` and `torch.save`, stops OpenCV's threads,
-    sets the number of OpenMP's threads for all processes to come, and changes how numpy prints. Raises `UserError` when
-    it cannot be imported.
+    On import it replaces `PIL.Image.open` and `torch.save`, stops the threads of OpenCV, sets the number of OpenMP
+    threads for later processes, and changes how numpy prints. Raises `UserError` when it cannot be imported.
     """
     image_open, torch_save, environment, threads = PIL.Image.open, torch.save, dict(os.environ), cv2.getNumThreads()
     try:
@@ -171,27 +170,26 @@ def _visiting() -> Iterator[None]:
 
 
 def _download(draft: Path, path: Path) -> None:
-    """Let Ultralytics' own helper fetch the asset that bears the draft's name. Raises `UserError` when it did not."""
-    by_hand = f"put the file there yourself, from {ASSETS}"
+    """Download the asset with the file name of `draft`, with the function of Ultralytics. Raises `UserError`."""
+    manually = f"download the file from {ASSETS} and put it there"
     try:
-        with _visiting():
+        with _isolated_import():
             from ultralytics.utils.downloads import attempt_download_asset
 
             attempt_download_asset(str(draft), retry=_RETRIES)
     except UserError as error:
-        raise UserError(f"{path}: not there, and {error}, or {by_hand}") from error
-    except (ConnectionError, MemoryError) as error:  # the second is how it says that the disk is full
-        reason = str(error).strip(_LEFT_OUT)
-        raise UserError(f"{path}: not there, and it cannot be downloaded ({reason}); {by_hand}") from error
+        raise UserError(f"{path}: is missing, and {error}, or {manually}") from error
+    except (ConnectionError, MemoryError) as error:  # it raises MemoryError when the disk is full
+        reason = str(error).strip(_STRIPPED)
+        raise UserError(f"{path}: is missing and cannot be downloaded ({reason}); {manually}") from error
     if not draft.is_file():
-        raise UserError(f"{path}: not there, and nothing was downloaded; {by_hand}")
+        raise UserError(f"{path}: is missing, and nothing was downloaded; {manually}")
 
 
-def _check_digest(file: Path, path: Path, way_out: str) -> None:
+def _check_digest(file: Path, path: Path, solution: str) -> None:
     expected, found = OFFICIAL_SHA256[path.stem], file_digest(file)
     if found not in expected:
-        wanted = " or ".join(expected)
         raise UserError(
-            f"{path}: is not the file that Ultralytics published: its SHA-256 is {found}, expected is {wanted}; "
-            f"{way_out}"
+            f"{path}: is not the file that Ultralytics published: its SHA-256 is {found}, expected is "
+            f"{' or '.join(expected)}; {solution}"
         )

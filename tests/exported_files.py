@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from eval.export import NmsSettings
+from eval.export_model import NmsSettings
 
 NAMES, SHAPE = ("cat", "dog", "鸟"), (96, 128)
 POINTS = 12 * 16 + 6 * 8 + 3 * 4

@@ -66,7 +66,7 @@ def test_results_of_each_call_lie_in_a_new_folder_of_the_run(make_run, photos, p
         status, out, err = predict("voc.nano.full", photos, "--data", "nowhere/cats")
         folder = root / "voc.nano.full-cats/predict" / number
         assert (status, err) == (0, "")
-        assert f"left out: {photos / 'broken.jpg'}: the image cannot be read" in out
+        assert f"skipped: {photos / 'broken.jpg'}: the image cannot be read" in out
         assert f"3 images, 1 could not be read; 236 detections: {folder}" in out
         assert sorted(path.name for path in folder.iterdir()) == [
             "detections.json", "images.json", "mars.log", "painted",
@@ -243,7 +243,7 @@ def test_quietly_only_what_came_of_it_is_said(make_run, photos, predict, tmp_pat
     (photos / "broken.jpg").write_text("no image")
     _, out, _ = predict("voc.nano.full", photos, "--out", tmp_path / "out", "--quiet")
     assert [line.split(":")[0] for line in out.splitlines()] == [
-        "left out",
+        "skipped",
         "3 images, 1 could not be read; 236 detections",
     ]
 

@@ -16,7 +16,8 @@ from torch import nn
 from dl.annotations import Annotation
 from dl.augment import letterbox
 from dl.images import read_image
-from eval.export import SUFFIXES, export
+from eval.export import export
+from eval.export_model import SUFFIXES
 from eval.predictor import Detections
 from model import YoloModel
 

@@ -16,7 +16,8 @@ from exported_files import NAMES, NMS, POINTS, SHAPE, needs_ultralytics, session
 
 from config.errors import UserError
 from eval import export as module
-from eval.export import METADATA_FILE, SUFFIXES, DecodedModel, export
+from eval.export import METADATA_FILE, Difference, check_images, export, verify
+from eval.export_model import SUFFIXES, DecodedModel
 from model import YoloModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using .torch.load:FutureWarning")  # torch 2.4, of itself
@@ -185,7 +186,7 @@ def test_a_file_of_other_or_broken_weights_is_not_written(lively_model, exported
 
     monkeypatch.setattr(module, "export_torch", forgetful)
     with pytest.raises(
-        RuntimeError, match=rf"model\.pt2: not written, for the file gives other figures than the network: .*{words}"
+        RuntimeError, match=rf"model\.pt2: not written: its results differ from those of the network: .*{words}"
     ):
         export(lively_model, "torch", path, NAMES, SHAPE)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.pt2"]
@@ -194,11 +195,11 @@ def test_a_file_of_other_or_broken_weights_is_not_written(lively_model, exported
 @pytest.mark.parametrize(
     ("kind", "name", "nms", "words"),
     [
-        ("tflite", "model.tflite", None, "no such format; there are onnx, torch, ultralytics"),
+        ("tflite", "model.tflite", None, "no such format; the formats are onnx, torch, ultralytics"),
         ("onnx", "model.pt", None, r"model\.pt: .*must end in \.onnx"),
         ("torch", "model.pt", None, r"must end in \.pt2"),
         ("ultralytics", "model.pt2", None, r"must end in \.pt$"),
-        ("torch", "model.pt2", NMS, "ONNX files only"),
+        ("torch", "model.pt2", NMS, "only ONNX files can contain"),
     ],
 )
 def test_what_does_not_go_together(tmp_path, kind, name, nms, words):
@@ -219,7 +220,7 @@ def test_an_old_torch_is_named(tmp_path, monkeypatch):
     for library in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, library, SimpleNamespace())
     monkeypatch.setattr(torch, "__version__", "2.4.1+cpu")
-    with pytest.raises(UserError, match=r"torch 2\.4\.1\+cpu: writing ONNX needs torch 2\.8"):
+    with pytest.raises(UserError, match=r"torch 2\.4\.1\+cpu: ONNX export needs torch 2\.8"):
         export(YoloModel("nano", 3), "onnx", tmp_path / "model.onnx", NAMES, (64, 64))
 
 
@@ -231,3 +232,42 @@ def test_without_onnxruntime_it_is_said_that_nothing_was_checked(exported, livel
     report = export(lively_model, "onnx", tmp_path / "model.onnx", NAMES, SHAPE)
     assert report.difference is None and report.path.read_bytes() == made
     assert "not checked: onnxruntime is not installed (pip install onnxruntime)" in str(report)
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+@writes_onnx
+def test_verify_sees_other_weights_and_another_selection(exported, lively_model):
+    path, images = exported("onnx", nms=True).path, check_images(SHAPE)
+    assert verify(path, lively_model, images, NMS).is_rounding
+    for other in (NMS._replace(score_threshold=0.35), NMS._replace(iou_threshold=0.6), NMS._replace(max_detections=19)):
+        assert not verify(path, lively_model, images, other).is_rounding, other
+    moved = YoloModel("nano", 3)
+    moved.load_state_dict(lively_model.state_dict())
+    moved.strides = (8, 16, 33)
+    assert not verify(path, moved, images, NMS).is_rounding
+
+
+@writes_onnx
+def test_the_report_of_a_selection(exported):
+    difference = exported("onnx", nms=True).difference
+    assert difference.detections > 60 and difference.unlike == 0
+    assert f"{difference.detections} of {difference.detections} detections" in str(difference)
+
+
+@pytest.mark.parametrize(
+    ("difference", "is_rounding"),
+    [
+        (Difference(0.0, 0.0), True),
+        (Difference(0.01, 1e-5, 300, 1), True),
+        (Difference(1.0, 0.0), False),
+        (Difference(0.0, 0.01), False),
+        (Difference(float("nan"), 0.0), False),
+        (Difference(0.0, float("nan")), False),
+        (Difference(0.0, 0.0, 300, 30), False),
+        (Difference(0.0, 0.0, 0, 1), False),
+    ],
+)
+def test_what_passes_for_rounding(difference, is_rounding):
+    assert difference.is_rounding == is_rounding

@@ -99,8 +99,8 @@ class TestFindImages:
         [
             ("b.jpg", "no such file or folder"),
             ("z*.jpg", "no file matches this pattern"),
-            ("empty", "holds no image; images end in "),
-            ("clip.MP4", "is a video, and predict reads images: save its frames first (ffmpeg -i "),
+            ("empty", "contains no image; image files end in "),
+            ("clip.MP4", "is a video, but predict reads images; save its frames first (ffmpeg -i "),
         ],
     )
     def test_a_word_that_names_nothing(self, tmp_path, word, complaint):
@@ -111,15 +111,15 @@ class TestFindImages:
 
     def test_painted_copies_of_an_earlier_call_are_no_input(self, tmp_path):
         assert names(find_images(["."], tmp_path / "sub"), tmp_path) == ["a2.PNG", "a10.jpg", "[x]/d.jpg"]
-        with pytest.raises(UserError, match="no image but painted copies"):
+        with pytest.raises(UserError, match="there are only painted copies"):
             find_images(["sub"], tmp_path / "sub")
 
     @pytest.mark.parametrize(
         ("word", "complaint"),
         [
             ("-", "standard input"),
-            ("0", "predict reads no camera"),
-            ("https://host/bus.jpg", "download the image first (curl -O https://host/bus.jpg)"),
+            ("0", "predict does not read cameras"),
+            ("https://host/bus.jpg", "download it first (curl -O https://host/bus.jpg)"),
             ("rtsp://host/1", "is an address"),
         ],
     )
@@ -139,11 +139,11 @@ class TestFindImages:
         os.symlink(tmp_path / "sub", tmp_path / ".hidden")
         assert len(find_images(["."])) == 4
         (record,) = caplog.records
-        assert record.message.startswith(f"{tmp_path / 'sub/ring'}: is a link to a folder and is passed over")
+        assert record.message.startswith(f"{tmp_path / 'sub/ring'}: skipped, because it is a link to a folder")
 
     def test_painted_copies_are_left_out_whatever_links_lead_to_them(self, tmp_path):
         os.symlink(tmp_path / "sub", tmp_path / "link")
-        with pytest.raises(UserError, match="no image but painted copies"):
+        with pytest.raises(UserError, match="there are only painted copies"):
             find_images(["link"], tmp_path / "sub/deep")
         assert names(find_images(["link", "a10.jpg"], tmp_path / "link/deep"), tmp_path) == ["a10.jpg"]
 
@@ -174,7 +174,7 @@ def test_results_pictures_and_companion(write, tmp_path):
     assert steps == [(2, 4), (4, 4)]
     assert summary.broken == [f"{tmp_path / 'in/notes.txt'}: the image cannot be read (unknown image format)"]
     assert summary.lines() == [
-        f"left out: {summary.broken[0]}",
+        f"skipped: {summary.broken[0]}",
         f"3 images, 1 could not be read; 6 detections, 3 of them painted: {tmp_path / 'out'}",
     ]
     found = read_results(tmp_path / "out/detections.json", ["a", "sub/b", "c"])
@@ -205,7 +205,7 @@ def test_nothing_readable_leaves_nothing(tmp_path):
         (tmp_path / name).write_text("no image")
     with pytest.raises(UserError, match=r"a\.jpg: the image cannot be read"):
         predict_files(UpperLeft(), [tmp_path / "a.jpg"], tmp_path / "out", JOB)
-    with pytest.raises(UserError, match="none of the 2 files could be read; the first: "):
+    with pytest.raises(UserError, match="none of the 2 files can be read; the first error: "):
         predict_files(UpperLeft(), [tmp_path / "a.jpg", tmp_path / "b.jpg"], tmp_path / "out", JOB)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -297,8 +297,8 @@ def test_unfit_names_in_a_folder_are_left_out_beside_others(tmp_path, write, cap
     good = write("good.png")
     assert find_images([tmp_path]) == [good]
     of_file, of_folder = [record.message for record in caplog.records]  # a folder's files before its subfolders
-    assert of_file.startswith(f"left out: {tmp_path}: the file name 'a\\tb.png' holds a control character")
-    assert of_folder.startswith(f"left out: {tmp_path}: the file name {shown}")
+    assert of_file.startswith(f"skipped: {tmp_path}: the file name 'a\\tb.png' holds a control character")
+    assert of_folder.startswith(f"skipped: {tmp_path}: the file name {shown}")
 
 
 def test_words_that_no_file_can_have():

@@ -60,7 +60,7 @@ def test_a_file_that_was_put_there_is_checked(tmp_path, published):
         str(tmp_path / "yolov8n.pt"),
         hashlib.sha256(CONTENT[:-1]).hexdigest(),
         f"{'0' * 64} or {hashlib.sha256(CONTENT).hexdigest()}",
-        "remove it",
+        "delete it to download it again",
         f"checkpointModelFile={tmp_path / 'yolov8n.pt'}",
     ):
         assert word in str(caught.value)
@@ -80,10 +80,13 @@ def full_disk(file):
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (lambda file: file.write_bytes(CONTENT[:-1] + b"?"), "SHA-256 is .*not kept"),
-        (lambda file: file.write_bytes(b""), "SHA-256 is .*not kept"),
-        (lambda file: str(file), "nothing was downloaded; put the file there"),
-        (break_off, r"cannot be downloaded \(Download failure for there. Retry limit reached.\); put the file there"),
+        (lambda file: file.write_bytes(CONTENT[:-1] + b"?"), "SHA-256 is .*the download was deleted"),
+        (lambda file: file.write_bytes(b""), "SHA-256 is .*the download was deleted"),
+        (lambda file: str(file), "nothing was downloaded; download the file from"),
+        (
+            break_off,
+            r"cannot be downloaded \(Download failure for there. Retry limit reached.\); download the file",
+        ),
         (full_disk, r"cannot be downloaded \(Insufficient free disk space"),
     ],
     ids=["wrong", "empty", "silent", "broken-off", "full-disk"],
@@ -103,9 +106,7 @@ def test_no_internet_is_said_at_once(tmp_path, monkeypatch):
         raise socket.gaierror("Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
-    with pytest.raises(
-        UserError, match=r"cannot be downloaded \(.*offline.*\); put the file there yourself, from http"
-    ):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*offline.*\); download the file from http"):
         fetch_official("yolov8m", tmp_path)
     assert files_below(tmp_path) == []
 
@@ -113,7 +114,7 @@ def test_no_internet_is_said_at_once(tmp_path, monkeypatch):
 def test_without_ultralytics_the_way_out_is_named(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "ultralytics"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"yolov8s\.pt: not there, .*pip install ultralytics, or put the file there"):
+    with pytest.raises(UserError, match=r"yolov8s\.pt: is missing, .*pip install ultralytics, or download the file"):
         fetch_official("yolov8s", tmp_path)
     assert files_below(tmp_path) == []
 
@@ -123,7 +124,7 @@ def test_a_folder_that_cannot_be_made_and_other_names(tmp_path):
     with pytest.raises(UserError, match=r"yolov8n\.pt: cannot be written"):
         fetch_official("yolov8n", tmp_path / "file")
     for name in ("yolov9n", "nano", "../yolov8n", ""):
-        with pytest.raises(UserError, match="there are yolov8n, yolov8s, yolov8m, yolov8l, yolov8x"):
+        with pytest.raises(UserError, match="the names are yolov8n, yolov8s, yolov8m, yolov8l, yolov8x"):
             fetch_official(name, tmp_path)
 
 

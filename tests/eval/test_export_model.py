@@ -5,8 +5,9 @@ import pytest
 import torch
 from exported_files import NMS, POINTS, SHAPE, session_of, writes_onnx
 
-from eval import export_check
-from eval.export import NmsSettings, export, verify
+from eval import export as module
+from eval.export import export, verify
+from eval.export_model import NmsSettings
 from eval.predictor import Predictor
 from model import YoloModel
 from model.pretrained import load_weights
@@ -52,7 +53,7 @@ def crowd(seed, count, share):
 @pytest.fixture(scope="module")
 def select(exported):
     """The selection inside the file, alone: boxes (B, A, 4) and scores (B, A, C) -> rows."""
-    run = export_check._open_selection(exported("onnx", nms=True).path)
+    run = module._open_selection(exported("onnx", nms=True).path)
 
     def rows(boxes, scores):
         return run(torch.as_tensor(boxes, dtype=torch.float32), torch.as_tensor(scores, dtype=torch.float32))[0].numpy()
