@@ -54,15 +54,15 @@ class CWDLoss:
 class ResponseLoss:
     """The teacher's class logits, on the teacher's classes only.
 
-    `seed`: the assignment's softmax over the classes at every point, summed and divided by N * C. A point that is
+    `softmax`: the assignment's softmax over the classes at every point, summed and divided by N * C. A point that is
     background to the teacher counts as much as an object.
     `binary`: class by class, for the head has a sigmoid a class, weighted by how far the two scores are apart (Yang et
     al. 2023, arXiv 2308.14286), divided by the teacher's scores summed over the points, at least one.
     """
 
     def __init__(self, mode: str = "binary", temperature: float = 1.0):
-        if mode not in ("seed", "binary"):
-            raise ValueError(f"mode={mode!r}: there are seed and binary")
+        if mode not in ("softmax", "binary"):
+            raise ValueError(f"mode={mode!r}: there are softmax and binary")
         self.mode, self.temperature = mode, temperature
 
     def __call__(
@@ -75,7 +75,7 @@ class ResponseLoss:
         chosen = torch.ones_like(teacher[..., :1]) if counts is None else counts[..., None].to(teacher.dtype)
         if teacher.numel() == 0:
             return student.sum() * 0
-        if self.mode == "seed":
+        if self.mode == "softmax":
             points = divergence(student, teacher, self.temperature) * chosen[..., 0]
             return points.sum() / (teacher.shape[0] * teacher.shape[2])
         scores = teacher.sigmoid()
@@ -235,7 +235,7 @@ class DistillationLoss(nn.Module):
     def _free_points(self, student: ModelOutputs, batch: Batch) -> Bool[Tensor, "N A"] | None:
         """Points outside every labelled box of a class that the teacher does not know, which it takes for something
         else; in `seed` mode all points, as the assignment had it."""
-        if self.response.mode == "seed":
+        if self.response.mode == "softmax":
             return None
         points, _ = anchors_of(student.raw_maps, self.detection.strides)
         is_new = batch.valid & ~self._knows[batch.labels.clamp(0, len(self._knows) - 1)]
