@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from commands.incremental import Plan, Study
+from commands.methods import Plan
+from commands.study import Study
 from config.load import parse_settings
 from ops.log import end_log, start_log
 from ops.precision import DTYPES
@@ -30,7 +31,7 @@ def study_of(args: argparse.Namespace, settings: Mapping[str, Any]) -> Study:
     """The comparison that the options ask for; its teacher starts from `--weights`."""
     words = argparse.Namespace(
         mode="incremental", cfgname=args.cfgname, root=str(args.out), data=args.data, name=None, nobuf=False,
-        quiet=True, draws=args.draws, ways=args.ways, novel_only=args.novel_only,
+        quiet=True, draws=args.draws, methods=args.ways, novel_only=args.novel_only,
     )  # fmt: skip
     start = {"checkpointModelFile": args.weights} if args.weights else {}
     teacher = {**settings, **start, "maxEpoch": args.teacher_epochs}

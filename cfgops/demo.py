@@ -49,11 +49,7 @@ def mcfg(tags):
         mcfg.epochValidation = False
         if "assignment" not in tags:
             mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())  # ten of each old class are seen again
-            # Many small steps, for there are few images, and careful ones, for the weights know something.
-            mcfg.batchSize = 4
-            mcfg.baseLearningRate = 2e-3
-            mcfg.schedulerType = "cosine"
-            mcfg.warmupEpochs = 0.0
+            mcfg.set_fields(mconfig.FEW_IMAGES)
 
     if "assignment" in tags:
         mcfg.training = mcfg.distilling = "assignment"

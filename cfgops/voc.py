@@ -45,11 +45,7 @@ def mcfg(tags):
         if "assignment" not in tags:
             # Ten images of each old class are seen again: else they are taken for new ones (docs/experiments.md).
             mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())
-            # Many small steps, for there are few images, and careful ones, for the weights know something.
-            mcfg.batchSize = 4
-            mcfg.baseLearningRate = 2e-3
-            mcfg.schedulerType = "cosine"
-            mcfg.warmupEpochs = 0.0
+            mcfg.set_fields(mconfig.FEW_IMAGES)
 
     if "pretrained" in tags:
         mcfg.pretrained = mconfig.OFFICIAL_WEIGHTS[mcfg.phase]

@@ -1,19 +1,20 @@
-"""From the words of a command to a checked config and the data that it speaks of.
+"""From the arguments of a command to a checked config, its data set and its run.
 
-What needs torch is imported where it is used, so that a mistake in the command answers at once.
+Modules that need torch are imported where they are used, so that mistakes in the command are reported at once.
 """
 
 import argparse
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.errors import UserError
-from config.load import DEFAULT_CFGNAME, load_config
+from config.load import DEFAULT_CFGNAME, absolute, load_config
 from config.mconfig import ModelConfig
-from config.places import absolute
+from dl.splits import find_split
 from ops.log import ProgressBar
 
 if TYPE_CHECKING:
@@ -22,29 +23,62 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mars")
 
-SHOTS = 10  # objects of each class in a split 'small' that is drawn, unless smallShots says otherwise
+SHOTS = 10  # objects of each class in a drawn split 'small', unless smallShots is set
+ANY_DATA = "*"  # stands for the name of the data folder in the name of a run
 
 
 def load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
-    """The config that the command names, with `overrides` above everything else."""
+    """The config that the command names; `overrides` have the highest precedence."""
     return load_config(args.cfgname or DEFAULT_CFGNAME, args.root, args.data, overrides, args.name, args.nobuf)
 
 
-def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
-    """The config again, with the places, classes and splits that were found in the data folder.
+def run_of_weights(args: argparse.Namespace, settings: dict[str, Any]) -> ModelConfig:
+    """The config of the run whose weights are used. No data set is needed: --data only names the run."""
+    asked = argparse.Namespace(**{**vars(args), "data": args.data or ANY_DATA})
+    mcfg = load(asked, settings)
+    if ANY_DATA in mcfg.runName and not (args.weights and args.out):
+        mcfg = load(asked, {**settings, "runName": _name_of_run(mcfg, args.weights)})
+    return mcfg
 
-    Raises `UserError` when the run's folder lies in the data or holds other things, before anything is written there.
+
+def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
+    """The name of the run where it ends in the name of a data folder that was not given."""
+    from model.weightsfile import read_weights
+
+    if weights:
+        name = (read_weights(weights).config or {}).get("runName")
+        if not name:
+            raise UserError(f"{weights}: does not name its run; --out PLACE says where the result belongs")
+        return name
+    runs = {file.parent.parent.name for file in Path(mcfg.root).glob(f"{mcfg.runName}/weights/*.pth")}
+    names = sorted(
+        name for name in runs if not re.search(r"\.\d{8}-\d{6}(-\d+)?$", name)
+    )  # not runs that --nobuf has renamed
+    if not names:
+        raise UserError(
+            f"{mcfg.run_dir}: no such run with weights; train first: python mars.py train {mcfg.cfgname} --data DIR"
+        )
+    if len(names) > 1:
+        raise UserError(f"{mcfg.cfgname}: which run? {mcfg.root} holds {', '.join(names)}; add --name NAME")
+    return names[0]
+
+
+def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
+    """The config again, with the folders, classes and splits that were found in the data folder.
+
+    Raises `UserError` when the run's folder lies in the data or holds other files, before anything is written there.
     """
     from dl.formats.discover import as_overrides, locate
-    from dl.splits import find_split
+
+    draws_scenes = mcfg.drawnScenes and mcfg.dataDir is not None
+    source = None if draws_scenes else locate(mcfg)  # first, because it reports a missing folder without torch
     from runs.folder import RunFolder
 
     RunFolder.of(mcfg).check_is_run_folder()
-
     refuse_run_in_data(mcfg, (mcfg.dataDir, mcfg.imageDir))
-    if mcfg.drawnScenes and mcfg.dataDir:
-        _draw_scenes(mcfg.dataDir, mcfg.drawnScenes, args.quiet)
-    source = locate(mcfg)
+    if source is None:
+        _draw_scenes(mcfg.dataDir or "", mcfg.drawnScenes, args.quiet)
+        source = locate(mcfg)
     found = as_overrides(source)
     refuse_run_in_data(mcfg, image_folders(found))  # a data.yaml may name images outside of the data folder
     for note in source.notes:
@@ -58,9 +92,9 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
 
 
 def image_folders(config: Mapping[str, Any]) -> list[str]:
-    """Every folder that holds an image of a split, by imageDir and subsetMap; imageDir alone where no split is known.
+    """All folders that hold an image of a split; imageDir alone where no split is known; none without imageDir.
 
-    `config`: the overrides that were found, or the config of a run as plain values. Without imageDir: none.
+    `config`: the overrides of `as_overrides`, or the config of a run as plain values.
     """
     image_dir, splits = config.get("imageDir"), config.get("subsetMap") or {}
     if image_dir is None:
@@ -70,7 +104,7 @@ def image_folders(config: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_run_in_data(mcfg: ModelConfig, folders: Iterable[str | None], way_out: str = "") -> None:
-    """Raise `UserError` when the run's folder lies in a folder of data. `way_out`: another one, after a comma."""
+    """Raise `UserError` when the run's folder lies in a folder of data. `way_out` is added to the advice."""
     from runs.folder import RunFolder
 
     run = mcfg.run_dir
@@ -82,10 +116,10 @@ def refuse_run_in_data(mcfg: ModelConfig, folders: Iterable[str | None], way_out
 
 
 def refuse_in_data(place: Path, folders: Iterable[str | None], what: str, advice: str) -> None:
-    """Raise `UserError` when `place`, to which pictures are written, lies in a folder of data or is one.
+    """Raise `UserError` when `place`, where pictures are written, is a folder of data or lies in one.
 
-    Else painted copies would be found there as images of the data set. Links are followed. Data may lie below root.
-    `what` the user gave starts the message, `advice` ends it.
+    Otherwise painted copies would be read as images of the data set. Links are followed. Data may lie below root.
+    The message starts with `what`, the words of the user, and ends with `advice`.
     """
     for folder in filter(None, folders):
         if place.resolve().is_relative_to(Path(absolute(folder)).resolve()):
@@ -96,7 +130,7 @@ def refuse_in_data(place: Path, folders: Iterable[str | None], what: str, advice
 
 
 def is_small_drawn(mcfg: ModelConfig, settings: Mapping[str, Any]) -> bool:
-    """Is the split 'small' to be drawn although the data set has one? A list named by hand stands above that."""
+    """Is the split 'small' drawn although the data set has one? Not if the user names a list for it."""
     return mcfg.smallShots is not None and "small" not in settings.get("subsetMap", ())
 
 
@@ -108,25 +142,26 @@ def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
 
 
 def _draw_small(mcfg: ModelConfig, quiet: bool) -> tuple[str, ...]:
-    """The split 'small' of a data set that has none, as subsetMap takes it: drawn out of train, the same every time."""
+    """The images of the split 'small', drawn from train by smallSeed, as subsetMap takes them."""
     from dl.splits import count_objects, draw_shots
     from runs.folder import RunFolder
 
     data = check(mcfg, ["train"], None if mcfg.nobuf else RunFolder.of(mcfg).data_check, quiet)
     annotations, classes, shots = data.splits["train"], data.source.class_list, mcfg.smallShots or SHOTS
     drawn = set(draw_shots(annotations, len(classes), shots, mcfg.smallSeed))
-    objects = count_objects([one for one in annotations if one.image_id in drawn], len(classes)).objects
+    small = [annotation for annotation in annotations if annotation.image_id in drawn]
+    objects = count_objects(small, len(classes)).objects
     few = [f"{name} ({count})" for name, count in zip(classes, objects, strict=True) if count < shots]
     log.info(
-        "split 'small': %d of %d training images drawn by smallSeed=%d, %d to %d objects a class (smallShots=%d)%s",
-        len(drawn), len(annotations), mcfg.smallSeed, min(objects), max(objects), shots,
+        "split 'small': %d of %d training images drawn by smallSeed=%d, %d to %d objects per class (smallShots=%d)%s",
+        len(small), len(annotations), mcfg.smallSeed, min(objects), max(objects), shots,
         f"; train has no more of {', '.join(few)}" if few else "",
     )  # fmt: skip
-    return tuple(data.source.files.get(one.image_id, one.image_id) for one in annotations if one.image_id in drawn)
+    return tuple(data.source.files.get(annotation.image_id, annotation.image_id) for annotation in small)
 
 
 def check(mcfg: ModelConfig, splits: list[str], cache_file: Path | None, quiet: bool) -> "CheckedData":
-    """The data set after its check, with a progress bar."""
+    """Check the data set, with a progress bar."""
     from dl.check import check_data
 
     with ProgressBar("checking the data", quiet) as bar:
@@ -134,7 +169,7 @@ def check(mcfg: ModelConfig, splits: list[str], cache_file: Path | None, quiet: 
 
 
 def log_report(report: "DataReport") -> None:
-    """The table of the data, and a warning where figures of one split would be about images of another."""
+    """Log the table of the data, and a warning for each pair of splits that share images."""
     log.info("%s", report.table())
     for sentence in report.copies:
         log.warning("%s", sentence)

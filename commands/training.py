@@ -1,4 +1,4 @@
-"""`train`, and the training of `pipe`."""
+"""Train one run: the work of `train`, `pipe` and `incremental`, and the command that continues it."""
 
 import logging
 import os
@@ -28,26 +28,29 @@ log = logging.getLogger("mars")
 
 
 def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool = False) -> CheckedData:
-    """Check the data, then train; the checked data, of the splits in `also` too. `trace`: the first step is traced."""
+    """Check the data, then train. Returns the checked data, which includes the splits in `also`.
+
+    `trace`: print the size of the values in the first step. Raises `UserError` for faults of the user.
+    """
     folder = RunFolder.of(mcfg)
     if mcfg.modelName == "distillation":
         read_teacher(mcfg)  # before minutes are spent on the data
     names = dict.fromkeys((*splits_to_train(mcfg), *also))
     folder.check_is_run_folder()
-    # The lock comes before any look at the folder: of two starts at once the second is refused, so that neither resumes
-    # nor moves the run of the other.
-    with RunLock(folder.path) as lock, _saying_how_to_go_on():
+    # The folder is locked before it is read. If a run is started twice at once, the second start is refused, so that
+    # neither resumes or moves the run of the other.
+    with RunLock(folder.path) as lock, _explained_interrupt():
         lock.hold()
         is_fresh = mcfg.nobuf or not folder.has_checkpoint()
         mcfg = with_pixel_max(mcfg, None if is_fresh else folder.saved_config())
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
         log_report(data.report)
         _warn_without_figures(mcfg, data)
-        # Whatever is wrong so far leaves an older run where it is.
+        # All checks come before this line, so that an error leaves an older run where it is.
         trainer = Trainer(mcfg, data, quiet, report_bad_step, report_first_step if trace else None)
         lock.hold()  # again, because the folder may have been moved
         aside = folder.rename_old_run() if mcfg.nobuf else None
-        lock.hold()  # of the new folder; refused when another start was faster
+        lock.hold()  # the new folder; refused when another start was faster
         log_to_file(folder.log)
         if aside is not None:
             log.info("the older run is kept in %s", aside)
@@ -56,7 +59,7 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
 
 
 def _warn_without_figures(mcfg: ModelConfig, data: CheckedData) -> None:
-    """Before hours are spent: no AP on the validation split means that no epoch is the best."""
+    """Warn before hours are spent: without a validation AP no epoch is the best."""
     name = mcfg.validationSplitName
     if mcfg.epochValidation and (reason := reason_without_ap(name, data.splits[name])):
         log.warning(
@@ -66,27 +69,27 @@ def _warn_without_figures(mcfg: ModelConfig, data: CheckedData) -> None:
 
 
 @contextmanager
-def _saying_how_to_go_on() -> Iterator[None]:
-    """Ctrl-C before or after the epochs, where the trainer has nothing to save and says nothing."""
+def _explained_interrupt() -> Iterator[None]:
+    """Add a message to Ctrl-C before or after the epochs, where the trainer has nothing to save and reports nothing."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            str(error) or "interrupted; the same command goes on from what was saved last"
+            str(error) or "interrupted; the same command continues from the last checkpoint"
         ) from None
 
 
 def report_cut_short(mcfg: ModelConfig, args: Namespace, arguments: Sequence[str]) -> None:
-    """Log, as the last line, that trainMinutes left out epochs, and the command that trains them; else nothing."""
+    """Log as the last line that trainMinutes left out epochs, and the command that trains them; else log nothing."""
     if text := cut_short(mcfg):
         log.log(RESULT, "%s; continue with: %s", text, command_to_continue(mcfg, args, arguments))
 
 
 def cut_short(mcfg: ModelConfig) -> str | None:
-    """How much of a finished training trainMinutes left out; None when nothing.
+    """How many epochs trainMinutes left out of a finished training, as text; None when none.
 
-    `mcfg`: the config of the command, with all epochs. The newest checkpoint says how many were trained: a config.json
-    may be missing, or may be newer than the weights.
+    `mcfg`: the config of the command, with all epochs. The number of trained epochs comes from the newest checkpoint,
+    because config.json may be missing or newer than the weights.
     """
     trained = RunFolder.of(mcfg).saved_config()
     if trained is None:  # no whole checkpoint
@@ -95,27 +98,27 @@ def cut_short(mcfg: ModelConfig) -> str | None:
 
 
 def command_to_continue(mcfg: ModelConfig, args: Namespace, arguments: Sequence[str], name: str | None = None) -> str:
-    """The user's own command, for a shell in this folder, without a time limit and without starting afresh.
+    """The user's own command for a shell in this folder, without a time limit and without --nobuf.
 
     `name`: a new --name, which replaces the one in `arguments`.
     """
     words = [word for word in arguments if word not in ("--nobuf", "-nobuf")]
     if args.cfgname is None:
         words.append(DEFAULT_CFGNAME)
-    if args.root is None and "MARS_ROOT" in os.environ:  # may have been set for that one command
+    if args.root is None and "MARS_ROOT" in os.environ:  # the variable may be set for this command only
         words += ["--root", mcfg.root]
     if name is not None:
-        words += ["--name", name]  # the last one counts
+        words += ["--name", name]  # the last --name counts
     program = [_from_here(Path(sys.executable)), _from_here(CODE_DIR / "mars.py")]
     return shlex.join([*program, *words, "--set", *_sets_nobuf(args), "trainMinutes=none"])
 
 
 def _sets_nobuf(args: Namespace) -> list[str]:
-    """The setting that is needed where the recipe or --set, not only the flag, starts afresh: else the run is lost."""
+    """The setting against nobuf where the recipe or --set, not only the option, sets it: else the run is renamed."""
     without_flag = load(Namespace(**{**vars(args), "nobuf": False}), parse_settings(args.set))
     return ["nobuf=no"] if without_flag.nobuf else []
 
 
 def _from_here(path: Path) -> str:
-    """Short for what lies below the current folder."""
+    """The path, relative where it lies below the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

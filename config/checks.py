@@ -4,10 +4,10 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from config.fields import MOST_EPOCHS, at_most, both, cut, listed, not_negative, positive, shown_value, unless_none
+from config.fields import MOST_EPOCHS, Check, cut, listed, nearest, shown_value
 
 # A float32 image of this size takes 3.2 GB and the first map of nano 4.3 GB: enough for prediction on one large aerial
 # image. Few machines have the memory for a larger one.
@@ -22,6 +22,51 @@ LONGEST_PATH = 3_000  # bytes; Linux takes 4,096, and a run writes files in fold
 # Control characters (category Cc), Unicode's line separators, and the halves of characters that stand for bytes of an
 # argument or a file name that is not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def positive(value: int | float) -> str | None:
+    return None if value > 0 else "must be above 0"
+
+
+def not_negative(value: int | float) -> str | None:
+    return None if value >= 0 else "must not be negative"
+
+
+def fraction(value: int | float) -> str | None:
+    return None if 0 <= value <= 1 else "must lie between 0 and 1"
+
+
+def at_most(limit: int | float, reason: str) -> Check:
+    """Accept numbers up to `limit`; `reason` says why a larger one cannot work."""
+    return lambda value: None if value <= limit else f"must be at most {limit:,}, for {reason}"
+
+
+def both(first: Check, second: Check) -> Check:
+    """Two checks, of which the first complaint counts."""
+    return lambda value: first(value) or second(value)
+
+
+def one_of(*words: str) -> Check:
+    """Accept these words only; the complaint names them and the nearest."""
+
+    def check(value: str) -> str | None:
+        return None if value in words else f"must be one of {', '.join(words)}{nearest(value, words)}"
+
+    return check
+
+
+def each(check: Check) -> Check:
+    """The same check for every entry of a list."""
+
+    def check_all(values: Iterable[Any]) -> str | None:
+        return next((f"{shown_value(value)} {complaint}" for value in values if (complaint := check(value))), None)
+
+    return check_all
+
+
+def unless_none(check: Check) -> Check:
+    """The same check for a field that may also be none."""
+    return lambda value: None if value is None else check(value)
 
 
 def printable(text: str) -> str | None:

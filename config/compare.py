@@ -1,25 +1,25 @@
-"""Two configs of one run compared: may the second go on where the first stopped?"""
+"""Compare two configs of one run: may the second continue where the first stopped?"""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from config.errors import UserError
-from config.mconfig import ModelConfig, field_alters, field_names, typed_value
+from config.mconfig import ModelConfig, field_alters, field_names, standard_word, typed_value
 
 Differences = dict[str, tuple[Any, Any]]
 
 
 def config_from_text(text: str) -> dict[str, Any]:
-    """The config that a checkpoint keeps as JSON; fields that only another version knows are not checked.
+    """The config that a checkpoint stores as JSON, as plain values.
 
-    Of the others only the types: another version may have had other bounds. They are checked for what is used.
-    A field that an older version did not write has the value of what that version did, where that is not the default
-    of today. Raises `UserError` for a value of another type, and whatever `json.loads` raises.
+    Only types are checked, because another version may have had other bounds, and unknown fields are kept. A field that
+    older versions did not have gets the value that stands for their behaviour. Raises `UserError` for a value of
+    another type, and the errors of `json.loads`.
     """
     config = json.loads(text)
     if not isinstance(config, dict):
-        raise UserError("the config is no dictionary")
+        raise UserError("the config is not a dictionary")
     for name in field_names():
         if name in config:
             typed_value(name, config[name])
@@ -27,16 +27,16 @@ def config_from_text(text: str) -> dict[str, Any]:
 
 
 def training_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
-    """Field -> (old, new) value of what makes it another training, so that resuming must be refused.
+    """Field -> (old, new) value, for fields that make it another training, so that it must not be resumed.
 
-    Both are what `ModelConfig.to_dict` gives. A field that one of them lacks (written by another version) counts with
-    its default. Files below root are compared relative to it: a root may move. Nothing differs: an empty dict.
+    Both configs are results of `ModelConfig.to_dict`. A missing field (of another version) counts as its default. Files
+    below root are compared relative to it, because a root may be moved. Empty without differences.
     """
     return _differences(old, new, "training")
 
 
 def schedule_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
-    """Field -> (old, new) value of what makes it the same training, only longer or at another learning rate."""
+    """Field -> (old, new) value, for fields that only change the length or the learning rate of the training."""
     return _differences(old, new, "schedule")
 
 
@@ -45,12 +45,12 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], alters: str) ->
     return {
         name: (before[name], after[name])
         for name in field_names()
-        if field_alters(name) == alters and _movable(before, name) != _movable(after, name)
+        if field_alters(name) == alters and _comparable(before, name) != _comparable(after, name)
     }
 
 
-def _movable(config: Mapping[str, Any], name: str) -> Any:
-    value = config[name]
+def _comparable(config: Mapping[str, Any], name: str) -> Any:
+    value = standard_word(name, config[name])
     if isinstance(value, str) and config["root"]:
         return value.replace(config["root"].rstrip("/") + "/", "{root}/", 1)
     return list(value) if isinstance(value, tuple) else value

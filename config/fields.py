@@ -11,7 +11,8 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from config.errors import UserError
@@ -39,57 +40,22 @@ TYPE_WORDS = {
 }
 
 
-def declare(default: Any, doc: str, check: Check | None = None, *, alters: Alters = "training") -> Any:
-    """A dataclass field: its default (or `dict`, for a fresh one), its meaning and unit, and a check of the value."""
-    metadata = {"doc": doc, "check": check, "alters": alters}
+def declare(
+    default: Any,
+    doc: str,
+    check: Check | None = None,
+    *,
+    alters: Alters = "training",
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """A dataclass field: its default (or `dict`, for a fresh one), its meaning and unit, and a check of the value.
+
+    `aliases`: earlier words for a value -> the word that is stored now.
+    """
+    metadata = {"doc": doc, "check": check, "alters": alters, "aliases": aliases}
     if default is dict:
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def positive(value: int | float) -> str | None:
-    return None if value > 0 else "must be above 0"
-
-
-def not_negative(value: int | float) -> str | None:
-    return None if value >= 0 else "must not be negative"
-
-
-def fraction(value: int | float) -> str | None:
-    return None if 0 <= value <= 1 else "must lie between 0 and 1"
-
-
-def at_most(limit: int | float, reason: str) -> Check:
-    """Accept numbers up to `limit`; `reason` says why a larger one cannot work."""
-    return lambda value: None if value <= limit else f"must be at most {limit:,}, for {reason}"
-
-
-def both(first: Check, second: Check) -> Check:
-    """Two checks, of which the first complaint counts."""
-    return lambda value: first(value) or second(value)
-
-
-def one_of(*words: str) -> Check:
-    """Accept these words only; the complaint names them and the nearest."""
-
-    def check(value: str) -> str | None:
-        return None if value in words else f"must be one of {', '.join(words)}{nearest(value, words)}"
-
-    return check
-
-
-def each(check: Check) -> Check:
-    """The same check for every entry of a list."""
-
-    def check_all(values: Iterable[Any]) -> str | None:
-        return next((f"{shown_value(value)} {complaint}" for value in values if (complaint := check(value))), None)
-
-    return check_all
-
-
-def unless_none(check: Check) -> Check:
-    """The same check for a field that may also be none."""
-    return lambda value: None if value is None else check(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

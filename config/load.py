@@ -1,20 +1,28 @@
-"""From a CFGNAME to a checked, frozen config: default < recipe < tags < overrides (`--set`)."""
+"""From a CFGNAME to a checked, frozen config. Precedence: default < recipe < tags < overrides (`--set`).
+
+A recipe may write `{root}`, `{resources}`, `{phase}` and `{data}` (the name of the data folder) in a path, and
+`{cfgname}` (without machine tags) and `{data}` in `runName`. Here they are filled in and paths become absolute.
+"""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from config.checked import presets
+from config.checks import LONGEST_CLASS_NAME, LONGEST_NAME, LONGEST_PATH, MOST_CLASSES, class_names, printable
 from config.contradictions import refuse_contradictions
-from config.errors import UserError
+from config.errors import UserError, reading
 from config.fields import parse, shown_value
-from config.mconfig import ModelConfig, checked_value, field_type, loading
-from config.places import absolute, default_root, read_class_list, settle
-from config.recipes import CODE_DIR, RECIPE_DIR, run_recipe
-from config.tags import read_cfgname
+from config.mconfig import ModelConfig, checked_value, field_type
+from config.recipes import CODE_DIR, RECIPE_DIR, read_cfgname, run_recipe
 
 DEFAULT_CFGNAME = "demo.nano.full"
-LOCATION_FIELDS = ("imageDir", "annotationDir", "subsetMap")  # what dataDir stands for
+LOCATION_FIELDS = ("imageDir", "annotationDir", "subsetMap")  # dataDir takes the place of all of them
+PATH_FIELDS = ("dataDir", "imageDir", "annotationDir", "checkpointModelFile", "teacherModelFile")
+FILE_SCHEME = "file://"
+LARGEST_CLASS_LIST = MOST_CLASSES * LONGEST_CLASS_NAME * 4  # bytes; UTF-8 takes at most four for a letter
 
 
 def load_config(
@@ -26,44 +34,42 @@ def load_config(
     nobuf: bool = False,
     recipe_dir: Path = RECIPE_DIR,
 ) -> ModelConfig:
-    """The checked, frozen config of `cfgname`. Nothing on disk is needed but the recipe (and a class list file).
+    """The checked, frozen config of `cfgname`. The only file that must exist is the recipe (and a class list file).
 
-    `root` holds the runs; `data` is the data set's folder and wins over paths the recipe names; `overrides` are field
-    -> value, above everything else; `name` is the run's folder below root. Raises `UserError` with one sentence.
+    `root`: the folder of all runs; `data`: the folder of the data set, with precedence over paths in the recipe;
+    `overrides`: field -> value, with the highest precedence; `name`: the folder of the run below root. Raises
+    `UserError` with one sentence.
     """
     parts = read_cfgname(cfgname)
     given = {"root": root, "dataDir": data, "runName": name, "nobuf": nobuf or None, **(overrides or {})}
-    pins = {**parts.values, "cfgname": cfgname, **_checked(given, keep_none=overrides or {})}
-    if isinstance(pins.get("classList"), str) and "{" not in pins["classList"]:
-        pins["classList"] = read_class_list(absolute(pins["classList"]))  # now: recipes ask for names
-    starts = {"root": default_root(CODE_DIR)}
-    with loading(starts, pins):
-        mcfg = run_recipe(parts.recipe, parts.tags, parts.own, recipe_dir)
-    # Once more, for a recipe that hands out a config made before this loading began.
-    for field, value in {"root": mcfg.root or starts["root"], **pins}.items():
-        setattr(mcfg, field, value)
-    if pins.get("dataDir"):
-        for field in LOCATION_FIELDS:
-            if field not in pins:
-                setattr(mcfg, field, None)
+    pinned = {**parts.values, "cfgname": cfgname, **_checked(given, keep_none=overrides or {})}
+    if isinstance(pinned.get("classList"), str) and "{" not in pinned["classList"]:
+        pinned["classList"] = read_class_list(absolute(pinned["classList"]))  # recipes expect the names
+    defaults = {"root": default_root(CODE_DIR)}
+    with presets(defaults, pinned):
+        mcfg = run_recipe(parts, recipe_dir)
+    # A recipe may return a config that was made before `presets`, for example by another module.
+    mcfg.set_fields({"root": mcfg.root or defaults["root"], **pinned})
+    if pinned.get("dataDir"):
+        mcfg.set_fields({field: None for field in LOCATION_FIELDS if field not in pinned})
     settle(mcfg, parts.run_name, CODE_DIR)
     refuse_contradictions(mcfg, CODE_DIR)
     return mcfg.frozen()
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """`FIELD=VALUE` texts -> field -> value by the field's type; the later of two wins. Raises `UserError`."""
+    """`FIELD=VALUE` texts -> field -> value in the field's type; of two values the later counts. Raises `UserError`."""
     values = {}
     for setting in settings:
         field, equals, text = setting.partition("=")
         if not equals:
-            raise UserError(f"--set {setting}: wants FIELD=VALUE, e.g. --set maxEpoch=60")
+            raise UserError(f"--set {setting}: expected FIELD=VALUE, e.g. --set maxEpoch=60")
         values[field.strip()] = checked_value(field.strip(), parse(field.strip(), text, field_type(field.strip())))
     return values
 
 
 def _checked(given: Mapping[str, Any], keep_none: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that were given, checked; none means "not given" unless an override says it in so many words."""
+    """The given values, checked. None means "not given", except for the fields in `keep_none`."""
     if "cfgname" in given:
         raise UserError(f"cfgname={shown_value(given['cfgname'])}: is the name on the command line and cannot be set")
     values = {
@@ -77,3 +83,92 @@ def _checked(given: Mapping[str, Any], keep_none: Mapping[str, Any]) -> dict[str
     if values.get("dataDir"):
         values["dataDir"] = absolute(values["dataDir"])
     return values
+
+
+def default_root(code_dir: Path) -> str:
+    """$MARS_ROOT, else `mars-running` beside the code folder."""
+    return os.environ.get("MARS_ROOT") or str(code_dir.parent / "mars-running")
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The absolute path, from the working directory, with `~` expanded, without `..` and a final `/`.
+
+    As for the operating system, `link/..` is the folder above the target of the link. Raises `UserError` for `~name` of
+    an unknown user, and for a path that file systems or logs cannot hold: control characters, not UTF-8, too long.
+    """
+    text = os.fspath(path)
+    if complaint := printable(text):
+        raise UserError(f"{shown_value(text)}: {complaint}")
+    expanded = os.path.expanduser(text)
+    if re.match(r"~[^/\\]", expanded) and not os.path.exists(expanded):
+        user = re.split(r"[/\\]", expanded[1:])[0]
+        raise UserError(f"{text}: there is no user '{user}' here; write the folder in full, or ./{text} for that name")
+    parts = Path(expanded).parts
+    if ".." in parts:  # links are resolved up to the last `..`, because abspath ignores links
+        start = len(parts) - parts[::-1].index("..")
+        expanded = os.path.join(os.path.realpath(os.path.join(*parts[:start])), *parts[start:])
+    place = os.path.abspath(expanded)
+    if complaint := printable(place):
+        raise UserError(f"{shown_value(place)}: the name of the working directory {complaint}")
+    longest = max(len(part.encode()) for part in re.split(r"[/\\]", place))
+    if longest > LONGEST_NAME or len(place.encode()) > LONGEST_PATH:
+        raise UserError(
+            f"{shown_value(text)}: is longer than a path of {LONGEST_PATH:,} bytes with names of {LONGEST_NAME} bytes; "
+            "write a shorter one"
+        )
+    return place
+
+
+def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
+    """Fill in names and paths of `mcfg`, in place, and read a class list file.
+
+    Raises `UserError` for a class list that cannot be read.
+    """
+    mcfg.root = absolute(mcfg.root)
+    data = Path(mcfg.dataDir).name if mcfg.dataDir else ""
+    of_data = {"-{data}": f"-{data}" if data else "", "{data}": data}
+    words = {"{root}": mcfg.root, "{resources}": str(code_dir / "resources"), "{phase}": mcfg.phase, **of_data}
+    for field in PATH_FIELDS:
+        value = getattr(mcfg, field)
+        if value is not None:
+            setattr(mcfg, field, _place(value, words))
+    mcfg.subsetMap = {
+        split: _place(names, words) if isinstance(names, str) else names for split, names in mcfg.subsetMap.items()
+    }
+    if mcfg.pretrainedBackboneUrl is not None:
+        file = mcfg.pretrainedBackboneUrl.removeprefix(FILE_SCHEME)
+        mcfg.pretrainedBackboneUrl = FILE_SCHEME + _place(file, words)
+    if isinstance(mcfg.classList, str):
+        mcfg.classList = read_class_list(_place(mcfg.classList, words))
+    names = {"{cfgname}": run_name, **of_data}
+    mcfg.runName = _fill(mcfg.runName or run_name, names)
+
+
+def read_class_list(file: str) -> tuple[str, ...]:
+    """The names in `file`, one per line, without empty lines. Raises `UserError` for an unreadable or empty file."""
+    if not os.path.isfile(file):  # reading a device might never end
+        raise UserError(f"classList={file}: no such file; give a text file with one class name per line, or the names")
+    with reading(file, "a class list (UTF-8 text with one class name per line)"):
+        size = os.path.getsize(file)
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines() if size <= LARGEST_CLASS_LIST else None
+    if lines is None:
+        raise UserError(
+            f"classList={file}: has {size:,} bytes, and a class list has at most {LARGEST_CLASS_LIST:,}; "
+            "give a text file with one class name per line"
+        )
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise UserError(f"classList={file}: the file names no class; write one class name per line")
+    if complaint := class_names(names) or next(filter(None, map(printable, names)), None):
+        raise UserError(f"classList={file}: {complaint}")
+    return names
+
+
+def _place(path: str, words: Mapping[str, str]) -> str:
+    return absolute(_fill(path, words))
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text

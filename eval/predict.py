@@ -19,7 +19,7 @@ import numpy as np
 
 from config.checks import printable
 from config.errors import UserError
-from config.places import absolute
+from config.load import absolute
 from dl.augment import letterbox
 from dl.files import IMAGE_SUFFIXES, DataError, check_file_name, natural_key
 from dl.images import ImageInfo, decode_image, image_notes, read_image

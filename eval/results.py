@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from config.errors import UserError, reading
-from config.places import absolute
+from config.load import absolute
 from dl.annotations import Annotation
 from dl.files import MAX_JSON_BYTES, excerpt, read_bytes
 from eval.predictor import Detections

@@ -16,7 +16,7 @@ from torch import Tensor
 from config.checks import printable
 from config.compare import config_from_text
 from config.errors import UserError
-from config.places import absolute
+from config.load import absolute
 from model.base.backbone import Backbone
 from model.base.head import class_branch_width
 from model.base.scales import SCALES

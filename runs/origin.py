@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from config.places import absolute
+from config.load import absolute
 from model.archive import open_archive
 from model.picklescan import Refused
 from model.unpickle import StandIn, read_with_stand_ins, reading_untrusted

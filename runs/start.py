@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from config.errors import UserError
-from config.load import CODE_DIR
+from config.load import CODE_DIR, FILE_SCHEME
 from config.mconfig import ModelConfig
-from config.places import FILE_SCHEME
 from interop.ultralytics import fetch_official
 from model.weightsfile import read_weights
 from ops.files import write_atomic

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from config.errors import UserError
-from config.places import read_class_list
+from config.load import read_class_list
 from dl.annotations import RawAnnotation
 from dl.files import read_lines, read_text
 from dl.formats.coco_json import looks_like_coco, read_coco

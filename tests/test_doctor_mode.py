@@ -98,7 +98,7 @@ def test_a_random_backbone_that_is_frozen_and_labels_too_small(run, tmp_path):
     assert (status, err) == (1, "")
     levels = levels_of(out)
     assert (levels["freezing"], levels["points"], levels["in all"]) == ("wrong", "wrong", "wrong")
-    assert "findings to mend before training (points, freezing" in out
+    assert "findings to correct before training (points, freezing" in out
 
 
 def test_faults_of_the_data_are_wrong_and_a_missing_folder_is_a_mistake(run, tmp_path):
@@ -229,7 +229,7 @@ def test_a_bundle_is_replayed(tmp_path, capsys, squares):
         return status, out
 
     status, out = status_of("healthy.pth")
-    assert (status, "the step is not bad here, so it is not reproduced" in out) == (0, True)
+    assert (status, "the step is finite here, so the problem is not reproduced" in out) == (0, True)
     with torch.no_grad():
         setup.model.neck.l12.cv1.conv.weight[0, 0, 0, 0] = torch.inf
     status, out = status_of("bad.pth")

@@ -119,7 +119,7 @@ def test_control_characters_reach_neither_console_nor_log(tmp_path, capsys, monk
         (UserError("file \x1b[2J: bad"), 2, [r"mars: file \x1b[2J: bad"]),
         (MemoryError(), 1, ["mars: out of memory"]),
         (NotImplementedError("later\x1b"), 2, [f"{__file__}, line ", "broken is not implemented (later\\x1b)"]),
-        (NotImplementedError(), 2, ["broken is not implemented; write this part"]),
+        (NotImplementedError(), 2, ["broken is not implemented; implement it"]),
     ],
 )
 def test_what_ends_a_command_is_one_escaped_sentence(monkeypatch, capsys, error, status, words):
@@ -139,7 +139,7 @@ def test_the_traceback_of_a_bug_is_escaped(capsys):
 
 def test_line_breaks_beside_the_commas_of_a_setting_are_left_out(monkeypatch):
     heard = []
-    monkeypatch.setattr(mars, "run", lambda args, words: heard.append((args.set, words)) or 0)
+    monkeypatch.setattr(mars, "run", lambda args: heard.append((args.set, args.words)) or 0)
     assert mars.main(["train", "c1", "--set", "classList=\n a,\r\n\tbig b\n,c\n"]) == 0
     assert mars.main(["train", "c1", "--set=classList=a,\nb", "--data", "x, y"]) == 0
     (first, _), (second, words) = heard

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import mars
-from commands.incremental import Study
-from config.arguments import read_arguments
+from commands.arguments import read_arguments
+from commands.study import Study
 from config.errors import UserError
 from config.load import load_config, parse_settings
 from dl.label_selection import splits_to_train
@@ -241,7 +241,7 @@ def test_once_more_trains_nothing_and_says_the_same(done, squares, capsys):
     for name in RUNS:
         text = (done / name / "mars.log").read_text()
         assert (text.count("already trained: 2 of 2 epochs"), text.count(" epoch 1/2 |")) == (1, 1)
-    assert f"{TEACHER} is taken as it is" in (done / TEACHER / "mars.log").read_text()
+    assert f"{TEACHER} is already trained" in (done / TEACHER / "mars.log").read_text()
 
 
 @pytest.mark.usefixtures("no_training")
@@ -264,7 +264,7 @@ def test_a_teacher_that_was_trained_alone_is_taken_as_it_is(run, tmp_path):
     before = states(tmp_path)
     for _ in range(2):
         status, out, err = run("--ways", "joint")
-        assert (status, err, f"teacher: {tmp_path / TEACHER} is taken as it is" in out) == (0, "", True)
+        assert (status, err, f"teacher: {tmp_path / TEACHER} is already trained" in out) == (0, "", True)
         assert states(tmp_path).items() >= before.items()
     assert run_names(tmp_path) == {TEACHER, f"{PREFIX}.joint", f"{PREFIX}.incremental"}
     assert figures(tmp_path, TEACHER)["split"] == "test"
@@ -286,7 +286,9 @@ def test_students_of_an_older_teacher_are_not_compared_with_it(run, tmp_path):
     assert run("--name", TEACHER, "--nobuf", mode="train", cfgname=alone, settings=(*once, "seed=7"))[0] == 0
     for way in ways:
         refused(
-            run("--ways", way, settings=once), f"{PREFIX}.{way}-0: began with other weights than those in", "--name"
+            run("--ways", way, settings=once),
+            f"{PREFIX}.{way}-0: started from other weights than those now in",
+            "--name",
         )
         assert {name: one for name, one in states(tmp_path).items() if way in name}.items() <= before.items()
 
@@ -320,7 +322,7 @@ def test_what_was_stopped_goes_on(run, tmp_path, monkeypatch):
     for name, there in ((TEACHER, {TEACHER}), (student, {TEACHER, student})):
         stop_in(name)
         status, _, err = run("--ways", "finetune")
-        assert (status, err.count("\n"), "the same command goes on" in err) == (1, 1, True)
+        assert (status, err.count("\n"), "the same command continues" in err) == (1, 1, True)
         assert run_names(tmp_path) == there
         assert load_checkpoint(tmp_path / name / "weights/last.pth")["epoch"] == 1
         other = run("--ways", "finetune", settings=(*SETTINGS, "talTopk=5"))
@@ -368,7 +370,7 @@ def changes(study: Study, name: str) -> dict:
 
 AS_ASSIGNED = {
     "distilLossWeights": [1.0, 0.2, 0.01], "boxResponseWeight": 0.0, "temperature": 2.0,
-    "responseMode": "seed", "distilFeatures": ["feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z"],
+    "responseMode": "softmax", "distilFeatures": ["feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z"],
     "backboneFreezeEpochs": [0, 1, 2, 3, 4], "unlabelledClasses": "background",
 }  # fmt: skip
 
@@ -420,7 +422,7 @@ def test_only_ways_that_replay_do_so_however_many_are_asked_for(study):
     assert {name for name, count in replayed.items() if count == 3} == {"replay", "both"}
     assert set(replayed.values()) == {0, 3}
     assert (one.teacher.replayImages, one._joint().replayImages) == (0, 0)
-    assert "with 3 images of the base classes" in one.plans["replay"].what
+    assert "with 3 images of the base classes" in one.plans["replay"].description
 
 
 def test_replay_may_be_set_where_the_recipe_says_which_classes_are_base(tmp_path):
@@ -452,7 +454,7 @@ def test_a_name_is_for_the_runs_and_not_for_the_teacher(study):
 
 
 def test_joint_training_scales_images_as_its_teacher_did(study, monkeypatch):
-    monkeypatch.setattr("commands.incremental.RunFolder.saved_config", lambda self: {"pixelMax": 4095})
+    monkeypatch.setattr("commands.study.RunFolder.saved_config", lambda self: {"pixelMax": 4095})
     assert study()._joint().pixelMax == 4095
     assert study(settings=["pixelMax=2000"])._joint().pixelMax == 2000
 
@@ -496,12 +498,19 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         ("", ["smallShots=2"], ["which classes does the teacher know", "--set baseClasses=4"]),
         ("", ["baseClasses=2"], ["baseClasses: leaves no class of 2 novel", "red, blue"]),
         ("", ["baseClasses=red,green"], ["baseClasses=green: not in classList", "red, blue"]),
-        ("--ways finetun", SETTINGS, ["--ways finetun: no such way", "did you mean 'finetune'", "joint"]),
-        ("--ways finetune,", SETTINGS, ["--ways : no such way", "finetune"]),
-        ("--ways masked", SETTINGS, ["--ways masked: only with --novel-only", "finetune, assignment"]),
+        ("--ways finetun", SETTINGS, ["--methods finetun: no such method", "did you mean 'finetune'", "joint"]),
+        ("--ways finetune,", SETTINGS, ["--methods : no such method", "finetune"]),
+        ("--ways masked", SETTINGS, ["--methods masked: only with --novel-only", "finetune, assignment"]),
         ("--draws 0", SETTINGS, ["--draws 0: must be above 0"]),
         ("--draws two", SETTINGS, ["--draws=two: wants a whole number"]),
-        ("--nobuf", SETTINGS, ["--nobuf: incremental goes on with the runs that are there", "--name"]),
+        (
+            "--nobuf",
+            SETTINGS,
+            [
+                "--nobuf: belongs to pipe, train, not to incremental; incremental continues the runs that exist",
+                "--name",
+            ],
+        ),
         ("--name a/b", SETTINGS, ["runName='a/b'"]),
         ("", [*SETTINGS, "unlabelledClasses=pseudo"], ["unlabelledClasses=pseudo", "take mask"]),
     ],

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import mars
+from commands.arguments import read_arguments
 from commands.setup import load
 from commands.training import command_to_continue
-from config.arguments import read_arguments
 from config.load import parse_settings
 from model import YoloModel
 from model.keys import their_key
@@ -207,7 +207,7 @@ def test_the_command_to_continue_is_the_users_own(monkeypatch, arguments, expect
     words = continued(f"; continue with: {command_to_continue(mcfg, args, arguments)}")
     assert words == [*expected, *([] if expected[-1] == "nobuf=no" else ["--set"]), "trainMinutes=none"]
     after = vars(read_arguments(words))
-    for name in ("mode", "root", "data", "name", "quiet", "nobuf"):
+    for name in ("command", "root", "data", "name", "quiet", "nobuf"):
         assert after[name] == before[name], name
     assert load(read_arguments(words), parse_settings(after["set"])).run_dir == mcfg.run_dir
     assert parse_settings(after["set"])["trainMinutes"] is None
@@ -228,7 +228,7 @@ def test_an_interruption_says_how_to_go_on(run, folder, monkeypatch):
     status, _, err = run("train")
     assert status == 1
     assert err.count("\n") == 1
-    assert "the same command goes on" in err
+    assert "the same command continues" in err
     assert "interrupted" in (folder / "mars.log").read_text()
 
 
@@ -532,6 +532,6 @@ def test_memory_that_runs_out_is_one_sentence(run, folder, monkeypatch, error, m
     status, _, err = run(mode, "--set", "maxEpoch=2")
     assert (status, err.count("\n")) == (1, 1)
     assert err.startswith("mars: out of memory") and "smaller batchSize or inputShape" in err
-    assert err.endswith("what was written stays\n")
+    assert err.endswith("files written so far are kept\n")
     assert (folder / "weights/last.pth").read_bytes() == before
     assert "Traceback" in (folder / "mars.log").read_text(), "where it was, for who wants to know"

@@ -112,10 +112,10 @@ def test_weights_from_elsewhere(make_run, photos, predict, root, tmp_path):
     plain = tmp_path / "plain.pth"
     torch.save(torch.load(weights, weights_only=True)["model"], plain)
     status, _, err = predict("voc.nano.full", photos, "--weights", plain)
-    assert (status, "does not say which run it is of; --out PLACE" in err) == (2, True)
+    assert (status, "does not name its run; --out PLACE" in err) == (2, True)
     out = ("--out", tmp_path / "out")
     status, _, err = predict("voc.nano.full", photos, "--weights", plain, *out)
-    assert (status, "does not say its classes; --set classList=" in err) == (2, True)
+    assert (status, "does not name its classes; --set classList=" in err) == (2, True)
     settings = ("--set", "classList=red,blue", "inputShape=64", "regMax=8")
     assert predict("voc.nano.full", photos, "--weights", plain, *out, *settings)[0] == 0
     assert json.loads((tmp_path / "out/detections.json").read_text())[0]["image_id"] == "0"
@@ -144,7 +144,7 @@ def test_files_of_the_user_are_named_and_not_replaced(
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     (out / name).write_text('[{"mine": 1}]')
     before = contents(out)
-    monkeypatch.setattr("commands.prediction.trained_model", lambda *_: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("commands.weights.trained_model", lambda *_: pytest.fail("worked before it looked"))
     status, _, err = predict("voc.nano.full", photos, "--out", out)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"mars: {out / name}: was not ") and "move it away, or name another folder with --out" in err
@@ -304,5 +304,5 @@ def test_a_value_that_the_weights_were_trained_with_refuses_only_where_it_is_use
     torch.save({**content, "config": json.dumps({**config, "inputShape": [2**20, 64]})}, path)
     status, _, err = predict("voc.nano.full", photos)
     assert status == 2 and err.startswith(f"mars: {path}: was trained with inputShape=(1048576, 64): both sides must")
-    assert err.endswith("or choose another with --set inputShape=...\n")
+    assert err.endswith("or choose another value with --set inputShape=...\n")
     assert predict("voc.nano.full", photos, "--set", "inputShape=64")[0] == 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from config.arguments import MODES
+from commands.arguments import COMMANDS
 from config.load import load_config
 from config.mconfig import field_names
 from eval.evaluator import EvalResult, Evaluator
@@ -61,7 +61,7 @@ def test_fields_of_values():
 def test_losses_of_distillation_are_where_they_were_promised():
     assert parameters(CWDLoss.__call__)[:2] == parameters(ResponseLoss.__call__)[:2] == ["student", "teacher"]
     assert parameters(DistillationLoss.__init__)[0] == "detection"
-    assert {"incremental", "split", "pipe", "train", "eval", "predict", "export"} <= set(MODES)
+    assert {"incremental", "split", "pipe", "train", "eval", "predict", "export"} <= set(COMMANDS)
 
 
 def test_keys_of_the_metrics_file():

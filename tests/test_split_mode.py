@@ -11,8 +11,8 @@ from data_formats import CLASSES, Scene, write_coco, write_roboflow_coco, write_
 from PIL import Image
 
 import mars
+from commands.arguments import read_arguments
 from commands.setup import find_data, load
-from config.arguments import read_arguments
 from config.load import load_config, parse_settings
 from dl.check import check_data
 from ops.log import end_log, start_log
@@ -136,7 +136,7 @@ def test_the_table_says_what_was_asked_and_what_came_of_it(scenes, voc, run, tmp
     for name in CLASSES:
         assert [name, "3", str(part[name]), str(images[name]), str(whole[name])] in rows
     assert ["all", "classes", "-", str(part.total()), str(len(drawn)), str(whole.total())] in rows
-    assert "fewer than 3, because there are no more: 10, no" in out
+    assert "fewer than 3, because the split has no more: 10, no" in out
     assert f"{len(drawn)} of the 26 images of 'train', drawn by --seed 0: {tmp_path}/out/small.txt" in out
 
 
@@ -145,7 +145,7 @@ def test_difficult_objects_are_said_apart(voc, run, tmp_path):
         path.write_text(path.read_text().replace("<name>dog</name>", "<name>dog</name><difficult>1</difficult>"))
     _, out, _ = run(voc, "--out", tmp_path / "out", "--share", 100, "--quiet")
     assert ["dog", "-", "0", "0", "0"] in [line.split() for line in out.splitlines()]
-    assert "not counted: 9 more on these images that are marked difficult" in out
+    assert "not counted: 9 more objects on these images, which are marked difficult" in out
 
 
 def test_shares_seeds_and_names(scenes, voc, run, tmp_path):
@@ -202,7 +202,7 @@ def test_the_same_command_again_changes_nothing(voc, run, tmp_path):
     ("words", "sentence"),
     [
         ("", ["split: which data?", "python mars.py split DIR --out DIR --shots K"]),
-        ("{voc} {voc} --out {out} --shots 3", ["split: which data?", "one folder"]),
+        ("{voc} {voc} --out {out} --shots 3", ["too many words", "python mars.py split DIR --out DIR --shots K"]),
         ("{out} --out {out} --shots 3", ["out: no such folder"]),
         ("{voc} --shots 3", ["split: where to? Add --out DIR"]),
         ("{voc} --out {voc}/classes.txt --shots 3", ["--out", "classes.txt: is a file; name a folder"]),
@@ -217,13 +217,19 @@ def test_the_same_command_again_changes_nothing(voc, run, tmp_path):
         ("{voc} --out {out} --share nan", ["--share=nan: wants a number"]),
         ("{voc} --out {out} --shots 3 --seed -1", ["--seed -1: must not be negative"]),
         ("{voc} --out {out} --shots 3 --from trian", ["--from trian: no such split", "did you mean 'train'"]),
-        ("{voc} --out {out} --shots 3 --from val", ["--from val: what is drawn from 'validation'", "--from train"]),
-        ("{voc} --out {out} --shots 3 --name val", ["--name val: there is a split of that name already"]),
+        (
+            "{voc} --out {out} --shots 3 --from val",
+            ["--from val: images of 'validation' would be in training and in evaluation", "--from train"],
+        ),
+        ("{voc} --out {out} --shots 3 --name val", ["--name val: the data set has a split of that name already"]),
         ("{voc} --out {out} --shots 3 --name a:b", ["--name a:b", "letters, digits"]),
         ("{voc} --out {out} --shots 3 --set maxEpoch=3", ["--set maxEpoch: split reads only annotationFormat"]),
-        ("{voc} --out {out} --shots 3 --data {voc}", ["--data: split takes the data set's folder as DIR"]),
-        ("{voc} --out {out} --shots 3 --split train", ["--split: split takes", "--from NAME"]),
-        ("{voc} --out {out} --shots 3 --nobuf", ["--nobuf: split takes"]),
+        (
+            "{voc} --out {out} --shots 3 --data {voc}",
+            ["--data: does not belong to split; the data set's folder is the word behind split"],
+        ),
+        ("{voc} --out {out} --shots 3 --split train", ["--split: belongs to eval, not to split", "--from NAME"]),
+        ("{voc} --out {out} --shots 3 --nobuf", ["--nobuf: belongs to pipe, train, not to split", "leave it out"]),
         ("{voc} --out {out} --shots 3 --from", ["--from: expected one argument"]),
         ("{voc} --out {out} --shots 3 --set classList=bird,fish", ["none of the", "has a class of the class list"]),
     ],
@@ -239,7 +245,8 @@ def test_mistakes(voc, run, tmp_path, words, sentence):
 )
 def test_no_other_mode_takes_its_options(capsys, mode, word):
     status = mars.main([*mode.split(), *word.split()])
-    refused((status, *capsys.readouterr()), f"{word.split()[0]}: belongs to split", "python mars.py split DIR")
+    advice = ["--set seed=N"] if word == "--seed 1" else ["leave it out, or write python mars.py split DIR"]
+    refused((status, *capsys.readouterr()), f"{word.split()[0]}: belongs to split, not to {mode.split()[0]}", *advice)
 
 
 @pytest.mark.parametrize("name", ["small", "train"])
@@ -248,7 +255,7 @@ def test_another_list_of_that_name_is_kept(voc, run, tmp_path, name):
     assert run(voc, "--out", out, "--shots", 2)[0] == 0
     (out / f"{name}.txt").write_text("mine\n")
     before = {path: path.read_bytes() for path in out.iterdir()}
-    refused(run(voc, "--out", out, "--shots", 2), f"{out / name}.txt: is there already", "another --out")
+    refused(run(voc, "--out", out, "--shots", 2), f"{out / name}.txt: exists already", "another --out")
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -308,7 +315,7 @@ def test_small_is_drawn_where_there_is_none(scenes, tmp_path, capsys, copy):
     assert (part["cat"] >= 3, part["dog"] >= 3, part["10"]) == (True, True, 1)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("split 'small'")]
     assert len(said) == 1
-    numbers = rf"{len(drawn)} of 26 training images drawn by smallSeed=0, 0 to \d+ objects a class \(smallShots=3\)"
+    numbers = rf"{len(drawn)} of 26 training images drawn by smallSeed=0, 0 to \d+ objects per class \(smallShots=3\)"
     assert re.search(numbers + r"; train has no more of 10 \(1\), no \(0\)$", said[0])
     checked = check_data(mcfg, ["small", *SPLITS])
     assert {one.image_id for one in checked.splits["small"]} == set(drawn)

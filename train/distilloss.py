@@ -64,10 +64,9 @@ class ResponseLoss:
     """
 
     def __init__(self, mode: str = "binary", temperature: float = 1.0):
-        if mode not in ("softmax", "binary", "seed"):
+        if mode not in ("softmax", "binary"):
             raise ValueError(f"mode={mode!r}: use 'softmax' or 'binary'")
-        self.mode = "softmax" if mode == "seed" else mode  # the name of earlier versions
-        self.temperature = temperature
+        self.mode, self.temperature = mode, temperature
 
     def __call__(
         self,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config.errors import UserError
+from config.load import absolute
 from config.mconfig import ModelConfig
-from config.places import absolute
 from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, check_file_name, file_suffixes, has_file, linked_folders, subfolders
 from dl.formats.coco import count_coco_images, find_coco, is_coco
 from dl.formats.source import FORMATS, DataSource, Search, SplitRequest

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from config.errors import UserError
-from config.places import absolute
+from config.load import absolute
 from dl.files import image_id, linked_folders, natural_key, read_lines, subfolders
 from dl.formats.pairing import KIND_FOLDERS, ImageTree, name_images
 from dl.formats.source import Search

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from config.compare import config_from_text, schedule_differences
+from config.compare import config_from_text, schedule_differences, training_differences
 from config.errors import UserError
 from config.mconfig import ModelConfig
 
@@ -31,3 +31,13 @@ def test_fields_of_another_version_are_kept():
 def test_other_types_and_what_is_not_finite_are_refused(field, value):
     with pytest.raises(UserError, match=f"^{field}="):
         config_from_text(written(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "earlier", "word"), [("responseMode", "seed", "softmax"), ("phase", "extended", "extra")]
+)
+def test_an_earlier_word_for_a_value_is_the_same_value(field, earlier, word):
+    now = ModelConfig(**{field: word}).to_dict()
+    assert now[field] == word
+    assert training_differences(config_from_text(written(**{field: earlier})), now) == {}
+    assert ModelConfig.from_dict({**now, field: earlier}).to_dict() == now

@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.arguments import MODES, read_arguments
+from commands.arguments import COMMANDS, read_arguments
 from config.checks import LONGEST_NAME, LONGEST_PATH, LONGEST_RUN_NAME, MOST_CLASSES
 from config.errors import UserError
 from config.fields import MOST_EPOCHS
-from config.load import load_config, parse_settings
+from config.load import absolute, load_config, parse_settings
 from config.mconfig import ModelConfig, field_names
-from config.places import absolute
 from config.recipes import CODE_DIR
 
 HUGE = [
@@ -29,7 +28,7 @@ HUGE = [
 TEXTS = st.sampled_from(HUGE) | st.text(max_size=12)
 OPTIONS = [
     "root", "data", "name", "split", "weights", "out", "format", "shots", "share", "seed", "from", "draws", "ways",
-    "replay", "set", "quiet", "fields", "nms", "novel-only", "trace", "nobuf",
+    "methods", "replay", "set", "quiet", "fields", "nms", "novel-only", "trace", "nobuf",
 ]  # fmt: skip
 # What stands beside a field so that no other field contradicts it.
 BESIDE = {
@@ -65,14 +64,16 @@ def test_any_text_in_any_field(field, text):
     assert_read_or_refused(loaded, field, text)
 
 
-@given(st.sampled_from(MODES), st.lists(st.sampled_from([f"--{name}" for name in OPTIONS]) | TEXTS, max_size=5))
+@given(
+    st.sampled_from(list(COMMANDS)), st.lists(st.sampled_from([f"--{name}" for name in OPTIONS]) | TEXTS, max_size=5)
+)
 @settings(max_examples=100)
 def test_any_words(mode, words):
     with contextlib.suppress(SystemExit):  # after the help
         assert_read_or_refused(read_arguments, [mode, *words])
 
 
-@given(st.sampled_from(OPTIONS), TEXTS, st.sampled_from(MODES))
+@given(st.sampled_from(OPTIONS), TEXTS, st.sampled_from(list(COMMANDS)))
 @settings(max_examples=100)
 def test_any_text_behind_any_option(option, text, mode):
     with contextlib.suppress(SystemExit):  # after the help

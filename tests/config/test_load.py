@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from commands.help import closing_text
 from config.errors import UserError
-from config.help import help_text
 from config.load import load_config
 from config.mconfig import ModelConfig
 from config.recipes import CODE_DIR
@@ -254,7 +254,7 @@ def test_a_students_recipe_loads_unchanged():
 # Tags
 
 
-def test_an_unknown_tag_lists_what_the_recipe_asked():
+def test_an_unknown_tag_lists_what_the_recipe_tests():
     message = refused("assignment.nano.ful", recipe_dir=RECIPES)
     assert "tag 'ful': unknown (did you mean 'full'?)" in message
     assert "assignment knows distillation, full, teacher;" in message
@@ -262,7 +262,7 @@ def test_an_unknown_tag_lists_what_the_recipe_asked():
     assert "cuda@N" in message
 
 
-def test_a_tag_that_only_a_short_circuit_left_unasked_is_known():
+def test_both_sides_of_a_short_circuit_are_known():
     assert load_config("student.long.longer", recipe_dir=RECIPES).maxEpoch == 400
 
 
@@ -273,7 +273,7 @@ def test_an_unknown_tag_is_found_beside_known_ones():
 
 
 @pytest.mark.parametrize(
-    "question",
+    "test",
     [
         "if 'fast' in tags: mcfg.maxEpoch = 3",
         "if tags[0] == 'fast': mcfg.maxEpoch = 3",
@@ -282,16 +282,63 @@ def test_an_unknown_tag_is_found_beside_known_ones():
         "mcfg.maxEpoch = {'fast': 3}.get(tags[0], 5)",
         "mcfg.maxEpoch = 5 if tags[0] != 'fast' else 3",
         "if tags.count('fast') == 1: mcfg.maxEpoch = 3",
+        "if any(tag in ('fast', 'faster') for tag in tags): mcfg.maxEpoch = 3",
+        "if len(tags) == 1 and 'fast' in tags: mcfg.maxEpoch = 3",
+        "mcfg.maxEpoch = 3 if sum(tag in tags for tag in ('fast', 'faster')) else 5",
+        "chosen = [tag for tag in SPEEDS if tag in tags]\nif chosen: mcfg.maxEpoch = 3",
+        "chosen = list(tags)\nif 'fast' in chosen: mcfg.maxEpoch = 3",
+        "if has(tags, 'fast'): mcfg.maxEpoch = 3",
+        "if is_fast(tags): mcfg.maxEpoch = 3",
+        "for tag in tags: mcfg.maxEpoch = SPEEDS[tag]",
+        "match tags:\n    case ['fast']: mcfg.maxEpoch = 3",
+        "if tags[0].lower() == 'fast': mcfg.maxEpoch = 3",
     ],
 )
-def test_every_way_to_ask_counts_and_a_typo_never_passes(recipe, question):
-    folder = recipe(question)
+def test_every_form_of_test_is_read_and_a_typo_never_passes(recipe, caplog, test):
+    head = (
+        "SPEEDS = {'fast': 3, 'faster': 2}\n"
+        "def has(given, word): return word in given\n"
+        "def is_fast(words): return 'fast' in words\n"
+    )
+    folder = recipe(test, head)
     assert load_config("r.fast", recipe_dir=folder).maxEpoch == 3
     assert "tag 'slow': unknown" in refused("r.slow", recipe_dir=folder)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "line"),
+    [
+        ("if hash(tags[0]) % 2: mcfg.seed = 1", "", 6),
+        ("if shlex.join(tags) == FAST: mcfg.seed = 1", "import shlex\nfrom string import digits as FAST", 7),
+        ("if TABLE.get(tags[0]): mcfg.seed = 1", "TABLE = dict(zip(range(3), range(3)))", 6),
+    ],
+)
+def test_a_test_that_the_syntax_tree_does_not_show_is_accepted_with_a_warning(recipe, caplog, body, head, line):
+    folder = recipe(body, head)
+    assert load_config("r.any", recipe_dir=folder).cfgname == "r.any"
+    assert f"tag 'any': cannot be checked, because {folder / 'r.py'}, line {line}, tests tags in a way" in caplog.text
+    assert "TAGS = {'any': " in caplog.text
+    declaring = recipe(body, f"{head}\nTAGS = {{'any': 'declared'}}")
+    caplog.clear()
+    assert load_config("r.any", recipe_dir=declaring).cfgname == "r.any"
+    assert caplog.text == ""
+
+
+def test_a_recipe_that_takes_its_function_from_another_is_accepted_with_a_warning(tmp_path, caplog):
+    (tmp_path / "r.py").write_text("from cfgops.c1 import mcfg\n")
+    assert load_config("r.full", recipe_dir=tmp_path).maxEpoch == 200
+    assert "tag 'full': cannot be checked" in caplog.text
+
+
+def test_a_recipe_runs_once_and_gets_plain_words(recipe):
+    body = "RUNS.append(tags)\nmcfg.seed = len(RUNS)\nassert [type(tag) for tag in tags] == [str, str]"
+    folder = recipe(body, head="RUNS = []\nTAGS = {'full': ''}")
+    assert load_config("r.full.nano", recipe_dir=folder).seed == 1
 
 
 def test_declared_tags_are_known_and_listed(recipe):
-    folder = recipe("", head="TAGS = {'odd': 'asked in a way that cannot be seen'}")
+    folder = recipe("", head="TAGS = {'odd': 'tested in a way that cannot be seen'}")
     assert load_config("r.odd", recipe_dir=folder).cfgname == "r.odd"
     assert "r knows odd;" in refused("r.even", recipe_dir=folder)
 
@@ -469,7 +516,7 @@ def test_recipes_that_cannot_even_be_read(tmp_path):
     (tmp_path / "folder.py").mkdir()
     assert "folder.py: IsADirectoryError" in refused("folder", recipe_dir=tmp_path)
     (tmp_path / "odd.py").write_text("TAGS = 5\ndef mcfg(tags): ...\n")
-    help_text(["train"], tmp_path)  # raises nothing, for one recipe that is being edited must not hide the others
+    closing_text(tmp_path)  # raises nothing, for one recipe that is being edited must not hide the others
 
 
 def test_files_that_are_no_recipes(tmp_path):

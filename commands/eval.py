@@ -1,27 +1,54 @@
-"""`eval`, and the evaluation of `pipe`."""
+"""`eval`: measure the weights of a run on a split; also the second half of `pipe`."""
 
+import argparse
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from commands.setup import check, log_report
-from commands.weights import refuse_other_splits, trained_model, weights_of
+from commands.options import Command, Parser, add_run_options, add_weights, check_weights
+from commands.setup import check, find_data, load, log_report
 from config.mconfig import ModelConfig
-from dl.check import CheckedData
-from dl.formats.source import DataSource
 from dl.splits import find_split
-from eval.evaluator import Evaluator
-from eval.painter import refuse_overwriting_pictures, remove_painted
-from eval.report import ap_table
-from model.weightsfile import read_weights
 from ops.files import copy_atomic
 from ops.log import RESULT, ProgressBar, log_to_file
-from runs.folder import EVAL_FILES, METRICS, PICTURES, RunFolder
+
+if TYPE_CHECKING:
+    from dl.check import CheckedData
+    from dl.formats.source import DataSource
 
 log = logging.getLogger("mars")
 
 
-def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, data: CheckedData | None = None) -> None:
+def _add_arguments(parser: Parser) -> None:
+    add_run_options(parser)
+    add_weights(parser)
+    parser.add_argument("--split", metavar="NAME", help="split to evaluate (default: the test split)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    mcfg = load(args, args.settings)
+    from commands.weights import as_trained, weights_of
+
+    settings = {**as_trained(weights_of(mcfg, args.weights), args.settings), **args.settings}
+    mcfg = find_data(args, mcfg, settings)
+    evaluate(mcfg, args.split or mcfg.testSplitName, args.weights, args.quiet)
+    return 0
+
+
+EVAL = Command("evaluate a run on a split of its data set", "CFGNAME", _add_arguments, _run, check_weights)
+
+
+def evaluate(
+    mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, data: "CheckedData | None" = None
+) -> None:
     """Evaluate a split with the run's weights (or those in the file `weights`): table, metrics.json and pictures."""
+    from commands.weights import refuse_other_splits, trained_model, weights_of
+    from eval.evaluator import Evaluator
+    from eval.painter import refuse_overwriting_pictures, remove_painted
+    from eval.report import ap_table
+    from model.weightsfile import read_weights
+    from runs.folder import EVAL_FILES, METRICS, PICTURES, RunFolder
+
     folder, path = RunFolder.of(mcfg), weights_of(mcfg, weights)
     if data is None:
         if mcfg.pixelMax is None:
@@ -57,7 +84,7 @@ def evaluate(mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, da
     log.info("all of this run: %s", folder.path)
 
 
-def _is_validation(mcfg: ModelConfig, split: str, source: DataSource) -> bool:
+def _is_validation(mcfg: ModelConfig, split: str, source: "DataSource") -> bool:
     """Is this the test split, and are its images those on which the best weights were chosen?"""
     key, test, validation = (
         find_split(name, source.splits) for name in (split, mcfg.testSplitName, mcfg.validationSplitName)

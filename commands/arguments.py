@@ -1,0 +1,206 @@
+"""The words behind `python mars.py` -> a command and its arguments; what cannot be understood gets one sentence.
+
+Options may stand before and behind the command and the CFGNAME, and the command may be left out (`pipe`) or be written
+as in the course assignment (`-train`). argparse knows none of this, so the command is found here, and the parser of
+that command reads the other words.
+"""
+
+import argparse
+import re
+from collections.abc import Container, Sequence
+from typing import NamedTuple
+
+from commands.backbone import BACKBONE
+from commands.doctor import DOCTOR
+from commands.eval import EVAL
+from commands.explain import EXPLAIN
+from commands.export import EXPORT
+from commands.help import closing_text
+from commands.incremental import INCREMENTAL
+from commands.options import PROGRAM, Command, Parser
+from commands.predict import PREDICT
+from commands.split import SPLIT
+from commands.train import PIPE, TRAIN
+from config.checks import printable, short
+from config.errors import UserError
+from config.fields import nearest, shown_value
+from config.load import parse_settings
+from config.mconfig import field_names
+
+COMMANDS: dict[str, Command] = {
+    "pipe": PIPE,
+    "train": TRAIN,
+    "eval": EVAL,
+    "predict": PREDICT,
+    "doctor": DOCTOR,
+    "explain": EXPLAIN,
+    "export": EXPORT,
+    "backbone": BACKBONE,
+    "split": SPLIT,
+    "incremental": INCREMENTAL,
+}
+DEFAULT_COMMAND = "pipe"
+
+_MOST_OWNERS = 4  # commands that a message names
+_SEED_ADVICE = "the seed of a training is written --set seed=N"
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command, checked as far as they can be without data.
+
+    Beside the options the namespace holds `command`, `words` (what was typed, for the log and for hints) and `settings`
+    (the values behind --set). Raises `UserError` for what is not understood, and `SystemExit` after printing a help.
+    """
+    words = [without_line_breaks(word) for word in arguments]
+    _refuse_unusable(words)
+    main, parsers = _build_parsers()
+    split = _split_words(_one_set_each(words), parsers)
+    if not split.commands and {"-h", "--help"} & set(split.others):
+        main.epilog = closing_text()
+        main.print_help()
+        raise SystemExit(0)
+    name = split.commands[0] if split.commands else DEFAULT_COMMAND
+    args, unread = parsers[name].parse_known_intermixed_args(split.others)
+    args.command, args.words = name, words
+    if options := [word for word in unread if word.startswith("-")]:
+        raise UserError(_unknown_option(options[0].partition("=")[0], name, parsers))
+    if len(set(split.commands)) > 1:
+        listed = " and ".join(dict.fromkeys(split.commands))
+        raise UserError(f"{listed}: one command at a time; pipe trains and evaluates")
+    _refuse_bare_settings(split.plain, args.set, COMMANDS[name].takes_paths)
+    if unread:
+        form = f"{name} {COMMANDS[name].form}" if split.commands else "[COMMAND] CFGNAME"
+        guess = "" if split.commands else nearest(split.plain[0], COMMANDS)
+        raise UserError(f"{' '.join(split.plain)}: too many words{guess}; write {PROGRAM} {form}")
+    if not args.fields:
+        COMMANDS[name].check(args)
+        args.settings = parse_settings(args.set)
+    return args
+
+
+def without_line_breaks(word: str) -> str:
+    """A word of the command; in a setting (FIELD=a,b) line breaks and tabs beside commas are left out."""
+    if word.removeprefix("--set=").partition("=")[0].strip() not in field_names():
+        return word
+    return re.sub(r"(?<=[,=])\s*[\t\r\n]\s*|\s*[\t\r\n]\s*(?=,|$)", "", word)
+
+
+def _refuse_unusable(words: Sequence[str]) -> None:
+    """Raise `UserError` for a word that could forge a line of the log, that no UTF-8 file can hold, or that is empty.
+
+    An empty word is a shell variable without a value. Read as "not given", it would choose another run or other
+    weights.
+    """
+    for number, word in enumerate(words, 1):
+        if complaint := printable(word) or ("" if "=" in word else short(word)):  # a setting may list many names
+            raise UserError(f"word {number} of the command, {shown_value(word)}: {complaint}")
+        if re.fullmatch(r"(--[a-z-]+=)?\s*", word):
+            raise UserError(f"word {number} of the command, '{word}', is empty; give a value, or leave the option out")
+
+
+def _one_set_each(words: Sequence[str]) -> list[str]:
+    """`--set A=1 B=2 voc.nano.full` -> `--set A=1 --set B=2 voc.nano.full`, so that other words keep their places."""
+    has_paths = any(command.takes_paths and name in words for name, command in COMMANDS.items())
+    expanded: list[str] = []
+    may_continue = False  # may the next word be a further setting?
+    for word in words:
+        if expanded[-1:] == ["--set"]:  # whatever the word looks like, it is the value of this option
+            expanded.append(word)
+            may_continue = True
+        elif may_continue and _is_setting(word, has_paths):
+            expanded += ["--set", word]
+        else:
+            expanded.append(word)
+            may_continue = word.startswith("--set=")
+    return expanded
+
+
+def _is_setting(word: str, has_paths: bool) -> bool:
+    """Is it FIELD=VALUE? Where paths are expected, only if the name is that of a field, or nearly."""
+    name, equals, _ = word.partition("=")
+    is_field = not has_paths or name in field_names() or bool(nearest(name, field_names()))
+    return bool(equals) and not word.startswith("-") and is_field
+
+
+class _Words(NamedTuple):
+    """The words of a command line."""
+
+    commands: list[str]  # those that name a command; more than one is a mistake
+    plain: list[str]  # neither commands nor options nor the values of options
+    others: list[str]  # all words but the commands, in their order
+
+
+def _split_words(words: Sequence[str], parsers: dict[str, Parser]) -> _Words:
+    """Find the command: the first plain words, as far as they name one, and `-NAME` anywhere."""
+    split = _Words([], [], [])
+    takes_value = _options_with_value(parsers)
+    is_value = False
+    for word in words:
+        is_option = word.startswith("-") and not is_value
+        if is_option and word[1:] in COMMANDS:
+            split.commands.append(word[1:])
+            continue
+        if not is_option and not is_value:
+            if not split.plain and word in COMMANDS:
+                split.commands.append(word)
+                continue
+            split.plain.append(word)
+        split.others.append(word)
+        is_value = is_option and word in takes_value
+    return split
+
+
+def _options_with_value(parsers: dict[str, Parser]) -> Container[str]:
+    actions = [action for parser in parsers.values() for action in parser._actions if action.nargs != 0]
+    return {option for action in actions for option in action.option_strings}
+
+
+def _build_parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser that prints the general help, and the parser of each command."""
+    main = Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [COMMAND] CFGNAME [options]",
+        description="Mars trains YOLOv8 detectors. `python mars.py COMMAND --help` shows what a command accepts.",
+    )
+    PIPE.add_arguments(main)
+    choices = main.add_subparsers(title="commands", metavar="COMMAND", prog=PROGRAM)
+    parsers = {}
+    for name, command in COMMANDS.items():
+        description = f"{command.summary[0].upper()}{command.summary[1:]}.\n{command.description}"
+        usage = f"{PROGRAM} {name} {command.form} [options]"
+        parsers[name] = choices.add_parser(name, help=command.summary, description=description, usage=usage)
+        command.add_arguments(parsers[name])
+    return main, parsers
+
+
+def _unknown_option(option: str, name: str, parsers: dict[str, Parser]) -> str:
+    """The sentence for an option that the command `name` does not have."""
+    owners = [owner for owner, parser in parsers.items() if option in parser._option_string_actions]
+    if not owners:
+        field = nearest(option.lstrip("-"), field_names())
+        known = {known for parser in parsers.values() for known in parser._option_string_actions}
+        hint = nearest(option, sorted(known)) or (
+            f"; config fields are written --set FIELD=VALUE{field}" if field else ""
+        )
+        return f"{option}: no such option{hint}; `{PROGRAM} {name} --help` shows the options"
+    advice = COMMANDS[name].advice.get(option) or (_SEED_ADVICE if option == "--seed" else None)
+    if len(owners) > _MOST_OWNERS:
+        return f"{option}: does not belong to {name}; {advice or 'leave it out'}"
+    owner, form = owners[0], COMMANDS[owners[0]].form
+    metavar = parsers[owner]._option_string_actions[option].metavar
+    example = form if option in form else f"{form} {option} {metavar or ''}".rstrip()
+    return (
+        f"{option}: belongs to {', '.join(owners)}, not to {name}; "
+        f"{advice or f'leave it out, or write {PROGRAM} {owner} {example}'}"
+    )
+
+
+def _refuse_bare_settings(plain: Sequence[str], settings: Sequence[str], takes_paths: bool) -> None:
+    """Raise `UserError` for FIELD=VALUE without --set, and for a field behind --set without a value."""
+    bare = [word for word in settings if word in field_names()]
+    for word in plain:
+        name, equals, _ = word.partition("=")
+        if name in field_names() and (equals or not takes_paths):  # a folder may have the name of a field
+            bare.append(word)
+    for word in bare:
+        raise UserError(f"{word}: settings are written --set {word if '=' in word else word + '=VALUE'}")

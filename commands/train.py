@@ -1,0 +1,41 @@
+"""`train`: train a run. `pipe`: train it, then evaluate and paint the test split."""
+
+import argparse
+
+from commands.eval import evaluate
+from commands.options import Command, Parser, add_run_options
+from commands.setup import find_data, load
+
+
+def _add_arguments(parser: Parser) -> None:
+    add_run_options(parser)
+    parser.add_argument(
+        "--nobuf", "-nobuf", action="store_true",
+        help="start from the first epoch; an older run of that name is renamed and kept",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trace", action="store_true", help="print how large the values of the first step grow, block by block"
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    return _run(args, evaluates=False)
+
+
+def _pipe(args: argparse.Namespace) -> int:
+    return _run(args, evaluates=True)
+
+
+def _run(args: argparse.Namespace, evaluates: bool) -> int:
+    mcfg = find_data(args, load(args, args.settings), args.settings)
+    from commands.training import report_cut_short, train
+
+    data = train(mcfg, args.quiet, also=(mcfg.testSplitName,) if evaluates else (), trace=args.trace)
+    if evaluates:
+        evaluate(mcfg, mcfg.testSplitName, None, args.quiet, data)
+    report_cut_short(mcfg, args, args.words)
+    return 0
+
+
+TRAIN = Command("train, or continue a run that was stopped or gets more epochs", "CFGNAME", _add_arguments, _train)
+PIPE = Command("train, then evaluate and paint the test split; the default command", "CFGNAME", _add_arguments, _pipe)
