@@ -122,7 +122,9 @@ STRUCTURES = (
     ),
     Injection(
         "alias", "conv_1 = conv: backbone.l2.m.0.cv2.conv is cv1.conv", group=STRUCTURAL,
-        expected={"doctor": "wrong  aliases: backbone.l2.m.0.cv1.conv and backbone.l2.m.0.cv2.conv are the same tensor"},
+        expected={
+            "doctor": "wrong  aliases: backbone.l2.m.0.cv1.conv and backbone.l2.m.0.cv2.conv are the same tensor",
+        },
     ),
     Injection(
         "teacher", "a teacher in train mode", group=STRUCTURAL, is_student=True,

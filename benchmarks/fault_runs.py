@@ -17,6 +17,7 @@ import torch
 from benchmarks.injections import ALL, QUIET, Injection
 from config.load import load_config
 from config.mconfig import ModelConfig
+from debug.tracer.report import report_bad_step
 from dl.check import check_data
 from dl.label_selection import splits_to_train
 from ops.batch import Batch
@@ -89,7 +90,8 @@ class FaultRuns:
         if not injection.is_fresh:
             shutil.copytree(self.base_run(injection.is_student).path, self.folder / injection.name)
         values = {**injection.settings, **settings}
-        return Trainer(self.config(injection.name, injection.is_student, **values), quiet=True)
+        mcfg = self.config(injection.name, injection.is_student, **values)
+        return Trainer(mcfg, quiet=True, on_bad_step=report_bad_step)
 
     def setup(self, injection: Injection, **settings: Any) -> TrainingSetup:
         """The setup that the doctor checks."""

@@ -32,4 +32,4 @@ def test_a_report_has_to_be_the_right_one_in_time(expected, begins, found, right
 
 
 def test_how_many_runs_there_are():
-    assert len(GOOD) >= 6 and sum("random weights" in run.words for run in GOOD) >= 2 and len(BAD) >= 6
+    assert len(GOOD) >= 6 and sum("random weights" in run.description for run in GOOD) >= 2 and len(BAD) >= 6
