@@ -1,12 +1,12 @@
-"""Mars against Ultralytics on the same files: both trained here, both scored by COCO's AP from saved detections.
+"""Mars against Ultralytics on the same files: both are trained here, and COCO AP is computed from saved detections.
 
     python -m benchmarks.accuracy DATA --epochs 60 --seeds 0 1 --out DIR [--weights FILE] [--set FIELD=VALUE ...]
-        [--also frozen:backboneFreezeEpochs=0-4 ...] [--systems mars peer]
+        [--also frozen:backboneFreezeEpochs=0-4 ...] [--systems mars ultralytics]
 
-`--also NAME:FIELD=VALUE FIELD=VALUE` trains Mars with other settings, too, as one more system of the table. A run whose
-detections lie in DIR already is not trained again, so that a table can be made of runs made one by one: take another
-DIR for other epochs, sizes, batches or precisions. Both systems compute in float32; `--precision` changes that of Mars.
-The table is printed and kept in DIR/DATA.md. `--cfgname demo.nano.full` trains on the drawn scenes in DATA.
+`--also NAME:FIELD=VALUE FIELD=VALUE` adds a system to the table: Mars with other settings. A run whose detections are
+already in DIR is not trained again, so a table can be completed run by run. Use another DIR for other epochs, sizes,
+batches or precisions. Both systems compute in float32; `--precision` changes that of Mars. The table is printed and
+saved in DIR/DATA.md. `--cfgname demo.nano.full` trains on the drawn scenes in DATA.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.ultralytics_baseline import checked
+from benchmarks.ultralytics_baseline import load_checked_data
 from eval.metrics import ApResult, coco_ap
 from eval.results import read_results
 from ops.precision import DTYPES
 from ops.text import align_columns
 from runs.folder import DETECTIONS, RunFolder
 
-SYSTEMS = ("mars", "peer")
-SQUARE = "peer-square"  # the peer's weights on the square input that Mars has, see benchmarks/ultralytics_baseline.py
+MARS, ULTRALYTICS = "mars", "ultralytics"
+SQUARE = "ultralytics-square"  # the same weights on the square input of Mars, see benchmarks/ultralytics_baseline.py
 CODE = Path(__file__).resolve().parent.parent
 
 
@@ -35,21 +35,21 @@ def run_name(args: argparse.Namespace, system: str, seed: int) -> str:
 
 
 def detections_file(args: argparse.Namespace, system: str, seed: int) -> Path:
-    folder = args.out / run_name(args, "peer" if system == SQUARE else system, seed)
-    names = {"peer": "detections.json", SQUARE: "detections-square.json"}
+    folder = args.out / run_name(args, ULTRALYTICS if system == SQUARE else system, seed)
+    names = {ULTRALYTICS: "detections.json", SQUARE: "detections-square.json"}
     return folder / names[system] if system in names else RunFolder(folder).results_folder("test") / DETECTIONS
 
 
 def train(args: argparse.Namespace, system: str, seed: int) -> None:
-    """One training in a process of its own; its output goes to OUT/NAME.log, its duration to OUT/NAME.seconds."""
+    """Train in a new process. Its output goes to OUT/NAME.log, its duration to OUT/NAME.seconds."""
     name = run_name(args, system, seed)
-    if system != "peer":
+    if system != ULTRALYTICS:
         words = ["mars.py", "pipe", args.cfgname, "--data", args.data, "--root", str(args.out), "--name", name]
         settings = [f"maxEpoch={args.epochs}", f"inputShape={args.size}", f"batchSize={args.batch}", f"seed={seed}"]
-        settings += ["trainMinutes=none"]  # the peer has no limit either
+        settings += ["trainMinutes=none"]  # Ultralytics has no time limit either
         start = [f"checkpointModelFile={args.weights}"] if args.weights else []
         words += ["--quiet", "--set", *settings, *start, "paintImages=no", *args.set, *args.also.get(system, ())]
-        words += [f"precision={args.precision}"]  # auto measures times: one seed would not be one result
+        words += [f"precision={args.precision}"]  # auto measures times, so that one seed could give two results
     else:
         words = ["-m", "benchmarks.ultralytics_baseline", args.data, str(args.out / name), "--epochs", str(args.epochs)]
         words += ["--size", str(args.size), "--batch", str(args.batch), "--seed", str(seed)]
@@ -63,8 +63,8 @@ def train(args: argparse.Namespace, system: str, seed: int) -> None:
 
 
 def scores(args: argparse.Namespace) -> dict[tuple[str, int], ApResult]:
-    """(system, seed) -> the test split's AP, from the detections that were saved."""
-    _, data = checked(args.data, args.out)
+    """(system, seed) -> AP on the test split, from the saved detections."""
+    _, data = load_checked_data(args.data, args.out)
     test = data.splits["test"]
     image_ids = [annotation.image_id for annotation in test]
     found = {}
@@ -76,30 +76,31 @@ def scores(args: argparse.Namespace) -> dict[tuple[str, int], ApResult]:
 
 
 def table(args: argparse.Namespace, found: dict[tuple[str, int], ApResult]) -> str:
-    """A row for each run, the means of each system with their standard errors, and how far each is from the peer."""
+    """One row per run, the means with standard errors per system, and the differences from Ultralytics."""
     rows = [["system", "seed", "mAP50", "mAP50-95", "seconds"]]
     for (system, seed), ap in found.items():
-        seconds = args.out / f"{run_name(args, system, seed)}.seconds"
-        took = seconds.read_text() if seconds.exists() else "-"
-        rows.append([system, str(seed), f"{ap.map50:.4f}", f"{ap.map50_95:.4f}", took])
+        file = args.out / f"{run_name(args, system, seed)}.seconds"
+        seconds = file.read_text() if file.exists() else "-"
+        rows.append([system, str(seed), f"{ap.map50:.4f}", f"{ap.map50_95:.4f}", seconds])
     figures = {
         system: {name: [getattr(found[system, seed], name) for seed in args.seeds] for name in ("map50", "map50_95")}
         for system in args.systems
     }
-    for system, of_system in figures.items():
-        rows.append([system, "mean", *(with_error(values) for values in of_system.values()), ""])
+    for system, metrics in figures.items():
+        rows.append([system, "mean", *(with_error(values) for values in metrics.values()), ""])
     lines = align_columns(rows)
-    for peer in [system for system in figures if system in ("peer", SQUARE)]:
+    for baseline in [system for system in figures if system in (ULTRALYTICS, SQUARE)]:
+        reference = mean(figures[baseline]["map50_95"])
         lines += [
-            f"{system} - {peer}: {100 * (mean(of_system['map50_95']) - mean(figures[peer]['map50_95'])):+.2f} points"
-            for system, of_system in figures.items()
-            if system.startswith("mars")
+            f"{system} - {baseline}: {100 * (mean(metrics['map50_95']) - reference):+.2f} points"
+            for system, metrics in figures.items()
+            if system.startswith(MARS)
         ]
     return "\n".join(lines)
 
 
 def with_error(values: Sequence[float]) -> str:
-    """`.6250 +- .0042`: the mean and its standard error; of a single value the value."""
+    """`0.6250 +- 0.0042`: the mean and its standard error; a single value has no error."""
     if len(values) < 2:
         return f"{mean(values):.4f}"
     return f"{mean(values):.4f} +- {stdev(values) / len(values) ** 0.5:.4f}"
@@ -111,18 +112,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=(MARS, ULTRALYTICS), default=[MARS, ULTRALYTICS])
     parser.add_argument("--cfgname", default="voc.nano.full")
     parser.add_argument("--also", action="append", nargs="+", default=[], metavar="NAME:FIELD=VALUE")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--precision", choices=DTYPES, default="float32", help="in which Mars computes")
-    parser.add_argument("--weights", help="a checkpoint that both start from; without it random weights")
+    parser.add_argument("--precision", choices=DTYPES, default="float32", help="floating-point type of Mars")
+    parser.add_argument("--weights", help="checkpoint that both systems start from (default: random weights)")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of Mars")
     args = parser.parse_args(arguments)
     args.data, args.out = os.path.abspath(args.data), args.out.absolute()
-    args.also = dict(variant(words) for words in args.also)
-    args.systems = [*args.systems, *([SQUARE] if "peer" in args.systems else []), *args.also]
+    args.also = dict(parse_variant(words) for words in args.also)
+    args.systems = [*args.systems, *([SQUARE] if ULTRALYTICS in args.systems else []), *args.also]
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for system in args.systems:
@@ -135,14 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (args.out / f"{Path(args.data).name}.md").write_text(f"```\n{text}```\n", encoding="utf-8")
 
 
-def variant(words: Sequence[str]) -> tuple[str, list[str]]:
-    """`frozen:backboneFreezeEpochs=0-4 seed=1` -> the system's name, and the settings of Mars that make it."""
+def parse_variant(words: Sequence[str]) -> tuple[str, list[str]]:
+    """`frozen:backboneFreezeEpochs=0-4 seed=1` -> the name of the system and its settings."""
     name, colon, first = words[0].partition(":")
-    if not colon or name in SYSTEMS:
+    if not colon or name in (MARS, ULTRALYTICS):
         raise SystemExit(
-            f"--also {' '.join(words)}: wants NAME:FIELD=VALUE, and another name than {', '.join(SYSTEMS)}"
+            f"--also {' '.join(words)}: must be NAME:FIELD=VALUE with a NAME other than {MARS} and {ULTRALYTICS}"
         )
-    return f"mars-{name}", [first, *words[1:]]
+    return f"{MARS}-{name}", [first, *words[1:]]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Do hostile inputs end in one clear message, quickly and with little memory? Attack Mars and read what it says.
+"""Do hostile inputs end in one clear message, quickly and with little memory? Run them and check what Mars prints.
 
     make attacks          or          python -m benchmarks.attacks [--only TEXT] [--jobs 2]
 
-Every attack is one real command in a process of its own, on a file, folder, option or console that was made to break
-it. It held when the command ended by itself with a message and without a traceback, within the limits of time and
-memory below, and printed no character that commands a terminal. Large inputs that are legitimate have to succeed.
-A table says what was tried, held and failed; exit status 1 when one attack did not hold.
+Each attack is one command in a new process, with a file, folder, option or console that was made to break it. Mars
+passes if the command ends by itself with a message and without a traceback, stays within the limits of time and memory
+below, and prints no character that controls a terminal. Large but valid inputs must succeed. A table counts what was
+tried, passed and failed; exit status 1 if one attack failed.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from benchmarks.attacks_commands import COMMAND_ATTACKS
-from benchmarks.attacks_data import DATA_ATTACKS, IMAGE_ATTACKS, LARGE_IMAGES
+from benchmarks.attacks_data import DATA_ATTACKS
+from benchmarks.attacks_images import IMAGE_ATTACKS, LARGE_IMAGES, Builder
 from benchmarks.attacks_weights import WEIGHTS_ATTACKS, checkpoint
 from benchmarks.squares import draw_squares
 from model import YoloModel
@@ -37,38 +38,38 @@ from ops.text import align_columns
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Limits of one command. The program itself takes half a GiB and a few seconds of computing time, most of it to import
-# torch; the hostile files of issue reports took 2 to 7 GiB, or never ended.
+# Limits of one command. Mars itself takes half a GiB and a few seconds of CPU time, most of it for importing torch. The
+# hostile files of issue reports took 2 to 7 GiB, or never ended.
 PEAK_MIB = 2048
-LARGE_PEAK_MIB = 3584  # of images at the limits of dl/images.py: a decoded one takes up to 1.9 GB
+LARGE_PEAK_MIB = 3584  # images at the limits of dl/images.py take up to 1.9 GB when decoded
 CPU_SECONDS = 60
-WALL_SECONDS = 300  # computing time is what counts; this ends a command that waits for ever, however busy the machine
-ADDRESS_SPACE = 16 << 30  # protects this machine from an attack that succeeds
+WALL_SECONDS = 300  # ends a command that waits for ever; long, because the machine may be busy
+ADDRESS_SPACE = 16 << 30  # protects the machine if an attack succeeds
 
 CFGNAME = "voc.nano.full"
 SETTINGS = (
     "--set", "inputShape=32", "batchSize=2", "maxEpoch=1", "dcore=0", "device=cpu", "precision=float32",
     "cacheImages=none",
 )  # fmt: skip
-# What commands a terminal. A carriage return belongs to progress bars, a line break and a tab to every text.
+# Characters that control a terminal. Carriage returns (progress bars), line breaks and tabs are allowed.
 UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 SIGNS_OF_A_CRASH = ("Traceback (most recent call last)", "Exception ignored", "--- Logging error ---")
 
 
 class Attack(NamedTuple):
-    """One command: `prepare` makes its files in an empty folder and returns the words behind `mars.py`."""
+    """One command. `prepare` makes its files in an empty folder and returns the arguments of `mars.py`."""
 
     group: str
     name: str
     prepare: Callable[[Path], Sequence[str]]
-    statuses: tuple[int, ...] = (0, 2)  # that are right: 0 where the input can be used all the same
+    statuses: tuple[int, ...] = (0, 2)  # accepted exit statuses; 0 because some inputs can be used anyway
     peak_mib: int = PEAK_MIB
-    redirection: str = ""  # in the shell's language, behind the command
+    redirection: str = ""  # shell syntax after the command
     environment: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
-class Outcome:
+class AttackOutcome:
     """How a command ended."""
 
     status: int
@@ -77,7 +78,7 @@ class Outcome:
     peak_mib: float
 
     def complaint(self, attack: Attack) -> str:
-        """What did not hold; the empty string when all did."""
+        """What is wrong; an empty string if nothing is."""
         last = (self.text.strip().splitlines() or ["no message"])[-1]
         for words in SIGNS_OF_A_CRASH:
             if words in self.text:
@@ -96,26 +97,25 @@ class Outcome:
 def attacks() -> Iterator[Attack]:
     """All attacks: on weights, checkpoints, bundles, data sets, images, and from the command line."""
     for name, build in WEIGHTS_ATTACKS.items():
-        kind = name.partition(" ")[0]
-        group = {"checkpoint": "checkpoints", "bundle": "bundles"}.get(kind, "weights")
-        yield Attack(group, name, _with_weights(build, group))
+        group = {"checkpoint": "checkpoints", "bundle": "bundles"}.get(name.partition(" ")[0], "weights")
+        yield Attack(group, name, _weights_command(build, group))
     for name, build in DATA_ATTACKS.items():
-        yield Attack("data sets", name, _trained_on(build))
+        yield Attack("data sets", name, _training_command(build))
     for name, build in IMAGE_ATTACKS.items():
-        yield Attack("images", name, _predicted(build))
+        yield Attack("images", name, _prediction_command(build))
     for name, build in LARGE_IMAGES.items():
-        yield Attack("large images that are right", name, _predicted(build), (0,), LARGE_PEAK_MIB)
+        yield Attack("large valid images", name, _prediction_command(build), (0,), LARGE_PEAK_MIB)
     for name, command in COMMAND_ATTACKS.items():
-        attack = Attack("commands", name, _words(command.words), (command.status,))
+        attack = Attack("commands", name, _given_command(command.words), (command.status,))
         yield attack._replace(redirection=command.redirection, environment=command.environment)
-    consoles = Attack("consoles of a training", "its reader goes away", _trained_on(_chinese), (0,))
+    consoles = Attack("consoles of a training", "the reader stops reading", _training_command(_chinese_classes), (0,))
     yield consoles._replace(redirection="| head -1")
     yield consoles._replace(name="closed", redirection=">&- 2>&-")
     yield consoles._replace(name="ASCII", environment={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
 
 
-def _with_weights(build: Callable[[Path], Path], group: str) -> Callable[[Path], list[str]]:
-    """A bundle is replayed, a checkpoint is gone on with, other weights detect on an image."""
+def _weights_command(build: Builder, group: str) -> Callable[[Path], list[str]]:
+    """A bundle is replayed, a checkpoint is resumed, other weights detect objects on an image."""
 
     def prepare(folder: Path) -> list[str]:
         file = build(folder)
@@ -128,33 +128,33 @@ def _with_weights(build: Callable[[Path], Path], group: str) -> Callable[[Path],
             file.replace(last)
             return ["train", CFGNAME, "--data", str(folder / "data"), "--name", "attacked", *SETTINGS]
         Image.new("RGB", (32, 32)).save(folder / "image.png")
-        return _predict(folder / "image.png", file)
+        return _predict_arguments(folder / "image.png", file)
 
     return prepare
 
 
-def _chinese(folder: Path) -> Path:
+def _chinese_classes(folder: Path) -> Path:
     return draw_squares(folder, colours={"\u98de\u673a": (220, 40, 40), "\u8f66": (40, 60, 220)})
 
 
-def _trained_on(build: Callable[[Path], Path]) -> Callable[[Path], list[str]]:
+def _training_command(build: Builder) -> Callable[[Path], list[str]]:
     return lambda folder: ["train", CFGNAME, "--data", str(build(folder / "data")), *SETTINGS]
 
 
-def _predicted(build: Callable[[Path], Path]) -> Callable[[Path], list[str]]:
+def _prediction_command(build: Builder) -> Callable[[Path], list[str]]:
     def prepare(folder: Path) -> list[str]:
         weights = checkpoint(folder / "weights.pth", model=YoloModel("nano", 2).state_dict())
-        return _predict(build(folder), weights)
+        return _predict_arguments(build(folder), weights)
 
     return prepare
 
 
-def _predict(image: Path, weights: Path) -> list[str]:
+def _predict_arguments(image: Path, weights: Path) -> list[str]:
     out = image.parent / "predicted"
     return ["predict", CFGNAME, str(image), "--weights", str(weights), "--out", str(out), *SETTINGS]
 
 
-def _words(words: Sequence[str]) -> Callable[[Path], list[str]]:
+def _given_command(words: Sequence[str]) -> Callable[[Path], list[str]]:
     def prepare(folder: Path) -> list[str]:
         (folder / "file").touch()
         (folder / "empty").mkdir()
@@ -163,8 +163,8 @@ def _words(words: Sequence[str]) -> Callable[[Path], list[str]]:
     return prepare
 
 
-def run(attack: Attack, folder: Path) -> Outcome:
-    """Make the files of an attack in `folder` and run its command there. The shell gives on the command's status."""
+def run(attack: Attack, folder: Path) -> AttackOutcome:
+    """Make the files of an attack in `folder` and run its command there. The shell passes on the exit status."""
     folder.mkdir(parents=True)
     words = [sys.executable, str(ROOT / "mars.py"), *attack.prepare(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MARS_ROOT": str(folder / "runs"), **attack.environment}
@@ -182,11 +182,11 @@ def run(attack: Attack, folder: Path) -> Outcome:
         status, usage = _wait(process)
         messages.seek(0)
         text = messages.read().decode("utf-8", "backslashreplace")
-    return Outcome(status, text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return AttackOutcome(status, text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusage]:
-    """Exit status and use of time and memory of a process and its children; all are killed after `WALL_SECONDS`."""
+    """Exit status and resource usage of a process and its children. All are killed after `WALL_SECONDS`."""
     deadline = time.monotonic() + WALL_SECONDS
     while True:
         pid, state, usage = os.wait4(process.pid, os.WNOHANG)
@@ -198,10 +198,10 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusage
         time.sleep(0.02)
 
 
-def table(rows: Sequence[tuple[Attack, Outcome]]) -> str:
-    """Group | tried | held | failed | most memory | most time, and one line for each attack that did not hold."""
+def table(rows: Sequence[tuple[Attack, AttackOutcome]]) -> str:
+    """Group | tried | passed | failed | largest memory | largest CPU time."""
     groups = list(dict.fromkeys(attack.group for attack, _ in rows))
-    lines: list[Sequence[str]] = [("attacks on", "tried", "held", "failed", "most MiB", "most CPU s")]
+    lines: list[Sequence[str]] = [("attacks on", "tried", "passed", "failed", "max MiB", "max CPU s")]
     for name in [*groups, "all"]:
         chosen = [(attack, outcome) for attack, outcome in rows if name in (attack.group, "all")]
         failed = sum(bool(outcome.complaint(attack)) for attack, outcome in chosen)
@@ -212,7 +212,7 @@ def table(rows: Sequence[tuple[Attack, Outcome]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Attack, then print the table; 1 when an attack did not hold."""
+    """Run the attacks, then print the table. Returns 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", metavar="TEXT", default="", help="attacks with this text in their group or name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="commands at the same time")
@@ -220,24 +220,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [attack for attack in attacks() if args.only in f"{attack.group}: {attack.name}"]
     if not chosen:
         raise SystemExit(f"no attack has {args.only!r} in its group or name")
-    started, home = time.monotonic(), Path(tempfile.mkdtemp(prefix="mars-attacks-"))
+    started, work = time.monotonic(), Path(tempfile.mkdtemp(prefix="mars-attacks-"))
 
-    def try_out(number: int) -> tuple[Attack, Outcome]:
+    def try_out(number: int) -> tuple[Attack, AttackOutcome]:
         attack = chosen[number]
-        outcome = run(attack, home / str(number))
+        outcome = run(attack, work / str(number))
         failure = outcome.complaint(attack)
-        said = failure or (outcome.text.strip().splitlines() or ["(no message)"])[-1]
+        message = failure or (outcome.text.strip().splitlines() or ["(no message)"])[-1]
         print(
-            f"{'FAILED' if failure else 'held':<6} {outcome.status} {outcome.peak_mib:5.0f} MiB "
-            f"{outcome.cpu_seconds:4.1f} s  {attack.group}: {attack.name}: {said[:200]}",
+            f"{'FAILED' if failure else 'passed':<6} {outcome.status} {outcome.peak_mib:5.0f} MiB "
+            f"{outcome.cpu_seconds:4.1f} s  {attack.group}: {attack.name}: {message[:200]}",
             flush=True,
         )
-        shutil.rmtree(home / str(number), ignore_errors=True)
+        shutil.rmtree(work / str(number), ignore_errors=True)
         return attack, outcome
 
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(try_out, range(len(chosen))))
-    shutil.rmtree(home, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     print(f"\n{table(rows)}\n{time.monotonic() - started:.0f} s")
     return int(any(outcome.complaint(attack) for attack, outcome in rows))
 

@@ -1,6 +1,6 @@
-"""Hostile command lines: each must end with one sentence and its exit status, never with a traceback.
+"""Hostile command lines. Each must end with one message and its exit status, never with a traceback.
 
-The attack suite runs all of them as a user does; `tests/test_hostile_commands.py` runs those that need no training.
+`make attacks` runs all of them in new processes; `tests/test_hostile_commands.py` runs those that need no training.
 """
 
 import shlex
@@ -20,11 +20,11 @@ ESCAPE = "\x1b[31mred"
 
 
 class CommandAttack(NamedTuple):
-    """One command line; `{folder}` in a word stands for a folder with an empty file `file` and a folder `empty`."""
+    """One command line. `{folder}` stands for a folder that contains an empty file `file` and a folder `empty`."""
 
-    words: tuple[str, ...]  # behind `python mars.py`
-    status: int = 2  # the exit status that is right
-    redirection: str = ""  # in the language of the shell, behind the command
+    words: tuple[str, ...]  # after `python mars.py`
+    status: int = 2  # expected exit status
+    redirection: str = ""  # shell syntax after the command
     environment: Mapping[str, str] = MappingProxyType({})
 
 
@@ -139,7 +139,7 @@ COMMAND_ATTACKS: dict[str, CommandAttack] = {
 
 
 def shell_words(attack: CommandAttack, folder: Path) -> list[str]:
-    """The attack as a command for `subprocess`: bash keeps the exit status of Mars in a pipe, too."""
+    """The attack as a command for `subprocess`. `pipefail`: bash returns the exit status of Mars in a pipe, too."""
     words = [word.replace("{folder}", str(folder)) for word in attack.words]
     command = shlex.join([sys.executable, str(ROOT / "mars.py"), *words])
     return ["bash", "-c", f"set -o pipefail; {command} {attack.redirection}"]

@@ -1,15 +1,11 @@
-"""Data sets and images made to crash a reader, or to make it use gigabytes or minutes.
+"""Data sets that were made to crash a reader, or to make it use gigabytes of memory or minutes of time.
 
-`DATA_ATTACKS[name](folder)` makes a small data set in an empty folder, one file of which is hostile, and returns the
-folder. `IMAGE_ATTACKS[name](folder)` makes one image and returns its file. `LARGE_IMAGES` are large but legitimate:
-they must be read. `make attacks` gives them to commands, and the tests of `dl` to its functions.
+`DATA_ATTACKS[name](folder)` makes a small data set with one hostile file in an empty folder and returns the folder.
+`make attacks` gives the data sets to commands; the tests of `dl` give them to its functions.
 """
 
-import io
 import json
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,19 +13,19 @@ from typing import Any
 
 from PIL import Image
 
-Builder = Callable[[Path], Path]
+from benchmarks.attacks_images import Builder, one_bit_png, write
 
 _NAMES = ("a", "b", "c", "d", "e", "f")
 _SIZE = (40, 30)
 _OBJECT = "<object><name>cat</name><bndbox><xmin>5</xmin><ymin>6</ymin><xmax>25</xmax><ymax>26</ymax></bndbox></object>"
-_CONTROL = "cat\x1b[2K\rok data: every file was read"  # hides what stands before it on a terminal
-_HUGE = "9" * 5000  # more digits than Python turns into a number
+_CONTROL = "cat\x1b[2K\rok data: every file was read"  # on a terminal this hides the text before it
+_HUGE = "9" * 5000  # more digits than Python converts to a number
 _DEPTH = 100_000
 _ALIASES = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
-_ALIAS_BOMB = f"a0: &a0 [{', '.join(['lol'] * 9)}]\n{_ALIASES}"  # 9 ** 10 words once it is unfolded
+_ALIAS_BOMB = f"a0: &a0 [{', '.join(['lol'] * 9)}]\n{_ALIASES}"  # 9 ** 10 words when the aliases are expanded
 
 
-# --- small data sets without a fault ---
+# --- small valid data sets ---
 
 
 def _images(folder: Path) -> None:
@@ -39,42 +35,42 @@ def _images(folder: Path) -> None:
 
 
 def _voc(folder: Path, xml: "str | bytes | None" = None) -> Path:
-    """A Pascal VOC data set; `xml` is the annotation of its first image."""
+    """A Pascal VOC data set; `xml` replaces the annotation of its first image."""
     _images(folder / "images")
-    sound = f"<annotation><size><width>{_SIZE[0]}</width><height>{_SIZE[1]}</height></size>{_OBJECT}</annotation>"
+    valid = f"<annotation><size><width>{_SIZE[0]}</width><height>{_SIZE[1]}</height></size>{_OBJECT}</annotation>"
     for name in _NAMES:
-        _write(folder / "annotations" / f"{name}.xml", sound)
+        write(folder / "annotations" / f"{name}.xml", valid)
     if xml is not None:
-        _write(folder / "annotations/a.xml", xml)
-    _write(folder / "classes.txt", "cat\ndog\n")
+        write(folder / "annotations/a.xml", xml)
+    write(folder / "classes.txt", "cat\ndog\n")
     for split, members in {"train": "abcd", "validation": "e", "test": "f"}.items():
-        _write(folder / "splits" / f"{split}.txt", "".join(f"{name}\n" for name in members))
+        write(folder / "splits" / f"{split}.txt", "".join(f"{name}\n" for name in members))
     return folder
 
 
 def _yolo(folder: Path, data_yaml: "str | bytes" = "", label: str = "0 .5 .5 .1 .2\n") -> Path:
-    """A YOLO data set; `label` is that of its first image."""
+    """A YOLO data set; `label` is the text of the label file of its first image."""
     _images(folder / "images/train")
     _images(folder / "images/val")
     for split in ("train", "val"):
         for shade, name in enumerate(_NAMES):
             image = Image.new("RGB", _SIZE, (40 * shade, 90, 200 if split == "val" else 20))
             image.save(folder / "images" / split / f"{name}.png")
-            _write(folder / "labels" / split / f"{name}.txt", "0 .5 .5 .1 .2\n")
-    _write(folder / "labels/train/a.txt", label)
-    sound = "train: images/train\nval: images/val\ntest: images/val\nnames: [cat, dog]\n"
-    _write(folder / "data.yaml", data_yaml or sound)
+            write(folder / "labels" / split / f"{name}.txt", "0 .5 .5 .1 .2\n")
+    write(folder / "labels/train/a.txt", label)
+    valid = "train: images/train\nval: images/val\ntest: images/val\nnames: [cat, dog]\n"
+    write(folder / "data.yaml", data_yaml or valid)
     return folder
 
 
 def _coco(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda content: None, text: str = "") -> Path:
-    """A COCO data set; `change` works on the content of its json for training, or `text` takes the place of it."""
+    """A COCO data set; `change` edits the content of the training json, or `text` replaces it."""
     for split in ("train", "val", "test"):
-        place = folder / f"{split}2017"
-        place.mkdir(parents=True)
+        image_folder = folder / f"{split}2017"
+        image_folder.mkdir(parents=True)
         for shade, name in enumerate(_NAMES):
             image = Image.new("RGB", _SIZE, (40 * shade, 90, {"train": 10, "val": 120, "test": 240}[split]))
-            image.save(place / f"{name}.png")
+            image.save(image_folder / f"{name}.png")
         content: dict[str, Any] = {
             "images": [
                 {"id": number, "file_name": f"{name}.png", "width": 40, "height": 30}
@@ -88,27 +84,20 @@ def _coco(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda content
         }
         if split == "train":
             change(content)
-        _write(
-            folder / f"annotations/instances_{split}2017.json", text if text and split == "train" else _json(content)
-        )
+        write(folder / f"annotations/instances_{split}2017.json", text if text and split == "train" else _json(content))
     return folder
 
 
 def _json(content: Any) -> str:
-    """JSON in which the word HUGE stands for a number that Python refuses to write."""
+    """JSON in which HUGE and OVERFLOW are replaced by numbers that Python refuses to write."""
     return json.dumps(content).replace('"HUGE"', _HUGE).replace('"OVERFLOW"', "1" + "0" * 400)
-
-
-def _write(path: Path, content: "str | bytes") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 # --- Pascal VOC ---
 
 
 def _with_encoding(encoding: str, size: int) -> Builder:
-    """Letters that mean nothing in most encodings, and an insertion each in punycode."""
+    """Text of `size` letters; in punycode each letter is an insertion, which takes quadratic time."""
     return partial(_voc, xml=f'<?xml version="1.0" encoding="{encoding}"?><annotation>-{"a" * size}')
 
 
@@ -120,13 +109,13 @@ def _entities(levels: int, width: int, length: int) -> str:
 
 
 def _external_entity(folder: Path) -> Path:
-    _write(folder / "secret.txt", "secret")
+    write(folder / "secret.txt", "secret")
     head = f'<!DOCTYPE annotation [<!ENTITY file SYSTEM "file://{folder}/secret.txt">]>'
     return _voc(folder, f"{head}<annotation>{_OBJECT.replace('cat', '&file;')}</annotation>")
 
 
 def _comments(folder: Path) -> Path:
-    """An object with a fault behind a million comments that begin and never end, within CDATA."""
+    """A wrong object after a million unclosed comment openings within CDATA."""
     comments = "<!--" * 1_000_000
     return _voc(
         folder, f"<annotation><folder><![CDATA[{comments}]]></folder>{_OBJECT.replace('5', 'x', 1)}</annotation>"
@@ -134,7 +123,7 @@ def _comments(folder: Path) -> Path:
 
 
 def _pipe(folder: Path, name: str) -> Path:
-    """A named pipe in the place of a file: who opens it waits for ever."""
+    """A named pipe instead of a file: opening it blocks for ever."""
     _voc(folder)
     (folder / name).unlink()
     os.mkfifo(folder / name)
@@ -149,7 +138,7 @@ def _link(folder: Path, name: str, target: str) -> Path:
 
 
 def _sparse(folder: Path, name: str) -> Path:
-    """A file of 100 GB of zeros that take no room on the disk."""
+    """A sparse file: 100 GB of zeros that use no disk space."""
     _voc(folder)
     with open(folder / name, "wb") as file:
         file.truncate(100 * 2**30)
@@ -158,21 +147,21 @@ def _sparse(folder: Path, name: str) -> Path:
 
 def _listed(folder: Path, line: "str | bytes") -> Path:
     _voc(folder)
-    _write(folder / "splits/train.txt", b"a\nb\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
+    write(folder / "splits/train.txt", b"a\nb\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
     return folder
 
 
 def _classes(folder: Path, content: str) -> Path:
     _voc(folder)
-    _write(folder / "classes.txt", content)
+    write(folder / "classes.txt", content)
     return folder
 
 
 def _image_named(folder: Path, name: bytes) -> Path:
     _voc(folder)
     for kind, suffix in ((b"images", b".png"), (b"annotations", b".xml")):
-        place = os.fsencode(folder) + b"/" + kind + b"/"
-        os.rename(place + b"a" + suffix, place + name + suffix)
+        prefix = os.fsencode(folder) + b"/" + kind + b"/"
+        os.rename(prefix + b"a" + suffix, prefix + name + suffix)
     (folder / "splits/train.txt").write_text("b\nc\nd\n")
     return folder
 
@@ -197,7 +186,7 @@ _SPLITS = "train: images/train\nval: images/val\n"
 
 
 def _setting(key: str, field: str, value: Any) -> Builder:
-    """`field` of the first entry of `key` has this value."""
+    """`field` of the first entry of `key` gets this value."""
     return partial(_coco, change=lambda content: content[key][0].update({field: value}))
 
 
@@ -306,162 +295,3 @@ DATA_ATTACKS: dict[str, Builder] = {
     "coco_strange_categories": _replacing("categories", [{"id": 1, "name": ["cat"]}]),
     "coco_sparse": _sparse_json,
 }  # fmt: skip
-
-
-# --- images ---
-
-
-def _zeros(num_bytes: int) -> bytes:
-    """So many zero bytes, compressed as PNG and TIFF do."""
-    compressor = zlib.compressobj(9)
-    parts = [compressor.compress(bytes(min(2**20, num_bytes - start))) for start in range(0, num_bytes, 2**20)]
-    return b"".join([*parts, compressor.flush()])
-
-
-def _png(width: int, height: int, bits: int, colour: int, more: bytes = b"") -> bytes:
-    channels = {0: 1, 2: 3, 6: 4}[colour]
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    content = _zeros(height * (1 + (width * bits * channels + 7) // 8))
-    chunks = _chunk(b"IHDR", header) + more + _chunk(b"IDAT", content) + _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def _write_png(folder: Path, width: int, height: int, bits: int, colour: int, more: bytes = b"") -> Path:
-    path = folder / "image.png"
-    _write(path, _png(width, height, bits, colour, more))
-    return path
-
-
-def one_bit_png(folder: Path) -> Path:
-    """30,000 x 30,000 pixels of one bit: 110 KB on the disk, 4 GB as RGB."""
-    return _write_png(folder, 30_000, 30_000, 1, 0)
-
-
-def tiff(folder: Path, width: int = 30_000, height: int = 30_000) -> Path:
-    """One bit a pixel, compressed."""
-    content = _zeros(height * ((width + 7) // 8))
-    tags = ((256, width), (257, height), (258, 1), (259, 8), (262, 1), (273, 8), (278, height), (279, len(content)))
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    head = struct.pack("<2sHI", b"II", 42, 8 + len(content))
-    _write(folder / "image.tif", head + content + struct.pack("<H", len(tags)) + entries + bytes(4))
-    return folder / "image.tif"
-
-
-def bmp_rle(folder: Path) -> Path:
-    """A run-length encoded picture that ends after its first bytes."""
-    header = struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 8, 1, 4, 0, 0, 256, 0)
-    content = header + bytes(1024) + b"\x05\x01\x00\x01"
-    _write(folder / "image.bmp", b"BM" + struct.pack("<IHHI", 14 + len(content), 0, 0, 14 + 40 + 1024) + content)
-    return folder / "image.bmp"
-
-
-def gif(folder: Path) -> Path:
-    """A small frame on a screen of 65,535 x 65,535 pixels."""
-    raw = _encoded(Image.new("P", (4, 4)), "GIF")
-    _write(folder / "image.gif", raw[:6] + struct.pack("<HH", 65_535, 65_535) + raw[10:])
-    return folder / "image.gif"
-
-
-def gif_many_frames(folder: Path) -> Path:
-    frames = [Image.new("P", (2, 2), i % 2) for i in range(5000)]
-    _write(folder / "image.gif", _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], optimize=False))
-    return folder / "image.gif"
-
-
-def jpeg(folder: Path) -> Path:
-    """A header that says 65,500 x 65,500 over the pixels of a small picture."""
-    raw = bytearray(_encoded(Image.new("RGB", (16, 16), "red"), "JPEG"))
-    at = raw.index(b"\xff\xc0")
-    raw[at + 5 : at + 9] = struct.pack(">HH", 65_500, 65_500)
-    _write(folder / "image.jpg", bytes(raw))
-    return folder / "image.jpg"
-
-
-def webp(folder: Path) -> Path:
-    """Small frames on a canvas of 60,000 x 60,000 pixels."""
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
-    raw = bytearray(_encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
-    at = raw.index(b"VP8X") + 12
-    raw[at : at + 6] = struct.pack("<I", 59_999)[:3] * 2
-    _write(folder / "image.webp", bytes(raw))
-    return folder / "image.webp"
-
-
-def jpeg_2000(folder: Path) -> Path:
-    """A header that says 60,000 x 60,000 over the pixels of a small picture."""
-    raw = _encoded(Image.new("RGB", (16, 16), "red"), "JPEG2000", no_jp2=True)
-    small, large = struct.pack(">II", 16, 16), struct.pack(">II", 60_000, 60_000)
-    _write(folder / "image.jp2", raw.replace(small, large, 1))
-    return folder / "image.jp2"
-
-
-def ppm(folder: Path) -> Path:
-    _write(folder / "image.ppm", b"P5 60000 60000 255\n" + bytes(1000))
-    return folder / "image.ppm"
-
-
-def icon(folder: Path) -> Path:
-    """An icon of 16 x 16 pixels that holds a PNG of 20,000 x 20,000, under the name of a PNG."""
-    inner = _png(20_000, 20_000, 1, 0)
-    head = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 1, len(inner), 22)
-    _write(folder / "image.png", head + inner)
-    return folder / "image.png"
-
-
-def postscript(folder: Path) -> Path:
-    """A program under the name of an image, which Pillow would give to Ghostscript."""
-    _write(folder / "image.jpg", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
-    return folder / "image.jpg"
-
-
-def _text_chunk(folder: Path) -> Path:
-    return _write_png(folder, 8, 8, 8, 2, _chunk(b"zTXt", b"Comment\0\0" + _zeros(2**26)))
-
-
-def _profile_chunk(folder: Path) -> Path:
-    return _write_png(folder, 8, 8, 8, 2, _chunk(b"iCCP", b"p\0\0" + _zeros(2**26)))
-
-
-def _short_png(folder: Path, bits: int, colour: int) -> Path:
-    """A header of 14,000 x 14,000 pixels over the data of 8 x 8."""
-    path = _write_png(folder, 8, 8, bits, colour)
-    raw = path.read_bytes()
-    header = struct.pack(">IIBBBBB", 14_000, 14_000, bits, colour, 0, 0, 0)
-    path.write_bytes(raw[:8] + _chunk(b"IHDR", header) + raw[33:])
-    return path
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-IMAGE_ATTACKS: dict[str, Builder] = {
-    "one_bit_png": one_bit_png,
-    "tiff": tiff,
-    "bmp_rle": bmp_rle,
-    "gif": gif,
-    "gif_many_frames": gif_many_frames,
-    "jpeg": jpeg,
-    "webp": webp,
-    "jpeg_2000": jpeg_2000,
-    "ppm": ppm,
-    "icon": icon,
-    "postscript": postscript,
-    "png_text": _text_chunk,
-    "png_profile": _profile_chunk,
-    "png_short": partial(_short_png, bits=8, colour=2),
-    "png_16_bit_colour": partial(_short_png, bits=16, colour=6),
-}
-
-LARGE_IMAGES: dict[str, Builder] = {
-    "one_bit": partial(_write_png, width=10_980, height=10_980, bits=1, colour=0),  # as large as a Sentinel-2 tile
-    "colour": partial(_write_png, width=10_000, height=10_000, bits=8, colour=2),
-    "transparent": partial(_write_png, width=10_000, height=10_000, bits=8, colour=6),
-    "deep_colour": partial(_write_png, width=10_000, height=10_000, bits=16, colour=2),
-}

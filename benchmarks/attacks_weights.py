@@ -1,7 +1,7 @@
-"""Hostile and damaged files in place of weights, checkpoints and bundles: `WEIGHTS_ATTACKS` makes them.
+"""Hostile and damaged weights files, checkpoints and bundles.
 
-Each function writes one file below a folder and returns its path. The reader has to answer with one sentence that names
-the file, within the memory and the time that a file of this size deserves.
+Each function of `WEIGHTS_ATTACKS` writes one file into a folder and returns its path. The reader must answer with one
+error message that names the file, and its memory and time must fit the size of the file.
 """
 
 import collections
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._utils  # what checkpoints call to rebuild a tensor
+import torch._utils  # checkpoints call its functions to rebuild a tensor
 from torch import nn
 
+from benchmarks.attacks_images import Builder
 from config.mconfig import ModelConfig
 from debug.tracer.bundle import FORMAT as BUNDLE_FORMAT
 from ops.random_states import random_states
@@ -26,20 +27,19 @@ from ops.seal import sealed
 from runs.checkpoint import FORMAT
 from runs.origin import random_origin
 
-Attack = Callable[[Path], Path]
 KEY = "backbone.l0.conv.weight"
-UNPACKED_MEGABYTES = 1800  # of the compressed archive
+UNPACKED_MEGABYTES = 1800  # size of the compressed archive after unpacking
 
 
 class Storage:
-    """A storage of floats as the pickle names it, whatever the file holds."""
+    """A storage of floats as the pickle names it; the file may hold something else."""
 
     def __init__(self, key: str, count: int):
         self.key, self.count = key, count
 
 
 class View:
-    """A tensor over a storage, of any shape; `state` is what is set after it was made."""
+    """A tensor of any shape over a storage; `state` is set after it is built."""
 
     def __init__(self, storage: Storage, size: Sequence[int], stride: Sequence[int], state: Any = None):
         self.arguments = (storage, 0, tuple(size), tuple(stride), False, collections.OrderedDict())
@@ -49,20 +49,20 @@ class View:
         return torch._utils._rebuild_tensor_v2, self.arguments, self.state
 
 
-class _Pickler(pickle.Pickler):
+class _StoragePickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         return ("storage", torch.FloatStorage, obj.key, "cpu", obj.count) if isinstance(obj, Storage) else None
 
 
 def pickled(content: Any) -> bytes:
-    """As `torch.save` pickles it, with `Storage` and `View` in place of tensors."""
+    """The pickle that `torch.save` writes, with `Storage` and `View` instead of tensors."""
     target = io.BytesIO()
-    _Pickler(target, protocol=2).dump(content)
+    _StoragePickler(target, protocol=2).dump(content)
     return target.getvalue()
 
 
 def archive(path: Path, pickle_bytes: bytes, records: Mapping[str, bytes] | None = None) -> Path:
-    """A file as `torch.save` makes it, around any pickle."""
+    """A file in the format of `torch.save` with any pickle in it."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickle_bytes)
         file.writestr("archive/version", "3\n")
@@ -73,7 +73,7 @@ def archive(path: Path, pickle_bytes: bytes, records: Mapping[str, bytes] | None
 
 
 def saved(path: Path, content: Any, is_sealed: bool = False) -> Path:
-    """What `torch.save` writes, with a seal or without."""
+    """The file of `torch.save`, with or without a seal."""
     target = io.BytesIO()
     torch.save(content, target)
     path.write_bytes(sealed(target.getvalue()) if is_sealed else target.getvalue())
@@ -84,8 +84,8 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
-def laughs(depth: int = 40) -> list[Any]:
-    """A list that would be written out with 2 ** depth letters."""
+def nested_list(depth: int = 40) -> list[Any]:
+    """A list whose text would have 2 ** depth words, because each level holds the next one twice."""
     value: list[Any] = ["ha"]
     for _ in range(depth):
         value = [value, value]
@@ -93,7 +93,7 @@ def laughs(depth: int = 40) -> list[Any]:
 
 
 def checkpoint(path: Path, left_out: Sequence[str] = (), **changed: Any) -> Path:
-    """A sealed checkpoint of ours with other parts; `before` is written ahead of all others."""
+    """A sealed checkpoint of Mars with some parts changed or left out; the part `before` is written first."""
     content = {
         "before": None, "format": FORMAT, "model": {KEY: torch.zeros(16, 3, 3, 3)}, "ema": None, "ema_steps": 0,
         "teacher": None,
@@ -106,7 +106,7 @@ def checkpoint(path: Path, left_out: Sequence[str] = (), **changed: Any) -> Path
 
 
 def bundle(path: Path, left_out: Sequence[str] = (), **changed: Any) -> Path:
-    """A sealed bundle of a bad step with other parts."""
+    """A sealed bundle of a non-finite step with some parts changed or left out."""
     batch = {
         "images": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "boxes": torch.zeros(1, 1, 4),
         "labels": torch.zeros(1, 1, dtype=torch.int64), "valid": torch.ones(1, 1, dtype=torch.bool),
@@ -121,12 +121,12 @@ def bundle(path: Path, left_out: Sequence[str] = (), **changed: Any) -> Path:
 
 
 def stride_zero(folder: Path) -> Path:
-    """1.2 KB that are 7 GB once they are made contiguous."""
+    """1.2 KB that become 7 GB when the tensor is made contiguous."""
     return saved(folder / "stride-zero.pt", {KEY: torch.zeros(1).expand(1_750_000_000)})
 
 
 def memo_index(folder: Path) -> Path:
-    """400 bytes for which Python's reader makes a table of 2 GB."""
+    """400 bytes for which the unpickler of Python allocates a table of 2 GB."""
     return archive(folder / "memo-index.pt", b"\x80\x02ctorch.nn\nModule\n0}r" + struct.pack("<I", 2**27) + b".")
 
 
@@ -146,7 +146,7 @@ def unpacks(folder: Path) -> Path:
 
 
 def modules_40_deep(folder: Path) -> Path:
-    """Each module has the next one under two names: 2 ** 40 names."""
+    """Each module contains the next one under two names: 2 ** 40 names."""
     network: nn.Module = nn.Sequential(nn.Conv2d(1, 1, 1))
     for _ in range(40):
         network = nn.Sequential(network, network)
@@ -163,24 +163,24 @@ def origin_1000_deep(folder: Path) -> Path:
     chain = [random_origin()]
     for _ in range(1000):
         chain.append({**random_origin(), "path": "a.pt", "from": chain[-1]})
-    # Written from the inside out: Python cannot pickle so deep a nesting from the outside.
+    # The innermost part is written first: Python cannot pickle such a deep nesting from the outside.
     return checkpoint(folder / "origin-deep.pth", before=chain, weights_origin=chain[-1])
 
 
 def record_too_short(folder: Path) -> Path:
-    """A storage of 4 GB whose record has 4 bytes: torch would read what lies behind it in memory."""
+    """A storage of 4 GB whose record has 4 bytes: torch would read the memory after it."""
     content = {KEY: View(Storage("0", 2**30), [16, 3, 3, 3], [27, 9, 3, 1])}
     return archive(folder / "short-record.pt", pickled(content), {"0": bytes(4)})
 
 
 def beyond_storage(folder: Path) -> Path:
-    """A tensor that ends behind its storage: torch would make the storage longer."""
+    """A tensor that ends after its storage: torch would extend the storage."""
     content = {KEY: View(Storage("0", 4), [2**30], [1])}
     return archive(folder / "beyond.pt", pickled(content), {"0": bytes(16)})
 
 
 def resized(folder: Path) -> Path:
-    """The state of a tensor, which torch applies with `set_`, makes it larger."""
+    """The state of a tensor, which torch applies with `set_`, makes the tensor larger."""
     storage = Storage("0", 4)
     content = {KEY: View(storage, [4], [1], state=(storage, 0, (2**30,), (1,)))}
     return archive(folder / "resized.pt", pickled(content), {"0": bytes(16)})
@@ -194,7 +194,7 @@ def many_views(folder: Path) -> Path:
 
 
 def deep_tuple(folder: Path) -> Path:
-    """A key of tuples in tuples: computing its hash overflows the stack of C and ends the process."""
+    """A key of nested tuples: computing its hash overflows the C stack and ends the process."""
     return archive(folder / "deep-tuple.pt", b"\x80\x02})" + b"\x85" * 150_000 + b"Ns.")
 
 
@@ -203,25 +203,25 @@ def _called(module: str, name: str) -> bytes:
 
 
 def hidden_tuple(folder: Path) -> Path:
-    """The same key, given through a function that makes a parameter of a tensor."""
+    """The same key, passed through the function that builds a parameter."""
     key = _called("torch._utils", "_rebuild_parameter") + b")" + b"\x85" * 100 + b"\x85R"
     return archive(folder / "hidden-tuple.pt", b"\x80\x02}" + key + b"Ns.")
 
 
 def long_call(folder: Path) -> Path:
-    """20,000 calls with the same 40,000 arguments, which each of them copies."""
+    """20,000 calls with the same 40,000 arguments; each call copies them."""
     arguments = b"\x80\x02(" + b"N" * 40_000 + b"tq\x000" + _called("torch.nn", "Module")
     return archive(folder / "long-call.pt", arguments + b"q\x010](" + b"h\x01h\x00R" * 20_000 + b"e.")
 
 
 def size_as_key(folder: Path) -> Path:
-    """A size of 40,000 numbers is the key of 20,000 entries: its hash is computed for each."""
+    """A torch.Size of 40,000 numbers is the key of 20,000 entries; its hash is computed for each entry."""
     size = b"\x80\x02" + _called("torch", "Size") + b"(" + b"K\x01" * 40_000 + b"t\x85Rq\x000"
     return archive(folder / "size-key.pt", size + b"}(" + b"h\x00N" * 20_000 + b"u.")
 
 
 def other_spelling(folder: Path) -> Path:
-    """The state of a tensor again, whose function is named with its dots in another place."""
+    """The state of a tensor as in `resized`, with another split of module and function name."""
     storage = Storage("0", 4)
     content = pickled({KEY: View(storage, [4], [1], state=(storage, 0, (2**30,), (1,)))})
     respelled = content.replace(b"ctorch._utils\n_rebuild", b"ctorch\n_utils._rebuild")
@@ -234,36 +234,36 @@ def huge_shape(folder: Path) -> Path:
     return archive(folder / "huge-shape.pt", pickled(content), {"0": bytes(16)})
 
 
-def laughing_type(folder: Path) -> Path:
-    """In place of the type of a tensor, what would be written out with 2 ** 40 letters."""
-    made = _called("torch._utils", "_rebuild_tensor_v3") + b"(NNNNNN" + pickled(laughs())[2:-1] + b"tR"
+def nested_type(folder: Path) -> Path:
+    """Instead of the type of a tensor, a list whose text would have 2 ** 40 words."""
+    made = _called("torch._utils", "_rebuild_tensor_v3") + b"(NNNNNN" + pickled(nested_list())[2:-1] + b"tR"
     return archive(folder / "type.pt", b"\x80\x02" + made + b".")
 
 
 def shared_tuple(folder: Path) -> Path:
-    """A key whose hash takes 2 ** 40 steps: each tuple holds the one before twice."""
+    """A key whose hash takes 2 ** 40 steps: each tuple contains the previous one twice."""
     return archive(folder / "shared-tuple.pt", b"\x80\x02})" + b"2\x86" * 40 + b"Ns.")
 
 
 def colliding_keys(folder: Path) -> Path:
-    """30,000 keys with the same hash: each is compared with all before it."""
+    """30,000 keys with the same hash: each is compared with all previous ones."""
     numbers = (b"\x8a\x0c" + (k * (2**61 - 1)).to_bytes(12, "little") + b"N" for k in range(8, 30_008))
     return archive(folder / "keys.pt", b"\x80\x02}(" + b"".join(numbers) + b"u.")
 
 
 def copied_set(folder: Path) -> Path:
-    """100,000 sets that are each made from the same long list."""
+    """100,000 sets, each built from the same long list."""
     names = b"\x80\x02]q\x00(" + b"".join(text(f"n{i}") for i in range(50_000)) + b"e\x85q\x01"
     return archive(folder / "sets.pt", names + b"c__builtin__\nset\nq\x02](" + b"h\x02h\x01R" * 100_000 + b"e.")
 
 
 def long_bytes(folder: Path) -> Path:
-    """Bytes of which the file only has the length."""
+    """A bytes object of which the file contains only the length."""
     return archive(folder / "bytes.pt", b"\x80\x04\x96" + struct.pack("<Q", 2**33) + b"abc.")
 
 
 def many_calls(folder: Path) -> Path:
-    """`bytearray` with a number makes that many bytes; torch's own reader calls it."""
+    """`bytearray(number)` allocates that many bytes; the reader of torch calls it."""
     return archive(folder / "bytearray.pt", b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R.")
 
 
@@ -275,12 +275,12 @@ def self_containing(folder: Path) -> Path:
 
 def _nested() -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that they are a prototype
+        warnings.simplefilter("ignore")  # torch warns that they are a prototype
         return torch._nested_tensor_from_tensor_list([torch.zeros(2), torch.zeros(3)])  # type: ignore[attr-defined]
 
 
 def kinds_of_tensors() -> dict[str, Callable[[], Any]]:
-    """Name -> a tensor in which no network computes."""
+    """Name -> a tensor of a kind that no network uses."""
     return {
         "float8_e4m3fn": lambda: torch.zeros(4).to(torch.float8_e4m3fn),
         "float8_e5m2": lambda: torch.zeros(4).to(torch.float8_e5m2),
@@ -294,12 +294,12 @@ def kinds_of_tensors() -> dict[str, Callable[[], Any]]:
     }
 
 
-def _of_kind(name: str, make: Callable[[], Any]) -> Attack:
+def _of_kind(name: str, make: Callable[[], Any]) -> Builder:
     return lambda folder: saved(folder / f"{name}.pt", {KEY: make()})
 
 
 def flipped_structure(folder: Path) -> Path:
-    """The central directory's signature, with one bit changed."""
+    """One bit of the signature of the central directory is changed."""
     path = saved(folder / "flipped.pt", {KEY: torch.zeros(16, 3, 3, 3)})
     content = bytearray(path.read_bytes())
     content[content.rindex(b"PK\x01\x02") + 1] ^= 1
@@ -308,7 +308,7 @@ def flipped_structure(folder: Path) -> Path:
 
 
 def overwritten(folder: Path) -> Path:
-    """Other values in place of the weights: the structure is whole, the checksum of the record is not."""
+    """The weights are overwritten: the structure is valid, the checksum of the record is wrong."""
     path = saved(folder / "overwritten.pt", {KEY: torch.arange(432.0).reshape(16, 3, 3, 3)})
     content = path.read_bytes()
     path.write_bytes(content.replace(torch.arange(432.0).numpy().tobytes(), torch.ones(432).numpy().tobytes()))
@@ -320,8 +320,8 @@ def old_format(folder: Path) -> Path:
     return folder / "old.pt"
 
 
-def _network(name: str, **state: Any) -> Attack:
-    """A checkpoint of Ultralytics' kind whose network has these attributes."""
+def _network(name: str, **state: Any) -> Builder:
+    """A checkpoint like those of Ultralytics whose network has these attributes."""
 
     def make(folder: Path) -> Path:
         network = nn.Sequential(nn.Conv2d(1, 1, 1))
@@ -331,7 +331,7 @@ def _network(name: str, **state: Any) -> Attack:
     return make
 
 
-def _bytes(name: str, content: bytes) -> Attack:
+def _bytes(name: str, content: bytes) -> Builder:
     def make(folder: Path) -> Path:
         (folder / name).write_bytes(content)
         return folder / name
@@ -349,7 +349,7 @@ def _pt2(folder: Path) -> Path:
 DEEP_JSON = "[" * 100_000
 HUGE_NUMBER = '{"maxEpoch": 1' + "0" * 5000 + "}"
 ODD_IMAGES = {"images": torch.zeros(1, 3, 33, 33)}
-OTHER_KINDS: dict[str, Attack] = {
+OTHER_KINDS: dict[str, Builder] = {
     "onnx": _bytes("model.onnx", b"\x08\x0a\x12\x07pytorch\x1a\x032.4" + bytes(200)),
     "pt2": _pt2,
     "engine": _bytes("model.engine", struct.pack("<i", 20) + b'{"description": "x"}ftrt' + bytes(200)),
@@ -361,22 +361,22 @@ OTHER_KINDS: dict[str, Attack] = {
     "empty": _bytes("empty.pt", b""),
     "old format": old_format,
 }
-WEIGHTS_ATTACKS: dict[str, Attack] = {
+WEIGHTS_ATTACKS: dict[str, Builder] = {
     **{function.__name__: function for function in (
         stride_zero, memo_index, unpacks, modules_40_deep, origin_in_itself, origin_1000_deep, record_too_short,
         beyond_storage, resized, many_views, deep_tuple, hidden_tuple, long_call,
-        size_as_key, other_spelling, huge_shape, laughing_type, shared_tuple, colliding_keys, copied_set, long_bytes,
+        size_as_key, other_spelling, huge_shape, nested_type, shared_tuple, colliding_keys, copied_set, long_bytes,
         many_calls, self_containing, flipped_structure, overwritten,
     )},
     **{f"tensor {name}": _of_kind(name, make) for name, make in kinds_of_tensors().items()},
     **OTHER_KINDS,
     "names with commands": _network("commands", names={0: "a\x1b[2J\nok"}),
-    "names that never end": _network("laughs", names={0: laughs()}),
-    "yaml that never ends": _network("yaml", names=["a"], yaml={"yaml_file": laughs()}),
+    "names that never end": _network("nested", names={0: nested_list()}),
+    "yaml that never ends": _network("yaml", names=["a"], yaml={"yaml_file": nested_list()}),
     "checkpoint without config": lambda folder: checkpoint(folder / "no-config.pth", left_out=["config"]),
     "checkpoint with deep json": lambda folder: checkpoint(folder / "deep-json.pth", config=DEEP_JSON),
     "checkpoint with a huge number": lambda folder: checkpoint(folder / "number.pth", config=HUGE_NUMBER),
-    "checkpoint with laughs": lambda folder: checkpoint(folder / "class-list.pth", class_list=laughs()),
+    "checkpoint with nested classes": lambda folder: checkpoint(folder / "class-list.pth", class_list=nested_list()),
     "bundle without batch": lambda folder: bundle(folder / "no-batch.pth", left_out=["batch"]),
     "bundle with deep json": lambda folder: bundle(folder / "bundle-json.pth", config=DEEP_JSON),
     "bundle with other weights": lambda folder: bundle(folder / "bundle-weights.pth"),

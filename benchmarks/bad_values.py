@@ -1,11 +1,11 @@
-"""Is a bad value caught, and is its birthplace named? Put faults in from outside, one at a time, and read what is said.
+"""Is a non-finite value caught, and is the operation named that first produced it? Faults are injected one at a time.
 
     make faults         or          python -m benchmarks.bad_values [--only NAME] [--size 96]
 
-The nano network trains on a few drawn scenes, with momentum, an average and a teacher where one is asked for. In the
-second epoch one of the faults in benchmarks/injections.py is put in. It must be stopped before the step, so that
-weights, momentum, average and files are those of before, bit for bit, and the page must name where it was born. What
-is harmless must stay finite and raise no alarm. Exit status 1 when one line says no.
+The nano network trains on a few drawn scenes, with momentum, EMA and, where needed, a teacher. In the second epoch a
+fault of benchmarks/injections.py is injected. Mars must stop before the optimizer step: weights, momentum, EMA and
+files stay as they were, bit for bit, and the report names the right operation. Harmless faults must stay finite and
+raise no alarm. Exit status 1 if one line says no.
 """
 
 import argparse
@@ -16,13 +16,12 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import train.setup
-from benchmarks.fault_runs import Outcome, Workshop, hearing, strike
+from benchmarks.fault_runs import FaultOutcome, FaultRuns, captured_warnings, run_with_fault
 from benchmarks.injections import ALL, INJECTIONS, QUIET, STOPPED, STRUCTURAL, UNPREPARED, Injection
 from config.errors import UserError
 from config.mconfig import ModelConfig
@@ -36,47 +35,49 @@ from train.objective import DistillationObjective
 from train.teacher import Teacher
 
 TITLES = {
-    STOPPED: "Stopped before the step, birthplace right",
+    STOPPED: "Stopped before the step, right operation named",
     QUIET: "Must stay finite and raise no alarm",
-    STRUCTURAL: "Structural, refused or warned",
-    UNPREPARED: "Beyond the list: the tracer was not written with these in mind",
+    STRUCTURAL: "Structural: refused or warned",
+    UNPREPARED: "Not considered when the tracer was written",
 }
 WIDTHS = (24, 38, 62, 12, 14)
 
 
-# Structural faults, and weights that are refused
+# Structural faults and weights that are refused
 
 
-def _refusal(shop: Workshop, injection: Injection, file: str) -> str:
+def _refusal(runs: FaultRuns, injection: Injection, file: str) -> str:
     try:
-        shop.trainer(injection, checkpointModelFile=file).run()
+        runs.trainer(injection, checkpointModelFile=file).run()
     except UserError as error:
         return str(error)
-    return "nothing: it trained"
+    return "nothing: the training ran"
 
 
-def _file(shop: Workshop, injection: Injection) -> Outcome:
+def _file(runs: FaultRuns, injection: Injection) -> FaultOutcome:
     name = "backbone.l2.cv1.conv.weight"
 
-    def spoil(content: dict[str, Any]) -> None:
+    def set_infinite(content: dict[str, Any]) -> None:
         content[name].view(-1)[0] = math.inf
 
-    refusal = _refusal(shop, injection, shop.spoilt_weights(spoil))
-    is_written = (shop.folder / injection.name / "weights").exists()
-    return Outcome({"refused": refusal, "tensor": name if name in refusal else ""}, ("files",) if is_written else ())
+    refusal = _refusal(runs, injection, runs.changed_weights(set_infinite))
+    is_written = (runs.folder / injection.name / "weights").exists()
+    return FaultOutcome(
+        {"refused": refusal, "tensor": name if name in refusal else ""}, ("files",) if is_written else ()
+    )
 
 
-def _half_match(shop: Workshop, injection: Injection) -> Outcome:
-    def drop(content: dict[str, Any]) -> None:
+def _half_match(runs: FaultRuns, injection: Injection) -> FaultOutcome:
+    def drop_half(content: dict[str, Any]) -> None:
         for name in list(content)[::2]:
             del content[name]
 
-    file = shop.spoilt_weights(drop)
-    patient = shop.patient(injection, checkpointModelFile=file)
-    return Outcome({"train": _refusal(shop, injection, file), "doctor": worst(examine_weights(patient))})
+    file = runs.changed_weights(drop_half)
+    setup = runs.setup(injection, checkpointModelFile=file)
+    return FaultOutcome({"train": _refusal(runs, injection, file), "doctor": problems(examine_weights(setup))})
 
 
-def _alias(shop: Workshop, injection: Injection) -> Outcome:
+def _alias(runs: FaultRuns, injection: Injection) -> FaultOutcome:
     def with_alias(mcfg: ModelConfig) -> Any:
         model = build_model(mcfg)
         block: Any = model.backbone.l2.m[0]
@@ -84,102 +85,101 @@ def _alias(shop: Workshop, injection: Injection) -> Outcome:
         return model
 
     with patch.object(train.setup, "build_model", with_alias):
-        return Outcome({"doctor": worst(examine_aliases(shop.patient(injection).model))})
+        return FaultOutcome({"doctor": problems(examine_aliases(runs.setup(injection).model))})
 
 
-def _wake_teachers(patches: ExitStack) -> None:
-    """Every teacher that is made from now on is in train mode."""
-    make = Teacher.__init__
+def _teacher(runs: FaultRuns, injection: Injection) -> FaultOutcome:
+    init = Teacher.__init__
 
-    def awake(self: Teacher, *args: Any, **kwargs: Any) -> None:
-        make(self, *args, **kwargs)
+    def init_in_train_mode(self: Teacher, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
         self._network.train()
 
-    patches.enter_context(patch.object(Teacher, "__init__", awake))
-
-
-def _teacher(shop: Workshop, injection: Injection) -> Outcome:
-    with ExitStack() as patches, hearing():
-        _wake_teachers(patches)
-        patient = shop.patient(injection)
-        assert isinstance(patient.objective, DistillationObjective)
-        doctor = worst(examine_teacher(patient, next(patient.batches(1))))
+    with patch.object(Teacher, "__init__", init_in_train_mode), captured_warnings():
+        setup = runs.setup(injection)
+        assert isinstance(setup.objective, DistillationObjective)
+        doctor = problems(examine_teacher(setup, next(setup.batches(1))))
         try:
-            shop.trainer(injection).run()
+            runs.trainer(injection).run()
         except RuntimeError as error:
-            return Outcome({"train": str(error), "doctor": doctor})
-    return Outcome({"train": "nothing: it trained", "doctor": doctor})
+            return FaultOutcome({"train": str(error), "doctor": doctor})
+    return FaultOutcome({"train": "nothing: the training ran", "doctor": doctor})
 
 
-def _frozen(shop: Workshop, injection: Injection) -> Outcome:
-    return Outcome({"doctor": worst(examine_freezing(shop.patient(injection)))})
+def _frozen(runs: FaultRuns, injection: Injection) -> FaultOutcome:
+    return FaultOutcome({"doctor": problems(examine_freezing(runs.setup(injection)))})
 
 
-def worst(findings: Iterator[Finding]) -> str:
-    """The lines that are not ok, as the doctor prints them."""
-    return "; ".join(str(one) for one in findings if one.level != OK) or "nothing"
+def problems(findings: Iterator[Finding]) -> str:
+    """The lines of the doctor that are not ok."""
+    return "; ".join(str(finding) for finding in findings if finding.level != OK) or "nothing"
 
 
 STRUCTURES = (
     Injection(
-        "file", "an Inf weight in the file that a run starts from", is_fresh=True,
-        says={"refused": "contains values that are not finite", "tensor": "backbone.l2.cv1.conv.weight"},
+        "file", "an Inf weight in the file that the run starts from", is_fresh=True,
+        expected={"refused": "contains values that are not finite", "tensor": "backbone.l2.cv1.conv.weight"},
     ),
     Injection(
         "alias", "conv_1 = conv: backbone.l2.m.0.cv2.conv is cv1.conv", group=STRUCTURAL,
-        says={"doctor": "wrong  aliases: backbone.l2.m.0.cv1.conv and backbone.l2.m.0.cv2.conv are the same tensor"},
+        expected={
+            "doctor": "wrong  aliases: backbone.l2.m.0.cv1.conv and backbone.l2.m.0.cv2.conv are the same tensor",
+        },
     ),
     Injection(
         "teacher", "a teacher in train mode", group=STRUCTURAL, is_student=True,
-        says={"doctor": "wrong  teacher: the teacher is in train mode", "train": "the teacher is in train mode"},
+        expected={"doctor": "wrong  teacher: the teacher is in train mode", "train": "the teacher is in train mode"},
     ),
     Injection(
         "frozen", "a random backbone frozen for 100 of 200 epochs", group=STRUCTURAL, is_fresh=True,
         settings={"maxEpoch": 200, "backboneFreezeEpochs": tuple(range(100))},
-        says={"doctor": "wrong  freezing: the backbone is frozen for 100 of 200 epochs"},
+        expected={"doctor": "wrong  freezing: the backbone is frozen for 100 of 200 epochs"},
     ),
     Injection(
-        "half-match", "starting weights of which half match", group=STRUCTURAL, is_fresh=True,
-        says={"doctor": "wrong  weights:", "train": "does not fit the nano network"},
+        "half-match", "starting weights of which only half match", group=STRUCTURAL, is_fresh=True,
+        expected={"doctor": "wrong  weights:", "train": "does not fit the nano network"},
     ),
 )  # fmt: skip
-EVERYTHING = sorted((*INJECTIONS, *STRUCTURES), key=lambda one: list(TITLES).index(one.group))
+ALL_INJECTIONS = sorted((*INJECTIONS, *STRUCTURES), key=lambda injection: list(TITLES).index(injection.group))
 CHECKS = {"file": _file, "half-match": _half_match, "alias": _alias, "teacher": _teacher, "frozen": _frozen}
 
 
-# What is printed
+# Output
 
 
-def try_out(shop: Workshop, injection: Injection) -> Outcome:
-    """Put one fault in; whatever it leads to is an outcome."""
-    return CHECKS.get(injection.name, strike)(shop, injection)
+def try_out(runs: FaultRuns, injection: Injection) -> FaultOutcome:
+    """Inject one fault; every error of the run is part of the outcome."""
+    return CHECKS.get(injection.name, run_with_fault)(runs, injection)
 
 
-def line(injection: Injection, outcome: Outcome) -> tuple[str, ...]:
+def table_row(injection: Injection, outcome: FaultOutcome) -> tuple[str, ...]:
     """The cells of one row."""
     missing = outcome.missing(injection)
-    said = {name: text for name, text in outcome.said.items() if name in (*injection.says, *_ALWAYS)}
-    moved = "not asked" if outcome.moved is None else f"moved: {', '.join(outcome.moved)}" if outcome.moved else "all"
-    if outcome.moved and injection.holds != ALL:
-        moved += f" (asked: {', '.join(injection.holds)})"
+    reported = {name: text for name, text in outcome.reported.items() if name in (*injection.expected, *_ALWAYS_SHOWN)}
+    if outcome.changed is None:
+        unchanged = "not checked"
+    else:
+        unchanged = f"changed: {', '.join(outcome.changed)}" if outcome.changed else "all"
+    if outcome.changed and injection.protected != ALL:
+        unchanged += f" (checked: {', '.join(injection.protected)})"
     verdict = f"NO: {', '.join(missing)}" if missing else "yes"
-    return injection.what, _told(injection.says), _told(said), moved, verdict
+    return injection.description, _cell(injection.expected), _cell(reported), unchanged, verdict
 
 
-_ALWAYS = (
+_ALWAYS_SHOWN = (
     "message", "phase", "operation", "module", "where", "first seen", "likely", "noticed", "error", "step", "last step",
 )  # fmt: skip
 
 
-def _told(rows: Mapping[str, str]) -> str:
+def _cell(rows: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {textwrap.shorten(text, 170)}" for name, text in rows.items())
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells wrapped in columns."""
-    heads = ("fault injected", "expected", "what was said", "unmoved", "caught and named rightly")
+    """The rows below their titles; long cells are wrapped."""
+    titles = ("injected fault", "expected", "reported", "unchanged", "caught and named")
     lines = []
-    for row in (heads, *rows):
+    for row in (titles, *rows):
         cells = [
             [piece for part in cell.splitlines() for piece in textwrap.wrap(part, width, subsequent_indent=" ")]
             for cell, width in zip(row, WIDTHS, strict=True)
@@ -192,28 +192,32 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Put the faults in and print the tables; 1 when one line says no."""
+    """Inject the faults and print the tables. Returns 1 if one line says no."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    names = [one.name for one in EVERYTHING]
+    names = [injection.name for injection in ALL_INJECTIONS]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
-    parser.add_argument("--size", type=int, default=96, help="side of the network's input in pixels")
+    parser.add_argument("--size", type=int, default=96, help="side of the network input in pixels")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args(arguments)
     started, groups, failed = time.monotonic(), collections.defaultdict(list), []
     with tempfile.TemporaryDirectory() as folder:
-        shop = Workshop(Path(folder), args.size, args.device)
-        for injection in (one for one in EVERYTHING if not args.only or one.name in args.only):
-            outcome = try_out(shop, injection)
-            groups[injection.group].append(line(injection, outcome))
+        runs = FaultRuns(Path(folder), args.size, args.device)
+        chosen = [injection for injection in ALL_INJECTIONS if not args.only or injection.name in args.only]
+        for injection in chosen:
+            outcome = try_out(runs, injection)
+            groups[injection.group].append(table_row(injection, outcome))
             if outcome.missing(injection):
                 failed.append(injection.name)
-            print(f"{'NO ' if outcome.missing(injection) else 'yes'}  {injection.name}: {injection.what}", flush=True)
+            print(
+                f"{'NO ' if outcome.missing(injection) else 'yes'}  {injection.name}: {injection.description}",
+                flush=True,
+            )
     for group, rows in groups.items():
         print(f"\n{TITLES[group]}\n\n{table(rows)}")
     total = sum(map(len, groups.values()))
-    print(f"\n{total - len(failed)} of {total} caught and named rightly, {time.monotonic() - started:.0f} s")
+    print(f"\n{total - len(failed)} of {total} caught and named, {time.monotonic() - started:.0f} s")
     if failed:
-        print(f"not so: {', '.join(failed)}")
+        print(f"failed: {', '.join(failed)}")
     return int(bool(failed))
 
 

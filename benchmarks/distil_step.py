@@ -1,10 +1,10 @@
-"""How long a step with a teacher takes, in steps without one.
+"""Time of a training step with a teacher, relative to a step without one.
 
     python -m benchmarks.distil_step [--phase nano] [--teacher nano] [--size 320] [--batch 16] [--steps 20]
         [--precision float32]
 
-Both kinds of step take turns in one process, on the same batch and from the same weights; the ratio is that of their
-medians. Losses and weights of the student's recipe are those of `distilling=modern`.
+Both kinds of step alternate in one process on the same batch, from the same weights. The ratio is that of the medians.
+Losses and weights are those of `distilling=modern`.
 """
 
 import argparse
@@ -27,17 +27,18 @@ from train.step import Stepper
 from train.teacher import Teacher, TeacherClasses
 
 NUM_CLASSES = 20
-BOXES = 8  # on every image
+BOXES = 8  # per image
 
 
-def stepper_of(objective: Objective, model: YoloModel, precision: torch.dtype) -> Stepper:
-    parameters = [one for part in (model, *objective.extra_modules) for one in part.parameters() if one.requires_grad]
+def build_stepper(objective: Objective, model: YoloModel, precision: torch.dtype) -> Stepper:
+    modules = (model, *objective.extra_modules)
+    parameters = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     return Stepper(model, objective, optimizer, None, precision, 10.0, sum_over_batch=True)
 
 
-def seconds_of(stepper: Stepper, batch: Batch) -> float:
-    """On the CPU its own time, which does not grow with what else the machine does."""
+def step_seconds(stepper: Stepper, batch: Batch) -> float:
+    """On the CPU the time of this process, so that other programs change it little."""
     is_cuda = batch.images.is_cuda
     clock = time.perf_counter if is_cuda else time.process_time
     started = clock()
@@ -59,31 +60,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = pick_device("auto", True)
     precision = DTYPES[args.precision]
     batch = noise_batch(args.batch, args.size, NUM_CLASSES, BOXES).to(device)
-    student, twin, other = (
+    student, plain_model, teacher_model = (
         YoloModel(phase, NUM_CLASSES).train().to(device, memory_format=torch.channels_last)  # type: ignore
         for phase in (args.phase, args.phase, args.teacher)
     )
-    known = TeacherClasses(("",) * 10, tuple(range(10)), tuple(range(10)))
-    teacher = Teacher(other, known, precision)
+    classes = TeacherClasses(("",) * 10, tuple(range(10)), tuple(range(10)))
+    teacher = Teacher(teacher_model, classes, precision)
     detection, cwd, response = MODERN_DISTILLING["distilLossWeights"]
     weights = DistilWeights(detection, cwd, response, MODERN_DISTILLING["boxResponseWeight"])
-    taught = DistillationLoss(
+    loss = DistillationLoss(
         DetectionLoss(NUM_CLASSES), range(10), None, weights,
         teacher.feature_widths(MODERN_DISTILLING["distilFeatures"], student),
         MODERN_DISTILLING["responseMode"], MODERN_DISTILLING["temperature"],
     ).to(device)  # fmt: skip
-    plain = stepper_of(DetectionObjective(DetectionLoss(NUM_CLASSES)), twin, precision)
-    distilled = stepper_of(DistillationObjective(taught, teacher), student, precision)
+    plain_stepper = build_stepper(DetectionObjective(DetectionLoss(NUM_CLASSES)), plain_model, precision)
+    student_stepper = build_stepper(DistillationObjective(loss, teacher), student, precision)
     times: list[list[float]] = [[], []]
     for number in range(args.steps + 3):
-        for kind, stepper in enumerate((plain, distilled)):
-            seconds = seconds_of(stepper, batch)
-            if number >= 3:  # the first ones allocate
+        for kind, stepper in enumerate((plain_stepper, student_stepper)):
+            seconds = step_seconds(stepper, batch)
+            if number >= 3:  # the first steps allocate memory
                 times[kind].append(seconds)
-    without, beside = (median(one) for one in times)
+    plain, distilled = (median(seconds) for seconds in times)
     networks = f"{args.phase}, teacher {args.teacher}, {args.size} px, batch {args.batch}"
     machine = f"{dtype_name(precision)}, {device}, {torch.get_num_threads()} threads"
-    figures = f"plain {1000 * without:.0f} ms, with a teacher {1000 * beside:.0f} ms, ratio {beside / without:.2f}"
+    figures = f"plain {1000 * plain:.0f} ms, with a teacher {1000 * distilled:.0f} ms, ratio {distilled / plain:.2f}"
     print(f"{networks}, {machine}: {figures} (medians of {args.steps})")
 
 

@@ -1,9 +1,9 @@
-"""Is a training without effect reported, and a good one not? Short runs of both kinds, and their figures.
+"""Is a training without effect reported, and a good training not? Short runs of both kinds, with their figures.
 
     OMP_NUM_THREADS=1 python -m benchmarks.false_alarms [--only NAME ...]
 
-nano at 96 px on drawn squares of four colours, on the CPU. Good runs must raise no report, bad runs the right one
-within two epochs. Exit status 1 when one run does otherwise. The table is the one in docs/experiments.md.
+nano at 96 px on drawn squares of four colours, on the CPU. A good run must raise no report; a bad run must raise the
+right one within two epochs. Exit status 1 if one run does not. The table is the one in docs/experiments.md.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.fault_runs import hearing
+from benchmarks.fault_runs import captured_warnings
 from benchmarks.squares import TWO_COLOURS, draw_squares
 from config.errors import UserError
 from config.load import load_config
@@ -24,11 +24,11 @@ from train import effect
 from train.effect import EMA_STILL, FLAT, SHRINKING, STILL, VANISHED, Change, Effect
 from train.trainer import Trainer
 
-SCENES, FEW_SCENES = 120, 12  # two thirds are trained on: twenty steps of four images an epoch, or two
+SCENES, FEW_SCENES = 120, 12  # two thirds are for training: twenty steps of four images per epoch, or two
 SIZE, BATCH, SMALL = 96, 4, 8
 COLOURS = {**TWO_COLOURS, "green": (40, 200, 60), "white": (245, 245, 245)}
 REFUSED = "refused: nothing can be trained"
-IN_TIME = 2  # epochs from the first symptom on, within which a run without effect is to be reported
+MAX_DELAY = 2  # epochs after the first symptom within which a run without effect must be reported
 
 
 def _freeze_all(trainer: Trainer) -> None:
@@ -48,19 +48,19 @@ def _hold_ema(trainer: Trainer) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `expected`: the report of a bad run; None: a good run, which must not get one."""
+    """One training. `expected`: the report that a bad run must raise; None: a good run."""
 
     name: str
-    words: str
+    description: str
     settings: Mapping[str, Any]
     expected: str | None = None
     recipe: str = "voc.nano.full"
-    change: Callable[[Trainer], None] | None = None  # what a user's own code does
+    change: Callable[[Trainer], None] | None = None  # simulates a mistake in the user's code
     scenes: int = SCENES
-    begins: int = 1  # the epoch of the first symptom
+    begins: int = 1  # epoch of the first symptom
 
 
-TAUGHT = {"teacherModelFile": "teacher", "checkpointModelFile": "teacher", "baseClasses": 2}
+STUDENT = {"teacherModelFile": "teacher", "checkpointModelFile": "teacher", "baseClasses": 2}
 GOOD = (
     Run("random-float32", "random weights, float32, linear schedule", {"maxEpoch": 8}),
     Run(
@@ -77,7 +77,7 @@ GOOD = (
     Run(
         "distilled",
         "a student of that teacher, eight images and replay",
-        {"maxEpoch": 6, "epochValidation": True, **TAUGHT},
+        {"maxEpoch": 6, "epochValidation": True, **STUDENT},
         recipe="voc.nano.distillation",
     ),
     Run(
@@ -134,18 +134,18 @@ BAD_EPOCHS = 3
 
 
 @dataclass
-class Outcome:
-    """What a run came to."""
+class AlarmOutcome:
+    """Figures and messages of a run."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
-    averages: list[float] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    ema_changes: list[float] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     @property
     def reports(self) -> dict[str, int]:
         """Kind -> epoch, from 1, of the first report."""
-        if not self.rows and self.said and "nothing can be trained" in self.said[0]:
+        if not self.rows and self.messages and "nothing can be trained" in self.messages[0]:
             return {REFUSED: 1}
         found: dict[str, int] = {}
         for row in self.rows:
@@ -154,14 +154,14 @@ class Outcome:
         return found
 
 
-def train(run: Run, folder: Path) -> Outcome:
-    """Train it below `folder`, where the runs it starts from are."""
-    outcome, judge = Outcome(), Effect._symptoms
+def train(run: Run, folder: Path) -> AlarmOutcome:
+    """Train it in `folder`, next to the runs that it starts from."""
+    outcome, symptoms = AlarmOutcome(), Effect._symptoms
 
-    def noting(self: Effect, changes: dict[str, Change], trains_matrices: bool) -> list[str]:
+    def recording(self: Effect, changes: dict[str, Change], trains_matrices: bool) -> list[str]:
         outcome.ratios.append(changes["matrices"].ratio)
-        outcome.averages += [changes["EMA"].turned] if "EMA" in changes else []
-        return judge(self, changes, trains_matrices)
+        outcome.ema_changes += [changes["EMA"].turned] if "EMA" in changes else []
+        return symptoms(self, changes, trains_matrices)
 
     values = {
         "classList": list(COLOURS), "inputShape": SIZE, "batchSize": BATCH, "maxEpoch": BAD_EPOCHS, "dcore": 0,
@@ -173,44 +173,44 @@ def train(run: Run, folder: Path) -> Outcome:
     data = folder / f"squares-{run.scenes}"
     if not data.exists():
         draw_squares(data, run.scenes, SIZE, colours=COLOURS, small=SMALL)
-    with patch.object(Effect, "_symptoms", noting), hearing() as heard:
+    with patch.object(Effect, "_symptoms", recording), captured_warnings() as warnings:
         trainer = Trainer(load_config(run.recipe, str(folder), str(data), values, run.name), quiet=True)
         if run.change is not None:
             run.change(trainer)
         try:
             trainer.run()
         except UserError as error:
-            outcome.said.append(str(error))
+            outcome.messages.append(str(error))
             return outcome
-    outcome.rows, outcome.said = trainer.history, [text for text in heard if "no effect" in text]
+    outcome.rows, outcome.messages = trainer.history, [text for text in warnings if "no effect" in text]
     return outcome
 
 
-def line_of(run: Run, outcome: Outcome) -> str:
-    """A row of the table: the figures nearest to a threshold, and the reports with their epochs."""
+def table_row(run: Run, outcome: AlarmOutcome) -> str:
+    """A row of the table: the figures closest to a threshold, and the reports with their epochs."""
     if not outcome.rows:
-        return f"| {run.words} | | | | | | | {', '.join(outcome.reports)} |"
+        return f"| {run.description} | | | | | | | {', '.join(outcome.reports)} |"
     changes, tops = ([row[name] for row in outcome.rows] for name in ("weight_change", "top_score"))
     reports = ", ".join(f"{kind} ({epoch})" for kind, epoch in outcome.reports.items()) or "none"
     figures = [row["map50"] for row in outcome.rows if row["map50"] is not None]
-    average = f"{min(outcome.averages):.1e}" if outcome.averages else ""
+    ema_change = f"{min(outcome.ema_changes):.1e}" if outcome.ema_changes else ""
     cells = (
-        run.words, f"{min(changes):.1e}", f"{min(outcome.ratios):.3f}", f"{min(tops):.1e}", average,
+        run.description, f"{min(changes):.1e}", f"{min(outcome.ratios):.3f}", f"{min(tops):.1e}", ema_change,
         f"{outcome.rows[0]['loss']:.3g} > {outcome.rows[-1]['loss']:.3g}",
         f"{max(figures):.3f}" if figures else "", reports,
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
-def is_right(run: Run, outcome: Outcome) -> bool:
+def is_as_expected(run: Run, outcome: AlarmOutcome) -> bool:
     if run.expected is None:
         return not outcome.reports
-    return outcome.reports.get(run.expected, math.inf) < run.begins + IN_TIME
+    return outcome.reports.get(run.expected, math.inf) < run.begins + MAX_DELAY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", help="names of runs, with those that they start from")
+    parser.add_argument("--only", nargs="+", help="names of runs; include the runs that they start from")
     args = parser.parse_args(arguments)
     print(
         f"thresholds: change {effect.RESOLUTION:.1e} (still), {effect.SLOW:g} (slow); length {effect.SHRUNK:g}; "
@@ -222,9 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for run in (run for run in (*GOOD, *BAD) if args.only is None or run.name in args.only):
             outcome = train(run, Path(folder))
-            print(line_of(run, outcome), flush=True)
-            wrong += [] if is_right(run, outcome) else [f"{run.name}: {'; '.join(outcome.said) or 'not reported'}"]
-    print("\nall as they should be" if not wrong else "\nWRONG\n" + "\n".join(wrong))
+            print(table_row(run, outcome), flush=True)
+            wrong += (
+                [] if is_as_expected(run, outcome) else [f"{run.name}: {'; '.join(outcome.messages) or 'not reported'}"]
+            )
+    print("\nall as expected" if not wrong else "\nWRONG\n" + "\n".join(wrong))
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""Drawn data, short runs of them, and a trainer that is watched while a fault is in its steps: for bad_values.py."""
+"""Short trainings on drawn data with a fault in one step, and what Mars reports: used by bad_values.py."""
 
 import collections
 import contextlib
@@ -29,32 +29,34 @@ from train.progress import EpochProgress
 from train.setup import TrainingSetup, build_training
 from train.trainer import Trainer
 
-SCENES, STRUCK_AT, QUIET_STEPS = 12, 2, 3  # STRUCK_AT: step of the epoch in which the fault comes
+SCENES = 12
+FAULT_STEP = 2  # step of the epoch, counted from 1, in which the fault is injected
+QUIET_STEPS = 3  # steps that a harmless fault must survive
 
 
-class Enough(Exception):
-    """So many steps were to be seen, and they are over."""
+class EnoughSteps(Exception):
+    """Ends a run after `QUIET_STEPS` steps."""
 
 
 @dataclass
-class Outcome:
-    """What was said, by row or name; what moved, or is not finite, although the step was refused. None: not asked."""
+class FaultOutcome:
+    """Reported text by row or name, and the parts that changed or are not finite although the step was refused."""
 
-    said: dict[str, str] = field(default_factory=dict)
-    moved: tuple[str, ...] | None = None
+    reported: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] | None = None  # None: not checked
 
     def missing(self, injection: Injection) -> list[str]:
-        """What was expected and not said, or has moved; nothing when the fault was caught and named rightly."""
-        missing = [name for name, text in injection.says.items() if not self._says(name, text)]
-        return missing + [name for name in self.moved or () if name in injection.holds]
+        """Expected rows that were not reported, and protected parts that changed. Empty: the fault was caught."""
+        missing = [name for name, text in injection.expected.items() if not self._is_reported(name, text)]
+        return missing + [name for name in self.changed or () if name in injection.protected]
 
-    def _says(self, name: str, text: str) -> bool:
-        said = self.said.get(name, "")
-        return said == text if name == "images" else text in said  # the bad image, not the whole batch
+    def _is_reported(self, name: str, text: str) -> bool:
+        reported = self.reported.get(name, "")
+        return reported == text if name == "images" else text in reported  # the bad image, not the whole batch
 
 
-class Workshop:
-    """Drawn data, one run of an epoch without a teacher and one with it, and copies of them to be struck."""
+class FaultRuns:
+    """Drawn data, a run of one epoch without and one with a teacher, and copies of them to inject faults into."""
 
     def __init__(self, folder: Path, size: int, device: str = "cpu"):
         self.folder, self.size, self.device = folder, size, device
@@ -67,58 +69,58 @@ class Workshop:
             "trainMinutes": None,
         }  # fmt: skip
         if is_student:
-            values |= dict.fromkeys(("teacherModelFile", "checkpointModelFile"), str(self.begun(False).last))
+            values |= dict.fromkeys(("teacherModelFile", "checkpointModelFile"), str(self.base_run(False).last))
         values |= settings
         if values.get("trainSelectedClasses") == "rarest":
-            values["trainSelectedClasses"] = [self.rarest()]
+            values["trainSelectedClasses"] = [self.rarest_class()]
         recipe = "demo.nano.distillation" if is_student else "demo.nano"
         return load_config(recipe, str(self.folder), None, values, name)
 
-    def begun(self, is_student: bool) -> RunFolder:
-        """A run of one epoch, trained when it is asked for first."""
+    def base_run(self, is_student: bool) -> RunFolder:
+        """A run of one epoch. It is trained at the first call."""
         name = "student" if is_student else "plain"
         folder = RunFolder(self.folder / name)
         if not folder.last.exists():
-            with hearing():
+            with captured_warnings():
                 Trainer(self.config(name, is_student, maxEpoch=1), quiet=True).run()
         return folder
 
     def trainer(self, injection: Injection, **settings: Any) -> Trainer:
-        """About to train its first or second epoch."""
+        """A trainer before its first epoch, or before its second with the base run behind it."""
         if not injection.is_fresh:
-            shutil.copytree(self.begun(injection.is_student).path, self.folder / injection.name)
+            shutil.copytree(self.base_run(injection.is_student).path, self.folder / injection.name)
         values = {**injection.settings, **settings}
-        return Trainer(
-            self.config(injection.name, injection.is_student, **values), quiet=True, on_bad_step=report_bad_step
-        )
+        mcfg = self.config(injection.name, injection.is_student, **values)
+        return Trainer(mcfg, quiet=True, on_bad_step=report_bad_step)
 
-    def patient(self, injection: Injection, **settings: Any) -> TrainingSetup:
-        """What the doctor looks at."""
+    def setup(self, injection: Injection, **settings: Any) -> TrainingSetup:
+        """The setup that the doctor checks."""
         mcfg = self.config(f"{injection.name}-doctor", injection.is_student, **{**injection.settings, **settings})
         return build_training(mcfg, check_data(mcfg, splits_to_train(mcfg)))
 
-    def rarest(self) -> str:
-        """The class with the fewest training objects, of those that have one."""
+    def rarest_class(self) -> str:
+        """The class with the fewest training objects, but at least one."""
         mcfg = self.config("count")
-        labels = [label for one in check_data(mcfg, ["train"]).splits["train"] for label in one.labels.tolist()]
+        annotations = check_data(mcfg, ["train"]).splits["train"]
+        labels = [label for annotation in annotations for label in annotation.labels.tolist()]
         return AIRCRAFT[min(collections.Counter(labels).items(), key=lambda pair: (pair[1], pair[0]))[0]]
 
-    def spoilt_weights(self, change: Callable[[dict[str, Any]], None]) -> str:
-        """A plain file of the weights of the run without a teacher, changed."""
-        content = {key: value.clone() for key, value in load_checkpoint(self.begun(False).last)["model"].items()}
+    def changed_weights(self, change: Callable[[dict[str, Any]], None]) -> str:
+        """Path of a weights file: those of the run without a teacher after `change`."""
+        content = {key: value.clone() for key, value in load_checkpoint(self.base_run(False).last)["model"].items()}
         change(content)
-        path = self.folder / "spoilt.pth"
+        path = self.folder / "changed.pth"
         torch.save(content, path)
         return str(path)
 
 
-class Struck:
-    """Stands in for `train_step` of a trainer: puts the fault in when its step comes, and remembers all before each."""
+class FaultyStep:
+    """Replaces `train_step` of a trainer: injects the fault in its step and records the state before each step."""
 
-    def __init__(self, trainer: Trainer, injection: Injection, patches: ExitStack, heard: list[str]):
-        self.trainer, self.injection, self.patches, self.heard = trainer, injection, patches, heard
+    def __init__(self, trainer: Trainer, injection: Injection, patches: ExitStack, warnings: list[str]):
+        self.trainer, self.injection, self.patches, self.warnings = trainer, injection, patches, warnings
         self.train_step = trainer.train_step
-        self.calls = self.struck = self.without_boxes = 0
+        self.calls = self.faulty_steps = self.without_boxes = 0
         self.before: dict[str, Any] = {}
         self.image = ""
         self.values: list[dict[str, float]] = []
@@ -126,43 +128,43 @@ class Struck:
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
         injection, trainer = self.injection, self.trainer
         self.calls += 1
-        if self.calls < (1 if injection.is_fresh else STRUCK_AT):
+        if self.calls < (1 if injection.is_fresh else FAULT_STEP):
             return self.train_step(batch)
-        if self.struck == 0:
-            self.heard.clear()  # that was before the fault
-        if self.struck == 0 and injection.put_in is not None:
-            injection.put_in(trainer, self.patches)
-        if injection.each is not None:
-            injection.each(trainer)
-        if injection.spoil is not None:
-            batch, self.image = injection.spoil(batch), batch.image_ids[-1]
-        self.struck += 1
+        if self.faulty_steps == 0:
+            self.warnings.clear()  # they are from before the fault
+            if injection.inject is not None:
+                injection.inject(trainer, self.patches)
+        if injection.before_each is not None:
+            injection.before_each(trainer)
+        if injection.change_batch is not None:
+            batch, self.image = injection.change_batch(batch), batch.image_ids[-1]
+        self.faulty_steps += 1
         self.without_boxes += not batch.valid.any()
         self.before = state_of(trainer)
         values = self.train_step(batch)
         self.values.append({name: value.item() for name, value in values.items()})
-        if injection.group == QUIET and self.struck == QUIET_STEPS:
-            trainer._take(EpochProgress(), values)  # spikes are looked for there
-            raise Enough
+        if injection.group == QUIET and self.faulty_steps == QUIET_STEPS:
+            trainer._take(EpochProgress(), values)  # this call also looks for spikes
+            raise EnoughSteps
         return values
 
 
 def tensors_of(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
-    """Weights and statistics, momentum and average; a refused step must move none of them."""
+    """Weights and statistics, momentum and EMA. A refused step must change none of them."""
     networks = [trainer.model, *trainer.objective.extra_modules]
-    momentum = [one for state in trainer.optimizer.state.values() for one in state.values()]
+    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
     return {
-        "weights": [one for network in networks for one in network.state_dict().values()],
-        "momentum": [one for one in momentum if isinstance(one, torch.Tensor)],
-        "average": list(trainer.ema.state_dict().values()) if trainer.ema else [],
+        "weights": [tensor for network in networks for tensor in network.state_dict().values()],
+        "momentum": [value for value in states if isinstance(value, torch.Tensor)],
+        "EMA": list(trainer.ema.state_dict().values()) if trainer.ema else [],
     }
 
 
 def state_of(trainer: Trainer) -> dict[str, str]:
-    """Digests of all that a refused step must not move: NaN equals NaN only bit for bit."""
+    """Digests of everything that a refused step must not change. Bits are compared, so NaN can equal NaN."""
     files = [trainer.folder.metrics, trainer.folder.config, *sorted((trainer.folder.path / "weights").iterdir())]
-    contents = {name: [digest_of(one) for one in tensors] for name, tensors in tensors_of(trainer).items()}
-    contents["average"].append(str(trainer.ema.steps if trainer.ema else None))
+    contents = {name: [digest_of(tensor) for tensor in tensors] for name, tensors in tensors_of(trainer).items()}
+    contents["EMA"].append(str(trainer.ema.steps if trainer.ema else None))
     contents["files"] = [
         f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files if path.exists()
     ]
@@ -170,64 +172,65 @@ def state_of(trainer: Trainer) -> dict[str, str]:
 
 
 def digest_of(tensor: torch.Tensor) -> str:
-    """Of its bits, its type and its shape."""
+    """Digest of the bits, with dtype and shape."""
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return f"{hashlib.sha256(content).hexdigest()} {tensor.dtype} {tuple(tensor.shape)}"
 
 
 @contextlib.contextmanager
-def hearing() -> Iterator[list[str]]:
-    """Warnings and errors of the program within the block, instead of on the screen."""
-    heard: list[str] = []
+def captured_warnings() -> Iterator[list[str]]:
+    """Warnings and errors that Mars logs within the block. They are not printed."""
+    messages: list[str] = []
 
-    class Ear(logging.Handler):
+    class ListHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            messages.append(record.getMessage())
 
-    log, ear = logging.getLogger("mars"), Ear(logging.WARNING)
-    log.addHandler(ear)
+    log, handler = logging.getLogger("mars"), ListHandler(logging.WARNING)
+    log.addHandler(handler)
     try:
-        yield heard
+        yield messages
     finally:
-        log.removeHandler(ear)
+        log.removeHandler(handler)
 
 
-def strike(shop: Workshop, injection: Injection) -> Outcome:
-    """Train with the fault until it is noticed, or the run is over."""
-    with ExitStack() as patches, hearing() as heard:
-        trainer = shop.trainer(injection)
-        struck = trainer.train_step = Struck(trainer, injection, patches, heard)
-        said: dict[str, str] = {"noticed": "no: the training went on to its end"}
+def run_with_fault(runs: FaultRuns, injection: Injection) -> FaultOutcome:
+    """Train with the fault until it is noticed or the run ends."""
+    with ExitStack() as patches, captured_warnings() as warnings:
+        trainer = runs.trainer(injection)
+        step = trainer.train_step = FaultyStep(trainer, injection, patches, warnings)
+        reported: dict[str, str] = {"noticed": "no: the training ran to its end"}
         try:
             trainer.run()
-        except Enough:
-            return Outcome(_calm(struck, heard))
+        except EnoughSteps:
+            return FaultOutcome(_quiet_rows(step, warnings))
         except BadStep as bad:
-            said = {"message": str(bad), **rows_of(bad.report)}
-        except Exception as error:  # whatever it is, it is what was said
-            said = {"error": f"{type(error).__name__}: {error}"}
+            reported = {"message": str(bad), **report_rows(bad.report)}
+        except Exception as error:  # any error is what the user would see
+            reported = {"error": f"{type(error).__name__}: {error}"}
         after, tensors = state_of(trainer), tensors_of(trainer)
-        spoilt = [name for name, values in tensors.items() if not all(bool(one.isfinite().all()) for one in values)]
-        moved = tuple(name for name in ALL if struck.before.get(name) != after[name] or name in spoilt)
-        said["left"] = f"not finite: {', '.join(spoilt)}" if spoilt else "all finite"
-        said["warned"] = "; ".join(text for text in heard if text.startswith("spike"))
-        said["step"] = f"{struck.struck} with the fault"
-        return Outcome({name: text.replace(struck.image or "\0", "{image}") for name, text in said.items()}, moved)
+        nonfinite = [name for name, values in tensors.items() if not all(bool(v.isfinite().all()) for v in values)]
+        changed = tuple(name for name in ALL if step.before.get(name) != after[name] or name in nonfinite)
+        reported["left"] = f"not finite: {', '.join(nonfinite)}" if nonfinite else "all finite"
+        reported["warned"] = "; ".join(text for text in warnings if text.startswith("spike"))
+        reported["step"] = f"{step.faulty_steps} with the fault"
+        rows = {name: text.replace(step.image or "\0", "{image}") for name, text in reported.items()}
+        return FaultOutcome(rows, changed)
 
 
-def _calm(struck: Struck, heard: Sequence[str]) -> dict[str, str]:
-    numbers = [value for values in struck.values for value in values.values()]
-    is_finite = all(map(math.isfinite, numbers)) and all("grad_norm" in values for values in struck.values)
-    alarms = [text for text in heard if not text.startswith(("teacher: ", "baseClasses are"))]
-    last = ", ".join(f"{name} {value:.4g}" for name, value in struck.values[-1].items())
-    told = {"finite": "yes" if is_finite else "no", "alarms": "; ".join(alarms) or "none", "last step": last}
-    if struck.without_boxes:
-        told["without boxes"] = f"{struck.without_boxes} of {struck.struck} batches"
-    return told
+def _quiet_rows(step: FaultyStep, warnings: Sequence[str]) -> dict[str, str]:
+    numbers = [value for values in step.values for value in values.values()]
+    is_finite = all(map(math.isfinite, numbers)) and all("grad_norm" in values for values in step.values)
+    alarms = [text for text in warnings if not text.startswith(("teacher: ", "baseClasses are"))]
+    last = ", ".join(f"{name} {value:.4g}" for name, value in step.values[-1].items())
+    rows = {"finite": "yes" if is_finite else "no", "alarms": "; ".join(alarms) or "none", "last step": last}
+    if step.without_boxes:
+        rows["without boxes"] = f"{step.without_boxes} of {step.faulty_steps} batches"
+    return rows
 
 
-def rows_of(page: str) -> dict[str, str]:
-    """The rows of a page by their titles; what was born where is `phase`, what was noticed before it `before`."""
+def report_rows(page: str) -> dict[str, str]:
+    """Rows of a report by title. `phase`: where the first non-finite value appeared; `before`: earlier warnings."""
     rows: dict[str, str] = {}
     for line in page.splitlines():
         if line.startswith("bad value traced: "):

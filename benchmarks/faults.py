@@ -1,4 +1,4 @@
-"""What else befalls a training than being killed: signals, damaged files, full disks, second runs. See chaos.py."""
+"""Faults other than kills, for chaos.py: signals, damaged files, full disks, a second run on the same folder."""
 
 import os
 import resource
@@ -11,43 +11,43 @@ from typing import Any
 
 import torch
 
-Fault = Callable[[Any], None]  # takes the Chaos that it befalls
+Fault = Callable[[Any], None]  # takes a Chaos
 FAULTS: list[Fault] = []
 
 
 def fault(function: Fault) -> Fault:
-    """Have chaos.py try it."""
+    """Register a fault that chaos.py tries."""
     FAULTS.append(function)
     return function
 
 
 @fault
 def signals(chaos: Any) -> None:
-    """Asked to leave, a training says one line, and has saved what it has come to."""
+    """After a signal, a training saves its state and prints one line."""
     middle = chaos.counts["batch"] // 2
-    for what, kind, point, nth, workers in (
+    for description, kind, point, nth, workers in (
         ("Ctrl-C in an epoch", "int", "batch", middle, 0),
-        ("Ctrl-C in an epoch, workers get it too", "group-int", "batch", middle + 1, 2),
+        ("Ctrl-C in an epoch, also to the workers", "group-int", "batch", middle + 1, 2),
         ("SIGTERM in an epoch", "term", "batch", middle + 1, 0),
-        ("SIGTERM in an epoch, workers get it too", "group-term", "batch", middle, 2),
-        ("SIGHUP in an epoch, workers get it too", "group-hup", "batch", middle, 2),
-        ("SIGTERM in the validation", "term", "validation", 2, 0),
+        ("SIGTERM in an epoch, also to the workers", "group-term", "batch", middle, 2),
+        ("SIGHUP in an epoch, also to the workers", "group-hup", "batch", middle, 2),
+        ("SIGTERM during the validation", "term", "validation", 2, 0),
         ("SIGTERM while saving", "term", "half a file", chaos.counts["half a file"] // 2, 0),
         ("Ctrl-C twice", "int-int", "batch", middle, 0),
         ("Ctrl-C twice while saving", "int-int", "half a file", chaos.counts["half a file"] // 2, 2),
     ):
 
         def attempt(run: Path, kind=kind, point=point, nth=nth, workers=workers) -> str:
-            done = chaos.run(chaos.command(run, workers), point, nth, kind)
+            result = chaos.run(chaos.command(run, workers), point, nth, kind)
             words = ("interrupted",) if kind == "int-int" else ("interrupted by", "and saved")
-            return done.complaint(1, *words) or chaos.again(run, workers, "going on with")
+            return result.complaint(1, *words) or chaos.resume(run, workers, "going on with")
 
-        chaos.try_out(what, attempt)
+        chaos.try_out(description, attempt)
 
 
 @fault
 def damaged_checkpoints(chaos: Any) -> None:
-    """The checkpoint before is taken, said aloud."""
+    """The previous checkpoint is used, and a message says so."""
 
     def flip(path: Path) -> None:
         content = bytearray(path.read_bytes())
@@ -57,29 +57,29 @@ def damaged_checkpoints(chaos: Any) -> None:
     def cut(path: Path) -> None:
         os.truncate(path, chaos.random.randrange(1, path.stat().st_size))
 
-    for what, damage, said in (
+    for description, damage, message in (
         ("last.pth: one bit flipped", flip, "is damaged"),
         ("last.pth: cut short", cut, "is damaged"),
         ("last.pth: emptied", lambda path: os.truncate(path, 0), "is damaged"),
         ("last.pth: removed", Path.unlink, "is missing"),
     ):
 
-        def attempt(run: Path, damage=damage, said=said) -> str:
+        def attempt(run: Path, damage=damage, message=message) -> str:
             _killed_in_the_last_epoch(chaos, run)
             damage(run / "weights/last.pth")
-            return chaos.again(run, said=said)
+            return chaos.resume(run, message=message)
 
-        chaos.try_out(what, attempt)
+        chaos.try_out(description, attempt)
 
 
 def _killed_in_the_last_epoch(chaos: Any, run: Path) -> None:
-    done = chaos.run(chaos.command(run), "batch", chaos.counts["batch"] - 2, "kill")
-    assert done.status == -signal.SIGKILL, done.err
+    result = chaos.run(chaos.command(run), "batch", chaos.counts["batch"] - 2, "kill")
+    assert result.status == -signal.SIGKILL, result.err
 
 
 @fault
 def damaged_best(chaos: Any) -> None:
-    """Best weights are made again where a checkpoint still has them, and never evaluated when damaged."""
+    """Best weights are restored if a checkpoint still has them. Damaged ones are never evaluated."""
 
     def damage(run: Path) -> None:
         content = bytearray((run / "weights/best.pth").read_bytes())
@@ -91,45 +91,45 @@ def damaged_best(chaos: Any) -> None:
         damage(run)
         return chaos.run(chaos.command(run, 0, "eval")).complaint(2, "best.pth: is damaged", "--weights")
 
-    def made_again(run: Path) -> str:
-        done = chaos.run(chaos.command(run), "metrics", 1, "kill")  # the first epoch is always the best so far
+    def restored(run: Path) -> str:
+        result = chaos.run(chaos.command(run), "metrics", 1, "kill")  # after one epoch, this epoch is the best
         damage(run)
         return (
             ""
-            if done.status == -signal.SIGKILL and not chaos.again(run, said="written again")
-            else "was not written again"
+            if result.status == -signal.SIGKILL and not chaos.resume(run, message="written again")
+            else "was not restored"
         )
 
     chaos.try_out("best.pth: one bit flipped, then eval", evaluated)
-    chaos.try_out("best.pth: one bit flipped, then train", made_again)
+    chaos.try_out("best.pth: one bit flipped, then train", restored)
 
 
 @fault
 def removed_files(chaos: Any) -> None:
-    """What follows from the checkpoint is written again from it."""
+    """Files that follow from the checkpoint are written again from it."""
     for name in ("config.json", "metrics.jsonl", "plots/loss.png", "data-check.json"):
 
         def attempt(run: Path, name=name) -> str:
             _killed_in_the_last_epoch(chaos, run)
             (run / name).unlink()
-            return chaos.again(run) or ("" if (run / name).exists() else f"{name} was not written again")
+            return chaos.resume(run) or ("" if (run / name).exists() else f"{name} was not written again")
 
         chaos.try_out(f"{name}: removed", attempt)
 
 
 @fault
 def full_disk(chaos: Any) -> None:
-    """One sentence; the checkpoint that was there stays, and the same command goes on once there is space."""
+    """One error message; the previous checkpoint stays, and the same command continues once there is space."""
 
     def full(run: Path) -> str:
-        done = chaos.run(chaos.command(run), "flush", chaos.counts["flush"] * 2 // 3, "full")
-        return done.complaint(2, "cannot be written", "No space left") or chaos.again(run)
+        result = chaos.run(chaos.command(run), "flush", chaos.counts["flush"] * 2 // 3, "full")
+        return result.complaint(2, "cannot be written", "No space left") or chaos.resume(run)
 
     def limited(run: Path) -> str:
-        limit = (20 << 20, resource.RLIM_INFINITY)  # the checkpoint is larger, all else smaller
+        limit = (20 << 20, resource.RLIM_INFINITY)  # only the checkpoint is larger
         options = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)}
-        done = chaos.run(chaos.command(run), **options)
-        return done.complaint(2, "last.pth: cannot be written", "File too large") or chaos.again(run)
+        result = chaos.run(chaos.command(run), **options)
+        return result.complaint(2, "last.pth: cannot be written", "File too large") or chaos.resume(run)
 
     chaos.try_out("disk full while saving", full)
     chaos.try_out("files limited to 20 MB (ulimit -f)", limited)
@@ -137,22 +137,22 @@ def full_disk(chaos: Any) -> None:
 
 @fault
 def read_only(chaos: Any) -> None:
-    """A place that cannot be written is said in one sentence. A folder's mode does not bind root; a file does."""
+    """A folder that cannot be written gives one error message. Root may write to any folder, but not into a file."""
 
     def attempt(run: Path) -> str:
         run.parent.mkdir(parents=True, exist_ok=True)
-        run.write_text("a file, no folder")
+        run.write_text("a file, not a folder")
         try:
             return chaos.run(chaos.command(run)).complaint(2, "cannot be written", "--root")
         finally:
             run.unlink()
 
-    chaos.try_out("a place that cannot be written", attempt)
+    chaos.try_out("a folder that cannot be written", attempt)
 
 
 @fault
 def another_version(chaos: Any) -> None:
-    """Refused, and nothing is overwritten."""
+    """A folder of another version is refused and not overwritten."""
 
     def attempt(run: Path) -> str:
         (run / "weights").mkdir(parents=True)
@@ -166,7 +166,7 @@ def another_version(chaos: Any) -> None:
 
 @fault
 def second_run(chaos: Any) -> None:
-    """While one is at work, a second one on its folder is refused, with --nobuf too; the first one is not disturbed."""
+    """A second run on the folder of a running one is refused, also with --nobuf. The first run continues normally."""
 
     def attempt(run: Path) -> str:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -188,6 +188,6 @@ def second_run(chaos: Any) -> None:
 
 
 def _state(pid: int) -> str:
-    """T for a process that is stopped."""
-    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return done.stdout.strip()[:1]
+    """The state that ps reports; T means stopped."""
+    result = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return result.stdout.strip()[:1]

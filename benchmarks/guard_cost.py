@@ -1,10 +1,10 @@
-"""What the checks of every step cost, by size: steps with and without them in turn, and the checks timed themselves.
+"""Cost of the checks in each training step, by size: steps with and without them alternate, and the checks are timed.
 
     OMP_NUM_THREADS=1 python -m benchmarks.guard_cost [--steps 100] [--late]
 
-nano, float32, SGD with the EMA, healthInterval=100. The process's own time, so that a busy machine changes little, and
-medians. The difference of the two kinds of steps is less exact than the checks timed themselves: caches and a shared
-processor change a step by several hundredths. `--late`: judged a step late, as on CUDA, with the fused optimizer.
+nano, float32, SGD with EMA, healthInterval=100. Times are medians of the CPU time of this process, so that a busy
+machine changes little. The difference between the two kinds of steps is less exact than the time of the checks: caches
+and a shared processor change a step by several percent. `--late`: deferred check as on CUDA, with the fused optimizer.
 """
 
 import argparse
@@ -50,13 +50,13 @@ CHECKS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (train.opt, ("_is_finite",)),
 )
 SIZES = ((96, 2), (160, 8), (320, 8))  # pixels, images
-CLASSES, BOXES = 20, 6  # boxes an image
+CLASSES, BOXES = 20, 6  # boxes per image
 WARM_UP = 5
 PACE = Pace(rate=1e-3, bias_rate=1e-3, momentum=0.9, accumulate=1)
 
 
 class Clock:
-    """Adds up the time spent in functions; one that runs inside another counts once."""
+    """Sums the time spent in functions. A function called by another timed function is counted once."""
 
     def __init__(self) -> None:
         self.seconds, self._depth = 0.0, 0
@@ -77,7 +77,7 @@ class Clock:
 
 
 class Bench:
-    """One network, trained with and without the checks in turn."""
+    """One network that is trained with and without the checks alternately."""
 
     def __init__(self, size: int, count: int, is_late: bool, folder: str):
         model = YoloModel("nano", CLASSES).train().to(memory_format=torch.channels_last)
@@ -92,25 +92,25 @@ class Bench:
         self.batches = [noise_batch(count, size, CLASSES, BOXES, seed) for seed in range(4)]
 
     def guarded(self, batch: Batch) -> None:
-        """As the trainer does it."""
+        """The step of the trainer."""
         self.monitor.check_inputs(batch, self.progress)
         set_pace(self.stepper.optimizer, PACE)
         values = self.stepper.add(batch)
         self.progress.add(values, len(batch))
-        self.monitor.take(self.stepper, values, self.progress)
+        self.monitor.add(self.stepper, values, self.progress)
 
     def bare(self, batch: Batch) -> None:
-        """The same step without anything that is only there to check it."""
+        """The same step without any check."""
         stepper = self.stepper
         assert stepper.ema is not None
         with autocast(stepper.device, stepper.precision):
-            found = self.loss(stepper.model(network_input(batch.images)), batch)
-        found.total.backward()
+            result = self.loss(stepper.model(network_input(batch.images)), batch)
+        result.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(stepper.parameters, stepper.gradient_clip)
         stepper.optimizer.step()
         stepper.optimizer.zero_grad(set_to_none=True)
         stepper.ema.update(stepper.model)
-        self.progress.add({"loss": found.total.detach(), **found.parts, "grad_norm": norm}, len(batch))
+        self.progress.add({"loss": result.total.detach(), **result.parts, "grad_norm": norm}, len(batch))
 
 
 def unwatched(self: DetectionLoss, found: LossResult, *_: Any) -> LossResult:
@@ -142,16 +142,14 @@ def measure(size: int, count: int, steps: int, is_late: bool, clock: Clock) -> s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100, help="of each kind and size")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each kind and size")
     parser.add_argument("--late", action="store_true")
     args = parser.parse_args(arguments)
     clock = Clock()
     for owner, names in CHECKS:
         for name in names:
             setattr(owner, name, clock.around(getattr(owner, name)))
-    print(
-        "| size, batch | step without, ms | step with, ms | the checks themselves, ms | share |\n|---|---|---|---|---|"
-    )
+    print("| size, batch | step without, ms | step with, ms | checks, ms | share |\n|---|---|---|---|---|")
     for size, count in SIZES:
         print(measure(size, count, args.steps, args.late, clock), flush=True)
 

@@ -1,7 +1,7 @@
-"""The faults of `make faults`, each put in from outside by patching at run time, and what should be said about it.
+"""The faults of `make faults`. Each is injected by patching at run time, with the report that is expected for it.
 
-What is patched is undone when the `ExitStack` closes; weights, batches and rates are those of a trainer that is thrown
-away afterwards. Expectations name what a user reads: the rows of the page about a bad step, or a sentence.
+Patches are undone when the `ExitStack` closes. Changed weights, batches and rates belong to a trainer that is discarded
+afterwards. Expectations name what a user reads: rows of the report on a non-finite step, or an error message.
 """
 
 import math
@@ -21,45 +21,47 @@ from ops.batch import Batch
 from train.tal import TaskAlignedAssigner
 from train.trainer import Trainer
 
-ALL = ("weights", "momentum", "average", "files")
+ALL = ("weights", "momentum", "EMA", "files")
 HERE = "injections.py"
 STOPPED, QUIET, STRUCTURAL, UNPREPARED = "stopped", "quiet", "structural", "unprepared"
 
 
 @dataclass(frozen=True)
 class Injection:
-    """One fault. `put_in` is called once, just before a step; `each` before that step and all later ones."""
+    """One fault. `inject` is called once, just before a step; `before_each` before that step and all later ones."""
 
     name: str
-    what: str
-    says: Mapping[str, str]  # row of the page, or name of a sentence -> what must stand in it; {image}: the bad one
-    put_in: Callable[[Trainer, ExitStack], None] | None = None
-    each: Callable[[Trainer], None] | None = None
-    spoil: Callable[[Batch], Batch] | None = None
+    description: str
+    expected: Mapping[
+        str, str
+    ]  # row of the report, or name of a message -> text it must contain; {image}: the bad image
+    inject: Callable[[Trainer, ExitStack], None] | None = None
+    before_each: Callable[[Trainer], None] | None = None
+    change_batch: Callable[[Batch], Batch] | None = None
     group: str = STOPPED
     is_student: bool = False
-    is_fresh: bool = False  # from its first step; else in the second epoch of a run
+    is_fresh: bool = False  # True: in the first step of a run; False: in its second epoch
     settings: Mapping[str, Any] = field(default_factory=dict)
-    holds: tuple[str, ...] = ALL  # what must not move
+    protected: tuple[str, ...] = ALL  # parts that the refused step must not change
 
 
-# Into the arithmetic
+# Faults in the arithmetic
 
 
 def _logits(trainer: Trainer, patches: ExitStack) -> None:
     assign = TaskAlignedAssigner.__call__
 
-    def with_logits(self: Any, scores: Tensor, *others: Tensor) -> Any:
-        return assign(self, scores.logit(), *others)
+    def with_logits(self: Any, scores: Tensor, *tensors: Tensor) -> Any:
+        return assign(self, scores.logit(), *tensors)
 
     patches.enter_context(patch.object(TaskAlignedAssigner, "__call__", with_logits))
 
 
 def _zero_normaliser(trainer: Trainer, patches: ExitStack) -> None:
-    show = train.loss.probe
+    probe = train.loss.probe
 
     def without_clamp(name: str, value: Tensor) -> Tensor:
-        return show(name, value * 0 if name == "loss.normaliser" else value)
+        return probe(name, value * 0 if name == "loss.normaliser" else value)
 
     patches.enter_context(patch.object(train.loss, "probe", without_clamp))
 
@@ -85,7 +87,7 @@ def _root_in_ciou(trainer: Trainer, patches: ExitStack) -> None:
 
     def rooted_ciou(a: Tensor, b: Tensor) -> Tensor:
         overlap = ciou(a, b)
-        spread = (overlap - overlap.detach()) - 1e-12  # a variance that rounding has taken below zero
+        spread = (overlap - overlap.detach()) - 1e-12  # like a variance that is negative because of rounding
         return overlap - 0.1 * spread.sqrt()
 
     patches.enter_context(patch.object(train.loss, "ciou", rooted_ciou))
@@ -95,26 +97,26 @@ def _zero_features(trainer: Trainer, patches: ExitStack) -> None:
     forward = Neck.forward
 
     def zeros(self: Neck, *features: Tensor) -> Any:
-        joined = forward(self, *features)
-        return type(joined)(*(one * 0 for one in joined))
+        maps = forward(self, *features)
+        return type(maps)(*(feature * 0 for feature in maps))
 
     patches.enter_context(patch.object(Neck, "forward", zeros))
 
 
 def _wide_spread(trainer: Trainer, patches: ExitStack) -> None:
-    teach = train.distilloss.CWDLoss.__call__
+    cwd = train.distilloss.CWDLoss.__call__
 
     def stretched(maps: Tensor) -> Tensor:
         low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
         return (maps - low) / (high - low).detach().clamp(min=1e-6) * 1000
 
     def wide(self: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        return teach(self, stretched(student.float()), stretched(teacher.float()))
+        return cwd(self, stretched(student.float()), stretched(teacher.float()))
 
     patches.enter_context(patch.object(train.distilloss.CWDLoss, "__call__", wide))
 
 
-# Into the network
+# Faults in the network
 
 
 BLOCK = "backbone.l4.cv1"
@@ -153,14 +155,14 @@ def _infinity_times_zero(trainer: Trainer, patches: ExitStack) -> None:
     def masked_in_place(x: Tensor) -> Tensor:
         is_first = torch.zeros_like(x)
         is_first[0] = 1
-        x.add_(torch.where(is_first > 0, math.inf, 0.0))  # hidden below by a mask that multiplies
+        x.add_(torch.where(is_first > 0, math.inf, 0.0))  # the mask below multiplies, so it does not remove them
         return x.mul_(1 - is_first)
 
     _change_output(trainer, patches, masked_in_place)
 
 
 class OwnSiLU(torch.autograd.Function):
-    """x * sigmoid(x), right forward; backward it divides by what is zero where x is negative enough."""
+    """x * sigmoid(x). The forward pass is right; the backward pass divides by zero where x is negative enough."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -178,12 +180,12 @@ def _own_silu(trainer: Trainer, patches: ExitStack) -> None:
     patches.enter_context(patch.object(trainer.model.get_submodule(BLOCK).act, "forward", OwnSiLU.apply))
 
 
-def _poison_average(trainer: Trainer, patches: ExitStack) -> None:
+def _nan_in_ema(trainer: Trainer, patches: ExitStack) -> None:
     assert trainer.ema is not None
     next(trainer.ema.model.parameters()).data[0, 0, 1, 1] = math.nan
 
 
-# Into the step, the batch and the teacher
+# Faults in the step and the batch
 
 
 def _rate(value: float) -> Callable[[Trainer], None]:
@@ -217,82 +219,83 @@ _FINITE = {"finite": "yes", "alarms": "none"}
 
 INJECTIONS = (
     Injection(
-        "logits", "logits to the assigner", put_in=_logits,
-        says={"phase": "in the loss", "operation": "aten.pow", "where": "tal.py", "first seen": "tal.metric",
+        "logits", "logits instead of probabilities for the assigner", inject=_logits,
+        expected={"phase": "in the loss", "operation": "aten.pow", "where": "tal.py", "first seen": "tal.metric",
               "likely": "negative base"},
     ),
     Injection(
-        "normaliser", "a normaliser of zero", put_in=_zero_normaliser,
-        says={"phase": "in the loss", "operation": "aten.div", "where": "train/loss.py", "likely": "zero normaliser"},
+        "normaliser", "a normaliser of zero", inject=_zero_normaliser,
+        expected={"phase": "in the loss", "operation": "aten.div", "where": "train/loss.py",
+                  "likely": "zero normaliser"},
     ),
     Injection(
-        "pixel", "a NaN pixel", spoil=_bad_pixel,
-        says={"phase": "the batch itself", "tensor": "images", "images": "{image}", "likely": "bad pixel"},
+        "pixel", "a NaN pixel", change_batch=_bad_pixel,
+        expected={"phase": "the batch itself", "tensor": "images", "images": "{image}", "likely": "bad pixel"},
     ),
     Injection(
-        "box", "a NaN box", spoil=_bad_box,
-        says={"phase": "the batch itself", "tensor": "boxes", "images": "{image}", "likely": "bad box"},
+        "box", "a NaN box", change_batch=_bad_box,
+        expected={"phase": "the batch itself", "tensor": "boxes", "images": "{image}", "likely": "bad box"},
     ),
     Injection(
-        "block", f"{BLOCK}.conv times 1e8 before each step, until it overflows", each=_scale,
-        says={"phase": "in the network, forward", "module": BLOCK, "likely": "huge weights in one block"},
+        "block", f"{BLOCK}.conv times 1e8 before each step until it overflows", before_each=_scale,
+        expected={"phase": "in the network, forward", "module": BLOCK, "likely": "huge weights in one block"},
     ),
     Injection(
-        "half", f"float16, and {BLOCK}.conv times 1e5", put_in=_half,
-        says={"phase": "in the network, forward", "module": BLOCK, "likely": "half-precision overflow"},
+        "half", f"float16, and {BLOCK}.conv times 1e5", inject=_half,
+        expected={"phase": "in the network, forward", "module": BLOCK, "likely": "half-precision overflow"},
     ),
     Injection(
-        "softmax-log", "softmax().log() in CWD, logits 1000 times as wide", put_in=_softmax_then_log, is_student=True,
-        says={"phase": "in the loss", "operation": "aten.log", "where": HERE, "likely": "log of zero"},
+        "softmax-log", "softmax().log() in CWD, logits 1000 times as large", inject=_softmax_then_log, is_student=True,
+        expected={"phase": "in the loss", "operation": "aten.log", "where": HERE, "likely": "log of zero"},
     ),
     Injection(
-        "clamps", "KL with unequal clamps, which goes below zero", put_in=_unequal_clamps, is_student=True,
-        says={"message": "cwd below zero", "phase": "in the loss", "first seen": "the loss part cwd", "where": HERE,
+        "clamps", "KL divergence with unequal clamps, which becomes negative", inject=_unequal_clamps, is_student=True,
+        expected={"message": "cwd below zero", "phase": "in the loss", "first seen": "the loss part cwd", "where": HERE,
               "likely": "negative divergence"},
     ),
     Injection(
-        "normalise", "a normalise of zeros without a guard: its value masked, its gradient not",
-        put_in=_unguarded_normalise,
-        says={"phase": "backward", "backward of": "DivBackward", "module": BLOCK, "where": HERE,
+        "normalise", "zeros normalised without a guard: the value is masked, its gradient is not",
+        inject=_unguarded_normalise,
+        expected={"phase": "backward", "backward of": "DivBackward", "module": BLOCK, "where": HERE,
               "likely": "unguarded normalise"},
     ),
     Injection(
-        "rate", "learning rate 1e6", each=_rate(1e6), settings={"maxEpoch": 8},
-        says={"warned": "spike in", "before": "spike in", "phase": "in the network, forward",
+        "rate", "learning rate 1e6", before_each=_rate(1e6), settings={"maxEpoch": 8},
+        expected={"warned": "spike in", "before": "spike in", "phase": "in the network, forward",
               "likely": "learning rate too high"},
     ),
-    Injection("nothing", "nothing, for comparison: the first steps of a run", group=QUIET, is_fresh=True, says=_FINITE),
-    Injection("no-boxes", "a batch without boxes", spoil=_no_boxes, group=QUIET,
-              says={**_FINITE, "without boxes": "of 3"}),
+    Injection("nothing", "nothing (control): the first steps of a run", group=QUIET, is_fresh=True, expected=_FINITE),
+    Injection("no-boxes", "a batch without boxes", change_batch=_no_boxes, group=QUIET,
+              expected={**_FINITE, "without boxes": "of 3"}),
     Injection(
         "no-class", "batches without any of the selected classes", group=QUIET, is_fresh=True,
-        settings={"trainSelectedClasses": "rarest"}, says={**_FINITE, "without boxes": "of 3"},
+        settings={"trainSelectedClasses": "rarest"}, expected={**_FINITE, "without boxes": "of 3"},
     ),
-    Injection("zero-features", "zero feature vectors in teacher and student", put_in=_zero_features, group=QUIET,
-              is_student=True, says=_FINITE),
-    Injection("spread", "CWD at spread 1000", put_in=_wide_spread, group=QUIET, is_student=True, is_fresh=True,
-              says=_FINITE),
+    Injection("zero-features", "zero feature vectors in teacher and student", inject=_zero_features, group=QUIET,
+              is_student=True, expected=_FINITE),
+    Injection("spread", "CWD at spread 1000", inject=_wide_spread, group=QUIET, is_student=True, is_fresh=True,
+              expected=_FINITE),
     Injection(
-        "ciou", "the root of -1e-12 in ciou", put_in=_root_in_ciou, group=UNPREPARED,
-        says={"phase": "in the loss", "operation": "aten.sqrt", "where": HERE, "first seen": "loss.ciou",
+        "ciou", "the square root of -1e-12 in CIoU", inject=_root_in_ciou, group=UNPREPARED,
+        expected={"phase": "in the loss", "operation": "aten.sqrt", "where": HERE, "first seen": "loss.ciou",
               "likely": "root of a negative number"},
     ),
     Injection(
-        "in-place", "a feature map gets Inf in its first image and is masked by a product, both in place",
-        put_in=_infinity_times_zero, group=UNPREPARED,
-        says={"phase": "in the network, forward", "operation": "mul_", "module": BLOCK, "where": HERE,
+        "in-place", "Inf in the first image of a feature map, masked by a product, both in place",
+        inject=_infinity_times_zero, group=UNPREPARED,
+        expected={"phase": "in the network, forward", "operation": "mul_", "module": BLOCK, "where": HERE,
               "likely": "zero times infinity"},
     ),
     Injection(
-        "own-silu", "a SiLU by hand that divides by zero backward", put_in=_own_silu, group=UNPREPARED,
-        says={"phase": "backward", "where": HERE, "module": BLOCK, "likely": "custom backward"},
+        "own-silu", "a custom SiLU that divides by zero in its backward pass", inject=_own_silu, group=UNPREPARED,
+        expected={"phase": "backward", "where": HERE, "module": BLOCK, "likely": "custom backward"},
     ),
     Injection(
-        "average", "a NaN written into the average", put_in=_poison_average, group=UNPREPARED, holds=("files",),
-        says={"message": "average.backbone.l0.conv.weight is not finite"},
+        "ema", "a NaN written into the EMA", inject=_nan_in_ema, group=UNPREPARED, protected=("files",),
+        expected={"message": "average.backbone.l0.conv.weight is not finite"},
     ),
     Injection(
-        "nan-rate", "a learning rate of NaN", each=_rate(math.nan), group=UNPREPARED,
-        says={"error": "learning rate nan", "left": "all finite"},
+        "nan-rate", "a learning rate of NaN", before_each=_rate(math.nan), group=UNPREPARED,
+        expected={"error": "learning rate nan", "left": "all finite"},
     ),
 )  # fmt: skip

@@ -1,11 +1,10 @@
-"""Run `mars.py` in this process and strike it at a chosen point: what benchmarks/chaos.py starts. Not for people.
+"""Run `mars.py` in this process with a fault at a chosen point. benchmarks/chaos.py starts this file; people do not.
 
-    python benchmarks/kill_injector.py POINT NTH BLOW -- arguments of mars.py
+    python benchmarks/kill_injector.py POINT NTH KIND -- arguments of mars.py
 
-The product knows nothing of this: its functions are wrapped from outside. POINT says where, NTH how often that point is
-passed before the blow, BLOW what happens: kill, int, term, hup, stop (signals to this process), group-int, group-term,
-group-hup (to its workers, too), int-int (twice), full (the disk is). NTH 0: no blow; the counts of all points go to
-stdout.
+Mars knows nothing of this: its functions are wrapped from outside. The fault strikes when POINT is passed for the NTH
+time. KIND is kill, int, term, hup, stop (signals to this process), group-int, group-term, group-hup (also to its
+workers), int-int (two signals) or full (the disk is full). NTH 0: no fault; the counts of all points go to stdout.
 """
 
 import builtins
@@ -24,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _counts: Counter[str] = Counter()
-_own_process = os.getpid()  # a loader's workers, which are forked, are not struck
+_own_process = os.getpid()  # the forked loader workers are left alone
 
 
-def blow(kind: str) -> None:
-    """Strike now."""
+def inject(kind: str) -> None:
+    """Send the signal to this process, or raise the error of a full disk."""
     if kind == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     name = kind.rpartition("-")[2].upper()
@@ -42,7 +41,7 @@ def blow(kind: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Arm the point and run the command."""
+    """Wrap the points and run the command."""
     point, nth, kind, _, *command = arguments
 
     def passed(where: str) -> None:
@@ -50,9 +49,9 @@ def main(arguments: list[str]) -> int:
             return
         _counts[where] += 1
         if where == point and _counts[where] == int(nth):
-            blow(kind)
+            inject(kind)
 
-    arm(passed, Path(command[command.index("--root") + 1]).absolute())
+    wrap_points(passed, Path(command[command.index("--root") + 1]).absolute())
     import mars
 
     status = mars.main(command)
@@ -61,8 +60,8 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def arm(passed: Any, root: Path) -> None:
-    """Wrap every point, so that `passed` hears of it just before it happens."""
+def wrap_points(passed: Any, root: Path) -> None:
+    """Wrap every point, so that `passed` is called with its name just before it runs."""
     import ops.files
     import train.trainer
     from eval.predictor import Predictor
@@ -73,18 +72,18 @@ def arm(passed: Any, root: Path) -> None:
     for owner, name, where in (
         (train.trainer.Trainer, "run", "start"),
         (Stepper, "add", "batch"),
-        (ModelEMA, "update", "average"),  # the weights have moved, their average has not
+        (ModelEMA, "update", "EMA"),  # the weights are updated, their EMA is not
         (Predictor, "__call__", "validation"),
         (RunFolder, "write_history", "metrics"),
         (train.trainer, "plot_curves", "curves"),
         (ops.files.os, "fsync", "flush"),
     ):
-        setattr(owner, name, _announced(getattr(owner, name), where, passed))
+        setattr(owner, name, _wrapped(getattr(owner, name), where, passed))
     ops.files.open = functools.partial(_open, passed)  # type: ignore[attr-defined]
-    sys.addaudithook(functools.partial(_hear, passed, f"{root}{os.sep}"))
+    sys.addaudithook(functools.partial(_audit, passed, f"{root}{os.sep}"))
 
 
-def _announced(function: Any, where: str, passed: Any) -> Any:
+def _wrapped(function: Any, where: str, passed: Any) -> Any:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         passed(where)
@@ -94,12 +93,12 @@ def _announced(function: Any, where: str, passed: Any) -> Any:
 
 
 def _open(passed: Any, path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-    file = builtins.open(path, mode, *args, **kwargs)  # noqa: SIM115 (whoever asked for it closes it)
+    file = builtins.open(path, mode, *args, **kwargs)  # noqa: SIM115 (the caller closes it)
     return _HalfWriter(file, passed) if "w" in mode else file
 
 
 class _HalfWriter:
-    """Writes one half of what it is given, is struck, then writes the other."""
+    """Writes half of the content, calls `passed`, then writes the other half."""
 
     def __init__(self, file: io.BufferedWriter, passed: Any):
         self._file, self._passed = file, passed
@@ -120,8 +119,8 @@ class _HalfWriter:
         self._file.close()
 
 
-def _hear(passed: Any, root: str, event: str, args: tuple[Any, ...]) -> None:
-    """The interpreter's audit events: whatever makes, renames or removes a file below root."""
+def _audit(passed: Any, root: str, event: str, args: tuple[Any, ...]) -> None:
+    """Audit events of the interpreter: creating, renaming and removing files below root."""
     is_change = event in ("os.rename", "os.link", "os.remove", "os.mkdir")
     if is_change or (event == "open" and isinstance(args[2], int) and args[2] & _WRITING):
         name = os.fsdecode(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else ""

@@ -1,8 +1,8 @@
-"""Does memory grow with the split? `python -m benchmarks.memory WORK` tries 100 and 2,000 images.
+"""Does memory grow with the number of images? `python -m benchmarks.memory WORK` tries 100 and 2,000.
 
-Every measurement runs in a fresh process and says the peak of its resident memory (ru_maxrss) after each stage. The
-images are 200 drawn scenes of 320 x 320 under as many names as are asked for; the network is a nano with random weights
-at 96 x 96 that reports 300 detections an image, more than a trained one does.
+Each measurement runs in a new process and prints its peak resident memory (ru_maxrss) after each stage. The images are
+200 drawn scenes of 320 x 320 pixels, linked under as many names as needed. The network is a nano with random weights at
+96 x 96; it reports 300 detections per image, more than a trained network.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def linked_data_set(work: Path, count: int) -> Path:
-    """A data set of `count` images, all of the split `test`: links to the drawn scenes."""
+    """A data set of `count` images in the split `test`: hard links to the drawn scenes."""
     from scenes.dataset import make_data_set
 
     drawn = make_data_set(work / "drawn", SCENES, size=SCENE_SIZE)
@@ -46,7 +46,7 @@ def linked_data_set(work: Path, count: int) -> Path:
 
 
 def evaluate(mcfg: ModelConfig, out: Path) -> Iterator[str]:
-    """What `python mars.py eval` does, stage by stage."""
+    """The stages of `python mars.py eval`."""
     from dl.check import check_data
     from eval.evaluator import Evaluator
     from model import build_model
@@ -65,7 +65,7 @@ def evaluate(mcfg: ModelConfig, out: Path) -> Iterator[str]:
 
 
 def detect(mcfg: ModelConfig, out: Path) -> Iterator[str]:
-    """What `python mars.py predict` does."""
+    """The stages of `python mars.py predict`."""
     from eval.predict import PredictJob, find_images, predict_files
     from eval.predictor import Predictor
     from model import build_model
@@ -78,7 +78,7 @@ def detect(mcfg: ModelConfig, out: Path) -> Iterator[str]:
 
 
 def run_stages(kind: str, data: Path, workers: int) -> None:
-    """In the fresh process: print stage -> peak in MiB as JSON."""
+    """Called in the new process: print stage -> peak in MiB as JSON."""
     import torch
 
     torch.set_num_threads(1)
@@ -91,7 +91,7 @@ def run_stages(kind: str, data: Path, workers: int) -> None:
 
 
 def measure(kind: str, data: Path, workers: int) -> dict[str, float]:
-    """The peaks of one measurement, in a process of its own."""
+    """The peaks of one measurement, made in a new process."""
     command = [sys.executable, "-m", "benchmarks.memory", str(data), "--stages", kind, "--workers", str(workers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=CODE, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -99,7 +99,7 @@ def measure(kind: str, data: Path, workers: int) -> dict[str, float]:
 
 
 def table(rows: dict[int, dict[str, float]]) -> str:
-    """Peaks in MiB, one row a number of images, and what the last has above the first."""
+    """Peaks in MiB, one row per number of images, and the growth from the smallest to the largest number."""
     stages = list(next(iter(rows.values())))
     lines = [("images", *stages), *((str(n), *(f"{row[s]:.0f}" for s in stages)) for n, row in rows.items())]
     first, last = rows[min(rows)], rows[max(rows)]
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder for the drawn images and the results")
     parser.add_argument("--images", type=int, nargs="+", default=[100, 2000])
-    parser.add_argument("--workers", type=int, default=0, help="loader processes, whose memory is not counted")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes; their memory is not counted")
     parser.add_argument("--stages", choices=("evaluate", "predict"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.stages:

@@ -1,4 +1,4 @@
-"""A batch of noise with boxes, for timing a step."""
+"""A batch of random pixels and boxes, to time a training step."""
 
 import torch
 
@@ -6,7 +6,7 @@ from ops.batch import Batch
 
 
 def noise_batch(count: int, size: int, num_classes: int, boxes: int, seed: int = 0) -> Batch:
-    """On every image so many boxes, of a tenth to a third of its side."""
+    """`boxes` per image; their sides are a tenth to a third of `size`. The same seed gives the same batch."""
     draw = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=draw)
     sides = size * (0.1 + 0.23 * torch.rand(count, boxes, 2, generator=draw))

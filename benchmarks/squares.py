@@ -1,4 +1,4 @@
-"""A data set that is drawn in a moment: coloured squares on noise, with Pascal VOC annotations."""
+"""A small data set that is drawn quickly: coloured rectangles on noise, with Pascal VOC annotations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +17,10 @@ def draw_squares(
     colours: Mapping[str, tuple[int, int, int]] = TWO_COLOURS,
     small: int = 0,
 ) -> Path:
-    """Two thirds of the scenes to train on, a sixth each for validation and test; `small`: so many in that split, too.
+    """Two thirds of the `count` images are for training, a sixth each for validation and test. Returns `folder`.
 
-    Each colour is once on every scene but the fourth, which is empty.
+    Each image shows each colour once, except the fourth, which has no object. `small`: this many training images are
+    also listed in a split named small.
     """
     random = np.random.default_rng(seed)
     for name in ("images", "annotations", "splits"):

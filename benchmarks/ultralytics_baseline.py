@@ -1,10 +1,12 @@
-"""Ultralytics on the same files: `python -m benchmarks.ultralytics_baseline DATA OUT --epochs N` saves its detections.
+"""Train Ultralytics on the same files as Mars and save its detections.
 
-Run in a process of its own: importing ultralytics replaces parts of torch and Pillow. It trains with its own defaults
-but SGD at .01, which `optimizer=auto` would overrule, and keeps the epoch it finds best on the validation split.
+    python -m benchmarks.ultralytics_baseline DATA OUT --epochs N
 
-It detects twice: its own way, where `imgsz` 320 gives a 640 x 480 image 341 x 256 pixels on a rectangle of 352 x 256
-(detections.json), and on the square that Mars takes, 320 x 240 pixels of 320 x 320 (detections-square.json).
+It runs in its own process, because importing ultralytics replaces parts of torch and Pillow. It trains with its own
+defaults except SGD at 0.01, which `optimizer=auto` would overrule, and keeps the best epoch on the validation split.
+
+It detects in two ways. By default, `imgsz` 320 scales a 640 x 480 image to 341 x 256 pixels on a 352 x 256 rectangle
+(detections.json). On the square input of Mars, the image has 320 x 240 of 320 x 320 pixels (detections-square.json).
 """
 
 import argparse
@@ -22,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def export_yolo(data: CheckedData, folder: Path) -> Path:
-    """Write the checked data as Ultralytics wants it: links to the images, txt labels; the path of its data.yaml."""
+    """Write the checked data in the YOLO format: links to the images and txt labels. Returns the path of data.yaml."""
     for split in SPLITS:
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -39,13 +41,13 @@ def export_yolo(data: CheckedData, folder: Path) -> Path:
                 )
             (folder / "labels" / split / f"{image.stem}.txt").write_text("\n".join(lines))
     names = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(data.source.class_list))
-    places = f"path: {folder}\ntrain: images/train\nval: images/validation\ntest: images/test\n"
-    (folder / "data.yaml").write_text(f"{places}names:\n{names}")
+    paths = f"path: {folder}\ntrain: images/train\nval: images/validation\ntest: images/test\n"
+    (folder / "data.yaml").write_text(f"{paths}names:\n{names}")
     return folder / "data.yaml"
 
 
 def train_and_detect(yaml: Path, out: Path, args: argparse.Namespace) -> None:
-    """Train, detect on the test split with the best weights, write OUT/detections*.json and OUT/run.json."""
+    """Train, then detect on the test split with the best weights. Writes OUT/detections*.json and OUT/run.json."""
     os.environ.setdefault("YOLO_OFFLINE", "1")
     from ultralytics import YOLO, __version__
 
@@ -58,21 +60,26 @@ def train_and_detect(yaml: Path, out: Path, args: argparse.Namespace) -> None:
     )  # fmt: skip
     seconds = time.perf_counter() - started
     best = YOLO(out / "train" / "weights" / "best.pt")
-    own = {}
+    own_metrics = {}
     for name, is_rectangle in (("detections", True), ("detections-square", False)):
-        # Batches of one: its NMS gives up after 2 + .05 B seconds and leaves the rest of a batch without detections.
+        # Batch size 1: its NMS stops after 2 + 0.05 B seconds and leaves the rest of a batch without detections.
         metrics = best.val(
             data=str(yaml), split="test", imgsz=args.size, batch=1, workers=0, device="cpu", rect=is_rectangle,
             save_json=True, plots=False, project=str(out), name=name, exist_ok=True,
         )  # fmt: skip
         shutil.copy(out / name / "predictions.json", out / f"{name}.json")
-        own[name] = {"map50": float(metrics.box.map50), "map50_95": float(metrics.box.map)}
-    about = {"system": f"ultralytics {__version__}", "seconds": round(seconds, 1), "own_metric": own, **vars(args)}
-    (out / "run.json").write_text(json.dumps(about, default=str, indent=2))
+        own_metrics[name] = {"map50": float(metrics.box.map50), "map50_95": float(metrics.box.map)}
+    summary = {
+        "system": f"ultralytics {__version__}",
+        "seconds": round(seconds, 1),
+        "own_metric": own_metrics,
+        **vars(args),
+    }
+    (out / "run.json").write_text(json.dumps(summary, default=str, indent=2))
 
 
-def checked(data: str, root: Path) -> tuple[ModelConfig, CheckedData]:
-    """The data set as Mars checks it, which is what both systems are trained and scored on."""
+def load_checked_data(data: str, root: Path) -> tuple[ModelConfig, CheckedData]:
+    """The data set after the check of Mars. Both systems are trained and evaluated on it."""
     mcfg = load_config("voc.nano.full", root=str(root), data=data)
     return mcfg, check_data(mcfg, SPLITS)
 
@@ -86,10 +93,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--weights", help="a checkpoint to start from; without it random weights")
+    parser.add_argument("--weights", help="checkpoint to start from (default: random weights)")
     args = parser.parse_args()
     out = args.out.absolute()
-    _, data = checked(args.data, out)
+    _, data = load_checked_data(args.data, out)
     train_and_detect(export_yolo(data, out / "data"), out, args)
 
 

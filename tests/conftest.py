@@ -18,6 +18,16 @@ from PIL import Image
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+# Large libraries are imported before the first module of Mars. While jaxtyping loads one of our modules, Python does
+# not use the compiled copies (.pyc) of the libraries that the module imports: it would compile torch and torchvision
+# again in each process, which takes eight seconds. The process that only starts xdist's workers needs no libraries.
+LIBRARIES = (
+    "torch", "torchvision.ops", "cv2", "matplotlib.figure", "matplotlib.backends.backend_agg", "faster_coco_eval",
+)  # fmt: skip
+if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith(("-n", "--numprocesses")) for word in sys.argv):
+    for library in LIBRARIES:
+        importlib.import_module(library)
+
 # In the tests, every call of these packages checks the annotated shapes and types. In production they cost nothing.
 jaxtyping.jaxtyped = typecheck.checked
 jaxtyping.install_import_hook(
@@ -55,20 +65,6 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--bfloat16") == "absent":  # oneDNN reads this once, also in the processes that tests start
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
-
-
-# Imported before the first module of Mars. While jaxtyping loads one of our modules, Python does not use the compiled
-# copies (.pyc) of the libraries that the module imports; it would compile torch and torchvision again in each process,
-# which takes eight seconds.
-LIBRARIES = (
-    "torch", "torchvision.ops", "cv2", "matplotlib.figure", "matplotlib.backends.backend_agg", "faster_coco_eval",
-)  # fmt: skip
-
-
-def pytest_collection() -> None:
-    """Done here and not at the top of the file: the process that only starts the others needs no libraries."""
-    for library in LIBRARIES:
-        importlib.import_module(library)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,16 +1,16 @@
-"""`make attacks` in short: does the suite see an attack that did not hold?"""
+"""`make attacks` with a few commands: does it notice an attack that succeeds?"""
 
 import pytest
 
 from benchmarks import attacks
-from benchmarks.attacks import Attack, Outcome, run, table
+from benchmarks.attacks import Attack, AttackOutcome, run, table
 
 REFUSED = Attack("commands", "an unknown user", lambda folder: ["c1", "--data", "~nosuchuser/x"], (2,))
 MESSAGE = "mars: a.pt: is damaged\n"
 
 
-def outcome(status: int = 2, text: str = MESSAGE, cpu_seconds: float = 1.0, peak_mib: float = 600.0) -> Outcome:
-    return Outcome(status, text, cpu_seconds, peak_mib)
+def outcome(status: int = 2, text: str = MESSAGE, cpu_seconds: float = 1.0, peak_mib: float = 600.0) -> AttackOutcome:
+    return AttackOutcome(status, text, cpu_seconds, peak_mib)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_table_counts_what_was_tried_held_and_failed():
 def test_every_kind_of_input_is_attacked():
     groups = [attack.group for attack in attacks.attacks()]
     assert set(groups) == {
-        "weights", "checkpoints", "bundles", "data sets", "images", "large images that are right", "commands",
+        "weights", "checkpoints", "bundles", "data sets", "images", "large valid images", "commands",
         "consoles of a training",
     }  # fmt: skip
     assert len(groups) > 300

@@ -1,4 +1,4 @@
-"""Every benchmark in its smallest form: its main parts run on drawn squares with a narrow network."""
+"""Each benchmark in its smallest form: its main parts run on drawn squares with a narrow network."""
 
 import argparse
 import ast
@@ -14,10 +14,18 @@ import pytest
 import torch
 
 import mars
-from benchmarks import accuracy, distil_step, false_alarms, figures, guard_cost, incremental, memory
-from benchmarks import kill_injector as sabotage
-from benchmarks import ultralytics_baseline as peer
-from benchmarks.chaos import KILLED_AT, Chaos
+from benchmarks import (
+    accuracy,
+    distil_step,
+    false_alarms,
+    figures,
+    guard_cost,
+    incremental,
+    kill_injector,
+    memory,
+    ultralytics_baseline,
+)  # fmt: skip
+from benchmarks.chaos import KILL_POINTS, Chaos
 from benchmarks.faults import FAULTS
 from benchmarks.injections import INJECTIONS
 from benchmarks.noise import noise_batch
@@ -38,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("narrow_nano")
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory) -> Path:
-    """Two images each to train, validate and test on."""
+    """Two images per split."""
     folder = tmp_path_factory.mktemp("data") / "squares"
     draw_squares(folder, 12)
     for split in ("train", "validation"):
@@ -63,7 +71,7 @@ def test_every_module_is_imported_by_a_test():
 
 
 def in_this_process(words, cwd, stdout, stderr):
-    """For `subprocess.run`: the command line of Mars."""
+    """Replaces `subprocess.run`: runs the command line of Mars in this process."""
     assert words[1] == "mars.py"
     return subprocess.CompletedProcess(words, mars.main(words[2:]))
 
@@ -79,16 +87,18 @@ def test_accuracy_trains_what_is_missing_and_prints_a_table(squares, tmp_path, m
         ["mars", "0"], ["mars-still", "0"], ["mars", "mean"], ["mars-still", "mean"],
     ]  # fmt: skip
     begun = [RunFolder(tmp_path / f"squares-{system}-s0").saved_config() for system in ("mars", "mars-still")]
-    assert [one["precision"] for one in begun] == ["float32", "float32"], "auto would be measured"
-    assert [one["flip"] for one in begun] == [0.5, 0.0]
+    assert [config["precision"] for config in begun] == ["float32", "float32"], "auto would be measured"
+    assert [config["flip"] for config in begun] == [0.5, 0.0]
     monkeypatch.setattr(accuracy, "train", lambda *_: pytest.fail("was trained again"))
     accuracy.main([*words, "--also", "still:flip=0"])
     assert (tmp_path / "squares.md").read_text() == f"```\n{capsys.readouterr().out}```\n"
 
 
-def test_accuracy_compares_with_the_peer(tmp_path):
-    args = argparse.Namespace(data="x/ants", out=tmp_path, seeds=[0, 1], systems=["mars", "peer", accuracy.SQUARE])
-    values = {"mars": (0.50, 0.60), "peer": (0.40, 0.50), accuracy.SQUARE: (0.30, 0.30)}
+def test_accuracy_compares_with_ultralytics(tmp_path):
+    args = argparse.Namespace(
+        data="x/ants", out=tmp_path, seeds=[0, 1], systems=["mars", "ultralytics", accuracy.SQUARE]
+    )
+    values = {"mars": (0.50, 0.60), "ultralytics": (0.40, 0.50), accuracy.SQUARE: (0.30, 0.30)}
     found = {
         (system, seed): argparse.Namespace(map50=0.9, map50_95=value)
         for system, both in values.items()
@@ -98,31 +108,33 @@ def test_accuracy_compares_with_the_peer(tmp_path):
     lines = [" ".join(line.split()) for line in accuracy.table(args, found).splitlines()]
     assert "mars 1 0.9000 0.6000 77" in lines
     assert "mars mean 0.9000 +- 0.0000 0.5500 +- 0.0500" in lines, "standard error: .0707 / sqrt(2)"
-    assert lines[-2:] == ["mars - peer: +10.00 points", "mars - peer-square: +25.00 points"]
-    assert accuracy.variant(["a:b=1", "c=2"]) == ("mars-a", ["b=1", "c=2"])
-    with pytest.raises(SystemExit, match="wants NAME:FIELD=VALUE"):
-        accuracy.variant(["peer:b=1"])
+    assert lines[-2:] == ["mars - ultralytics: +10.00 points", "mars - ultralytics-square: +25.00 points"]
+    assert accuracy.parse_variant(["a:b=1", "c=2"]) == ("mars-a", ["b=1", "c=2"])
+    with pytest.raises(SystemExit, match="must be NAME:FIELD=VALUE"):
+        accuracy.parse_variant(["ultralytics:b=1"])
 
 
-def test_the_peer_gets_the_same_boxes(squares, tmp_path):
-    _, data = peer.checked(str(squares), tmp_path)
-    yaml = peer.export_yolo(data, tmp_path / "yolo")
-    mcfg, _ = peer.checked(str(squares), tmp_path)
-    theirs = check_data(mcfg.with_values(dataDir=str(yaml.parent), annotationFormat="yolo"), peer.SPLITS)
-    for split in peer.SPLITS:
+def test_ultralytics_gets_the_same_boxes(squares, tmp_path):
+    _, data = ultralytics_baseline.load_checked_data(str(squares), tmp_path)
+    yaml = ultralytics_baseline.export_yolo(data, tmp_path / "yolo")
+    mcfg, _ = ultralytics_baseline.load_checked_data(str(squares), tmp_path)
+    theirs = check_data(
+        mcfg.with_values(dataDir=str(yaml.parent), annotationFormat="yolo"), ultralytics_baseline.SPLITS
+    )
+    for split in ultralytics_baseline.SPLITS:
         pairs = list(zip(data.splits[split], theirs.splits[split], strict=True))
         assert len(pairs) == 2
-        for one, other in pairs:
-            assert (one.image_id, one.labels.tolist()) == (other.image_id, other.labels.tolist())
-            assert one.boxes == pytest.approx(other.boxes, abs=1e-4)
+        for ours, exported in pairs:
+            assert (ours.image_id, ours.labels.tolist()) == (exported.image_id, exported.labels.tolist())
+            assert ours.boxes == pytest.approx(exported.boxes, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_the_peer_trains_and_is_scored(squares, tmp_path):
+def test_ultralytics_trains_and_is_evaluated(squares, tmp_path):
     pytest.importorskip("ultralytics")
-    words = ["--out", str(tmp_path), "--systems", "peer", "--epochs", "1", "--size", "64", "--batch", "2"]
+    words = ["--out", str(tmp_path), "--systems", "ultralytics", "--epochs", "1", "--size", "64", "--batch", "2"]
     accuracy.main([str(squares), *words])
-    assert "peer-square" in (tmp_path / "squares.md").read_text()
+    assert "ultralytics-square" in (tmp_path / "squares.md").read_text()
 
 
 # New classes
@@ -305,8 +317,8 @@ def test_noise_is_inside_and_the_same_for_a_seed():
 
 def test_every_fault_is_one_that_chaos_can_try(tmp_path, monkeypatch):
     tried = []
-    monkeypatch.setattr(Chaos, "try_out", lambda self, what, attempt: tried.append(what) or callable(attempt))
-    chaos = Chaos(tmp_path, random.Random(0), counts=dict.fromkeys(KILLED_AT, 9))
+    monkeypatch.setattr(Chaos, "try_out", lambda self, description, attempt: tried.append(description))
+    chaos = Chaos(tmp_path, random.Random(0), counts=dict.fromkeys(KILL_POINTS, 9))
     for fault in FAULTS:
         fault(chaos)
     assert len(tried) == len(set(tried)) >= 23
@@ -316,16 +328,16 @@ def test_every_fault_is_one_that_chaos_can_try(tmp_path, monkeypatch):
 
 def test_every_injection_changes_something():
     assert len(INJECTIONS) == 20
-    changing = [one.name for one in INJECTIONS if one.put_in or one.each or one.spoil or one.settings]
-    assert [one.name for one in INJECTIONS if one.name not in changing] == ["nothing"], "the control"
+    idle = [i.name for i in INJECTIONS if not (i.inject or i.before_each or i.change_batch or i.settings)]
+    assert idle == ["nothing"], "the control"
 
 
-def test_sabotage_fills_the_disk_and_writes_in_halves(tmp_path):
+def test_the_injector_fills_the_disk_and_writes_in_halves(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught:
-        sabotage.blow("full")
+        kill_injector.inject("full")
     assert caught.value.errno == errno.ENOSPC
     seen = []
-    with sabotage._open(
+    with kill_injector._open(
         lambda where: seen.append((where, (tmp_path / "a").read_bytes())), tmp_path / "a", "wb"
     ) as file:
         file.write(b"abcdef")

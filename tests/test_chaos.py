@@ -1,4 +1,4 @@
-"""`make chaos` in short; and that its comparison would see a loss."""
+"""`make chaos` with a few kills. Its comparison must notice a loss."""
 
 import subprocess
 import sys
@@ -7,36 +7,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.chaos import Done, Tally, same, table
+from benchmarks.chaos import ChaosRow, CommandResult, is_same, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_comparison_sees_every_difference():
-    one = {"model": {"w": torch.tensor([1.0, 2.0])}, "steps": [1, None]}
-    assert same(one, {"model": {"w": torch.tensor([1.0, 2.0])}, "steps": [1, None]})
+    state = {"model": {"w": torch.tensor([1.0, 2.0])}, "steps": [1, None]}
+    assert is_same(state, {"model": {"w": torch.tensor([1.0, 2.0])}, "steps": [1, None]})
     least = torch.nextafter(torch.tensor([1.0, 2.0]), torch.tensor(3.0))
-    for other in (
+    for changed in (
         {"model": {"w": least}, "steps": [1, None]},
-        {"model": {"w": one["model"]["w"].double()}, "steps": [1, None]},
+        {"model": {"w": state["model"]["w"].double()}, "steps": [1, None]},
         {"model": {}, "steps": [1, None]},
-        {"model": one["model"], "steps": [1]},
-        {"model": one["model"], "steps": [True, None]},
+        {"model": state["model"], "steps": [1]},
+        {"model": state["model"], "steps": [True, None]},
         None,
     ):
-        assert not same(one, other)
+        assert not is_same(state, changed)
 
 
 def test_a_complaint_is_one_sentence_with_its_status():
-    assert Done(2, "", "mars: a: is damaged\n").complaint(2, "damaged") == ""
-    for done in (Done(1, "", "mars: damaged\n"), Done(2, "", "mars: else\n"), Done(2, "", "Traceback\ndamaged\n")):
-        assert "wanted status 2" in done.complaint(2, "damaged")
+    assert CommandResult(2, "", "mars: a: is damaged\n").complaint(2, "damaged") == ""
+    for result in (
+        CommandResult(1, "", "mars: damaged\n"),
+        CommandResult(2, "", "mars: else\n"),
+        CommandResult(2, "", "Traceback\ndamaged\n"),
+    ):
+        assert "expected status 2" in result.complaint(2, "damaged")
 
 
 def test_the_table_counts_what_was_lost():
-    lines = table([Tally("killed", 3, 2, ["002: weights differ"]), Tally("full disk", 1, 1)]).splitlines()
+    lines = table([ChaosRow("killed", 3, 2, ["002: weights differ"]), ChaosRow("full disk", 1, 1)]).splitlines()
     assert [line.split() for line in (lines[0], lines[2], lines[-1])] == [
-        ["what", "was", "done", "tried", "survived", "lost"],
+        ["fault", "tried", "survived", "lost"],
         ["killed", "3", "2", "1"],
         ["all", "4", "3", "1"],
     ]

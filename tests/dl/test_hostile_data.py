@@ -1,11 +1,12 @@
-"""Every hostile data set and image of `benchmarks.attacks_data`: one message with the file, or what is accepted."""
+"""Every hostile data set and image of `benchmarks`: one message with the file, or what is accepted."""
 
 import re
 import threading
 
 import pytest
 
-from benchmarks.attacks_data import DATA_ATTACKS, IMAGE_ATTACKS, one_bit_png, tiff
+from benchmarks.attacks_data import DATA_ATTACKS
+from benchmarks.attacks_images import IMAGE_ATTACKS, one_bit_png, tiff
 from config.errors import UserError
 from dl.check import check_data
 from dl.files import DataError

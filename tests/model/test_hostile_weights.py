@@ -82,7 +82,7 @@ def test_what_the_network_says_of_its_yaml_is_left_out_when_it_is_no_text(tmp_pa
         ("size_as_key", "keys are tuples"),
         ("other_spelling", "changes a tensor after it was made"),
         ("huge_shape", "not a list of numbers"),
-        ("laughing_type", "is damaged: a tensor is not made as torch.save makes it"),
+        ("nested_type", "is damaged: a tensor is not made as torch.save makes it"),
         ("stride_zero", "1,750,000,000 elements of which only 1 are in the file"),
         ("memo_index", "memorises an object as number 134217728"),
         ("unpacks", "is compressed"),

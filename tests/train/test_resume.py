@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from benchmarks.chaos import same
+from benchmarks.chaos import is_same
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from eval.predictor import Predictor
@@ -36,12 +36,12 @@ def timeless(history: str) -> list[dict]:
 def assert_same_end(folder: RunFolder, whole: RunFolder) -> None:
     checkpoint, expected = load_checkpoint(folder.last), load_checkpoint(whole.last)
     for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best", "progress", "pending", "effect"):
-        assert same(checkpoint[key], expected[key]), key
+        assert is_same(checkpoint[key], expected[key]), key
     assert timeless(checkpoint["history"]) == timeless(expected["history"])
     lines = folder.metrics.read_text().splitlines()
     assert timeless(f"[{','.join(lines)}]") == timeless(expected["history"])
     best, expected = load_checkpoint(folder.best), load_checkpoint(whole.best)
-    assert same(best["model"], expected["model"]) and best["epoch"] == expected["epoch"]
+    assert is_same(best["model"], expected["model"]) and best["epoch"] == expected["epoch"]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.chaos import same
+from benchmarks.chaos import is_same
 from config.errors import UserError
 from eval.evaluator import Evaluator
 from model import build_model
@@ -43,9 +43,9 @@ def test_stopped_and_continued_equals_never_stopped(squares_config, workers):
     parts = Trainer(squares_config("parts", **fields)).run()
     expected, found = load_checkpoint(whole.last), load_checkpoint(parts.last)
     for key in ("model", "ema", "ema_steps", "optimizer", "schedule", "epoch", "best"):
-        assert same(expected[key], found[key]), key
+        assert is_same(expected[key], found[key]), key
     for key in ("torch", "numpy"):  # the type checker of the tests draws from Python's own generator
-        assert same(expected["random"][key], found["random"][key]), key
+        assert is_same(expected["random"][key], found["random"][key]), key
     timeless = [
         [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in json.loads(c["history"])]
         for c in (expected, found)
@@ -65,7 +65,7 @@ def test_five_images_at_the_smallest_input_resume_exactly(squares_config):
     parts = Trainer(squares_config("parts", **fields)).run()
     expected, found = load_checkpoint(whole.folder.last), load_checkpoint(parts.last)
     for key in ("model", "ema", "optimizer", "epoch", "best"):
-        assert same(expected[key], found[key]), key
+        assert is_same(expected[key], found[key]), key
     with pytest.raises(UserError, match=r"batchSize=1: at inputShape=32,32 "):
         Trainer(squares_config("single", inputShape=32, batchSize=1))
     assert not RunFolder.of(squares_config("single")).has_checkpoint()
@@ -74,7 +74,7 @@ def test_five_images_at_the_smallest_input_resume_exactly(squares_config):
 def test_the_number_of_workers_does_not_matter(squares_config):
     runs = [Trainer(squares_config(f"w{n}", dcore=n, maxEpoch=2)).run() for n in (0, 2)]
     first, second = (load_checkpoint(run.last)["model"] for run in runs)
-    assert same(first, second)
+    assert is_same(first, second)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -121,10 +121,10 @@ def test_a_frozen_backbone_holds_for_its_epochs_only(squares_config):
     start = {name: value.clone() for name, value in trainer.model.backbone.state_dict().items()}
     trainer.preEpochSetup(0)
     row = trainer.fit_one_epoch(0)
-    assert row["frozen"] and same(start, dict(trainer.model.backbone.state_dict()))
+    assert row["frozen"] and is_same(start, dict(trainer.model.backbone.state_dict()))
     trainer.preEpochSetup(2)
     row = trainer.fit_one_epoch(2)
-    assert not row["frozen"] and not same(start, dict(trainer.model.backbone.state_dict()))
+    assert not row["frozen"] and not is_same(start, dict(trainer.model.backbone.state_dict()))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(squares_config):
@@ -181,7 +181,7 @@ def test_a_run_may_start_from_given_weights_at_a_later_epoch(squares_config):
     first = Trainer(squares_config("first", maxEpoch=1)).run()
     mcfg = squares_config("second", maxEpoch=7, startEpoch=5, checkpointModelFile=str(first.last))
     second = Trainer(mcfg)
-    assert same(dict(second.model.state_dict()), load_checkpoint(first.last)["ema"])
+    assert is_same(dict(second.model.state_dict()), load_checkpoint(first.last)["ema"])
     assert second.weights_origin["path"] == str(first.last)
     second.run()
     assert [row["epoch"] for row in second.history] == [5, 6]
