@@ -23,7 +23,7 @@ _MAX_COVERED = 0.35  # share of the image that labels may cover
 _LEGEND_BACKGROUND = (24, 24, 28)
 
 
-class PixelRect(NamedTuple):
+class LabelRect(NamedTuple):
     x0: int
     y0: int
     x1: int
@@ -35,7 +35,7 @@ class BoxLabel(NamedTuple):
 
     text: str
     short: str
-    box: PixelRect
+    box: LabelRect
     ground: Colour
     ink: Colour
 
@@ -44,7 +44,7 @@ class PlacedLabel(NamedTuple):
     """A label with its place. The text fits into the rectangle."""
 
     text: str
-    rect: PixelRect
+    rect: LabelRect
     ground: Colour
     ink: Colour
 
@@ -83,7 +83,7 @@ def _pixels_of(letter: str) -> bytes:
 
 
 def place_labels(
-    labels: Sequence[BoxLabel], size: tuple[int, int], taken: Sequence[PixelRect] = ()
+    labels: Sequence[BoxLabel], size: tuple[int, int], taken: Sequence[LabelRect] = ()
 ) -> list[PlacedLabel]:
     """A place at its box for each label, inside the image. The first labels are placed first.
 
@@ -97,7 +97,7 @@ def place_labels(
     for label, text, width in _fitting_labels(labels, size):
         places = np.array([_moved_inside(place, size) for place in _candidate_places(label.box, width, height)])
         covered = _covered(places, np.array(occupied, dtype=int).reshape(-1, 4))
-        rect = PixelRect(*places[covered.argmin()].tolist())  # the first place with the smallest overlap
+        rect = LabelRect(*places[covered.argmin()].tolist())  # the first place with the smallest overlap
         occupied.append(tuple(rect))
         placed.append(PlacedLabel(text, rect, label.ground, label.ink))
     return placed
@@ -107,7 +107,7 @@ def draw_with_legend(
     canvas: Image.Image,
     labels: Sequence[BoxLabel],
     entries: Sequence[tuple[Colour, str]],
-    boxes: Sequence[PixelRect],
+    boxes: Sequence[LabelRect],
 ) -> None:
     """Draw labels and, if it fits, the legend `entries`. The legend avoids `boxes`; the labels avoid the legend.
 
@@ -125,8 +125,8 @@ def draw_with_legend(
 
 
 def place_legend(
-    entries: Sequence[tuple[Colour, str]], size: tuple[int, int], boxes: Sequence[PixelRect]
-) -> PixelRect | None:
+    entries: Sequence[tuple[Colour, str]], size: tuple[int, int], boxes: Sequence[LabelRect]
+) -> LabelRect | None:
     """The corner where the legend covers the fewest pixels of the boxes; None when the image is too small for it."""
     font, (pad, label_height) = font_for(size), _label_measure(size)
     swatch = label_height - 2 * pad
@@ -137,10 +137,10 @@ def place_legend(
     right, bottom = size[0] - width, size[1] - height
     corners = np.array([(x, y, x + width, y + height) for x, y in ((0, bottom), (right, bottom), (0, 0), (right, 0))])
     covered = _covered(corners, np.array(boxes, dtype=int).reshape(-1, 4))
-    return PixelRect(*corners[covered.argmin()].tolist())
+    return LabelRect(*corners[covered.argmin()].tolist())
 
 
-def _draw_legend(canvas: Image.Image, entries: Sequence[tuple[Colour, str]], rect: PixelRect) -> None:
+def _draw_legend(canvas: Image.Image, entries: Sequence[tuple[Colour, str]], rect: LabelRect) -> None:
     """A dark, half transparent strip with the meaning of each colour."""
     font, (pad, height) = font_for(canvas.size), _label_measure(canvas.size)
     ground = canvas.crop(rect)
@@ -177,7 +177,7 @@ def _fitting_labels(labels: Sequence[BoxLabel], size: tuple[int, int]) -> list[t
     return [entry for entry, end in zip(chosen, ends, strict=True) if end <= max_width]
 
 
-def _candidate_places(box: PixelRect, width: int, height: int) -> list[tuple[int, int, int, int]]:
+def _candidate_places(box: LabelRect, width: int, height: int) -> list[tuple[int, int, int, int]]:
     """Rectangles to try, the preferred ones first: outside the box before inside, where they hide the object."""
     left, right = box.x0, box.x1 - width
     above, below, top, bottom = box.y0 - height, box.y1, box.y0, box.y1 - height

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from config.errors import UserError, reading
 from dl.annotations import Annotation
 from dl.images import read_image
-from eval.label_layout import BoxLabel, Colour, PixelRect, draw_with_legend, drawable_names
+from eval.label_layout import BoxLabel, Colour, LabelRect, draw_with_legend, drawable_names
 from eval.matching import best_first, class_overlaps, match_greedily, pair_up
 from eval.predictor import Detections
 from ops.files import write_atomic
@@ -265,23 +265,23 @@ def _line_width(canvas: Image.Image) -> int:
     return max(1, round(max(canvas.size) / 420))
 
 
-def _outline(draw: ImageDraw.ImageDraw, box: PixelRect, colour: Colour, width: int) -> None:
+def _outline(draw: ImageDraw.ImageDraw, box: LabelRect, colour: Colour, width: int) -> None:
     """The border of the box, drawn inwards from its edge; thinner on a box that the line would fill."""
     width = max(1, min(width, min(box.x1 - box.x0, box.y1 - box.y0) // 5))
     draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=colour, width=width)
 
 
-def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> PixelRect:
+def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> LabelRect:
     """The whole pixels that a box covers, inside the image and at least one pixel."""
     x0, y0 = (min(max(round(low), 0), limit - 1) for low, limit in zip(box[:2], size, strict=True))
     x1, y1 = (min(round(high), limit) for high, limit in zip(box[2:], size, strict=True))
-    return PixelRect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
+    return LabelRect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
 
 
 def _labels_of(
     matched: MatchedDetections,
-    found: Sequence[PixelRect],
-    objects: Sequence[PixelRect],
+    found: Sequence[LabelRect],
+    objects: Sequence[LabelRect],
     object_labels: np.ndarray,
     class_names: Sequence[str],
 ) -> list[BoxLabel]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import eval.painter
-from eval.label_layout import BoxLabel, PixelRect, drawable_names, place_labels, place_legend
+from eval.label_layout import BoxLabel, LabelRect, drawable_names, place_labels, place_legend
 from eval.painter import (
     GREEN,
     PURPLE,
@@ -124,7 +124,7 @@ def test_three_hundred_boxes_leave_the_picture_visible(make_truth, make_found):
 
 
 def label_at(box, text="bee 0.50"):
-    return BoxLabel(text, "0.50", PixelRect(*box), YELLOW, (0, 0, 0))
+    return BoxLabel(text, "0.50", LabelRect(*box), YELLOW, (0, 0, 0))
 
 
 def overlap(a, b):
@@ -133,12 +133,12 @@ def overlap(a, b):
 
 def test_chips_keep_out_of_each_others_way():
     cells = [label_at((x, y, x + 90, y + 70)) for y in range(0, 440, 40) for x in range(0, 600, 80)]
-    chips = place_labels(cells, (640, 480), [PixelRect(440, 0, 640, 22)])
+    chips = place_labels(cells, (640, 480), [LabelRect(440, 0, 640, 22)])
     assert len(chips) == len(cells) > 80
     rects = [chip.rect for chip in chips]
     clashes = sum(overlap(a, b) > 0 for number, a in enumerate(rects) for b in rects[:number])
     assert clashes == 0
-    assert not any(overlap(rect, PixelRect(440, 0, 640, 22)) for rect in rects)
+    assert not any(overlap(rect, LabelRect(440, 0, 640, 22)) for rect in rects)
 
 
 boxes = st.tuples(st.integers(0, 99), st.integers(0, 79), st.integers(1, 90), st.integers(1, 70))
@@ -155,7 +155,7 @@ def test_chips_stay_inside_the_image(corners, text):
 
 def test_the_legend_takes_the_emptiest_corner_or_none():
     entries = [(PURPLE, "truth 3"), (GREEN, "right 2"), (YELLOW, "wrong 1")]
-    rect = place_legend(entries, (640, 480), [PixelRect(0, 0, 640, 240), PixelRect(0, 240, 200, 480)])
+    rect = place_legend(entries, (640, 480), [LabelRect(0, 0, 640, 240), LabelRect(0, 240, 200, 480)])
     assert rect.x1 == 640 and rect.y1 == 480
     assert place_legend(entries, (90, 90), []) is None
 
