@@ -96,7 +96,7 @@ class FaultRuns:
     def setup(self, injection: Injection, **settings: Any) -> TrainingSetup:
         """The setup that the doctor checks."""
         mcfg = self.config(f"{injection.name}-doctor", injection.is_student, **{**injection.settings, **settings})
-        return build_training(mcfg, check_data(mcfg, splits_to_train(mcfg)))
+        return build_training(mcfg, check_data(mcfg, splits_to_train(mcfg)), errors={})
 
     def rarest_class(self) -> str:
         """The class with the fewest training objects, but at least one."""

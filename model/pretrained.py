@@ -76,7 +76,7 @@ def fill(
     if unfilled := _unfilled(report.missing, model, file, class_list):
         raise UserError(
             f"{path}: {file.kind} that does not fit the {model.phase} network: {len(unfilled)} tensors are missing or "
-            f"of another shape or type, first {unfilled[0]}; use weights of a YOLOv8 detector of this phase"
+            f"of a different shape or type, first {unfilled[0]}; use weights of a YOLOv8 detector of this phase"
         )
     own = model.state_dict()  # its tensors share memory with the model
     for key in report.matched:

@@ -94,7 +94,7 @@ MUTATIONS = {
         f"{ASSIGNER}[crowded]",
     ),
     "targets scaled before conflicts": Mutation(
-        (Edit(TAL, "self._soft_share(metric, overlaps, is_owner)", "self._soft_share(metric, overlaps, is_chosen)"),),
+        (Edit(TAL, "_target_scores(metric, overlaps, is_owner)", "_target_scores(metric, overlaps, is_chosen)"),),
         OWN_TRAINING,
         f"{ASSIGNER}[crowded]",
     ),
@@ -266,7 +266,7 @@ MUTATIONS = {
         # From batches to weights
         (
             "the average and the weights exchanged", "train/ema.py",
-            "average.lerp_(new, 1 - d)", "average.lerp_(new, d)",
+            "value.lerp_(new, 1 - d)", "value.lerp_(new, d)",
             "tests/train/test_schedules.py::test_average_equals_the_formula",
         ),
         (
@@ -276,16 +276,16 @@ MUTATIONS = {
         ),
         (
             "a mean over batches instead of images", "train/step.py",
-            "torch._foreach_div_(gradients, images / first)", "torch._foreach_div_(gradients, float(self.pending))",
+            "_div_(self._gradients(), images / first)", "_div_(self._gradients(), float(self.pending))",
             "tests/train/test_step.py::test_accumulated_batches_equal_one_batch_of_all_their_images",
         ),
         (
-            "gradients that wait are lost on resuming", "train/trainer.py",
+            "gradients that wait are lost on resuming", "train/state.py",
             "parameter.grad = None if gradient is None else gradient.to(self.device)", "parameter.grad = None",
             f"{RESUME}[Stepper-add-1-0-in epoch 1/2 after 1 of 4 batches]",
         ),
         (
-            "momentum is lost on resuming", "train/trainer.py",
+            "momentum is lost on resuming", "train/state.py",
             'load_optimizer(self.optimizer, checkpoint["optimizer"])', "pass",
             f"{RESUME}[RunFolder-write_history-1-0-after epoch 1/2]",
         ),

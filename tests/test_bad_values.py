@@ -42,7 +42,7 @@ def test_a_fault_is_caught_and_a_wrong_expectation_would_show(runs, name):
 
 
 def test_a_guard_that_sees_nothing_is_found_out(runs, monkeypatch):
-    monkeypatch.setattr("train.step.flag_of", lambda numbers, never_negative=(): torch.zeros(()))
+    monkeypatch.setattr("train.guard.flag_of", lambda numbers, never_negative=(): torch.zeros(()))
     injection = replace(BY_NAME["normaliser"], name="unseen")
     outcome = try_out(runs, injection)
     assert {"phase", "operation", "weights", "momentum"} <= {*outcome.missing(injection)}

@@ -192,7 +192,7 @@ def test_incremental_takes_one_term_of_the_teacher_away_at_a_time(words):
     assert off["no-cwd"]["distilLossWeights"] == (weights[0], 0.0, weights[2])
     assert off["no-response"]["distilLossWeights"] == (*weights[:2], 0.0)
     assert off["no-box"]["boxResponseWeight"] == 0.0
-    with pytest.raises(UserError, match="no such way"):
+    with pytest.raises(UserError, match="no such method"):
         incremental.study_of(argparse.Namespace(**{**vars(args), "ways": "finetuned"}), {"baseClasses": 1})
 
 

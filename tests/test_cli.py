@@ -287,7 +287,7 @@ def trained(tmp_path):
     [
         ("predict c1 nowhere.jpg", ["nowhere.jpg: no such file or folder"]),
         ("predict c1 nowhere/*.jpg", ["nowhere/*.jpg: no file matches this pattern"]),
-        ("predict c1 empty", ["empty: holds no image", "jpg"]),
+        ("predict c1 empty", ["empty: contains no image", "jpg"]),
         ("predict c1 . --out file", ["--out", "file: is a file", "name a folder"]),
     ],
 )

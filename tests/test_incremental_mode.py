@@ -334,7 +334,7 @@ def test_what_was_stopped_goes_on(run, tmp_path, monkeypatch):
     assert {file for file in before if file.startswith(TEACHER) and before[file] != after[file]} == set()
     for name in (TEACHER, student):
         assert load_checkpoint(tmp_path / name / "weights/last.pth")["epoch"] == 2
-        assert "going on with" in (tmp_path / name / "mars.log").read_text()
+        assert "resuming" in (tmp_path / name / "mars.log").read_text()
 
 
 # What each way is

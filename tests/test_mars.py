@@ -268,7 +268,7 @@ def test_a_teacher_of_other_classes_is_refused_before_the_data_are_read(run, tmp
         f"checkpointModelFile={weights}",
     ]
     status, _, err = run("train", "--set", *settings, cfgname="voc.nano.distillation.batch@2.size@64.workers@0")
-    assert (status, err.startswith(f"mars: {weights}: does not say its 3 classes")) == (2, True), err
+    assert (status, err.startswith(f"mars: {weights}: has 3 classes without names")) == (2, True), err
 
 
 def test_eval_measures_as_the_weights_were_trained(run, folder):

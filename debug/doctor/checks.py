@@ -6,8 +6,15 @@ from pathlib import Path
 from config.errors import out_of_memory_message
 from config.mconfig import ModelConfig
 from debug.doctor.aliases import examine_aliases
-from debug.doctor.data_check import examine_batch, examine_data, examine_labels, examine_points, examine_sizes
-from debug.doctor.finding import LOOK, WRONG, Finding, collected_warnings, select_images
+from debug.doctor.data_check import (
+    examine_batch,
+    examine_data,
+    examine_labels,
+    examine_points,
+    examine_sizes,
+    select_images,
+)
+from debug.doctor.finding import LOOK, WRONG, Finding, collected_warnings
 from debug.doctor.learning_check import examine_gradient, examine_overfitting
 from debug.doctor.memory_check import examine_memory
 from debug.doctor.plan_check import examine_freezing, examine_schedule

@@ -1,6 +1,7 @@
 """Checks of the data set, its labels, and one batch as the network sees it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,13 @@ def _histogram(counts: Tensor) -> str:
 def _level(share: float) -> str:
     """The level for this share of objects that are too small."""
     return OK if share <= MOST_SMALL else LOOK if share <= _MANY_SMALL else WRONG
+
+
+def select_images(batch: Batch, count: int) -> Batch:
+    """A batch of `count` of its images, those with the most objects first; images repeat if there are fewer."""
+    order = batch.valid.sum(dim=1).argsort(descending=True, stable=True)
+    rows = order[torch.arange(count) % len(batch)]
+    values = {name: getattr(batch, name)[rows] for name in ("images", "boxes", "labels", "valid")}
+    labelled = None if batch.labelled is None else batch.labelled[rows]
+    ids = tuple(batch.image_ids[row] for row in rows.tolist())
+    return replace(batch, **values, labelled=labelled, image_ids=ids, letterboxes=())

@@ -3,12 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import NamedTuple
-
-import torch
-
-from ops.batch import Batch
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
 
@@ -45,13 +40,3 @@ def collected_warnings() -> Iterator[list[str]]:
         yield messages
     finally:
         log.removeFilter(collect)
-
-
-def select_images(batch: Batch, count: int) -> Batch:
-    """A batch of `count` of its images, those with the most objects first; images repeat if there are fewer."""
-    order = batch.valid.sum(dim=1).argsort(descending=True, stable=True)
-    rows = order[torch.arange(count) % len(batch)]
-    values = {name: getattr(batch, name)[rows] for name in ("images", "boxes", "labels", "valid")}
-    labelled = None if batch.labelled is None else batch.labelled[rows]
-    ids = tuple(batch.image_ids[row] for row in rows.tolist())
-    return replace(batch, **values, labelled=labelled, image_ids=ids, letterboxes=())

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from debug.doctor.finding import LOOK, OK, WRONG, Finding, select_images
+from debug.doctor.data_check import select_images
+from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.image_cache import available_memory
 from ops.batch import Batch, network_input
 from ops.precision import autocast

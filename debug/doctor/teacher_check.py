@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from debug.doctor.finding import LOOK, OK, WRONG, Finding, select_images
+from debug.doctor.data_check import select_images
+from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from ops.batch import Batch, network_input
 from ops.text import counted, shown
 from train.objective import DetectionObjective, DistillationObjective

@@ -16,7 +16,7 @@ from config.mconfig import ModelConfig
 from debug.tracer.findings import Trace
 from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
-from model import YoloModel, build_model
+from model import YoloModel
 from ops.batch import Batch
 from ops.device import pick_device
 from ops.precision import DTYPES, dtype_name
@@ -25,7 +25,7 @@ from runs import checkpoint
 from runs.checkpoint import check_parts, read_sealed, write_sealed
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective, DistillationObjective, Objective
-from train.setup import build_objective
+from train.setup import build_network, build_objective
 
 FORMAT = "mars-bad-step-1"
 _BATCH = ("images", "boxes", "labels", "valid", "labelled")
@@ -157,7 +157,7 @@ def replay(bundle: Bundle, device: torch.device | None = None) -> Trace:
         except UserError as error:
             notes.append(f"replayed on the CPU, which rounds differently ({error})")
             device = torch.device("cpu")
-    model = _model_of(bundle, mcfg).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _model_of(bundle, mcfg, device)
     objective = _objective_of(bundle, mcfg, model, notes)
     found = trace(
         TracedStep(
@@ -169,8 +169,8 @@ def replay(bundle: Bundle, device: torch.device | None = None) -> Trace:
     return found
 
 
-def _model_of(bundle: Bundle, mcfg: ModelConfig) -> YoloModel:
-    model = build_model(mcfg)
+def _model_of(bundle: Bundle, mcfg: ModelConfig, device: torch.device) -> YoloModel:
+    model = build_network(mcfg, device)
     try:
         model.load_state_dict(bundle.weights)
     except RuntimeError as error:

@@ -71,11 +71,11 @@ def _existing_folder(text: str, field_name: str) -> Path:
     path = Path(absolute(text))
     check_file_name(path.parent, path.name)
     if not os.path.isdir(path):
-        problem = "is a file, not a folder" if os.path.exists(path) else "does not exist"
+        problem = "is a file, not a folder" if os.path.exists(path) else "no such folder"
         way_out = (
             "use --data DIR with the folder of the data set" if field_name == "dataDir" else f"correct {field_name}"
         )
-        raise UserError(f"{field_name}={text}: {path} {problem}; {way_out}")
+        raise UserError(f"{field_name}={text}: {problem}; {way_out}")
     return path
 
 

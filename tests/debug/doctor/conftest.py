@@ -14,6 +14,6 @@ def setup_of(squares_config):
 
     def make(**overrides):
         mcfg = squares_config(**{**LONG, **overrides})
-        return build_training(mcfg, check_data(mcfg, splits_to_train(mcfg)))
+        return build_training(mcfg, check_data(mcfg, splits_to_train(mcfg)), errors={})
 
     return make

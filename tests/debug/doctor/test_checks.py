@@ -6,7 +6,8 @@ from doctor_checks import LONG
 
 from debug.doctor import memory_check
 from debug.doctor.checks import examine
-from debug.doctor.finding import LOOK, OK, WRONG, Finding, select_images
+from debug.doctor.data_check import select_images
+from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.check import check_data
 from dl.label_selection import splits_to_train
 from model import build_model

@@ -6,8 +6,15 @@ import pytest
 import torch
 from doctor_checks import batch_of, first_batch, levels, only
 
-from debug.doctor.data_check import examine_batch, examine_data, examine_labels, examine_points, examine_sizes
-from debug.doctor.finding import LOOK, OK, WRONG, select_images
+from debug.doctor.data_check import (
+    examine_batch,
+    examine_data,
+    examine_labels,
+    examine_points,
+    examine_sizes,
+    select_images,
+)
+from debug.doctor.finding import LOOK, OK, WRONG
 from dl.check import check_data
 from dl.report import DataReport, SplitReport
 

@@ -9,7 +9,8 @@ from doctor_checks import STUDENT, first_batch, only, teacher_file
 from torch import nn
 
 from debug.doctor import memory_check
-from debug.doctor.finding import LOOK, OK, WRONG, select_images
+from debug.doctor.data_check import select_images
+from debug.doctor.finding import LOOK, OK, WRONG
 from debug.doctor.memory_check import MemoryNeed, examine_memory, fixed_bytes, saved_bytes
 from model import YoloModel
 from train.loss import LossResult
