@@ -75,7 +75,8 @@ def _existing_folder(text: str, field_name: str) -> Path:
         way_out = (
             "use --data DIR with the folder of the data set" if field_name == "dataDir" else f"correct {field_name}"
         )
-        raise UserError(f"{field_name}={text}: {problem}; {way_out}")
+        place = "" if str(path) == text else f" ({path})"  # where a relative path was looked for
+        raise UserError(f"{field_name}={text}: {problem}{place}; {way_out}")
     return path
 
 
