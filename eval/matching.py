@@ -28,15 +28,27 @@ def match_greedily(overlaps: Float[np.ndarray, "D T"], min_iou: float) -> Int64[
     `overlaps` are IoUs, the detection with the highest score in row 0. Each detection in turn takes the object with the
     largest IoU among those that are still free, if that IoU is at least `min_iou`; of equal IoUs it takes the first.
     """
-    matched = np.full(len(overlaps), -1, dtype=np.int64)
-    detections, objects = np.nonzero(overlaps >= max(min_iou, _SMALLEST_IOU))
+    return match_at_thresholds(overlaps, [min_iou])[:, 0]
+
+
+def match_at_thresholds(overlaps: Float[np.ndarray, "D T"], thresholds: Sequence[float]) -> Int64[np.ndarray, "D L"]:
+    """`match_greedily` for each of these thresholds, in rising order."""
+    matched = np.full((len(overlaps), len(thresholds)), -1, dtype=np.int64)
+    detections, objects = np.nonzero(overlaps >= max(thresholds[0], _SMALLEST_IOU))
+    found = overlaps[detections, objects]
     # All pairs in the order in which they are tried. The sort is stable, so that of equal IoUs the first object leads.
-    order = np.lexsort((-overlaps[detections, objects], detections))
-    taken: set[int] = set()
-    for detection, truth in zip(detections[order].tolist(), objects[order].tolist(), strict=True):
-        if matched[detection] < 0 and truth not in taken:
-            matched[detection] = truth
-            taken.add(truth)
+    order = np.lexsort((-found, detections))
+    columns = (detections[order].tolist(), objects[order].tolist(), found[order].tolist())
+    pairs = list(zip(*columns, strict=True))  # found and sorted once for all thresholds
+    # In the precision of the IoUs, as numpy compares them: a single precision IoU of .7 is a little below .7.
+    for level, threshold in enumerate(np.asarray(thresholds, dtype=overlaps.dtype).tolist()):
+        taken: set[int] = set()
+        last = -1  # the detection that was matched last; its other pairs are skipped
+        for detection, truth, overlap in pairs:
+            if overlap >= threshold and detection != last and truth not in taken:
+                matched[detection, level] = truth
+                taken.add(truth)
+                last = detection
     return matched
 
 

@@ -15,7 +15,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Bool, Float32, Float64
 
 from dl.annotations import Annotation
-from eval.matching import best_first, match_greedily, pair_up
+from eval.matching import best_first, match_at_thresholds, pair_up
 from eval.predictor import ASSIGNMENT_SELECTION, Detections
 from ops.boxes import pairwise_iou
 from ops.nms import select_detections
@@ -173,8 +173,7 @@ def right_at_each_threshold(overlaps: Float32[np.ndarray, "D T"]) -> Bool[np.nda
 
     The thresholds are single precision numbers as the IoUs are, so that an IoU of exactly .85 reaches .85.
     """
-    matched = [match_greedily(overlaps, min_iou) for min_iou in _FLOAT32_THRESHOLDS.tolist()]
-    return np.stack(matched, axis=1) >= 0
+    return match_at_thresholds(overlaps, _FLOAT32_THRESHOLDS.tolist()) >= 0
 
 
 def _ultralytics_areas(is_right: Bool[np.ndarray, "D L"], num_objects: int) -> Float64[np.ndarray, " L"]:
