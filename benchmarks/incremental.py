@@ -1,14 +1,14 @@
-"""Ways to learn new classes, each with settings picked by the same small search, side by side over several draws.
+"""Compare methods for learning new classes over several draws of the few new images.
 
-    python -m benchmarks.incremental DATA --weights FILE --base 4 --draws 5 --shots 10 --out DIR [--ways NAME,NAME]
+    python -m benchmarks.incremental DATA --weights FILE --base 4 --draws 5 --shots 10 --out DIR [--methods NAME,NAME]
         [--try FIELD=VALUE ... --try FIELD=VALUE ...] [--set FIELD=VALUE ...] [--teacher-epochs 30] [--novel-only]
         [--ablate]
 
-Every way is first trained with each `--try` on a draw that is not used again (--search-seed), and the settings with the
-best harmonic mean of base and novel AP50 on the validation split are taken. Then all draws are trained with them, and
-the test split is measured. `--ablate` adds the recipe's student with one of the teacher's terms off, in its settings.
-Finished runs in DIR are not trained again. All compute in the type that `--precision` names. The table is printed and
-kept in DIR/DATA.md.
+Each method is first trained with each `--try` on a draw that is not used again (seed 100). The settings with the
+best harmonic mean of base and novel AP50 on the validation split are chosen. All draws are then trained with them, and
+the test split is evaluated. `--ablate` adds the student of the recipe, in its settings, with one term of the
+distillation loss switched off. Finished runs in DIR are not trained again. All runs compute in the type of
+`--precision`. The table is printed and saved in DIR/DATA.md.
 """
 
 import argparse
@@ -28,27 +28,29 @@ SEARCH_SEED = 100
 
 
 def study_of(args: argparse.Namespace, settings: Mapping[str, Any]) -> Study:
-    """The comparison that the options ask for; its teacher starts from `--weights`."""
+    """The comparison that the options describe; its teacher starts from `--weights`."""
     words = argparse.Namespace(
         mode="incremental", cfgname=args.cfgname, root=str(args.out), data=args.data, name=None, nobuf=False,
-        quiet=True, draws=args.draws, methods=args.ways, novel_only=args.novel_only,
+        quiet=True, draws=args.draws, methods=args.methods, novel_only=args.novel_only,
     )  # fmt: skip
     start = {"checkpointModelFile": args.weights} if args.weights else {}
     teacher = {**settings, **start, "maxEpoch": args.teacher_epochs}
     return Study(words, dict(settings), teacher)
 
 
-def search(study: Study, way: str, tries: Sequence[Mapping[str, Any]]) -> tuple[int, list[float]]:
-    """Number of the best try, and the harmonic mean on the validation split of all of them."""
-    if way == "joint" or len(tries) < 2:
+def search(study: Study, method: str, tries: Sequence[Mapping[str, Any]]) -> tuple[int, list[float]]:
+    """Index of the best try, and the harmonic mean of each try on the validation split."""
+    if method == "joint" or len(tries) < 2:
         return 0, []
-    found = [study.learn(way, SEARCH_SEED, tried, f"try{number}", "validation") for number, tried in enumerate(tries)]
+    found = [
+        study.learn(method, SEARCH_SEED, tried, f"try{number}", "validation") for number, tried in enumerate(tries)
+    ]
     figures = [run.groups.harmonic.ap50 or 0.0 for run in found]
     return max(range(len(tries)), key=figures.__getitem__), figures
 
 
 def ablations(study: Study) -> dict[str, Plan]:
-    """The recipe's student with one term of the teacher's off."""
+    """The student of the recipe with one term of the distillation loss switched off."""
     ours = study.plans[study.ours].settings
     det, cwd, response = study.student.distilLossWeights
     return {
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", required=True, help="how many of the first classes are base, or their names")
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--ways")
+    parser.add_argument("--methods", "--ways")
     parser.add_argument("--novel-only", action="store_true")
     parser.add_argument("--ablate", action="store_true")
     parser.add_argument("--size", type=int, default=320)
@@ -85,18 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # auto measures times: one seed would not be one result
         study = study_of(args, parse_settings([*words, *args.set, f"precision={args.precision}"]))
         study.train_teacher()
-        rows, measured, found = [["way", *(" ".join(tried) for tried in args.tries)]], {}, {}
-        for way in study.wanted:
-            found[way], figures = search(study, way, tries)
-            marks = ("*" * (place == found[way]) for place in range(len(figures)))
-            rows.append([way, *(f"{100 * value:.1f}{mark}" for value, mark in zip(figures, marks, strict=True))])
-            measured[way] = [study.learn(way, draw, tries[found[way]]) for draw in study.draws_of(way)]
-            print(f"{way}: done", flush=True)
+        rows, measured, found = [["method", *(" ".join(tried) for tried in args.tries)]], {}, {}
+        for method in study.wanted:
+            found[method], figures = search(study, method, tries)
+            marks = ("*" * (place == found[method]) for place in range(len(figures)))
+            rows.append([method, *(f"{100 * value:.1f}{mark}" for value, mark in zip(figures, marks, strict=True))])
+            measured[method] = [study.learn(method, draw, tries[found[method]]) for draw in study.draws_of(method)]
+            print(f"{method}: done", flush=True)
         if args.ablate:
             study.plans |= ablations(study)
-            for way in ablations(study):
+            for method in ablations(study):
                 settings = tries[found[study.ours]]
-                measured[way] = [study.learn(way, draw, settings) for draw in study.draws_of(way)]
+                measured[method] = [study.learn(method, draw, settings) for draw in study.draws_of(method)]
         text = study.write(measured)
     finally:
         end_log()

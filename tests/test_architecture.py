@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import figures
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Who may import whom.
@@ -19,6 +21,7 @@ MAY_IMPORT["commands"].add("scenes")
 MAY_IMPORT["benchmarks"] = {"scenes", *ORDER}
 # These files compute. They import only `ops` and each other; a config is read by `from_config` and `build_*` alone.
 ARITHMETIC = ("train/tal.py", "train/loss.py", "train/distilloss.py", "train/sched.py", "train/ema.py")
+MAX_FILE_LINES = 400
 FORBIDDEN_NAMES = {"utils", "util", "misc", "common", "helpers"}
 
 
@@ -198,6 +201,14 @@ def test_no_room_for_odds_and_ends():
         for file in sources()
         if FORBIDDEN_NAMES & {part.removesuffix(".py") for part in file.relative_to(ROOT).parts}
     ] == []
+
+
+def test_files_and_functions_are_short_and_class_names_unique():
+    files = [figures.read_file(file, ROOT) for file in sources()]
+    measured = figures.measure(files)
+    assert [f"{file.name} ({file.lines})" for file in files if file.lines > MAX_FILE_LINES] == []
+    assert measured["functions over 60 lines"] == []
+    assert measured["class names in several files"] == []
 
 
 @pytest.mark.parametrize(

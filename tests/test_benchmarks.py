@@ -164,7 +164,7 @@ def test_incremental_searches_on_a_draw_of_its_own_and_keeps_the_best_try(words,
     monkeypatch.setattr(incremental.Study, "learn", learn)
     monkeypatch.setattr(incremental.Study, "write", lambda self, runs: written.update(runs) or "the table")
     tries = ["--try", "maxEpoch=1", "--try", "maxEpoch=2"]
-    incremental.main([*words, "--ways", "finetune,distillation", "--ablate", *tries])
+    incremental.main([*words, "--methods", "finetune,distillation", "--ablate", *tries])
     assert learned[:4] == [
         ("finetune", incremental.SEARCH_SEED, 1, "validation"), ("finetune", incremental.SEARCH_SEED, 2, "validation"),
         ("finetune", 0, 2, None), ("finetune", 1, 2, None),
@@ -181,7 +181,7 @@ def test_incremental_searches_on_a_draw_of_its_own_and_keeps_the_best_try(words,
 
 def test_incremental_takes_one_term_of_the_teacher_away_at_a_time(words):
     args = argparse.Namespace(
-        cfgname="voc.nano", out=words[2], data=words[0], draws=1, ways=None, novel_only=False, weights=None,
+        cfgname="voc.nano", out=words[2], data=words[0], draws=1, methods=None, novel_only=False, weights=None,
         teacher_epochs=3,
     )  # fmt: skip
     study = incremental.study_of(args, parse_settings(["baseClasses=1", "smallShots=1"]))
@@ -193,7 +193,7 @@ def test_incremental_takes_one_term_of_the_teacher_away_at_a_time(words):
     assert off["no-response"]["distilLossWeights"] == (*weights[:2], 0.0)
     assert off["no-box"]["boxResponseWeight"] == 0.0
     with pytest.raises(UserError, match="no such method"):
-        incremental.study_of(argparse.Namespace(**{**vars(args), "ways": "finetuned"}), {"baseClasses": 1})
+        incremental.study_of(argparse.Namespace(**{**vars(args), "methods": "finetuned"}), {"baseClasses": 1})
 
 
 # Figures of the code
