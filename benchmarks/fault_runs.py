@@ -144,7 +144,7 @@ class FaultyStep:
         values = self.train_step(batch)
         self.values.append({name: value.item() for name, value in values.items()})
         if injection.group == QUIET and self.faulty_steps == QUIET_STEPS:
-            trainer._take(EpochProgress(), values)  # this call also looks for spikes
+            trainer._add(EpochProgress(), values)  # this call also looks for spikes
             raise EnoughSteps
         return values
 

@@ -137,7 +137,7 @@ def _half(trainer: Trainer, patches: ExitStack) -> None:
     trainer.precision = trainer.precision._replace(dtype=torch.float16)
     trainer.objective.compute_in(torch.float16)
     guard = trainer.stepper.guard
-    trainer.stepper = trainer._make_stepper()
+    trainer.stepper = trainer._build_stepper()
     trainer.stepper.guard.set_position(guard.epoch, guard.step)
     _scale(trainer, 1e5)
 
@@ -292,7 +292,7 @@ INJECTIONS = (
     ),
     Injection(
         "ema", "a NaN written into the EMA", inject=_nan_in_ema, group=UNPREPARED, protected=("files",),
-        expected={"message": "average.backbone.l0.conv.weight is not finite"},
+        expected={"message": "EMA.backbone.l0.conv.weight is not finite"},
     ),
     Injection(
         "nan-rate", "a learning rate of NaN", before_each=_rate(math.nan), group=UNPREPARED,
