@@ -42,7 +42,7 @@ def test_the_planned_rates_equal_those_of_the_trainer(setup_of, tmp_path):
         assert (planned.rates[batch], planned.bias_rates[batch]) == (pace.rate, pace.bias_rate)
     assert planned_spans(setup) == {"frozen": [(0, 2), (4, 5)], "mosaic": [(0, 40)], "teacher": []}
     found = list(examine_schedule(setup, tmp_path))
-    assert levels(found) == [OK, LOOK] and "warm-up takes 100 of the 150 batches" in found[1].text
+    assert levels(found) == [OK, LOOK] and "warm-up takes 100 batches, and the training has 150" in found[1].text
     assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
     assert levels(examine_schedule(setup_of(maxEpoch=200), tmp_path)) == [OK]
     few = setup_of(maxEpoch=20, warmupEpochs=0)
