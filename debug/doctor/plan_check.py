@@ -37,7 +37,8 @@ def examine_schedule(setup: TrainingSetup, folder: Path) -> Iterator[Finding]:
     if warm_up.num_batches > total / 2:
         yield Finding(
             LOOK, "schedule", f"warm-up takes {warm_up.num_batches} batches, and the training has {total}: the "
-            "learning rate is at its full value only briefly or never; raise maxEpoch, lower batchSize, or set warmupEpochs=0",
+            "learning rate is at its full value only briefly or never; "
+            "raise maxEpoch, lower batchSize, or set warmupEpochs=0",
         )  # fmt: skip
     elif total / warm_up.accumulate < _FEW_STEPS:
         steps = counted(round(total / warm_up.accumulate), "step")
