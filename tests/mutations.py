@@ -239,8 +239,8 @@ MUTATIONS = {
         ),
         (
             "of equal overlaps the last object", MATCHING,
-            "np.lexsort((-overlaps[detections, objects], detections))",
-            "np.lexsort((-objects, -overlaps[detections, objects], detections))",
+            "np.lexsort((-found, detections))",
+            "np.lexsort((-objects, -found, detections))",
             "tests/eval/test_matching.py",
         ),
         (
