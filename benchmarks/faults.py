@@ -40,7 +40,7 @@ def signals(chaos: Any) -> None:
         def attempt(run: Path, kind=kind, point=point, nth=nth, workers=workers) -> str:
             result = chaos.run(chaos.command(run, workers), point, nth, kind)
             words = ("interrupted",) if kind == "int-int" else ("interrupted by", "and saved")
-            return result.complaint(1, *words) or chaos.resume(run, workers, "going on with")
+            return result.complaint(1, *words) or chaos.resume(run, workers, "resuming")
 
         chaos.try_out(description, attempt)
 
