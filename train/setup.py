@@ -116,10 +116,11 @@ def build_training(
     if begun is not None or precision.seconds is not None:
         mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), begun)
 
-    # The detection objective alone takes the place of a teacher that cannot be used, when errors are collected.
-    objective = DetectionObjective(DetectionLoss.from_config(mcfg, model))
+    objective = None
     with _collecting(errors, "teacher"):
         objective = build_objective(mcfg, model, precision.dtype)
+    if objective is None:  # a teacher that cannot be used: the other checks of the doctor run without it
+        objective = DetectionObjective(DetectionLoss.from_config(mcfg, model))
     # Before any epoch freezes the backbone: its parameters have to be in the optimizer.
     optimizer = build_optimizer(mcfg, model, *objective.extra_modules)
     loader = build_loader(

@@ -9,7 +9,6 @@ from dl.mosaic import ModernRanges
 from eval.plots import EpochSpan, PlannedRates, plot_schedule
 from ops.text import counted
 from train.objective import DistillationObjective
-from train.sched import build_schedule, build_warm_up
 from train.setup import TrainingSetup
 
 PLOT = "schedule.png"
@@ -23,7 +22,7 @@ def examine_schedule(setup: TrainingSetup, folder: Path) -> Iterator[Finding]:
     rates = planned_rates(setup)
     path = plot_schedule(rates, planned_spans(setup), folder / PLOT)
     mcfg, num_batches, num_epochs = setup.mcfg, len(setup.loader), len(setup.epochs)
-    warm_up = build_warm_up(mcfg, num_batches)
+    warm_up = setup.warm_up
     text = f"{mcfg.schedulerType} from {max(rates.rates):.2g} to {rates.rates[-1]:.2g} over "
     text += f"{counted(num_epochs, 'epoch')} of {counted(num_batches, 'batch', 'batches')}"
     if mcfg.trainMinutes:
@@ -72,13 +71,12 @@ def examine_freezing(setup: TrainingSetup) -> Iterator[Finding]:
 def planned_rates(setup: TrainingSetup) -> PlannedRates:
     """The learning rates at every batch; at some of them when there are many."""
     mcfg, num_batches = setup.mcfg, len(setup.loader)
-    schedule, warm_up = build_schedule(mcfg), build_warm_up(mcfg, num_batches)
     interval = max(1, num_batches * len(setup.epochs) // _MOST_POINTS)
     epochs, rates, bias_rates = [], [], []
     for epoch in setup.epochs:
-        rate = schedule.rate(epoch)
+        rate = setup.schedule.rate(epoch)
         for batch in range(0, num_batches, interval):
-            pace = warm_up.pace((epoch - mcfg.startEpoch) * num_batches + batch, rate)
+            pace = setup.warm_up.pace((epoch - mcfg.startEpoch) * num_batches + batch, rate)
             epochs.append(epoch + batch / num_batches)
             rates.append(pace.rate)
             bias_rates.append(pace.bias_rate)
