@@ -70,8 +70,8 @@ def ap50_of(curves: Curves, image_weights: Num[np.ndarray, "*S I"]) -> Float64[n
     """AP50 of each class (COCO, 101 recall points) when each image counts as often as its weight says.
 
     Accepts one set of weights or several. With all weights 1 the result is that of `coco_ap`. With whole weights it is
-    that of a data set that contains each image so many times, except for the order of detections of one image and class
-    that share a score. NaN for a class without ground truth under its weights. Raises `ValueError` for another number
+    that of a data set that contains each image as often as its weight says. Only the order of detections with equal
+    scores may differ. NaN for a class without ground truth under its weights. Raises `ValueError` for another number
     of images.
     """
     *sets, num_images = image_weights.shape

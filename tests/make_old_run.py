@@ -63,7 +63,7 @@ def train_until(epoch: int, batch: int, arguments: list[str]) -> None:
 
 
 def rounded(value: Any, mantissa_bits: int = 7) -> Any:
-    """The same content with every float32 tensor cut to so many bits; optimizer and gradients to fewer."""
+    """The same content with every float32 tensor cut to this number of bits; optimizer and gradients to fewer."""
     if isinstance(value, torch.Tensor):
         mask = -1 << (23 - mantissa_bits)
         return (value.view(torch.int32) & mask).view(torch.float32) if value.dtype == torch.float32 else value

@@ -28,7 +28,7 @@ MOVED = 1e-3  # the EMA changes by at least a ten thousandth of this, which floa
 UNSURE = 0.05  # a network with a higher class score has learned something; its loss may stay constant
 ENDED = 1e-4  # share of the highest learning rate; below it the schedule intends no change
 FEWEST_STEPS = 20  # in an epoch, to compare its mean loss with that of another
-DEVIATIONS = 2.0  # two means within so many standard deviations of their difference count as equal
+DEVIATIONS = 2.0  # two means count as equal if they differ by at most this many standard errors
 ZERO_EPOCHS = 10  # validations with AP 0 before a warning
 
 

@@ -154,7 +154,7 @@ class Guard:
     """Checks each step before it continues. The optimizer never sees a bad gradient.
 
     `max_bad_steps`: this many bad steps in a row stop the training with `BadStep`; 1: the first one does.
-    `interval`: weights, EMA and momentum are checked after so many optimizer steps; 0: never.
+    `interval`: weights, EMA and momentum are checked every `interval` optimizer steps; 0: never.
     """
 
     is_deferred = False

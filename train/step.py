@@ -76,7 +76,7 @@ class Stepper:
         bad steps in a row, `UserError` when no parameter requires a gradient, and `FloatingPointError` when
         `gradient_clip` is not positive.
         """
-        # Before anything changes: a clip of 0 or NaN would spoil the gradients of every parameter.
+        # Before anything changes: a clip of 0 or NaN would make every gradient 0 or NaN.
         self._require_positive_clip()
         state = self._last = self.guard.capture(batch)
 

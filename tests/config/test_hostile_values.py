@@ -100,7 +100,7 @@ def test_values_of_a_recipe_that_no_text_can_hold(field):
     ("field", "accepted", "refused", "reason"),
     [
         ("seed", str(2**63 - 1), str(2**63), "64 bits"),
-        ("dcore", "1024", "1025", "no machine has so many cores"),
+        ("dcore", "1024", "1025", "no machine has that many cores"),
         ("inputShape", "4096", "1000000000", "do not fit into memory"),
         ("inputShape", "16384,32", "16416,32", "at most 16384"),
         ("regMax", "256", "257", "wider than any input"),

@@ -18,7 +18,7 @@ QUIET = {"val": False, "plots": False, "save": False, "close_mosaic": 0, "amp": 
 
 
 class Feed:
-    """What its loop asks of a loader: so many batches an epoch, from a stream that does not start again."""
+    """What its loop asks of a loader: a number of batches per epoch, from a stream that does not start again."""
 
     num_workers, drop_last = 0, False
 
