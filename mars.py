@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except FloatingPointError as error:  # the message says where a value became non-finite
         _say(str(error))
-        if page := _page_of(error):
-            print(f"\n{escaped(page)}", file=sys.stderr, end="")
+        if report := _report_of(error):
+            print(f"\n{escaped(report)}", file=sys.stderr, end="")
         return 1
     except KeyboardInterrupt as error:  # Ctrl-C or SIGTERM; a training is saved and the message says where
         _say(str(error) or "interrupted")
@@ -120,7 +120,7 @@ def _command() -> int:
     return status or 1
 
 
-def _page_of(error: FloatingPointError) -> str:
+def _report_of(error: FloatingPointError) -> str:
     """The report on the operation that first produced a non-finite value; empty where the step was not traced."""
     from train.guard import BadStep
 

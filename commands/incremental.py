@@ -6,7 +6,7 @@ The methods are in `methods.py`; `study.py` trains and compares them.
 import argparse
 import logging
 
-from commands.methods import plans
+from commands.methods import ALL_METHODS, wanted_methods
 from commands.options import Command, Parser, add_run_options, number
 from commands.setup import load
 from config.checks import at_most, both, positive
@@ -26,7 +26,7 @@ def _add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--methods", "--ways", metavar="NAME,NAME",
-        help=f"train only these methods; there are {', '.join(plans(0, ('any',)))}",
+        help=f"train only these methods; there are {', '.join(ALL_METHODS)}",
     )  # fmt: skip
     parser.add_argument("--novel-only", action="store_true", help="the small split labels the new classes only")
 
@@ -34,6 +34,7 @@ def _add_arguments(parser: Parser) -> None:
 def _check(args: argparse.Namespace) -> None:
     check = both(positive, at_most(MOST_DRAWS, "each is a training for every method"))
     args.draws = number("--draws", args.draws, int, check)
+    wanted_methods(args.methods, args.novel_only)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -59,13 +59,15 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
     return methods
 
 
+ALL_METHODS = tuple(plans(0, novel_only=("any",)))  # also those that need a small split without old labels
+
+
 def wanted_methods(text: str | None, novel_only: bool) -> list[str]:
     """The names in `text`, or all of them. Raises `UserError` for an unknown name."""
-    all_names = plans(0, ("any",))
-    known = list(all_names if novel_only else plans(0))
+    known = list(ALL_METHODS if novel_only else plans(0))
     names = text.split(",") if text else known
     for name in names:
         if name not in known:
-            fault = "only with --novel-only" if name in all_names else f"no such method{nearest(name, known)}"
+            fault = "only with --novel-only" if name in ALL_METHODS else f"no such method{nearest(name, known)}"
             raise UserError(f"--methods {name}: {fault}; there are {', '.join(known)}")
     return names

@@ -21,11 +21,10 @@ from config.errors import UserError
 from config.load import absolute
 from config.mconfig import ModelConfig
 from config.recipes import recipe_names
+from dl.files import IMAGE_SUFFIXES
 from ops.log import RESULT, ProgressBar, log_to_file
 
 log = logging.getLogger("mars")
-
-_IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?|webp)$", re.IGNORECASE)
 
 
 def _add_arguments(parser: Parser) -> None:
@@ -40,14 +39,15 @@ def _add_arguments(parser: Parser) -> None:
 def _check(args: argparse.Namespace) -> None:
     form = f"{PROGRAM} predict CFGNAME PATH..."
     if args.cfgname is None:
-        raise UserError(f"predict: whose weights, and on which images? Write {form}")
+        raise UserError(f"predict: CFGNAME and PATH are missing; write {form}")
     first = args.cfgname
-    looks_like_path = re.search(r"[/\\*?\[]", first) or _IMAGE.search(first) or os.path.exists(first)
+    is_image = Path(first).suffix.lower() in IMAGE_SUFFIXES
+    looks_like_path = is_image or re.search(r"[/\\*?\[]", first) or os.path.exists(first)
     if looks_like_path and first.partition(".")[0] not in recipe_names():
         raise UserError(f"{first}: a path, but the CFGNAME comes first: {PROGRAM} predict CFGNAME {first}")
     if not args.paths:
         raise UserError(
-            f"predict {first}: on which images? Write {PROGRAM} predict {first} PATH... (files, folders, patterns)"
+            f"predict {first}: PATH is missing; write {PROGRAM} predict {first} PATH... (files, folders, patterns)"
         )
     check_weights(args)
     check_out_folder(args.out)

@@ -44,7 +44,8 @@ def _as_trained(file: WeightsFile, path: Path, settings: dict[str, Any]) -> dict
             checked_value(field, value)
         except UserError as error:
             raise UserError(
-                f"{path}: was trained with {error}, or choose another value with --set {field}=..."
+                f"{path}: the weights were trained with a value that is not allowed ({error}); set another one with "
+                f"--set {field}=VALUE"
             ) from error
     if values:
         log.info("as %s was trained: %s", path.name, ", ".join(f"{field}={value}" for field, value in values.items()))

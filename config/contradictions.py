@@ -1,4 +1,4 @@
-"""What no single field can get wrong: values that do not go together. One sentence each, with the way out."""
+"""Checks of several fields together: values that contradict each other. One message each, with a correction."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ def refuse_contradictions(mcfg: ModelConfig, code_dir: Path) -> None:
 def _complaints(mcfg: ModelConfig, code_dir: Path) -> Iterator[str]:
     yield from _root(mcfg, code_dir)
     yield from _schedule(mcfg)
-    yield from _unheard(mcfg)
+    yield from _unused_fields(mcfg)
     yield from _pretrained(mcfg)
     yield from _classes(mcfg)
     yield from _groups(mcfg)
@@ -48,20 +48,20 @@ def _schedule(mcfg: ModelConfig) -> Iterator[str]:
         )
 
 
-def _unheard(mcfg: ModelConfig) -> Iterator[str]:
-    """A field that was changed but that the chosen augmentation, schedule or answer does not read."""
+def _unused_fields(mcfg: ModelConfig) -> Iterator[str]:
+    """A changed field that the chosen augmentation, schedule or reaction to bad steps does not use."""
     by_steps = ("linear", "cosine")
-    for chooser, heard, fields in (
+    for chooser, readers, fields in (
         ("augmentation", ("modern",), ("mosaic", "closeMosaic", "scaleRange", "translate", "flip", "hsv")),
         ("schedulerType", by_steps, ("warmupEpochs", "warmupMomentum", "warmupBiasRate")),
         ("onBadStep", ("skip",), ("badStepsInARow",)),
     ):
         choice = getattr(mcfg, chooser)
         changed = [name for name in fields if checked_value(name, getattr(mcfg, name)) != field_default(name)]
-        if choice not in heard and changed:
+        if choice not in readers and changed:
             yield (
-                f"{changed[0]}={getattr(mcfg, changed[0])}: only {chooser}={' or '.join(heard)} reads it, and "
-                f"{chooser} is {choice}; set that too, or leave it out"
+                f"{changed[0]}={getattr(mcfg, changed[0])}: only {chooser}={' or '.join(readers)} uses it, and "
+                f"{chooser} is {choice}; set {chooser}={readers[0]}, or do not set {changed[0]}"
             )
 
 
@@ -80,7 +80,7 @@ def _pretrained(mcfg: ModelConfig) -> Iterator[str]:
 
 def _classes(mcfg: ModelConfig) -> Iterator[str]:
     if mcfg.classList is None or isinstance(mcfg.classList, str):
-        return  # found out from the data; the config is loaded again with it then
+        return  # the data set has the class list; the config is loaded again with it
     for field in ("trainSelectedClasses", "testSelectedClasses", "distilSelectedClasses"):
         for name in getattr(mcfg, field) or ():
             if name not in mcfg.classList:
@@ -91,7 +91,10 @@ def _classes(mcfg: ModelConfig) -> Iterator[str]:
 def _groups(mcfg: ModelConfig) -> Iterator[str]:
     base, known = mcfg.baseClasses, mcfg.classList
     if mcfg.replayImages and base is None:
-        yield f"replayImages={mcfg.replayImages}: shows base classes again; say which they are: --set baseClasses=NAMES"
+        yield (
+            f"replayImages={mcfg.replayImages}: replays images of base classes, but baseClasses is not set; "
+            "add --set baseClasses=NAMES"
+        )
     if base is None or known is None or isinstance(known, str):
         return
     names = listed(known)
@@ -100,19 +103,22 @@ def _groups(mcfg: ModelConfig) -> Iterator[str]:
             yield f"baseClasses={name}: not in classList{nearest(name, known)}; the classes are {names}"
     if (base if isinstance(base, int) else len(base)) >= len(known):
         count = len(known)
-        yield f"baseClasses: leaves no class of {count} novel; name fewer, or leave it out; the classes are {names}"
+        yield (
+            f"baseClasses: all {count} classes are base classes, so none is novel; name fewer, or leave it out; "
+            f"the classes are {names}"
+        )
 
 
 def _teacher(mcfg: ModelConfig) -> Iterator[str]:
     if mcfg.unlabelledClasses == "pseudo" and mcfg.modelName != "distillation":
-        yield "unlabelledClasses=pseudo: the labels are a teacher's, and modelName=base has none; take mask"
+        yield "unlabelledClasses=pseudo: the labels come from a teacher, but modelName=base has no teacher; use unlabelledClasses=mask"
     if mcfg.modelName == "distillation" and mcfg.teacherModelFile is None:
         yield (
             "modelName=distillation: a student needs a teacher; give its weights, "
             "e.g. --set teacherModelFile=ROOT/c1.nano.teacher/weights/best.pth"
         )
     if mcfg.modelName == "distillation":
-        yield from _taught(mcfg)
+        yield from _distillation(mcfg)
     if mcfg.teacherClassIndexes is None or mcfg.classList is None:
         return
     if len(set(mcfg.teacherClassIndexes)) < len(mcfg.teacherClassIndexes):
@@ -125,21 +131,24 @@ def _teacher(mcfg: ModelConfig) -> Iterator[str]:
             )
 
 
-def _taught(mcfg: ModelConfig) -> Iterator[str]:
-    """A student whose teacher would teach nothing."""
+def _distillation(mcfg: ModelConfig) -> Iterator[str]:
+    """A student whose teacher would have no effect."""
     _, cwd, response = mcfg.distilLossWeights
     if cwd and not mcfg.distilFeatures:
         yield f"distilFeatures: names no map, and CWD has the weight {cwd}; name one, or give CWD the weight 0"
     if not (cwd or response or mcfg.boxResponseWeight):
-        yield "distilLossWeights: nothing is left of the teacher; give it a weight, or train with modelName=base"
+        yield (
+            "distilLossWeights: all weights of the distillation losses are 0, so the teacher has no effect; "
+            "set one above 0, or use modelName=base"
+        )
     if mcfg.distilEpochs and not any(mcfg.startEpoch <= epoch < mcfg.maxEpoch for epoch in mcfg.distilEpochs):
         yield (
-            f"distilEpochs={listed(mcfg.distilEpochs)}: none of them is trained, for epochs run from "
+            f"distilEpochs={listed(mcfg.distilEpochs)}: this run trains none of them: its epochs run from "
             f"{mcfg.startEpoch} to {mcfg.maxEpoch - 1}"
         )
     is_all_labelled = mcfg.distilSelectedClasses is None and mcfg.trainSelectedClasses is None
     if mcfg.unlabelledClasses == "pseudo" and is_all_labelled:
         yield (
-            "unlabelledClasses=pseudo: every class counts as labelled; say which are, "
+            "unlabelledClasses=pseudo: every class counts as labelled; name the labelled classes, "
             "e.g. --set distilSelectedClasses=NAMES"
         )

@@ -172,6 +172,7 @@ def _check_tags(recipe: ModuleType, file: Path, tags: Sequence[str]) -> None:
     raise UserError(
         f"tag '{unknown[0]}': unknown{nearest(unknown[0], [*known, *PHASES])}; {listed}; "
         f"every recipe knows {' '.join(PHASES)} and {value_tags_text()}"
+        f"{'' if declared else f'; to add a tag, declare it in {file}: TAGS = {{...}}'}"
     )
 
 
@@ -204,7 +205,7 @@ def _reason(error: BaseException, text: str, file: Path) -> str:
     kind = f"{type(error).__name__}{f': {text}' if text else ''}"
     is_from_recipe = traceback.extract_tb(error.__traceback__)[-1].filename == str(file)
     if isinstance(error, SystemExit) or (is_from_recipe and isinstance(error, (AssertionError, NotImplementedError))):
-        return kind if not text or text.isdecimal() else text  # of sys.exit(1) the number alone is no message
+        return kind if not text or text.isdecimal() else text  # sys.exit(1) has no text, so the kind of error is shown
     if isinstance(error, ModuleNotFoundError):
         return f"{kind}; install it, or remove the import"
     return f"{kind}; correct the recipe"

@@ -16,6 +16,10 @@ _NEUTRAL_CALLS = frozenset(
         "sorted", "str", "sum", "tuple", "zip",
     }
 )  # fmt: skip
+# Methods that test no tag, such as those of a list, a logger or a separator.
+_NEUTRAL_METHODS = frozenset({"append", "debug", "extend", "format", "info", "join", "sort", "warning"})
+# Methods of strings and functions of `re` that test a part of a tag: the tags that pass cannot be listed.
+_PARTIAL_TESTS = frozenset({"endswith", "find", "fullmatch", "join", "match", "removeprefix", "removesuffix", "search"})
 _SET_OPERATORS = (ast.BitAnd, ast.BitOr, ast.BitXor, ast.Sub)
 
 
@@ -52,11 +56,13 @@ def read_tag_tests(tree: ast.Module) -> TagTests:
         operands = _operands(node, functions)
         if not any(_mentions(operand, tags) for operand in operands):
             continue
-        strings = {text for operand in operands for text in _strings(operand, values)}
+        methods = {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute)}
+        is_partial = bool(methods & _PARTIAL_TESTS)
+        strings = {text for operand in operands for text in _strings(operand, values)} if not is_partial else set()
         is_prefix = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "startswith"
         (tests.prefixes if is_prefix else tests.words).update(strings)
         counts_tags = isinstance(node, ast.Compare) and any(isinstance(operand, ast.Constant) for operand in operands)
-        if not strings and not counts_tags:  # `len(tags) > 1` asks for no tag
+        if not strings and (is_partial or not counts_tags):  # `len(tags) > 1` tests for no tag
             tests.unreadable_line = tests.unreadable_line or getattr(node, "lineno", 1)
     return tests
 
@@ -99,7 +105,7 @@ def _operands(node: ast.AST, functions: Container[str]) -> Sequence[ast.AST]:
         return [node.value, node.slice]
     if isinstance(node, ast.Call):
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-        if isinstance(node.func, ast.Attribute) and arguments:
+        if isinstance(node.func, ast.Attribute) and arguments and node.func.attr not in _NEUTRAL_METHODS:
             return [node.func.value, *arguments]
         if isinstance(node.func, ast.Name) and node.func.id not in _NEUTRAL_CALLS and node.func.id not in functions:
             return arguments

@@ -190,7 +190,7 @@ def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _Ex
 
 def _unknown_split(name: str, mcfg: ModelConfig, source: DataSource) -> str:
     ways_out = {
-        mcfg.testSplitName: "--set testSplitName=NAME evaluates another split; the mode train needs no test split",
+        mcfg.testSplitName: "--set testSplitName=NAME evaluates another split; the command train needs no test split",
         mcfg.validationSplitName: (
             "--set validationSplitName=NAME uses another split; --set epochValidation=false needs none"
         ),

@@ -145,7 +145,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         ("train c1 --weights x.pth", ["--weights", "not to train", "eval CFGNAME --weights FILE"]),
         # predict
         ("predict", ["python mars.py predict CFGNAME PATH..."]),
-        ("predict c1.nano", ["predict c1.nano: on which images", "PATH..."]),
+        ("predict c1.nano", ["predict c1.nano: PATH is missing", "PATH..."]),
         ("predict photo.jpg", ["photo.jpg: a path", "predict CFGNAME photo.jpg"]),
         ("predict here/photos c1", ["here/photos: a path", "the CFGNAME comes first"]),
         ("predict vox x.jpg", ["vox", "did you mean 'voc'"]),
@@ -181,9 +181,9 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         ("eval c1 --weights best.pth", ["best.pth", "no such weights file"]),
         # a student
         ("c1 --set modelName=distillation", ["modelName=distillation", "needs a teacher", "teacherModelFile"]),
-        ("c1 --set unlabelledClasses=pseudo", ["unlabelledClasses=pseudo", "take mask"]),
+        ("c1 --set unlabelledClasses=pseudo", ["unlabelledClasses=pseudo", "use unlabelledClasses=mask"]),
         ("c1 --set replayImages=5", ["replayImages=5", "--set baseClasses=NAMES"]),
-        ("c1 --set baseClasses=20", ["baseClasses", "leaves no class of 20 novel"]),
+        ("c1 --set baseClasses=20", ["baseClasses", "all 20 classes are base classes"]),
         ("voc.nano.distillation --data .", ["voc: which classes does the teacher know", "--set baseClasses=4"]),
     ],
 )  # fmt: skip

@@ -496,7 +496,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
     ("words", "settings", "sentence"),
     [
         ("", ["smallShots=2"], ["which classes does the teacher know", "--set baseClasses=4"]),
-        ("", ["baseClasses=2"], ["baseClasses: leaves no class of 2 novel", "red, blue"]),
+        ("", ["baseClasses=2"], ["baseClasses: all 2 classes are base classes", "red, blue"]),
         ("", ["baseClasses=red,green"], ["baseClasses=green: not in classList", "red, blue"]),
         ("--ways finetun", SETTINGS, ["--methods finetun: no such method", "did you mean 'finetune'", "joint"]),
         ("--ways finetune,", SETTINGS, ["--methods : no such method", "finetune"]),
@@ -512,7 +512,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
             ],
         ),
         ("--name a/b", SETTINGS, ["runName='a/b'"]),
-        ("", [*SETTINGS, "unlabelledClasses=pseudo"], ["unlabelledClasses=pseudo", "take mask"]),
+        ("", [*SETTINGS, "unlabelledClasses=pseudo"], ["unlabelledClasses=pseudo", "use unlabelledClasses=mask"]),
     ],
 )
 def test_mistakes(run, tmp_path, words, settings, sentence):

@@ -303,6 +303,8 @@ def test_a_value_that_the_weights_were_trained_with_refuses_only_where_it_is_use
     assert (status, err) == (0, "")
     torch.save({**content, "config": json.dumps({**config, "inputShape": [2**20, 64]})}, path)
     status, _, err = predict("voc.nano.full", photos)
-    assert status == 2 and err.startswith(f"mars: {path}: was trained with inputShape=(1048576, 64): both sides must")
-    assert err.endswith("or choose another value with --set inputShape=...\n")
+    assert status == 2 and err.startswith(
+        f"mars: {path}: the weights were trained with a value that is not allowed (inputShape=(1048576, 64): both sides must"
+    )
+    assert err.endswith("set another one with --set inputShape=VALUE\n")
     assert predict("voc.nano.full", photos, "--set", "inputShape=64")[0] == 0

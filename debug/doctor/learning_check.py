@@ -19,7 +19,10 @@ from train.opt import build_optimizer
 from train.setup import TrainingSetup
 
 _STEPS, _LEAST_STEPS, _SECONDS = 24, 6, 15.0
-_LOSS_DROP, _OVERLAP_GAIN = 0.12, 0.06  # decrease of the loss as a share, and increase of the overlap: one of them is enough
+_LOSS_DROP, _OVERLAP_GAIN = (
+    0.12,
+    0.06,
+)  # decrease of the loss as a share, and increase of the overlap: one of them is enough
 _NOTHING = 0.02  # of either: less is no change
 _HIGHEST_LOSS = 4  # times the loss gains, above the first loss: the cost of boxes and classes that are quite wrong
 _LEAST_MOVEMENT = 1e-5  # of the weights, relative to their size: less is no movement

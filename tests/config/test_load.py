@@ -312,6 +312,9 @@ def test_every_form_of_test_is_read_and_a_typo_never_passes(recipe, caplog, test
         ("if hash(tags[0]) % 2: mcfg.seed = 1", "", 6),
         ("if shlex.join(tags) == FAST: mcfg.seed = 1", "import shlex\nfrom string import digits as FAST", 7),
         ("if TABLE.get(tags[0]): mcfg.seed = 1", "TABLE = dict(zip(range(3), range(3)))", 6),
+        ("if re.match('an+', tags[0]): mcfg.seed = 1", "import re", 6),
+        ("if tags[-1].endswith('ny'): mcfg.seed = 1", "", 6),
+        ("if 'ny' in ' '.join(tags): mcfg.seed = 1", "", 6),
     ],
 )
 def test_a_test_that_the_syntax_tree_does_not_show_is_accepted_with_a_warning(recipe, caplog, body, head, line):
@@ -322,6 +325,16 @@ def test_a_test_that_the_syntax_tree_does_not_show_is_accepted_with_a_warning(re
     declaring = recipe(body, f"{head}\nTAGS = {{'any': 'declared'}}")
     caplog.clear()
     assert load_config("r.any", recipe_dir=declaring).cfgname == "r.any"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "line", ["mcfg.runName = '-'.join(tags)", "words = []; words.extend(tags)", "LOG.info('slow', tags)"]
+)
+def test_a_call_that_tests_no_tag_adds_none(recipe, caplog, line):
+    folder = recipe(f"{line}\nif 'fast' in tags: mcfg.maxEpoch = 3", "import logging\nLOG = logging.getLogger('r')")
+    message = refused("r.slow", recipe_dir=folder)
+    assert "tag 'slow': unknown; r knows fast; " in message and "declare it in" in message
     assert caplog.text == ""
 
 
@@ -412,12 +425,15 @@ def test_bad_cfgnames(cfgname, words):
         ({"scoreThreshold": 2}, ["scoreThreshold=2.0", "between 0 and 1"]),
         ({"subsetMap": {"train": 3}}, ["subsetMap=", "dictionary"]),
         ({"baseClasses": True}, ["baseClasses=True", "a whole number or a list of names or none"]),
-        ({"baseClasses": 20}, ["baseClasses: leaves no class of 20 novel", "name fewer"]),
-        ({"baseClasses": 21}, ["baseClasses: leaves no class of 20 novel", "name fewer"]),
-        ({"baseClasses": [f"A{n}" for n in range(1, 21)]}, ["leaves no class of 20 novel"]),
+        ({"baseClasses": 20}, ["baseClasses: all 20 classes are base classes", "name fewer"]),
+        ({"baseClasses": 21}, ["baseClasses: all 20 classes are base classes", "name fewer"]),
+        ({"baseClasses": [f"A{n}" for n in range(1, 21)]}, ["all 20 classes are base classes"]),
         ({"baseClasses": ["A1", "a2"]}, ["baseClasses=a2: not in classList", "did you mean 'A2'"]),
         ({"replayImages": 5}, ["replayImages=5", "--set baseClasses=NAMES"]),
-        ({"unlabelledClasses": "pseudo"}, ["unlabelledClasses=pseudo", "modelName=base has none", "take mask"]),
+        (
+            {"unlabelledClasses": "pseudo"},
+            ["unlabelledClasses=pseudo", "modelName=base has no teacher", "use unlabelledClasses=mask"],
+        ),
         ({"distilSelectedClasses": ["B1"]}, ["distilSelectedClasses=B1", "not in classList", "A20"]),
     ],
 )
