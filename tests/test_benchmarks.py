@@ -317,7 +317,12 @@ def test_noise_is_inside_and_the_same_for_a_seed():
 
 def test_every_fault_is_one_that_chaos_can_try(tmp_path, monkeypatch):
     tried = []
-    monkeypatch.setattr(Chaos, "try_out", lambda self, description, attempt: tried.append(description))
+
+    def note(_chaos, description, attempt):
+        assert callable(attempt)
+        tried.append(description)
+
+    monkeypatch.setattr(Chaos, "try_out", note)
     chaos = Chaos(tmp_path, random.Random(0), counts=dict.fromkeys(KILL_POINTS, 9))
     for fault in FAULTS:
         fault(chaos)

@@ -20,9 +20,10 @@ from ops.random_states import CapturedStates, capture_random_states, random_stat
 from ops.safe import find_nonfinite, total_of
 from train.ema import ModelEMA
 from train.loss import LossResult
+from train.opt import start_momentum
 
 BELOW_ZERO = -1e-6  # a part of the loss below this is negative by more than rounding
-_SMALLEST_SCALE = 1.0  # below this scale of float16 gradients, an infinite gradient is not the scale's fault
+_SMALLEST_SCALE = 1.0  # below this scale of float16 gradients, the scale is not the reason for an infinite gradient
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Guard:
     """Checks each step before it continues. The optimizer never sees a bad gradient.
 
     `max_bad_steps`: this many bad steps in a row stop the training with `BadStep`; 1: the first one does.
-    `interval`: weights, EMA and momentum are checked every `interval` optimizer steps; 0: never.
+    `interval`: number of optimizer steps between two checks of weights, EMA and momentum; 0: never.
     """
 
     is_deferred = False
@@ -238,6 +239,7 @@ class Guard:
         self, record: StepRecord, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
         """Step unless a gradient is not finite. An enabled scaler decides this itself."""
+        start_momentum(optimizer)
         if scaler.is_enabled() or not record.is_held:
             scaler.step(optimizer)
 
@@ -296,7 +298,7 @@ class Guard:
 
 def flag_of(numbers: Iterable[Tensor], never_negative: Iterable[Tensor] = ()) -> Tensor:
     """1 if any of `numbers` is not finite or any of `never_negative` is negative, else 0; scalars in float32."""
-    lowest = (torch.stack(list(numbers)) * 0).sum()  # 0, or NaN, which is above nothing; fewer kernels than isfinite
+    lowest = (torch.stack(list(numbers)) * 0).sum()  # 0 or NaN, and NaN >= x is false; fewer kernels than isfinite
     if parts := list(never_negative):
         lowest = lowest + torch.stack(parts).amin()
     return 1 - (lowest >= BELOW_ZERO).float()

@@ -46,9 +46,8 @@ def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimi
         decay *= images / mcfg.nominalBatch
     groups = parameter_groups(decay, *models)
     rate, momentum = mcfg.baseLearningRate, mcfg.optimizerMomentum
-    fused = (
-        True if next(models[0].parameters()).is_cuda else None
-    )  # one kernel for all parameters; required by train.deferred
+    # On CUDA one kernel for all parameters. The guard calls `start_momentum` before each step of a fused optimizer.
+    fused = True if next(models[0].parameters()).is_cuda else None
     if mcfg.optimizerType == "AdamW":
         return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
     nesterov = momentum > 0  # Nesterov without momentum is an error in torch
@@ -56,13 +55,13 @@ def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimi
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Create SGD's missing momentum buffers as zeros, for parameters that have a gradient.
+    """Create the missing momentum buffers of fused SGD as zeros, for parameters that have a gradient.
 
-    Fused SGD leaves a buffer uninitialised if its first step is skipped, and fails if only some parameters have one, as
+    It leaves a buffer uninitialised if its first step is skipped, and fails if only some parameters have one, as
     after a frozen backbone.
     """
     for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("momentum") else ():
+        for parameter in group["params"] if group.get("fused") and group.get("momentum") else ():
             state = optimizer.state[parameter]
             if parameter.grad is not None and state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)

@@ -72,7 +72,7 @@ def stopped_by(stepper: Stepper, *batches: Batch, accumulate: int = 1) -> BadSte
 class Tampered:
     """An objective whose result is changed on the way."""
 
-    learned: tuple[nn.Module, ...] = ()
+    extra_modules: tuple[nn.Module, ...] = ()
     parts, teacher_checksum = ("box", "cls", "dfl"), None
 
     def __init__(self, objective, change: Callable[[LossResult], LossResult]):
@@ -269,8 +269,9 @@ def test_late_is_as_at_once_but_for_when_it_is_told(adam):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)  # late, the ramp was a step ahead at times
 
 
-def test_momentum_that_is_first_held_back_begins_as_if_nothing_had_been():
-    twin, stepper = make(True, fused=True), make(True, patience=2)
+@pytest.mark.parametrize("late", [False, True], ids=["plain", "deferred"])
+def test_momentum_of_a_skipped_first_step_starts_as_if_it_had_not_been(late):
+    twin, stepper = make(late, fused=True), make(late, patience=2, fused=True)
     stepper.add(set_images(batch_of(), NAN))
     before = {name: one.clone() for name, one in stepper.model.named_buffers()}
     assert bits(before) == bits(dict(twin.model.named_buffers()))
@@ -280,9 +281,10 @@ def test_momentum_that_is_first_held_back_begins_as_if_nothing_had_been():
     assert bits(stepper.model.state_dict()) == bits(twin.model.state_dict())
 
 
-def test_a_backbone_that_thaws_gets_its_momentum_late():
-    """Fused SGD fails where only some parameters have a momentum."""
-    stepper = make(True)
+@pytest.mark.parametrize("late", [False, True], ids=["plain", "deferred"])
+def test_a_backbone_that_is_unfrozen_later_gets_its_momentum(late):
+    """Fused SGD, which CUDA uses, fails where only some parameters have a momentum."""
+    stepper = make(late, fused=True)
     for parameter in stepper.model.backbone.parameters():
         parameter.requires_grad_(False)
     stepper.add(batch_of())
@@ -297,15 +299,16 @@ def test_a_backbone_that_thaws_gets_its_momentum_late():
 def test_zeros_are_the_momentum_that_the_first_step_makes():
     weights = [nn.Parameter(torch.randn(5, generator=torch.Generator().manual_seed(0))) for _ in range(2)]
     for number, parameter in enumerate(weights):
-        optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, nesterov=True, fused=True)
         parameter.grad = torch.arange(5.0)
         if number:
             start_momentum(optimizer)
         optimizer.step()
     assert bits(weights[0].detach()) == bits(weights[1].detach())
-    plain = torch.optim.SGD(weights, lr=0.1)
-    start_momentum(plain)
-    assert not plain.state_dict()["state"]
+    for settings in ({"fused": True}, {"momentum": 0.9}):  # without momentum; not fused
+        plain = torch.optim.SGD(weights, lr=0.1, **settings)
+        start_momentum(plain)
+        assert not plain.state_dict()["state"]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -400,8 +403,9 @@ def test_a_step_on_cuda_waits_for_nothing(adam):
     kind = torch.optim.AdamW if adam else torch.optim.SGD
     optimizer = kind(model.parameters(), lr=1e-3, fused=True)
     stepper = Stepper(
-        model, DetectionObjective(DetectionLoss(3)), optimizer, ModelEMA(model), torch.float32, 10.0, True
-    )
+        model, DetectionObjective(DetectionLoss(3)), optimizer, ModelEMA(model), torch.float32, 10.0, True,
+        DeferredGuard(model),
+    )  # fmt: skip
     batches = [batch_of(seed=seed).to("cuda") for seed in range(5)]
     for batch in batches[:2]:  # anchors are made, kernels are loaded
         stepper.add(batch)
@@ -438,6 +442,8 @@ def test_an_overflow_that_lowers_the_scale_is_no_bad_step(late, accumulate):
     stepper.flush()
     assert stepper.bad_steps == 0 and stepper.ema.steps == 0 and stepper.scaler.get_scale() < 2.0**127
     assert bits(list(stepper.model.parameters())) == weights
+    momentum = [state["momentum_buffer"] for state in stepper.optimizer.state.values() if state]
+    assert momentum and not any(buffer.any() for buffer in momentum), "not uninitialised memory"
     stepper.scaler = TooLarge(4.0)
     stepper.add(batch_of())
     assert bool(stepper.flush()) == late
@@ -506,7 +512,7 @@ def test_a_bad_step_on_spoilt_weights_does_not_call_them_those_of_before():
     stepper.add(batch_of())
     hook.remove()
     told = str(stopped_by(stepper, batch_of(seed=1)))
-    assert "head.cls.0.2.weight was not finite before the optimizer step" in told and "those of" not in told
+    assert "head.cls.0.2.weight was not finite before the optimizer step" in told and "unchanged" not in told
 
 
 def test_momentum_and_masks_are_told_by_name():
