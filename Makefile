@@ -7,8 +7,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-# One computing thread a process: the tests run one process a core. A process takes neighbouring tests, which share what
-# they set up, and one that is done takes half of what another has left.
+# One thread per process, because the tests run one process per core. A process gets tests that are neighbours, which
+# share their fixtures. A process without work takes half of the remaining tests of another one.
 TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 .PHONY: help setup demo test test-slow mutations parity chaos faults attacks check lint format clean
@@ -18,9 +18,9 @@ help:
 	@echo "make test       the fast tests            make lint    formatting, rules, types"
 	@echo "make parity     a table: network, loss, training, AP against Ultralytics and pycocotools (three minutes)"
 	@echo "make test-slow  all tests                 make check   lint, then the fast tests"
-	@echo "make mutations  put a few mistakes in: do the tests notice? (a minute; MUTATIONS=all tries all)"
-	@echo "make chaos      thirty kills, damaged files, full disks: is anything lost? (about ten minutes)"
-	@echo "make faults     twenty-five bad values put in from outside: caught, and named rightly? (three minutes)"
+	@echo "make mutations  put a few mistakes in: checks that tests fail (a minute; MUTATIONS=all tries all)"
+	@echo "make chaos      thirty kills, damaged files, full disks: checks that nothing is lost (about ten minutes)"
+	@echo "make faults     twenty-five bad values put in from outside: checks that each is caught and its operation named (three minutes)"
 	@echo "make attacks    hostile files, options and consoles: one clear message, little memory and time? (fifteen minutes)"
 	@echo "make setup      .venv with all that is needed"
 	@echo "make format     rewrite the formatting    make clean   remove .venv and caches"
@@ -66,7 +66,7 @@ format: $(READY)
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-# Made again when the requirements or the Python change. The stamp comes last: a set-up that was cut short starts over.
+# Made again when the requirements or the Python change. The stamp comes last: an interrupted setup is repeated.
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Mars needs Python 3.10 or later, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }

@@ -229,10 +229,10 @@ def _quiet_rows(step: FaultyStep, warnings: Sequence[str]) -> dict[str, str]:
     return rows
 
 
-def report_rows(page: str) -> dict[str, str]:
+def report_rows(report: str) -> dict[str, str]:
     """Rows of a report by title. `phase`: where the first non-finite value appeared; `before`: earlier warnings."""
     rows: dict[str, str] = {}
-    for line in page.splitlines():
+    for line in report.splitlines():
         if line.startswith("bad value traced: "):
             rows["phase"] = line.removeprefix("bad value traced: ")
         elif line.startswith(("nothing bad: ", "the step raised")):

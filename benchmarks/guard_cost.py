@@ -4,7 +4,8 @@
 
 nano, float32, SGD with EMA, healthInterval=100. Times are medians of the CPU time of this process, so that a busy
 machine changes little. The difference between the two kinds of steps is less exact than the time of the checks: caches
-and a shared processor change a step by several percent. `--late`: deferred check as on CUDA, with the fused optimizer.
+and a shared processor change a step by several percent. `--late`: the deferred check of train/deferred.py, with the
+fused optimizer.
 """
 
 import argparse

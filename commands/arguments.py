@@ -1,6 +1,6 @@
-"""The words behind `python mars.py` -> a command and its arguments; what cannot be understood gets one sentence.
+"""The words after `python mars.py` -> a command and its arguments. A mistake raises one error message.
 
-Options may stand before and behind the command and the CFGNAME, and the command may be left out (`pipe`) or be written
+Options may stand before and after the command and the CFGNAME, and the command may be left out (`pipe`) or be written
 as in the course assignment (`-train`). argparse knows none of this, so the command is found here, and the parser of
 that command reads the other words.
 """
@@ -48,8 +48,8 @@ _SEED_ADVICE = "the seed of a training is written --set seed=N"
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of one command, checked as far as they can be without data.
 
-    Beside the options the namespace holds `command`, `words` (what was typed, for the log and for hints) and `settings`
-    (the values behind --set). Raises `UserError` for what is not understood, and `SystemExit` after printing a help.
+    Besides the options, the namespace holds `command`, `words` (what was typed, for log and hints) and `settings` (the
+    values of --set). Raises `UserError` for what is not understood, and `SystemExit` after printing a help.
     """
     words = [without_line_breaks(word) for word in arguments]
     _refuse_unusable(words)

@@ -23,7 +23,7 @@ def _add_arguments(parser: Parser) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     if args.file is None:
-        raise UserError(f"backbone: of which weights? Write {PROGRAM} backbone FILE.pt, and --out for another place")
+        raise UserError(f"backbone: FILE.pt is missing; write {PROGRAM} backbone FILE.pt, and --out for another place")
     check_out_file(args.out)
 
 

@@ -33,7 +33,7 @@ def _add_arguments(parser: Parser) -> None:
 def _check(args: argparse.Namespace) -> None:
     if args.cfgname is None or args.image is None:
         raise UserError(
-            f"explain: of which run, and which image? Write {PROGRAM} explain CFGNAME IMAGE (its file, or its name in "
+            f"explain: CFGNAME or IMAGE is missing; write {PROGRAM} explain CFGNAME IMAGE (its file, or its name in "
             "the data set)"
         )
     check_weights(args)

@@ -31,7 +31,7 @@ def _add_arguments(parser: Parser) -> None:
 def _check(args: argparse.Namespace) -> None:
     if args.format not in FORMATS:
         given = f"--format {args.format}: no such format{nearest(args.format, FORMATS)}; " if args.format else ""
-        raise UserError(f"{given}export: to which format? Add --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+        raise UserError(f"{given}export: --format is missing; add --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if args.nms and args.format != "onnx":
         raise UserError(f"--nms: only --format onnx can hold it; leave it out, or take onnx instead of {args.format}")
     check_weights(args)

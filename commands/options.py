@@ -32,9 +32,9 @@ def accept(args: argparse.Namespace) -> None:
 
 
 class Command(NamedTuple):
-    """One command of `python mars.py`, as its file in this package declares it. No such file imports torch at its top.
+    """One command of `python mars.py`, as its file in this package declares it.
 
-    So the help and every mistake that shows without data are answered at once.
+    These files do not import torch at the top, so that help and mistakes are answered at once.
     """
 
     summary: str  # one line for `python mars.py --help`

@@ -55,15 +55,15 @@ def _add_arguments(parser: Parser) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     if args.folder is None:
-        raise UserError(f"split: which data? Write {PROGRAM} split DIR --out DIR --shots K, with one folder of data")
+        raise UserError(
+            f"split: DIR is missing; write {PROGRAM} split DIR --out DIR --shots K, with one folder of data"
+        )
     if not os.path.isdir(absolute(args.folder)):
         raise UserError(f"{absolute(args.folder)}: no such folder; split takes a data set's folder")
     if not args.out:
-        raise UserError("split: where to? Add --out DIR, a folder for the lists")
+        raise UserError("split: --out is missing; add --out DIR, a folder for the lists")
     if (args.shots is None) == (args.share is None):
-        raise UserError(
-            "split: how many? Add one of --shots K (objects of each class) and --share PERCENT (of the images)"
-        )
+        raise UserError("split: give one of --shots K (objects of each class) and --share PERCENT (of the images)")
     args.seed = number("--seed", args.seed, int, seed)
     if args.shots is not None:
         args.shots = number("--shots", args.shots, int, objects)

@@ -42,7 +42,7 @@ def at_most(limit: int | float, reason: str) -> Check:
 
 
 def both(first: Check, second: Check) -> Check:
-    """Two checks, of which the first complaint counts."""
+    """Two checks, the first error is returned."""
     return lambda value: first(value) or second(value)
 
 
@@ -201,7 +201,7 @@ images = both(not_negative, at_most(10_000_000, "no data set has more images"))
 objects = both(positive, at_most(10_000_000, "no data set has more objects of a class"))
 batch = both(positive, at_most(65_536, "a step on more images fits into no memory"))
 label = both(not_negative, at_most(MOST_CLASSES - 1, "no network has more classes"))
-images_a_step = both(positive, at_most(10_000_000, "no data set has more images"))
+images_per_step = both(positive, at_most(10_000_000, "no data set has more images"))
 choices = both(positive, at_most(100_000, "no object has more anchor points, and no image has more objects"))
 steps = both(positive, at_most(1_000_000_000, "no training has more steps"))
 
@@ -213,7 +213,6 @@ highest_rate = both(positive, rate)
 decay = both(not_negative, at_most(1e3, "it would turn the sign of weights at a learning rate of .001"))
 norm = both(positive, at_most(1e30, "float32 holds hardly more; this one clips nothing"))
 pixels = both(not_negative, at_most(LONGEST_SIDE, "no input is larger"))
-warmup = both(not_negative, at_most(MOST_EPOCHS, "no training has more epochs"))
 
 
 def bins(value: int) -> str | None:

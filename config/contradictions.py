@@ -111,7 +111,10 @@ def _groups(mcfg: ModelConfig) -> Iterator[str]:
 
 def _teacher(mcfg: ModelConfig) -> Iterator[str]:
     if mcfg.unlabelledClasses == "pseudo" and mcfg.modelName != "distillation":
-        yield "unlabelledClasses=pseudo: the labels come from a teacher, but modelName=base has no teacher; use unlabelledClasses=mask"
+        yield (
+            "unlabelledClasses=pseudo: the labels come from a teacher, but modelName=base has no teacher; "
+            "use unlabelledClasses=mask"
+        )
     if mcfg.modelName == "distillation" and mcfg.teacherModelFile is None:
         yield (
             "modelName=distillation: a student needs a teacher; give its weights, "

@@ -206,7 +206,7 @@ class ModelConfig(CheckedConfig):
         None,
         "images per optimizer step: gradients of several batches are accumulated until this number, and weight decay "
         "is scaled by the ratio; none: one step per batch",
-        unless_none(checks.images_a_step),
+        unless_none(checks.images_per_step),
     )
     backboneFreezeEpochs: tuple[int, ...] = declare(
         (), "epochs in which weights and batch-norm statistics of the backbone are frozen", each(checks.epoch)
@@ -238,7 +238,7 @@ class ModelConfig(CheckedConfig):
     baseLearningRate: float = declare(1e-2, "largest learning rate", checks.highest_rate, alters="schedule")
     minLearningRate: float = declare(1e-4, "learning rate of the last epochs", checks.rate, alters="schedule")
     warmupEpochs: float = declare(
-        3.0, "schedulerType=linear or cosine: epochs of warm-up, at least 100 batches", checks.warmup
+        3.0, "schedulerType=linear or cosine: epochs of warm-up, at least 100 batches", checks.epoch
     )
     warmupMomentum: float = declare(
         0.8, "schedulerType=linear or cosine: momentum at the start of warm-up", checks.momentum

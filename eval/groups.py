@@ -59,7 +59,8 @@ class Forgetting(NamedTuple):
 
 
 class ConfusionCounts(NamedTuple):
-    """As what the objects of one group were found. Every object is in exactly one of the four counts."""
+    """How many objects of a group were found with their class, with another class of the group, with a class of the
+    other group, or not at all. Every object is in exactly one of the four counts."""
 
     as_itself: int
     as_same_group: int  # as another class of its group

@@ -68,14 +68,14 @@ def class_overlaps(detections: Detections, annotation: Annotation) -> Float32[np
 def pair_up(annotations: Sequence[Annotation], detections: Sequence[Detections]) -> list[tuple[Annotation, Detections]]:
     """Ground truth and detections of each image, in the order of `annotations`.
 
-    Raises `ValueError` with the names of images that come twice, that have no detections (an image without any has an
+    Raises `ValueError` with the names of images that occur twice, that have no detections (an image without any has an
     empty entry) or that have no annotation: a mean over other images than those of the split would be wrong.
     """
     by_image = {found.image_id: found for found in detections}
     expected = {annotation.image_id for annotation in annotations}
     if len(by_image) != len(detections) or len(expected) != len(annotations):
         raise ValueError(
-            f"images that come twice: {_repeated(detections)} in the detections, {_repeated(annotations)} in the "
+            f"images that occur twice: {_repeated(detections)} in the detections, {_repeated(annotations)} in the "
             "ground truth"
         )
     if expected != by_image.keys():

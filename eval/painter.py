@@ -32,7 +32,9 @@ YELLOW = (255, 212, 0)  # wrong
 RED = (255, 64, 48)  # an object without an anchor point
 _INK = {PURPLE: (255, 255, 255), GREEN: (0, 24, 8), YELLOW: (40, 28, 0)}  # readable text colours on each
 _EDGE = (16, 16, 20)  # dark line beside a coloured one, in case the image has the same colour
-_MIN_CANVAS_SIDE = 640  # `paint_objects` enlarges smaller images, so that anchor points and letters can be told apart
+_MIN_CANVAS_SIDE = (
+    640  # `paint_objects` enlarges smaller images, so that anchor points and letters can be distinguished
+)
 _JPEG_QUALITY = 92
 _MARK = b"painted by Mars"
 _MAX_STEM_BYTES = 200  # a file name may have 255; a number, the suffix and the marks of a draft are added

@@ -1,1 +1,1 @@
-"""To and from Ultralytics: its official weights fetched, checkpoints written that it loads."""
+"""Download official weights of Ultralytics, and write checkpoints that Ultralytics can load."""

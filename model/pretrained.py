@@ -10,7 +10,7 @@ import torch
 from config.errors import UserError
 from model.base.yolomodel import YoloModel
 from model.weightsfile import CLASS_BRANCH, StateDict, WeightsFile, read_weights
-from ops.text import shortened
+from ops.text import shortened, shown
 
 _FINAL = re.compile(r"head\.cls\.\d+\.2\.")  # the last layer of the class branch, with a row for each class
 
@@ -35,8 +35,7 @@ class LoadReport:
             ("carried", self.carried, "classes, matched by name"),
         ):
             if names:
-                shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-                lines.append(f"  {title} {len(names):>4} {what}: {shown}")
+                lines.append(f"  {title} {len(names):>4} {what}: {shown(names, 6)}")
         return "\n".join(lines)
 
 
@@ -154,7 +153,6 @@ def _compare(model: YoloModel, state: StateDict, source: str) -> LoadReport:
     )
 
 
-@torch.no_grad()
 def _copy_rows_by_name(model: YoloModel, file: WeightsFile, class_list: tuple[str, ...]) -> list[str]:
     """Copy the final rows of the classes that both lists have; returns these classes. Different widths: no class."""
     file_names = file.class_list or ()

@@ -142,13 +142,10 @@ def _of_mars(tensors: dict[str, Any], content: Mapping[str, Any]) -> WeightsFile
     phase, data = config.get("phase"), content.get("data")
     kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
     names = content["class_list"]
-    if not isinstance(names, (list, tuple)) or not (data is None or _is_of_texts(data)):
+    is_text = isinstance(data, dict) and all(isinstance(text, str) for pair in data.items() for text in pair)
+    if not isinstance(names, (list, tuple)) or not (data is None or is_text):
         raise Refused("has a class list or a data identity of another type than Mars writes")
     return WeightsFile(tensors, _class_names(names), config, data, kind)
-
-
-def _is_of_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
 def _find_tensors(content: Mapping[str, Any]) -> dict[str, Any]:

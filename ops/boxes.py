@@ -16,12 +16,6 @@ from ops.safe import safe_divide
 EPS = 1e-7  # prevents a division by zero for empty boxes; the value of the reference implementation (Ultralytics)
 
 
-def xyxy_to_cxcywh(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
-    """Corners -> centre, width, height. Empty input gives empty output."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
-
-
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
     """Centre, width, height -> corners. Empty input gives empty output."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2

@@ -52,12 +52,12 @@ def copy_atomic(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def reporting_write_errors(path: Path, *drafts: Path) -> Iterator[None]:
-    """Replace an `OSError` about writing `path` (or `drafts`, its temporary names) by a `UserError` with a solution."""
+def reporting_write_errors(path: Path, *other_paths: Path) -> Iterator[None]:
+    """Replace an `OSError` about `path`, or about `other_paths` that the block writes, by a `UserError` with advice."""
     try:
         yield
     except OSError as error:
-        own_names = {str(name) for file in (path, *drafts) for name in (file, *file.parents)}
+        own_names = {str(name) for file in (path, *other_paths) for name in (file, *file.parents)}
         if error.filename is not None and str(error.filename) not in own_names:
             raise  # the error is about another file that the block uses
         reason = error.strerror or type(error).__name__

@@ -10,7 +10,7 @@ WATCHED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Interrupted(KeyboardInterrupt):
-    """The training was interrupted and is saved. The text names the signal and the position of the training."""
+    """A signal asks the training to stop. The text is its name; the trainer saves and adds the position."""
 
 
 class InterruptHandler:

@@ -103,7 +103,9 @@ def write_backbone(source: Path, target: Path) -> int:
     origin = file_origin(source)
     if target.exists() and not _is_made_of(target, origin):
         raise UserError(f"{target}: exists already and was not made from these weights; remove it, or use --out FILE")
-    state = collections.OrderedDict((key, _in_float32(value)) for key, value in tensors.items())
+    state = collections.OrderedDict(
+        (key, value.float().contiguous() if value.is_floating_point() else value) for key, value in tensors.items()
+    )
     state._metadata = {"": {"version": 1, "weights_origin": origin}}  # type: ignore[attr-defined]
     content = io.BytesIO()
     torch.save(state, content)
@@ -118,7 +120,3 @@ def _is_made_of(file: Path, origin: Origin) -> bool:
     except UserError:  # a file of another kind
         return False
     return (file_origin(file)["from"] or {}).get("sha256") == origin["sha256"]
-
-
-def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float().contiguous() if tensor.dtype.is_floating_point else tensor

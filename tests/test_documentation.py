@@ -17,8 +17,6 @@ from train.loss import DetectionLoss
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# experiments.md names files as they were called at the commit of each experiment.
-CURRENT = [page for page in PAGES if page.name != "experiments.md"]
 
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -110,7 +108,7 @@ def names_in(tree: ast.Module) -> Iterator[str]:
             yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
-@pytest.mark.parametrize("page", CURRENT, ids=named_by_file)
+@pytest.mark.parametrize("page", PAGES, ids=named_by_file)
 def test_named_files_and_functions_exist(page):
     missing = []
     for path, name in set(NAMED_FILE.findall(page.read_text(encoding="utf-8"))):

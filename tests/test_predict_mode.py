@@ -304,7 +304,7 @@ def test_a_value_that_the_weights_were_trained_with_refuses_only_where_it_is_use
     torch.save({**content, "config": json.dumps({**config, "inputShape": [2**20, 64]})}, path)
     status, _, err = predict("voc.nano.full", photos)
     assert status == 2 and err.startswith(
-        f"mars: {path}: the weights were trained with a value that is not allowed (inputShape=(1048576, 64): both sides must"
+        f"mars: {path}: the weights were trained with a value that is not allowed (inputShape=(1048576, 64): both"
     )
     assert err.endswith("set another one with --set inputShape=VALUE\n")
     assert predict("voc.nano.full", photos, "--set", "inputShape=64")[0] == 0

@@ -201,14 +201,14 @@ def test_the_same_command_again_changes_nothing(voc, run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("", ["split: which data?", "python mars.py split DIR --out DIR --shots K"]),
+        ("", ["split: DIR is missing", "python mars.py split DIR --out DIR --shots K"]),
         ("{voc} {voc} --out {out} --shots 3", ["too many words", "python mars.py split DIR --out DIR --shots K"]),
         ("{out} --out {out} --shots 3", ["out: no such folder"]),
-        ("{voc} --shots 3", ["split: where to? Add --out DIR"]),
+        ("{voc} --shots 3", ["split: --out is missing; add --out DIR"]),
         ("{voc} --out {voc}/classes.txt --shots 3", ["--out", "classes.txt: is a file; name a folder"]),
         ("{voc} --out {out},x --shots 3", ["--out", "a comma"]),
-        ("{voc} --out {out}", ["split: how many?", "--shots K", "--share PERCENT"]),
-        ("{voc} --out {out} --shots 3 --share 5", ["split: how many? Add one of --shots K"]),
+        ("{voc} --out {out}", ["split: give one of", "--shots K", "--share PERCENT"]),
+        ("{voc} --out {out} --shots 3 --share 5", ["split: give one of --shots K"]),
         ("{voc} --out {out} --shots 0", ["--shots 0: must be above 0"]),
         ("{voc} --out {out} --shots -4", ["--shots -4: must be above 0"]),
         ("{voc} --out {out} --shots few", ["--shots=few: wants a whole number"]),

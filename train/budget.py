@@ -12,9 +12,8 @@ log = logging.getLogger("mars")
 
 # In units of the forward and backward time of an image: a complete training step, and the validation of an image.
 _WHOLE_STEP, _VALIDATED = 1.35, 0.6
-_MEANINGFUL = (
-    0.5  # share of the planned epochs; with fewer the result is far from complete: docs/experiments.md, section 4
-)
+# Share of the planned epochs. With fewer the result is far from complete: docs/experiments.md, section 4.
+_MEANINGFUL = 0.5
 _TEACHER_COST = 1.5  # time of a step with a teacher, in steps without: docs/experiments.md, section 10
 
 

@@ -168,9 +168,7 @@ class DistillationLoss(nn.Module):
         self._is_known: Tensor
         self._student_rows: Tensor
         self._teacher_rows: Tensor
-        self.register_buffer(
-            "_is_known", is_known, persistent=False
-        )  # (C,); a buffer, since a list would be copied in every step
+        self.register_buffer("_is_known", is_known, persistent=False)  # (C,)
         first = 4 * detection.reg_max  # raw maps have the box channels first, then the class channels
         for name, columns in (("_student_rows", self.class_indexes), ("_teacher_rows", self.teacher_columns)):
             self.register_buffer(name, torch.tensor(columns, dtype=torch.long) + first, persistent=False)

@@ -121,7 +121,7 @@ class Effect:
         top_score = None if now.top_logit == -math.inf else float(f"{now.top_score:.3g}")
         weight_change = float(f"{now.change:.3g}") if changes else None
         row = {"weight_change": weight_change, "top_score": top_score, "no_effect": lasting}
-        return row, [self._sentence(symptom, changes, model, optimizer, clip) for symptom in new]
+        return row, [self._message(symptom, changes, model, optimizer, clip) for symptom in new]
 
     def _symptoms(self, changes: Mapping[str, Change], trains_matrices: bool) -> list[str]:
         now = self.epoch
@@ -140,7 +140,7 @@ class Effect:
         }
         return [name for name, is_found in found.items() if is_found]
 
-    def _sentence(
+    def _message(
         self,
         symptom: str,
         changes: Mapping[str, Change],
@@ -222,7 +222,7 @@ def finite_or_none(ap: float | None) -> float | None:
 def unchanged_ap(history: Sequence[dict[str, Any]], epoch: int, ap: float | None) -> str | None:
     """A warning if the mAP50-95 equals that of the last validated epoch in `history` bit for bit; otherwise None.
 
-    It comes once, not in every further epoch. AP 1 may repeat; AP 0 may repeat `ZERO_EPOCHS` times.
+    The warning is given once. AP 1 may repeat; AP 0 may repeat `ZERO_EPOCHS` times.
     """
     before = [row for row in history if row.get("map50_95") is not None]
     if ap == 0 and len(before) == ZERO_EPOCHS - 1 and not any(row["map50_95"] for row in before):

@@ -19,7 +19,7 @@ from train.step import NO_LOGIT, Stepper
 
 log = logging.getLogger("mars")
 
-MOST_REWINDS = 3  # per start of a run; if steps are bad after these, the batch is not the cause
+MOST_REWINDS = 3  # per start of a run; if steps are still bad after this many rewinds, the batch is not the cause
 LOGGED_SPIKES = 3  # per epoch
 LOGGED_TIMES = 10.0  # smaller spikes are only counted: a step of a few images is often twice its median
 
@@ -88,7 +88,7 @@ class Monitor:
             self.report_first_batches()
 
     def report_first_batches(self) -> None:
-        """Write their statistics to log and file, once, also if the training stops before all of them have come."""
+        """Write their statistics to log and file, once, also if the training stops earlier."""
         if self._first_batches is not None:
             log.info("%s", self._first_batches.text())
             self._first_batches.write(self.folder / "first-batches.json")
@@ -121,10 +121,6 @@ class Monitor:
         if spikes[0].times >= LOGGED_TIMES and self._logged_in[epoch] < LOGGED_SPIKES:
             self._logged_in[epoch] += 1
             log.warning("%s", self.last_spike)
-
-    @property
-    def may_rewind(self) -> bool:
-        return self.rewinds < MOST_REWINDS
 
     def count_rewind(self, bad: BadStep) -> None:
         """Skip this batch from now on: after a rewind, everything else repeats exactly."""

@@ -90,7 +90,7 @@ def build_training(
     """Build everything that `mcfg` trains with. Nothing is written.
 
     `is_resumed`: the weights come from a checkpoint, whose config is `begun` (None if it cannot be read). `images`:
-    where the loader reads images; None: as cacheImages says. `errors`: collects why weights or teacher cannot be used,
+    where the loader reads images; None: cacheImages decides. `errors`: collects why weights or teacher cannot be used,
     and the training is built without them; None: such an error is raised. Raises `UserError` if a file or device is
     missing.
     """

@@ -38,7 +38,7 @@ class Teacher:
     ):
         """`model` is copied. `precision`: of the computation, as for the student. `checksum`: of the weights file."""
         self.classes, self.precision, self.checksum = classes, precision, checksum
-        self.phase, self.num_classes, self.reg_max = model.phase, model.num_classes, model.reg_max
+        self.phase = model.phase
         self._network = fused(model).requires_grad_(False)
         self.device = next(self._network.parameters()).device
 

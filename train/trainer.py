@@ -27,6 +27,7 @@ from runs.lock import RunLock
 from runs.start import with_pixel_max
 from train.effect import finite_or_none, unchanged_ap
 from train.guard import BadStep
+from train.monitor import MOST_REWINDS
 from train.objective import DistillationObjective
 from train.opt import set_pace
 from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
@@ -38,7 +39,7 @@ from train.teacher_file import check_teacher, split_for_teacher
 log = logging.getLogger("mars")
 
 PLOT_INTERVAL = 10.0  # seconds between two plots of the curves; a plot takes as long as many steps
-OnBadStep = Callable[[BadStep, StepSetup, Path, str], str]  # the last: the last spike as a text, or ""
+OnBadStep = Callable[[BadStep, StepSetup, Path, str], str]  # the str: the text of the last spike, or ""
 OnFirstBatch = Callable[[Batch, StepSetup, Path], str]
 
 
@@ -165,12 +166,13 @@ class Trainer(TrainingState):
     def fit_one_epoch(self, epoch: int) -> Row:
         """Train on the training split once. Returns the epoch's means."""
         progress = self.progress or EpochProgress()
-        with progress_bar(self._title(epoch), len(self.loader), self.quiet) as bar:
+        title = f"epoch {epoch + 1}/{self.mcfg.maxEpoch}{' frozen' if self.model.is_backbone_frozen else ''}"
+        with progress_bar(title, len(self.loader), self.quiet) as bar:
             bar.update(progress.batches)
             # The order of the images follows from (seed, epoch) alone, so a resumed epoch skips what it has seen.
             for batch in self.loader:
                 self.stepper.guard.set_position(epoch, self.loader.next_batch - 1)
-                # Checked on the CPU, before the copy to the device: there the numbers are at hand.
+                # Checked before the copy to the device: there, reading the values needs no transfer.
                 self.monitor.check_inputs(batch, progress)
                 is_skipped = self.monitor.is_skipped(epoch, batch)
                 values = {} if is_skipped else self.train_step(batch.to(self.device))
@@ -214,7 +216,7 @@ class Trainer(TrainingState):
 
     def _handle_bad_step(self, bad: BadStep) -> None:
         """Return to an earlier checkpoint if `onBadStep=rewind` and that helps; otherwise report and raise."""
-        # The loader's processes would go on decoding images while the report is made.
+        # Otherwise the loader's processes continue to decode images while the report is made.
         self.loader.close()
         self.monitor.report_first_batches()
         text = str(bad)
@@ -228,7 +230,7 @@ class Trainer(TrainingState):
 
     def _rewind(self, bad: BadStep) -> bool:
         """Restore the last checkpoint with which the bad batch gives finite values. False if there is none."""
-        for path in (self.folder.last, self.folder.previous) if self.monitor.may_rewind else ():
+        for path in (self.folder.last, self.folder.previous) if self.monitor.rewinds < MOST_REWINDS else ():
             try:
                 self.restore(load_checkpoint(path))
             except UserError as error:  # damaged or missing
@@ -244,9 +246,10 @@ class Trainer(TrainingState):
         return False
 
     def _step_setup(self) -> StepSetup:
-        is_summed, config = self.mcfg.lossReduction == "sum", json.dumps(self.mcfg.to_dict())
-        file = self.weights_origin["path"]
-        return StepSetup(self.model, self.objective, self.precision.dtype, is_summed, config, file)
+        return StepSetup(
+            self.model, self.objective, self.precision.dtype, self.stepper.sum_over_batch,
+            json.dumps(self.mcfg.to_dict()), self.weights_origin["path"],
+        )  # fmt: skip
 
     def _build_evaluator(self) -> Evaluator:
         name = self.mcfg.validationSplitName
@@ -312,9 +315,6 @@ class Trainer(TrainingState):
         """An estimate from the epochs of this start, with validation and saving."""
         per_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)
         return (self.mcfg.maxEpoch - self.epoch) * per_epoch
-
-    def _title(self, epoch: int) -> str:
-        return f"epoch {epoch + 1}/{self.mcfg.maxEpoch}{' frozen' if self.model.is_backbone_frozen else ''}"
 
     def _write_history(self) -> None:
         self.folder.write_history(self.history)

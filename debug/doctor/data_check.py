@@ -39,13 +39,11 @@ def examine_data(data: CheckedData) -> Iterator[Finding]:
     for name, split in report.splits.items():
         if split.dropped_share > _MANY_LOST:
             reasons = ", ".join(f"{count} {why}" for why, count in split.dropped.most_common())
-            text = (
-                f"{100 * split.dropped_share:.1f} % of the boxes of '{name}' cannot be used ({reasons}): correct the "
-            )
+            text = f"{100 * split.dropped_share:.1f} % of the boxes of '{name}' cannot be used ({reasons}): correct "
             yield Finding(WRONG, "boxes", text + "the annotations in the files named above")
     if report.skipped:
         yield Finding(LOOK, "data", f"{counted(len(report.skipped), 'file')} skipped (badFiles=skip): repair them")
-    yield from (Finding(WRONG, "data", sentence) for sentence in report.copies)
+    yield from (Finding(WRONG, "data", text) for text in report.copies)
 
 
 def examine_labels(mcfg: ModelConfig, annotations: Sequence[Annotation]) -> Iterator[Finding]:
@@ -93,14 +91,14 @@ def examine_points(setup: TrainingSetup, batches: Sequence[Batch]) -> Iterator[F
     share = len(lost) / len(boxes)
     checked = counted(len(batches), "augmented batch", "augmented batches")
     if not len(lost):
-        text = f"at least one anchor point lies inside each of {counted(len(boxes), 'box', 'boxes')} in {checked}"
+        text = f"boxes without an anchor point inside: 0 of {len(boxes)} in {checked}"
         yield Finding(OK, "points", text)
         return
     sides = (lost[:, 2:] - lost[:, :2]).amin(dim=1)
     num_helped = int(have_points(lost, (height, width), max(min_side, REFERENCE_SIDE)).sum())
     text = (
-        f"{len(lost)} of {counted(len(boxes), 'box', 'boxes')} in {checked} ({100 * share:.1f} %) are too small: no "
-        "anchor point lies inside them, so they are never learned. "
+        f"boxes without an anchor point inside: {len(lost)} of {len(boxes)} in {checked} ({100 * share:.1f} %). They "
+        "are too small and are never learned. "
         f"Their shorter side is {sides.min():.0f} to {sides.max():.0f} pixels at {width} x {height}; anchor points are "
         f"8 pixels apart. Use a larger inputShape, or talMinSide={REFERENCE_SIDE:g}, which gives {num_helped} of them "
         "an anchor point"

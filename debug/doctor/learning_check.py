@@ -58,7 +58,7 @@ def examine_gradient(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
         )  # fmt: skip
     unexpected = [part for part in frozen if part != _CONSTANT and not part.startswith("backbone.")]
     if unexpected:
-        yield Finding(LOOK, "gradient", f"{shown(unexpected)} is frozen, although no config field asks for it")
+        yield Finding(LOOK, "gradient", f"frozen, although no config field asks for it: {shown(unexpected)}")
     if not without and not dead:
         # The layers of the backbone together are called backbone.
         names = dict.fromkeys("backbone" if part.startswith("backbone.") else part for part in frozen)

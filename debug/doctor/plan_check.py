@@ -87,10 +87,10 @@ def planned_spans(setup: TrainingSetup) -> dict[str, list[EpochSpan]]:
     """In which epochs the backbone is frozen, images are combined to mosaics, and the teacher is used."""
     ranges, objective = setup.loader.dataset.ranges, setup.objective
     mosaic = [epoch for epoch in setup.epochs if isinstance(ranges, ModernRanges) and ranges.has_mosaic(epoch)]
-    taught = []
+    with_teacher = []
     if isinstance(objective, DistillationObjective):
-        taught = [epoch for epoch in setup.epochs if objective.distill_weight_at(epoch) > 0]
-    return {"frozen": spans_of(setup.frozen_epochs), "mosaic": spans_of(mosaic), "teacher": spans_of(taught)}
+        with_teacher = [epoch for epoch in setup.epochs if objective.distill_weight_at(epoch) > 0]
+    return {"frozen": spans_of(setup.frozen_epochs), "mosaic": spans_of(mosaic), "teacher": spans_of(with_teacher)}
 
 
 def epochs_text(epochs: Iterable[int]) -> str:

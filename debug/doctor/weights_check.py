@@ -62,7 +62,7 @@ def describe_loaded(model: YoloModel, report: LoadReport, is_backbone_only: bool
     matched = [name for name in report.matched if name in sizes]
     share = sum(sizes[name] for name in matched) / max(sum(sizes.values()), 1)
     of_backbone = " of the backbone" if is_backbone_only else ""
-    text = f"{len(matched)} of {len(sizes)} tensors{of_backbone} matched, {100 * share:.0f} % of its numbers, "
+    text = f"{len(matched)} of {len(sizes)} tensors{of_backbone} matched ({100 * share:.0f} % of the numbers), "
     text += f"from {report.source} ({report.kind})"
     # The modules that hold the tensors, each once.
     missing = dict.fromkeys(name.rpartition(".")[0] for name in report.missing if name in sizes)

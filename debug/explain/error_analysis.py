@@ -15,8 +15,8 @@ from eval.matching import best_first, class_overlaps, match_greedily
 from eval.predictor import Detections, Predictor
 from ops.boxes import pairwise_iou
 
-FOUND, NO_POINT, LOW_SCORE, WRONG_CLASS, POOR_BOX, SUPPRESSED = (
-    "found", "no anchor point", "low score", "wrong class", "poor box", "suppressed",
+FOUND, NO_POINT, NOT_ASSIGNED, LOW_SCORE, WRONG_CLASS, POOR_BOX, SUPPRESSED = (
+    "found", "no anchor point", "not assigned", "low score", "wrong class", "poor box", "suppressed",
 )  # fmt: skip
 _NEAR_IOU = 0.1  # with an object, from which a box counts as near it
 _SAME_IOU = 0.9999  # from which two boxes are the same
@@ -81,8 +81,9 @@ class ErrorAnalysis:
             found = f"{self.class_names[label]} with score {scores[point, label]:.2f}"
             return WRONG_CLASS, f"detected as {found}; score of its own class: {own_scores[fits].max():.2f}"
         if num_assigned == 0:
-            return NO_POINT, (
-                f"{num_inside} lie inside it, but none is assigned to it: they are assigned to other objects, or no "
+            return NOT_ASSIGNED, (
+                f"{num_inside} anchor points lie inside it, but none is assigned to it: they are assigned to other "
+                "objects, or no "
                 "predicted box there overlaps with it"
             )
         is_near = overlaps >= _NEAR_IOU

@@ -1,6 +1,7 @@
 """The bundle of a non-finite step: one file with all that is needed to run the step again, also on another machine.
 
-It is sealed like a checkpoint and holds plain values only: `torch.load(weights_only=True)` reads it, and runs nothing.
+It is sealed like a checkpoint and holds plain values only: `torch.load(weights_only=True)` reads it without running
+code.
 """
 
 import json

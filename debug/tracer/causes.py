@@ -137,7 +137,7 @@ _TABLE: tuple[tuple[Test, Cause], ...] = (
     )),
     (lambda p, trace: p.phase == "weights", Cause(
         "bad weight",
-        "the network held it before this step: it came with the weights file, other code wrote it, or an earlier step "
+        "the network held it before this step: other code wrote it, or an earlier step "
         "had a learning rate, momentum or gradient hook that was not finite",
         "load other weights, or an earlier checkpoint",
     )),

@@ -1,4 +1,4 @@
-"""Operations and tensors of a traced step, as plain values that outlive the tensors.
+"""Operations and tensors of a traced step, as plain values that stay after the tensors are freed.
 
 A value is bad when it is NaN or infinite. The range of a complex tensor is the range of its absolute values.
 """

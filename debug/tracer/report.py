@@ -33,8 +33,8 @@ _HEADLINES = {
 def report_bad_step(bad: BadStep, step: StepSetup, folder: Path, before: str = "") -> str:
     """Write report and bundle of a non-finite step into `folder`; returns the report, which is also kept in `bad`.
 
-    Weights and EMA must be as they were before the step. `before`: what was noticed in earlier steps. An error in here
-    is added to the report, so that it hides nothing.
+    Weights and EMA must be as they were before the step. `before`: what was noticed in earlier steps. If tracing or
+    writing fails, the error is added to the report and not raised.
     """
     snapshot = bad.snapshot
     traced = TracedStep(

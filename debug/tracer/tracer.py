@@ -208,17 +208,15 @@ def _set_negative(found: Trace, result: TracedResult, part: str) -> None:
 
 
 def _compare_with_file(found: Trace, path: Path) -> str:
-    """Is the first bad weight bad in the file, too?"""
+    """Did the first bad weight come with the starting weights? A file with non-finite weights cannot be loaded."""
     name = (found.producer.tensor if found.producer else None) or ""
     try:
-        value = read_weights(path).tensors.get(name)
-    except (UserError, OSError) as error:
+        tensors = read_weights(path).tensors
+    except UserError as error:
         return f"it is not known whether {name} came with the starting weights ({error})"
-    if value is None:
+    if name not in tensors:
         return f"{name} is not in {path}: it did not come with the starting weights"
-    if value.isfinite().all():
-        return f"{name} is finite in {path}: it became bad after loading"
-    return f"{name} is bad in {path}: it came with the starting weights"
+    return f"{name} is finite in {path}: it became bad after loading"
 
 
 # The graph of operations.

@@ -49,7 +49,7 @@ def run(make_truth, make_found):
 
 
 def ap_of(found: int) -> float:
-    """AP50 of a class with four objects of which `found` are detected without a mistake: recall points up to found / 4."""
+    """AP50 of a class with four objects of which `found` are detected: recall points up to found / 4."""
     return sum(point / 100 <= found / 4 for point in range(101)) / 101
 
 

@@ -63,7 +63,7 @@ def test_other_images_than_asked_for_are_an_error(make_truth, make_found, measur
         measure(truth, [make_found("a")], NAMES)
     with pytest.raises(ValueError, match="images without ground truth: c"):
         measure(truth, [make_found("a"), make_found("b"), make_found("c")], NAMES)
-    with pytest.raises(ValueError, match="images that come twice: a in the detections"):
+    with pytest.raises(ValueError, match="images that occur twice: a in the detections"):
         measure(truth, [make_found("a"), make_found("a"), make_found("b")], NAMES)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
-from ops.boxes import ciou, cxcywh_to_xyxy, pairwise_iou, xyxy_to_cxcywh
+from ops.boxes import ciou, cxcywh_to_xyxy, pairwise_iou
 
 
 def boxes(n, seed=0, dtype=torch.float64):
@@ -16,8 +16,7 @@ def boxes(n, seed=0, dtype=torch.float64):
 @pytest.mark.parametrize("n", [0, 1, 20])
 def test_conversions_equal_torchvision(n):
     b = boxes(n)
-    torch.testing.assert_close(xyxy_to_cxcywh(b), box_convert(b, "xyxy", "cxcywh"))
-    torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(b)), b)
+    torch.testing.assert_close(cxcywh_to_xyxy(box_convert(b, "xyxy", "cxcywh")), b)
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (1, 1), (20, 7)])

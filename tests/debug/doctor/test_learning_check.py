@@ -54,7 +54,7 @@ def test_frozen_parts_are_named(setup_of):
     setup = setup_of()
     setup.model.head.cls[0].requires_grad_(False)
     found = list(examine_gradient(setup, first_batch(setup)))
-    assert (levels(found), "head.cls.0 is frozen, although no config field asks for it" in found[0].text) == (
+    assert (levels(found), "frozen, although no config field asks for it: head.cls.0" in found[0].text) == (
         [LOOK, OK],
         True,
     )

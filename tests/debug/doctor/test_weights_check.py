@@ -53,7 +53,7 @@ def test_loaded_weights_that_fill_only_a_part_deserve_a_look():
     count = sum(model.state_dict()[name].numel() for name in inside)
     share = round(100 * count / sum(value.numel() for value in model.state_dict().values()))
     found = describe_loaded(model, LoadReport("x.pth", matched=inside, missing=names[len(inside) :]), False)
-    assert (found.level, f"{len(inside)} of 355 tensors matched, {share} % of its numbers" in found.text) == (
+    assert (found.level, f"{len(inside)} of 355 tensors matched ({share} % of the numbers)" in found.text) == (
         LOOK,
         True,
     )

@@ -13,6 +13,7 @@ from debug.explain.error_analysis import (
     FOUND,
     LOW_SCORE,
     NO_POINT,
+    NOT_ASSIGNED,
     POOR_BOX,
     SUPPRESSED,
     WRONG_CLASS,
@@ -90,6 +91,7 @@ def test_points_are_those_that_were_assigned_level_by_level(network):
         assert list(item.points) == expected
         assert int(given.count[0, number]) == sum(expected)
     assert explanation.objects[2].error == NO_POINT
+    assert "no anchor point lies inside it" in explanation.objects[2].details
     inside = points_inside(explanation.anchors.points, batch.boxes[0]).sum(dim=-1).tolist()
     assert inside[2] == 0
     assert inside[0] == sum(
@@ -161,7 +163,7 @@ def test_an_object_without_points():
     blind = analysis_of([ONE], [0], [BESIDE], [[0.9, 0.0]])
     assert blind.classify_error(0, num_inside=0, num_assigned=0)[0] == NO_POINT
     error, details = blind.classify_error(0, num_inside=4, num_assigned=0)
-    assert (error, "4 lie inside it" in details) == (NO_POINT, True)
+    assert (error, "4 anchor points lie inside it" in details) == (NOT_ASSIGNED, True)
     assert analysis_of([ONE], [0], [ONE], [[0.9, 0.0]]).classify_error(0, num_inside=0, num_assigned=0)[0] == FOUND
 
 

@@ -170,9 +170,9 @@ def test_a_bad_weight_is_looked_up_in_the_file_it_came_from(tmp_path):
     with torch.no_grad():
         model.stem[2].conv.weight[0, 0, 0, 0] = math.inf
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
-    for name in ("good.pth", "nowhere.pth"):
-        found = traced(model, objective, weights_file=tmp_path / name)
-        assert len(found.notes) == 1 and name in found.notes[0]
+    for name, words in (("good", "is finite in"), ("other", "is not in"), ("nowhere", "it is not known whether")):
+        found = traced(model, objective, weights_file=tmp_path / f"{name}.pth")
+        assert len(found.notes) == 1 and f"{name}.pth" in found.notes[0] and words in found.notes[0]
 
 
 def test_infinities_that_are_masked_away_are_not_called_the_producer():
