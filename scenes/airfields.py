@@ -122,17 +122,22 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
     return choices[int(rng.random() * len(choices))]
 
 
+def choose(rng: np.random.Generator, cumulative: np.ndarray) -> int:
+    """A random index. `cumulative`: the running sum of the weights of the choices."""
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
 def lay_out(rng: np.random.Generator, size: int, pitch: float, kind: str | None = None) -> Airfield:
     """A random airfield. `pitch`: size of one plane of the scene in pixels; `kind`: one of `LAYOUTS`, None: random."""
-    chosen = list(LAYOUTS)[int(np.searchsorted(_CUMULATIVE, rng.random() * _CUMULATIVE[-1], side="right"))]
+    drawn = list(LAYOUTS)[choose(rng, _SHARES)]
     airfield = Airfield(
         LayoutFrame(size, 2 * np.pi * rng.random()), ground=pick(rng, GROUNDS), has_slabs=rng.random() < 0.8
     )
-    LAYOUTS[kind or chosen](rng, airfield, pitch * 640 / size)
+    LAYOUTS[kind or drawn](rng, airfield, pitch * 640 / size)
     return airfield
 
 
-def _ramp(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
+def ramp(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     """An apron with rows of stands, a line of hangars on one side, and a taxiway on the other."""
     colour, taxi = pick(rng, CONCRETE), pick(rng, ASPHALT)
     edge = -330 + 190 * rng.random()
@@ -171,7 +176,7 @@ def _hangars(rng: np.random.Generator, airfield: Airfield, edge: float, pitch: f
         u += wide + 12 + 40 * rng.random()
 
 
-def _runway(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
+def runway(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     """A runway with markings, a taxiway beside it, and an apron on one side."""
     middle, half = -160 + 180 * rng.random(), max(34 + 14 * rng.random(), 0.42 * pitch)
     asphalt = pick(rng, ASPHALT)
@@ -213,7 +218,7 @@ def _threshold(rng: np.random.Generator, airfield: Airfield, middle: float, half
         airfield.line([(start + 150, middle + side * half * 1.4), (start + 196, middle + side * half * 1.4)], WHITE, 9)
 
 
-def _dispersal(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
+def dispersal(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     """Round hardstands on both sides of a taxiway, each with its own access road."""
     asphalt, concrete = pick(rng, ASPHALT), pick(rng, CONCRETE)
     bend = 120 * rng.random() - 60
@@ -239,7 +244,7 @@ def _dispersal(rng: np.random.Generator, airfield: Airfield, pitch: float) -> No
         )
 
 
-def _boneyard(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
+def boneyard(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     """Stored planes in rows on bare ground, with dirt roads between the rows."""
     airfield.ground = pick(rng, ("desert", "soil", "dry"))
     lean = 0.9 * rng.random() - 0.45
@@ -253,7 +258,7 @@ def _boneyard(rng: np.random.Generator, airfield: Airfield, pitch: float) -> Non
             airfield.stand(u + 8 * rng.random(), v + 8 * rng.random(), np.pi / 2 + lean + turn, pitch * 1.05)
 
 
-def _terminal(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
+def terminal(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     """A pier with gates on both sides, and a passenger bridge to each plane."""
     concrete, pier = pick(rng, CONCRETE), -40 + 80 * rng.random()
     airfield.pave(airfield.frame.box(-REACH, -REACH, REACH, REACH), concrete)
@@ -275,7 +280,7 @@ def _terminal(rng: np.random.Generator, airfield: Airfield, pitch: float) -> Non
     airfield.roof(airfield.frame.box(-REACH, pier - half, end, pier + half), 22, roof)
 
 
-def _open_apron(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
+def open_apron(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     """A wide apron with planes at random positions and headings."""
     airfield.pave(airfield.frame.box(-REACH, -260 - 200 * rng.random(), REACH, REACH), pick(rng, CONCRETE))
     if rng.random() < 0.5:
@@ -290,7 +295,7 @@ def _open_apron(rng: np.random.Generator, airfield: Airfield, pitch: float) -> N
         airfield.stand(u, v, 2 * np.pi * rng.random(), 2 * pitch)
 
 
-def _town(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
+def town(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     """The edge of a town: streets and houses, and a single plane on the grass."""
     asphalt = pick(rng, ASPHALT)
     streets = np.arange(-REACH + 60 * rng.random(), REACH, 130 + 50 * rng.random())
@@ -309,8 +314,7 @@ def _town(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
 
 
 LAYOUTS: dict[str, Callable[[np.random.Generator, Airfield, float], None]] = {
-    "ramp": _ramp, "runway": _runway, "dispersal": _dispersal, "boneyard": _boneyard, "terminal": _terminal,
-    "open_apron": _open_apron, "town": _town,
-}  # fmt: skip
-_CUMULATIVE = np.cumsum([0.26, 0.22, 0.15, 0.1, 0.11, 0.13, 0.03])
+    layout.__name__: layout for layout in (ramp, runway, dispersal, boneyard, terminal, open_apron, town)
+}
+_SHARES = np.cumsum([0.26, 0.22, 0.15, 0.1, 0.11, 0.13, 0.03])
 GROUNDS = ("meadow", "meadow", "dry", "desert", "soil", "tropic", "snow")

@@ -14,19 +14,20 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from scenes.aircraft import planforms
-from scenes.airfields import ROOFS, Airfield, Roof, Stand, lay_out, pick
-from scenes.ground import Ground, paint_ground
-from scenes.occlusion import (
+from scenes.airfields import ROOFS, Airfield, Roof, Stand, choose, lay_out, pick
+from scenes.outlines import Planform
+from scenes.scenery import (
     ClutterObject,
+    Ground,
     cast_shadow,
     make_boat,
     make_clouds,
     make_mast,
     make_tree,
     make_vehicle,
+    paint_ground,
     paint_roof,
 )
-from scenes.outlines import Planform
 from scenes.textures import Plane, Sprite, fill, lighter, outlines, paint_plane
 
 MIN_PIXEL_COVERAGE = 0.3  # a pixel belongs to a plane if the plane covers at least this share of it, below the clouds
@@ -77,12 +78,14 @@ def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> S
     """Plan a scene; it depends only on the arguments. Raises `ValueError` for a class without a planform."""
     rng = _stream(seed, index, 0)
     types = planforms(class_list)
-    weights = _weights(types)
+    # Some types are rarer. Large types get more weight, because they fit less often.
+    rarity = 1 - 0.4 * (np.arange(len(types)) * 7 % len(types)) / len(types)
+    weights = np.cumsum(rarity * [_drawn_size(planform, 1.0, 640) ** 1.2 for planform in types])
     zoom = 0.68 + 0.44 * rng.random()
-    favourite = _choose(rng, weights)
+    favourite = choose(rng, weights)
     pitch = _drawn_size(types[favourite], zoom, size)
     airfield = lay_out(rng, size, pitch)
-    num_planes = int(np.searchsorted(_PLANES, rng.random() * _PLANES[-1], side="right"))
+    num_planes = choose(rng, _PLANES)
     occupied = _OccupancyMap(size)
     for roof in airfield.roofs:
         if not roof.is_open:
@@ -95,7 +98,7 @@ def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> S
         stand = stands[place]
         if len(planes) == num_planes:
             break
-        label = _choose(rng, weights) if rng.random() < other_type_share else favourite
+        label = choose(rng, weights) if rng.random() < other_type_share else favourite
         if _drawn_size(types[label], zoom, size) > stand.max_size:
             label = favourite
         plane = _park(rng, stand, label, types[label], _drawn_size(types[label], zoom, size))
@@ -116,7 +119,8 @@ def paint_scene(scene: Scene) -> PaintedScene:
     roofed = np.zeros((size, size), np.uint8)
     for roof in scene.roofs:
         fill(roofed, roof.outline, 255)
-    open_sky = 1 - roofed.astype(np.float32) / 255
+    roof_share = roofed.astype(np.float32) / 255
+    open_sky = 1 - roof_share
     if clouds is not None:
         open_sky *= 1 - clouds
     visible_planes = [view for plane in scene.planes if (view := _visible_plane(plane, sky, open_sky)) is not None]
@@ -130,7 +134,11 @@ def paint_scene(scene: Scene) -> PaintedScene:
             fill(image, outline, colour)
     for view in visible_planes:
         _paste(image, view.sprite)
-    image = _roof_over(image, roofed, scene.roofs, sun)
+    # Roofs are painted with the same soft edges by which the boxes were computed.
+    layer = image.copy()
+    for roof in scene.roofs:
+        paint_roof(layer, roof, sun)
+    image = cv2.blendLinear(layer, image, roof_share, 1 - roof_share)
     image = _develop(image, clouds, sky, _stream(scene.seed, scene.index, _SENSOR_STREAM))
     boxes = np.array([view.box for view in visible_planes], dtype=np.float32).reshape(-1, 4)
     return PaintedScene(image, boxes, np.array([view.plane.label for view in visible_planes], dtype=np.int64))
@@ -171,16 +179,6 @@ class _OccupancyMap:
 def _stream(seed: int, index: int, part: int) -> np.random.Generator:
     """Each part of a scene has its own random numbers, so a change of one part does not change the others."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, part])))
-
-
-def _choose(rng: np.random.Generator, cumulative: np.ndarray) -> int:
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-
-
-def _weights(types: Sequence[Planform]) -> np.ndarray:
-    """Cumulative probabilities. Some types are rarer; large types get more weight, because they fit less often."""
-    rarity = 1 - 0.4 * (np.arange(len(types)) * 7 % len(types)) / len(types)
-    return np.cumsum(rarity * [_drawn_size(planform, 1.0, 640) ** 1.2 for planform in types])
 
 
 def _drawn_size(planform: Planform, zoom: float, size: int) -> float:
@@ -246,12 +244,11 @@ def _visible_plane(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _VisiblePlan
     if float(visible.sum()) < MIN_VISIBLE_SHARE * float(sprite.coverage.sum()):
         return None
     is_visible = visible >= MIN_PIXEL_COVERAGE
-    rows, columns = np.flatnonzero(is_visible.any(axis=1)), np.flatnonzero(is_visible.any(axis=0))
-    if not len(rows):
+    rows, columns = (np.flatnonzero(is_visible.any(axis=axis)).tolist() for axis in (1, 0))
+    if not rows:
         return None
     top, left = in_image[0].start, in_image[1].start
-    box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    return _VisiblePlane(plane, sprite, (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
+    return _VisiblePlane(plane, sprite, (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
 
 
 def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -269,15 +266,6 @@ def _paste(image: np.ndarray, sprite: Sprite) -> None:
     share = sprite.coverage[in_sprite]
     under, over = np.ascontiguousarray(image[in_image]), np.ascontiguousarray(sprite.colour[in_sprite])
     image[in_image] = cv2.blendLinear(over, under, share, 1 - share)
-
-
-def _roof_over(image: np.ndarray, roofed: np.ndarray, roofs: Sequence[Roof], sun: np.ndarray) -> np.ndarray:
-    """Paint roofs exactly where `roofed` says, including soft edges, because the boxes are computed from it."""
-    layer = image.copy()
-    for roof in roofs:
-        paint_roof(layer, roof, sun)
-    share = roofed.astype(np.float32) / 255
-    return cv2.blendLinear(layer, image, share, 1 - share)
 
 
 def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[ClutterObject]:

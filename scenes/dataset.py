@@ -77,7 +77,11 @@ def make_data_set(
         if _is_finished(folder, settings, names):
             return folder
         _clear(folder, names)
-        labels = dict(zip(names, _export_all(folder, settings, num_workers, on_image), strict=True))
+        labels: dict[str, set[int]] = {}
+        for name, labels_of_image in zip(names, _export_all(folder, settings, num_workers), strict=True):
+            labels[name] = labels_of_image
+            if on_image is not None:
+                on_image(len(labels), num_images)
         write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in AIRCRAFT))
         for split, ids in {**splits, "small": _small(splits["train"], labels)}.items():
             write_atomic(folder / "splits" / f"{split}.txt", "".join(f"{image_id}.jpg\n" for image_id in ids))
@@ -120,26 +124,17 @@ def _clear(folder: Path, names: Sequence[str]) -> None:
             (folder / part / f"{stem}.{suffix}").unlink()
 
 
-def _export_all(
-    folder: Path, settings: Mapping[str, int], num_workers: int | None, on_image: OnImage | None
-) -> Iterator[set[int]]:
+def _export_all(folder: Path, settings: Mapping[str, int], num_workers: int | None) -> Iterator[set[int]]:
     """Draw every image. Yields the labels of each image, in order."""
     total = settings["num_images"]
     export = partial(export_scene, folder, settings["seed"], settings["size"], AIRCRAFT)
     num_workers = min(usable_cores() if num_workers is None else num_workers, total)
     if num_workers <= 1:
-        yield from _counted(map(export, range(total)), total, on_image)
+        yield from map(export, range(total))
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit locks of torch and OpenCV that may be held
     with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
-        yield from _counted(pool.map(export, range(total), chunksize=4), total, on_image)
-
-
-def _counted(results: Iterator[set[int]], total: int, on_image: OnImage | None) -> Iterator[set[int]]:
-    for done, labels in enumerate(results, start=1):
-        if on_image is not None:
-            on_image(done, total)
-        yield labels
+        yield from pool.map(export, range(total), chunksize=4)
 
 
 def _small(train: Sequence[str], labels: Mapping[str, set[int]]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Units are metres. x points from the nose to the tail, y to the right wing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -81,22 +82,23 @@ def swept(planform: Planform, angle: float) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def hull(tone: str, *stations: tuple[float, float], y: float = 0.0, is_round: bool = True) -> tuple[Part, ...]:
-    """A symmetrical body from points (x, half width), front to back."""
+def hull(
+    tone: str, *stations: tuple[float, float], ys: Sequence[float] = (0.0,), is_round: bool = True
+) -> tuple[Part, ...]:
+    """Symmetrical bodies from points (x, half width), front to back; one body around each y."""
     half = np.array(stations, dtype=np.float32)
-    right, left = half * (1, 1) + (0, y), half[::-1] * (1, -1) + (0, y)
-    outline = np.concatenate([right, left]).astype(np.float32)
-    return (Part(tone, outline, y if is_round else None),)
+    outline = np.concatenate([half * (1, 1), half[::-1] * (1, -1)])
+    return tuple(Part(tone, (outline + np.array([0, y])).astype(np.float32), y if is_round else None) for y in ys)
 
 
 def tube(
-    tone: str, ends: tuple[float, float], half_width: float, nose: float, tail: float, y: float = 0.0
+    tone: str, ends: tuple[float, float], half_width: float, nose: float, tail: float, ys: Sequence[float] = (0.0,)
 ) -> tuple[Part, ...]:
-    """A body with an elliptic nose of length `nose` and a tapering tail of length `tail` (metres)."""
+    """Bodies with an elliptic nose of length `nose` and a tapering tail of length `tail` (metres)."""
     angles = np.linspace(0, np.pi / 2, 6)
     front = [(ends[0] + nose * (1 - np.cos(a)), half_width * np.sin(a)) for a in angles]
     back = [(ends[1] - tail * (1 - share), half_width * (1 - 0.9 * share**1.6)) for share in np.linspace(0, 1, 6)]
-    return hull(tone, *front, *back, y=y)
+    return hull(tone, *front, *back, ys=ys)
 
 
 def pods(tone: str, *ys: float, ends: tuple[float, float], half_width: float) -> tuple[Part, ...]:
@@ -108,8 +110,8 @@ def pods(tone: str, *ys: float, ends: tuple[float, float], half_width: float) ->
         for y in ys
         for side in (-y, y)
         for part in (
-            *hull("dark", (mouth[0], half_width * 0.8), (mouth[1], half_width * 0.8), y=side, is_round=False),
-            *tube(tone, (ends[0], ends[1]), half_width, 0.12 * long, 0.5 * long, y=side),
+            *hull("dark", (mouth[0], half_width * 0.8), (mouth[1], half_width * 0.8), ys=(side,), is_round=False),
+            *tube(tone, (ends[0], ends[1]), half_width, 0.12 * long, 0.5 * long, ys=(side,)),
         )
     )
 
@@ -141,8 +143,8 @@ def props(*ys: float, at: float, radius: float) -> tuple[Part, ...]:
         for y in ys
         for side in (-y, y)
         for part in (
-            *hull("prop", (at - 0.22, radius), (at + 0.22, radius), y=side, is_round=False),
-            *hull("dark", (at - 0.9, 0.15), (at + 0.3, 0.45), y=side, is_round=False),
+            *hull("prop", (at - 0.22, radius), (at + 0.22, radius), ys=(side,), is_round=False),
+            *hull("dark", (at - 0.9, 0.15), (at + 0.3, 0.45), ys=(side,), is_round=False),
         )
     )
 

@@ -12,10 +12,9 @@ from scenes.outlines import Colour, Part, Planform, swept
 SUPERSAMPLING = 3  # painted three times larger and then averaged, for smoother edges than OpenCV's anti-aliasing
 _FRACTION_BITS = 4  # cv2.fillPoly takes sixteenths of a pixel
 
-_METAL: Colour = (146, 148, 150)
-_DARK: Colour = (38, 40, 44)
-_GLASS: Colour = (44, 58, 74)
-_PALE: Colour = (226, 226, 220)
+_TONES: dict[str, Colour] = {
+    "metal": (146, 148, 150), "dark": (38, 40, 44), "glass": (44, 58, 74), "pale": (226, 226, 220), "prop": (92, 94, 97)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,7 @@ class _Brush:
         self.right = np.array([-sin, cos])  # the direction of the right wing in the image
         self.painted = np.zeros(canvas.shape[:2], np.uint8)  # where the skin is visible and gets camouflage
         self.lit = -float(self.right @ sun)  # above 0: the light comes from the right
-        self.tones = {
-            "skin": plane.skin, "accent": plane.accent, "metal": _METAL, "dark": _DARK, "glass": _GLASS, "pale": _PALE,
-            "prop": _mix(_METAL, _DARK, 0.5),
-        }  # fmt: skip
+        self.tones = {"skin": plane.skin, "accent": plane.accent, **_TONES}
 
     def part(self, part: Part, shape: np.ndarray) -> None:
         tone = self.tones[part.tone]
@@ -118,8 +114,11 @@ class _Brush:
         thick = float(np.ptp(part.outline[:, 1])) * self.plane.pixels_per_metre
         self._fill(shape + self.sun * 0.35 * thick, lighter(self.plane.skin, 0.66))  # shadow on the parts below
         # Three nested outlines, shifted towards the sun, shade the part like a cylinder.
+        offset = part.outline[:, 1] - part.axis
         for narrow, shift, light in ((1.0, 0.0, 0.76), (0.74, 0.1, 0.96), (0.34, 0.2, 1.12)):
-            self._fill(self._narrowed(part, narrow, shift), lighter(tone, light))
+            y = part.axis + offset * (narrow + shift * self.lit * np.sign(offset))
+            nested = self.plane.to_pixels(np.stack([part.outline[:, 0], y], 1).astype(np.float32))
+            self._fill(nested, lighter(tone, light))
 
     def crease(self, shape: np.ndarray) -> None:
         points = ((shape - self.corner) * SUPERSAMPLING * (1 << _FRACTION_BITS)).astype(np.int32)
@@ -136,11 +135,6 @@ class _Brush:
             half = self.right * max(0.22 * self.plane.pixels_per_metre, 0.5)
             blade = np.stack([base[0], base[1] + half, base[1] - half])
             self._fill(blade, lighter(self.plane.accent if fin.y == 0 else self.plane.skin, 1.1))
-
-    def _narrowed(self, part: Part, share: float, shift: float) -> np.ndarray:
-        axis = part.axis or 0.0
-        y = axis + (part.outline[:, 1] - axis) * (share + shift * self.lit * np.sign(part.outline[:, 1] - axis))
-        return self.plane.to_pixels(np.stack([part.outline[:, 0], y], 1).astype(np.float32))
 
     def _fill(self, shape: np.ndarray, colour: Colour) -> None:
         fill(self.canvas, shape - self.corner, colour, SUPERSAMPLING)
@@ -173,9 +167,4 @@ def _weathered(plane: Plane, colour: np.ndarray, painted: np.ndarray, corner: np
 def lighter(colour: Colour, share: float) -> Colour:
     """The colour with its brightness multiplied by `share`; below 1 it becomes darker."""
     red, green, blue = (min(255, max(0, round(value * share))) for value in colour)
-    return red, green, blue
-
-
-def _mix(first: Colour, second: Colour, share: float) -> Colour:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
