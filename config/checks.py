@@ -1,10 +1,11 @@
-"""Checks of single values that know what they are about: a value -> what is wrong with it, or None."""
+"""Checks of single config values. Each takes a value and returns what is wrong with it, or None."""
 
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from config.fields import MOST_EPOCHS, Check, cut, listed, nearest, shown_value
@@ -32,13 +33,20 @@ def not_negative(value: int | float) -> str | None:
     return None if value >= 0 else "must not be negative"
 
 
-def fraction(value: int | float) -> str | None:
-    return None if 0 <= value <= 1 else "must lie between 0 and 1"
+def within(lowest: float, largest: float, reason: str = "") -> Check:
+    """Accept numbers from `lowest` to `largest`; `reason` says why others cannot work."""
+    message = f"must lie between {lowest} and {largest}{reason and f': {reason}'}"
+    return lambda value: None if lowest <= value <= largest else message
+
+
+def below_one(reason: str) -> Check:
+    """Accept numbers from 0 to 1, but not 1; `reason` says why 1 cannot work."""
+    return lambda value: None if 0 <= value < 1 else f"must lie between 0 and 1, and cannot be 1: {reason}"
 
 
 def at_most(limit: int | float, reason: str) -> Check:
     """Accept numbers up to `limit`; `reason` says why a larger one cannot work."""
-    return lambda value: None if value <= limit else f"must be at most {limit:,}, for {reason}"
+    return lambda value: None if value <= limit else f"must be at most {limit:,}: {reason}"
 
 
 def both(first: Check, second: Check) -> Check:
@@ -47,7 +55,7 @@ def both(first: Check, second: Check) -> Check:
 
 
 def one_of(*words: str) -> Check:
-    """Accept these words only; the complaint names them and the nearest."""
+    """Accept these words only; the message names them and the nearest."""
 
     def check(value: str) -> str | None:
         return None if value in words else f"must be one of {', '.join(words)}{nearest(value, words)}"
@@ -74,26 +82,18 @@ def printable(text: str) -> str | None:
     found = _UNPRINTABLE.search(text)
     if found is None:
         return None
-    if _is_of_another_locale(text):
-        return (
-            f"holds letters that this locale ({sys.getfilesystemencoding()}) lacks; set PYTHONUTF8=1, or another locale"
-        )
+    encoding = sys.getfilesystemencoding()
+    with suppress(UnicodeError):  # valid UTF-8 that Python did not decode, because the locale has another encoding
+        if encoding != "utf-8" and not _UNPRINTABLE.search(os.fsencode(text).decode("utf-8")):
+            return f"holds letters that this locale ({encoding}) lacks; set PYTHONUTF8=1, or another locale"
     kind = "bytes that are not UTF-8" if "\ud800" <= found[0] <= "\udfff" else "a control character or a line break"
-    return f"holds {kind}; choose a name without"
-
-
-def _is_of_another_locale(text: str) -> bool:
-    """Is it UTF-8 that Python could not decode, because the locale is another?"""
-    try:
-        return sys.getfilesystemencoding() != "utf-8" and _UNPRINTABLE.search(os.fsencode(text).decode("utf-8")) is None
-    except UnicodeError:
-        return False
+    return f"holds {kind}; choose a name without it"
 
 
 def short(text: str) -> str | None:
     if len(text) <= LONGEST_PATH:
         return None
-    return f"has {len(text):,} letters, and the longest name or path has {LONGEST_PATH:,}; write a shorter one"
+    return f"has {len(text):,} letters, but a name or path has at most {LONGEST_PATH:,}; use a shorter one"
 
 
 name_or_path = both(printable, short)
@@ -114,7 +114,7 @@ def texts_of(value: Any) -> Iterator[str]:
 
 def multiple_of_32(shape: tuple[int, int]) -> str | None:
     if max(map(abs, shape)) > LONGEST_SIDE:
-        return f"both sides must be at most {LONGEST_SIDE}: larger inputs do not fit into memory; cut the images"
+        return f"both sides must be at most {LONGEST_SIDE}: larger inputs do not fit into memory; use image tiles"
     if all(side > 0 and side % 32 == 0 for side in shape):
         return None
     near = ",".join(str(max(32, round(side / 32) * 32)) for side in shape)
@@ -122,69 +122,61 @@ def multiple_of_32(shape: tuple[int, int]) -> str | None:
 
 
 def device_word(word: str) -> str | None:
-    is_one = re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", word)
-    return None if is_one else "must be auto, cpu, cuda or cuda:N, e.g. cuda:0"
+    is_device = re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", word)
+    return None if is_device else "must be auto, cpu, cuda or cuda:N, e.g. cuda:0"
 
 
 def file_address(address: str) -> str | None:
     if address.startswith("file://") and len(address) > len("file://"):
         return None
     if "://" in address:
-        return "only file:// addresses are read; download the file and give file:///path/to/it"
+        return "only file:// addresses can be read; download the file and give file:///path/to/it"
     return f"must be an address; for a file on this machine write file://{cut(address)}"
 
 
-def momentum(value: float) -> str | None:
-    return None if 0 <= value < 1 else "must lie between 0 and 1, and 1 itself would never forget a step"
-
-
-def below_one(value: float) -> str | None:
-    return None if 0 <= value < 1 else "must lie between 0 and 1, and 1 itself would shrink an image to nothing"
-
-
 def not_empty(value: str) -> str | None:
-    return None if value.strip() else "must not be empty; none leaves it out"
+    return None if value.strip() else "must not be empty; use none to leave it out"
 
 
 def class_names(value: tuple[str, ...] | str) -> str | None:
     if isinstance(value, str):
         return not_empty(value)
     if not value:
-        return "must name at least one class; none leaves it out"
+        return "must name at least one class; use none to leave it out"
     if len(value) > MOST_CLASSES:
-        return f"names {len(value):,} classes, and {MOST_CLASSES:,} are the most that a network is made for; merge some"
-    if odd := [name for name in value if not name.strip() or len(name) > LONGEST_CLASS_NAME]:
-        way_out = f"a name has 1 to {LONGEST_CLASS_NAME} letters; write it again"
-        return f"names a class {shown_value(odd[0])}; {way_out}"
-    twice = sorted(name for name, count in Counter(value).items() if count > 1)
-    return f"names {listed(twice)} more than once" if twice else None
+        return f"names {len(value):,} classes, but a network can have at most {MOST_CLASSES:,}; merge classes"
+    for name in value:
+        if not name.strip() or len(name) > LONGEST_CLASS_NAME:
+            return f"the class name {shown_value(name)} must have 1 to {LONGEST_CLASS_NAME} letters"
+    repeated = sorted(name for name, count in Counter(value).items() if count > 1)
+    return f"names {listed(repeated)} more than once" if repeated else None
 
 
 def split_lists(value: dict[str, Any]) -> str | None:
     is_named = all(name.strip() and names != "" for name, names in value.items())
-    return None if is_named else "holds a split without a name or without a file; write NAME:FILE,NAME:FILE"
+    return None if is_named else "contains a split without a name or without a file; write NAME:FILE,NAME:FILE"
 
 
 def base_classes(value: tuple[str, ...] | int | None) -> str | None:
     if isinstance(value, int):
-        return label(value) if value > 0 else "must be 1 or more; none leaves it out"
+        return label(value) if value > 0 else "must be 1 or more; use none to leave it out"
     return classes(value)
 
 
 def feature_maps(names: tuple[str, ...]) -> str | None:
     known = ("feat0", "feat1", "feat2", "feat3", "C", "X", "Y", "Z")
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        return f"{cut(unknown[0])} is no map of the network; there are {', '.join(known)}"
+    for name in names:
+        if name not in known:
+            return f"{cut(name)} is not a feature map of the network; the maps are {', '.join(known)}"
     return None if len(set(names)) == len(names) else "names a map more than once"
 
 
 def folder_name(name: str) -> str | None:
     """A run's folder lies directly below root."""
     if name in (".", "..") or re.search(r"[/\\\0]", name):
-        return "must be a plain folder name, without path separators; --root chooses where it lies"
+        return "must be a folder name without path separators; --root sets the folder above it"
     if len(name.encode("utf-8", "replace")) > LONGEST_RUN_NAME:
-        return f"is longer than {LONGEST_RUN_NAME} bytes, which leaves no room for suffixes; --name gives a shorter one"
+        return f"must have at most {LONGEST_RUN_NAME} bytes, because suffixes are added; set a shorter one with --name"
     return None
 
 
@@ -192,11 +184,11 @@ path = unless_none(not_empty)
 classes = unless_none(class_names)
 
 # Whole numbers. A larger value cannot work, for the reason that is given.
-seed = both(not_negative, at_most(2**63 - 1, "torch and the saved config keep 64 bits"))
-epochs = both(positive, at_most(MOST_EPOCHS, "the history of all epochs is written after each of them"))
+seed = both(not_negative, at_most(2**63 - 1, "torch and the saved config store 64 bits"))
+epochs = both(positive, at_most(MOST_EPOCHS, "the history of all epochs is written again after each epoch"))
 epoch = both(not_negative, at_most(MOST_EPOCHS, "no training has more epochs"))
-processes = both(not_negative, at_most(1024, "each is a process of its own, and no machine has that many cores"))
-scenes = both(not_negative, at_most(1_000_000, "each is a file that is drawn and kept"))
+processes = both(not_negative, at_most(1024, "each is a separate process, and no machine has that many cores"))
+scenes = both(not_negative, at_most(1_000_000, "each scene is drawn and saved as a file"))
 images = both(not_negative, at_most(10_000_000, "no data set has more images"))
 objects = both(positive, at_most(10_000_000, "no data set has more objects of a class"))
 batch = both(positive, at_most(65_536, "a step on more images fits into no memory"))
@@ -204,26 +196,23 @@ label = both(not_negative, at_most(MOST_CLASSES - 1, "no network has more classe
 images_per_step = both(positive, at_most(10_000_000, "no data set has more images"))
 choices = both(positive, at_most(100_000, "no object has more anchor points, and no image has more objects"))
 steps = both(positive, at_most(1_000_000_000, "no training has more steps"))
+sixteen_bits = within(1, 65535)
 
 # Numbers. The bounds lie far outside of what is in use.
+fraction = within(0, 1)
+momentum = below_one("the optimizer would never forget a step")
+scale_range = below_one("images could shrink to nothing")
 minutes = both(positive, at_most(527_040, "a year has no more minutes"))
 gain = both(not_negative, at_most(1e6, "gradients of a larger loss overflow in float16"))
-rate = both(not_negative, at_most(1e5, "a step would be larger than any weight, and float32 soon overflows"))
+rate = both(not_negative, at_most(1e5, "a step would be larger than any weight, and float32 would soon overflow"))
 highest_rate = both(positive, rate)
-decay = both(not_negative, at_most(1e3, "it would turn the sign of weights at a learning rate of .001"))
-norm = both(positive, at_most(1e30, "float32 holds hardly more; this one clips nothing"))
+decay = both(not_negative, at_most(1e3, "at a learning rate of 0.001 it would turn the sign of the weights"))
+norm = both(positive, at_most(1e30, "this value clips nothing, and float32 cannot hold much larger numbers"))
 pixels = both(not_negative, at_most(LONGEST_SIDE, "no input is larger"))
+softness = within(0.01, 1000, "outside of this range softmax saturates")
 
 
 def bins(value: int) -> str | None:
     if value < 2:
         return "must be 2 or more"
     return at_most(256, "a box of 2 x 255 bins on the coarsest map is wider than any input")(value)
-
-
-def softness(value: float) -> str | None:
-    return None if 0.01 <= value <= 1000 else "must lie between 0.01 and 1000: softmax saturates outside of it"
-
-
-def sixteen_bits(value: int) -> str | None:
-    return None if 1 <= value <= 65535 else "must lie between 1 and 65535"

@@ -41,20 +41,22 @@ def load_config(
     `UserError` with one sentence.
     """
     parts = read_cfgname(cfgname)
-    given = {"root": root, "dataDir": data, "runName": name, "nobuf": nobuf or None, **(overrides or {})}
-    pinned = {**parts.values, "cfgname": cfgname, **_checked(given, keep_none=overrides or {})}
+    given = {"root": root, "dataDir": data, "runName": name, "nobuf": nobuf or None}
+    options = {field: value for field, value in given.items() if value is not None}
+    pinned = {**parts.values, "cfgname": cfgname, **_checked({**options, **(overrides or {})})}
     if isinstance(pinned.get("classList"), str) and "{" not in pinned["classList"]:
         pinned["classList"] = read_class_list(absolute(pinned["classList"]))  # recipes expect the names
-    defaults = {"root": default_root(CODE_DIR)}
-    with presets(defaults, pinned):
+    default_root = os.environ.get("MARS_ROOT") or str(CODE_DIR.parent / "mars-running")
+    with presets({"root": default_root}, pinned):
         mcfg = run_recipe(parts, recipe_dir)
     # A recipe may return a config that was made before `presets`, for example by another module.
-    mcfg.set_fields({"root": mcfg.root or defaults["root"], **pinned})
+    mcfg.set_fields({"root": mcfg.root or default_root, **pinned})
     if pinned.get("dataDir"):
         mcfg.set_fields({field: None for field in LOCATION_FIELDS if field not in pinned})
-    settle(mcfg, parts.run_name, CODE_DIR)
-    refuse_contradictions(mcfg, CODE_DIR)
-    return mcfg.frozen()
+    _fill_in(mcfg, parts.run_name)
+    mcfg = mcfg.frozen()
+    refuse_contradictions(mcfg)
+    return mcfg
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -68,26 +70,17 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def _checked(given: Mapping[str, Any], keep_none: Mapping[str, Any]) -> dict[str, Any]:
-    """The given values, checked. None means "not given", except for the fields in `keep_none`."""
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options and overrides, checked."""
     if "cfgname" in given:
         raise UserError(f"cfgname={shown_value(given['cfgname'])}: is the name on the command line and cannot be set")
-    values = {
-        name: checked_value(name, value) for name, value in given.items() if value is not None or name in keep_none
-    }
-    for field in ("root", "runName"):
+    values = {name: checked_value(name, value) for name, value in given.items()}
+    for field, kind in (("root", "folder"), ("runName", "name")):
         if values.get(field) == "":
-            raise UserError(
-                f"{field}='': is empty; give a {'name' if field == 'runName' else 'folder'} or leave it out"
-            )
+            raise UserError(f"{field}='': is empty; give a {kind} or leave it out")
     if values.get("dataDir"):
         values["dataDir"] = absolute(values["dataDir"])
     return values
-
-
-def default_root(code_dir: Path) -> str:
-    """$MARS_ROOT, else `mars-running` beside the code folder."""
-    return os.environ.get("MARS_ROOT") or str(code_dir.parent / "mars-running")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -119,29 +112,36 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return place
 
 
-def settle(mcfg: ModelConfig, run_name: str, code_dir: Path) -> None:
-    """Fill in names and paths of `mcfg`, in place, and read a class list file.
+def _fill_in(mcfg: ModelConfig, run_name: str) -> None:
+    """Fill in words such as `{root}` in names and paths of `mcfg`, in place, and read a class list file.
 
     Raises `UserError` for a class list that cannot be read.
     """
     mcfg.root = absolute(mcfg.root)
     data = Path(mcfg.dataDir).name if mcfg.dataDir else ""
-    of_data = {"-{data}": f"-{data}" if data else "", "{data}": data}
-    words = {"{root}": mcfg.root, "{resources}": str(code_dir / "resources"), "{phase}": mcfg.phase, **of_data}
+    words = {"{root}": mcfg.root, "{resources}": str(CODE_DIR / "resources"), "{phase}": mcfg.phase}
+    words_of_data = {"-{data}": f"-{data}" if data else "", "{data}": data}
+
+    def filled(text: str, words: Mapping[str, str]) -> str:
+        for word, value in (words | words_of_data).items():
+            text = text.replace(word, value)
+        return text
+
+    def place(path: str) -> str:
+        return absolute(filled(path, words))
+
     for field in PATH_FIELDS:
         value = getattr(mcfg, field)
         if value is not None:
-            setattr(mcfg, field, _place(value, words))
+            setattr(mcfg, field, place(value))
     mcfg.subsetMap = {
-        split: _place(names, words) if isinstance(names, str) else names for split, names in mcfg.subsetMap.items()
+        split: place(names) if isinstance(names, str) else names for split, names in mcfg.subsetMap.items()
     }
     if mcfg.pretrainedBackboneUrl is not None:
-        file = mcfg.pretrainedBackboneUrl.removeprefix(FILE_SCHEME)
-        mcfg.pretrainedBackboneUrl = FILE_SCHEME + _place(file, words)
+        mcfg.pretrainedBackboneUrl = FILE_SCHEME + place(mcfg.pretrainedBackboneUrl.removeprefix(FILE_SCHEME))
     if isinstance(mcfg.classList, str):
-        mcfg.classList = read_class_list(_place(mcfg.classList, words))
-    names = {"{cfgname}": run_name, **of_data}
-    mcfg.runName = _fill(mcfg.runName or run_name, names)
+        mcfg.classList = read_class_list(place(mcfg.classList))
+    mcfg.runName = filled(mcfg.runName or run_name, {"{cfgname}": run_name})
 
 
 def read_class_list(file: str) -> tuple[str, ...]:
@@ -153,22 +153,12 @@ def read_class_list(file: str) -> tuple[str, ...]:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines() if size <= LARGEST_CLASS_LIST else None
     if lines is None:
         raise UserError(
-            f"classList={file}: has {size:,} bytes, and a class list has at most {LARGEST_CLASS_LIST:,}; "
+            f"classList={file}: has {size:,} bytes, but a class list has at most {LARGEST_CLASS_LIST:,}; "
             "give a text file with one class name per line"
         )
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise UserError(f"classList={file}: the file names no class; write one class name per line")
+        raise UserError(f"classList={file}: contains no class name; write one class name per line")
     if complaint := class_names(names) or next(filter(None, map(printable, names)), None):
         raise UserError(f"classList={file}: {complaint}")
     return names
-
-
-def _place(path: str, words: Mapping[str, str]) -> str:
-    return absolute(_fill(path, words))
-
-
-def _fill(text: str, words: Mapping[str, str]) -> str:
-    for word, value in words.items():
-        text = text.replace(word, value)
-    return text

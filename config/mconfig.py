@@ -173,7 +173,7 @@ class ModelConfig(CheckedConfig):
         checks.epoch,
         alters="schedule",
     )
-    scaleRange: float = declare(0.5, "augmentation=modern: the scale is between 1 - x and 1 + x", checks.below_one)
+    scaleRange: float = declare(0.5, "augmentation=modern: the scale is between 1 - x and 1 + x", checks.scale_range)
     translate: float = declare(0.1, "augmentation=modern: largest shift, as a fraction of the input", fraction)
     flip: float = declare(
         0.5, "augmentation=modern: probability of a horizontal flip; use 0 where left and right matter", fraction
@@ -306,7 +306,10 @@ class ModelConfig(CheckedConfig):
         alters="nothing",
     )
     minIou: float = declare(
-        0.5, "IoU from which a painted detection is correct; also for apStyle=assignment", fraction, alters="nothing"
+        0.5,
+        "IoU from which a painted detection is correct; also for apStyle=assignment",
+        fraction,
+        alters="nothing",
     )
     paintImages: bool = declare(False, "paint ground truth and detections into eval/SPLIT/images", alters="nothing")
     paintConf: float = declare(0.2, "smallest score of a painted detection", fraction, alters="nothing")

@@ -9,8 +9,7 @@ import pytest
 from config.errors import UserError
 from config.load import load_config
 from config.mconfig import PHASES, base_names
-from config.recipes import RECIPE_DIR, describe_recipes
-from config.tag_tests import read_tag_tests
+from config.recipes import RECIPE_DIR, describe_recipes, read_tag_tests
 from config.training import MODERN_DISTILLING
 from runs.start import weights_at
 from train.teacher_file import teacher_file
@@ -162,7 +161,7 @@ def test_voc_starts_from_the_official_weights_of_its_phase(tmp_path):
 
 
 def test_a_student_of_voc_starts_from_its_teacher_and_not_from_official_weights(tmp_path):
-    with pytest.raises(UserError, match="one of them, leave the other out"):
+    with pytest.raises(UserError, match="one of them; leave the other out"):
         load_config("voc.nano.distillation.pretrained", root=tmp_path, data=tmp_path / "x", **GROUPS)
 
 

@@ -80,7 +80,7 @@ def test_settings_of_learning_class_after_class(setting, value):
         ("smallSeed=none", ["smallSeed=none", "wants a whole number"]),
         ("smallSeed=-1", ["smallSeed=-1", "must not be negative"]),
         ("boxResponseWeight=-1", ["boxResponseWeight=-1.0", "must not be negative"]),
-        ("distilFeatures=P3", ["P3 is no map of the network", "feat0, feat1, feat2, feat3, C, X, Y, Z"]),
+        ("distilFeatures=P3", ["P3 is not a feature map of the network", "feat0, feat1, feat2, feat3, C, X, Y, Z"]),
         ("distilFeatures=X,X", ["distilFeatures=('X', 'X')", "names a map more than once"]),
         ("responseMode=softmx", ["responseMode='softmx'", "binary, softmax", "did you mean 'softmax'"]),
         ("distilSchedule=cosin", ["distilSchedule='cosin'", "did you mean 'cosine'"]),

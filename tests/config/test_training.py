@@ -74,7 +74,7 @@ def test_a_config_read_back_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"flip": 0.0}, "flip=0.0: only augmentation=modern uses it, and augmentation is assignment"),
+        ({"flip": 0.0}, "flip=0.0: only augmentation=modern uses it, but augmentation is assignment"),
         ({"warmupEpochs": 1.0}, "warmupEpochs=1.0: only schedulerType=linear or cosine uses it"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_setting_that_nothing_reads_is_refused(tmp_path, setting, sentence):
 
 
 def test_a_count_that_only_skipping_reads(tmp_path):
-    with pytest.raises(UserError, match="badStepsInARow=3: only onBadStep=skip uses it, and onBadStep is stop"):
+    with pytest.raises(UserError, match="badStepsInARow=3: only onBadStep=skip uses it, but onBadStep is stop"):
         load(tmp_path, badStepsInARow=3)
     assert load(tmp_path, badStepsInARow=3, onBadStep="skip").badStepsInARow == 3
     with pytest.raises(UserError, match="onBadStep='resume': must be one of stop, skip, rewind"):
