@@ -1,8 +1,7 @@
-"""The class below ModelConfig: fields that are checked when they are set, pinned by the command line, and frozen."""
+"""The base class of ModelConfig: fields are checked when they are set, pinned by the command line, and frozen."""
 
 import copy
 import dataclasses
-import functools
 import json
 import typing
 from collections.abc import Iterator, Mapping
@@ -22,13 +21,13 @@ _FROZEN_TEXT = "this config is checked and frozen; pass overrides to load_config
 
 
 class Presets(NamedTuple):
-    """Values that the command line gives to the configs which a recipe makes."""
+    """Values from the command line for the configs that a recipe makes."""
 
     defaults: Mapping[str, Any]  # a new config starts with them; the recipe may change them
     pinned: Mapping[str, Any]  # nothing changes them
 
 
-# Set for the time of one recipe only, by `presets`; why not a parameter: docs/decisions/0026.
+# Set by `presets`, only while a recipe runs. Why it is not a parameter: docs/decisions/0026.
 _NO_PRESETS = Presets(MappingProxyType({}), MappingProxyType({}))
 _presets: ContextVar[Presets] = ContextVar("_presets", default=_NO_PRESETS)
 
@@ -48,27 +47,27 @@ def presets(defaults: Mapping[str, Any], pinned: Mapping[str, Any]) -> Iterator[
 
 
 class FrozenDict(dict):
-    """A dict that refuses changes; json, pickle, deepcopy and `isinstance` treat it as a dict."""
+    """A dict that refuses changes. For json, pickle, deepcopy and `isinstance` it is a dict."""
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+    def __setitem__(self, *_: Any, **__: Any) -> NoReturn:
         raise UserError(_FROZEN_TEXT)
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = __setitem__  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type, tuple[dict]]:
         return (FrozenDict, (dict(self),))
 
 
 class CheckedConfig:
-    """A dataclass whose fields are declared with `config.fields.declare`. `frozen` ends the time of changes."""
+    """A dataclass whose fields are declared with `config.fields.declare`. It can change until it is `frozen`."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __post_init__(self) -> None:
         self.set_fields(_presets.get().defaults)
         for name in FIELD_GROUPS:
-            if getattr(self, name) != type(self).field_default(name):  # it is pinned
-                self._set_group(name)  # now, so that the lines of the recipe have precedence
+            if getattr(self, name) != type(self).field_default(name):  # then it is pinned
+                self._set_group(name)  # before the lines of the recipe, which have precedence
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self.is_frozen:
@@ -145,21 +144,16 @@ class CheckedConfig:
 
     @classmethod
     def field_default(cls, name: str) -> Any:
-        """The value of a field that nobody sets."""
+        """The value of a field that is not set."""
         default = cls.__dataclass_fields__[name].default
         return cls.checked_value(name, {} if default is dataclasses.MISSING else default)
-
-    @classmethod
-    @functools.cache
-    def _field_types(cls) -> dict[str, Any]:
-        return typing.get_type_hints(cls)
 
     @classmethod
     def field_type(cls, name: str) -> Any:
         """The annotation of a field. Raises `UserError` with the nearest name for an unknown field."""
         if name not in cls.__dataclass_fields__:
             raise UnknownField(cls.unknown_field(name))
-        return cls._field_types()[name]
+        return cls.__dataclass_fields__[name].type
 
     @classmethod
     def unknown_field(cls, name: str) -> str:

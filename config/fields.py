@@ -1,7 +1,7 @@
-"""How one config field is declared, checked and read from text.
+"""How a config field is declared, and how its value is read from Python or from text.
 
-A field is an annotation, a default and a sentence. The annotation decides what is accepted: `coerce` takes Python
-values (recipes, overrides), `parse` takes text (`--set FIELD=VALUE`, value tags). Both raise `UserError`.
+A field has an annotation, a default and a description. The annotation decides which types are accepted: `coerce` takes
+Python values (recipes, overrides), `parse` takes text (`--set FIELD=VALUE`, value tags). Both raise `UserError`.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from config.errors import UserError
 
 Check = Callable[[Any], "str | None"]  # a value -> what is wrong with it, or None
 
-# What changing a field does to a run that has begun: another training (refused on resuming), a longer or differently
-# paced one (allowed and said), other data (the trainer compares image names and classes, not paths), or nothing.
+# What a changed field means for a run that has begun: another training (resuming is refused), another schedule
+# (resuming is allowed and logged), other data (the trainer compares image names and classes, not paths), or nothing.
 Alters = Literal["training", "schedule", "data", "nothing"]
 
 BOOL_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-# The history of all epochs is written again after each epoch, so a longer training would only write; the longest
-# published schedules of detectors have 1,000 epochs.
+# The history of all epochs is written again after each epoch, so a longer training would spend its time on writing. The
+# longest published schedules of detectors have 1,000 epochs.
 MOST_EPOCHS = 100_000
 MOST_NAMES = 10_000_000  # in a list; no data set has more images
-LONGEST_SHOWN = 120  # letters of a value in a message: enough to recognise it, and the message stays readable
+LONGEST_SHOWN = 120  # letters of a value in a message: enough to recognise the value, and still readable
 MOST_LISTED = 50  # names in a message; a data set usually has fewer classes
 TYPE_WORDS = {
     bool: "true or false",
@@ -69,7 +69,7 @@ def shown_value(value: Any) -> str:
     """A value for a message: as Python writes it, without control characters, and cut when it is very long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4300 digits
+    except ValueError:  # Python refuses to write such a number
         text = "a number of more than 4300 digits"
     return cut(text)
 
@@ -80,23 +80,23 @@ def cut(text: str) -> str:
 
 
 def listed(names: Sequence[Any]) -> str:
-    """Names with commas between them; of very many the first, and how many more there are."""
+    """Names with commas between them. Of a very long list: the first names, and how many more there are."""
     more = len(names) - MOST_LISTED
     return ", ".join(map(str, names[:MOST_LISTED])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:
-    """`value` as the annotation wants it: lists become tuples, ints become floats, devices and paths become words.
+    """`value` in the type of the annotation: lists become tuples, ints become floats, devices and paths become text.
 
-    Raises `UserError` with field, value and the type that is wanted.
+    Raises `UserError` with the field, the value and the expected type.
     """
     try:
         return _coerce(value, annotation)
-    except UserError as error:  # it has a reason of its own
+    except UserError as error:  # it says what is wrong
         raise UserError(f"{name}={shown_value(value)}: {error}") from None
     except (TypeError, ValueError, OverflowError):
         kind = type(value).__name__
-        raise UserError(f"{name}={shown_value(value)}: wants {describe(annotation)}, not {kind}") from None
+        raise UserError(f"{name}={shown_value(value)}: must be {describe(annotation)}, not {kind}") from None
 
 
 def parse(name: str, text: str, annotation: Any) -> Any:
@@ -104,10 +104,10 @@ def parse(name: str, text: str, annotation: Any) -> Any:
     shown = text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown_value(text)
     try:
         return _coerce(_parse(text.strip(), annotation), annotation)
-    except UserError as error:  # it has a reason of its own
+    except UserError as error:  # it says what is wrong
         raise UserError(f"{name}={shown}: {error}") from None
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name}={shown}: wants {describe(annotation)}") from None
+        raise UserError(f"{name}={shown}: must be {describe(annotation)}") from None
 
 
 def describe(annotation: Any) -> str:
@@ -163,7 +163,11 @@ def _coerce_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _parse(text: str, annotation: Any) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return _parse_union(text, args)
+        if text.lower() == "none" and type(None) in args:
+            return None
+        if str in args and ("/" in text or "\\" in text or text.endswith(".txt")):
+            return text  # the field takes names or a file that lists them: this is a file
+        return _first_that_fits(text, [arg for arg in args if arg is not type(None)], _parse)
     if origin is tuple:
         return _parse_tuple(text, args)
     if origin is dict:
@@ -175,39 +179,27 @@ def _parse(text: str, annotation: Any) -> Any:
     return annotation(text)
 
 
-def _parse_union(text: str, args: tuple[Any, ...]) -> Any:
-    if text.lower() == "none" and type(None) in args:
-        return None
-    if str in args and ("/" in text or "\\" in text or text.endswith(".txt")):
-        return text  # names or a file that lists them: this is the file
-    return _first_that_fits(text, [arg for arg in args if arg is not type(None)], _parse)
-
-
 def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if args == (int, ...):
-        numbers = itertools.chain.from_iterable(map(_parse_range, () if text.lower() == "none" else parts))
-        return tuple(itertools.islice(numbers, MOST_EPOCHS + 1))  # one too many is refused afterwards
+        ranges = []
+        for part in parts if text.lower() != "none" else ():
+            first, dash, last = part.partition("-")  # `0-4` is 0, 1, 2, 3, 4
+            ranges.append(range(int(first), int(last if dash else first) + 1))
+            if not ranges[-1]:  # it would name no number, without a warning
+                raise UserError(f"the range {cut(part)} runs backwards; write {cut(last)}-{cut(first)}")
+        return tuple(itertools.islice(itertools.chain(*ranges), MOST_EPOCHS + 1))  # a longer list is refused afterwards
     if args == (int, int) and len(parts) == 1:
         parts = parts * 2
     wanted = [args[0]] * len(parts) if args[-1] is Ellipsis else list(args)
     return tuple(_parse(part, arg) for part, arg in zip(parts, wanted, strict=True))
 
 
-def _parse_range(text: str) -> range:
-    """`7` is 7 alone, `0-4` is 0, 1, 2, 3, 4. Raises `UserError` for `9-0`, which would silently name nothing."""
-    first, dash, last = text.partition("-")
-    numbers = range(int(first), int(last if dash else first) + 1)
-    if not numbers:
-        raise UserError(f"the range {cut(text)} runs backwards; write {cut(last)}-{cut(first)}")
-    return numbers
-
-
 def _first_that_fits(value: Any, options: Iterable[Any], convert: Callable[[Any, Any], Any]) -> Any:
     for option in options:
         try:
             return convert(value, option)
-        except UserError:  # it has a reason of its own
+        except UserError:  # it says what is wrong
             raise
         except (TypeError, ValueError):
             continue

@@ -122,7 +122,7 @@ def _fill_in(mcfg: ModelConfig, run_name: str) -> None:
     words = {"{root}": mcfg.root, "{resources}": str(CODE_DIR / "resources"), "{phase}": mcfg.phase}
     words_of_data = {"-{data}": f"-{data}" if data else "", "{data}": data}
 
-    def filled(text: str, words: Mapping[str, str]) -> str:
+    def filled(text: str, words: dict[str, str]) -> str:
         for word, value in (words | words_of_data).items():
             text = text.replace(word, value)
         return text

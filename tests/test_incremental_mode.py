@@ -502,7 +502,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         ("--ways finetune,", SETTINGS, ["--methods : no such method", "finetune"]),
         ("--ways masked", SETTINGS, ["--methods masked: only with --novel-only", "finetune, assignment"]),
         ("--draws 0", SETTINGS, ["--draws 0: must be above 0"]),
-        ("--draws two", SETTINGS, ["--draws=two: wants a whole number"]),
+        ("--draws two", SETTINGS, ["--draws=two: must be a whole number"]),
         (
             "--nobuf",
             SETTINGS,

@@ -211,10 +211,10 @@ def test_the_same_command_again_changes_nothing(voc, run, tmp_path):
         ("{voc} --out {out} --shots 3 --share 5", ["split: give one of --shots K"]),
         ("{voc} --out {out} --shots 0", ["--shots 0: must be above 0"]),
         ("{voc} --out {out} --shots -4", ["--shots -4: must be above 0"]),
-        ("{voc} --out {out} --shots few", ["--shots=few: wants a whole number"]),
+        ("{voc} --out {out} --shots few", ["--shots=few: must be a whole number"]),
         ("{voc} --out {out} --share 0", ["--share 0: must be above 0 and at most 100"]),
         ("{voc} --out {out} --share 100.5", ["--share 100.5: must be above 0 and at most 100"]),
-        ("{voc} --out {out} --share nan", ["--share=nan: wants a number"]),
+        ("{voc} --out {out} --share nan", ["--share=nan: must be a number"]),
         ("{voc} --out {out} --shots 3 --seed -1", ["--seed -1: must not be negative"]),
         ("{voc} --out {out} --shots 3 --from trian", ["--from trian: no such split", "did you mean 'train'"]),
         (

@@ -77,7 +77,7 @@ def test_settings_of_learning_class_after_class(setting, value):
         ("baseClasses=", ["baseClasses=()", "at least one class"]),
         ("baseClasses=a,a", ["names a more than once"]),
         ("smallShots=0", ["smallShots=0", "must be above 0"]),
-        ("smallSeed=none", ["smallSeed=none", "wants a whole number"]),
+        ("smallSeed=none", ["smallSeed=none", "must be a whole number"]),
         ("smallSeed=-1", ["smallSeed=-1", "must not be negative"]),
         ("boxResponseWeight=-1", ["boxResponseWeight=-1.0", "must not be negative"]),
         ("distilFeatures=P3", ["P3 is not a feature map of the network", "feat0, feat1, feat2, feat3, C, X, Y, Z"]),
