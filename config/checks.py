@@ -138,18 +138,25 @@ def not_empty(value: str) -> str | None:
     return None if value.strip() else "must not be empty; use none to leave it out"
 
 
+def class_list(names: tuple[str, ...]) -> str | None:
+    """What is wrong with the classes of a network, wherever their names come from."""
+    if not names:
+        return "must name at least one class"
+    if len(names) > MOST_CLASSES:
+        return f"names {len(names):,} classes, but a network can have at most {MOST_CLASSES:,}; merge classes"
+    for name in names:
+        if not name.strip() or len(name) > LONGEST_CLASS_NAME:
+            return f"the class name {shown_value(name)} must have 1 to {LONGEST_CLASS_NAME} letters"
+        if complaint := printable(name):
+            return f"the class name {shown_value(name)} {complaint}"
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    return f"names {listed(repeated)} more than once" if repeated else None
+
+
 def class_names(value: tuple[str, ...] | str) -> str | None:
     if isinstance(value, str):
         return not_empty(value)
-    if not value:
-        return "must name at least one class; use none to leave it out"
-    if len(value) > MOST_CLASSES:
-        return f"names {len(value):,} classes, but a network can have at most {MOST_CLASSES:,}; merge classes"
-    for name in value:
-        if not name.strip() or len(name) > LONGEST_CLASS_NAME:
-            return f"the class name {shown_value(name)} must have 1 to {LONGEST_CLASS_NAME} letters"
-    repeated = sorted(name for name, count in Counter(value).items() if count > 1)
-    return f"names {listed(repeated)} more than once" if repeated else None
+    return class_list(value) if value else "must name at least one class; use none to leave it out"
 
 
 def split_lists(value: dict[str, Any]) -> str | None:

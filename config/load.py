@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.checked import presets
-from config.checks import LONGEST_CLASS_NAME, LONGEST_NAME, LONGEST_PATH, MOST_CLASSES, class_names, printable
+from config.checks import LONGEST_CLASS_NAME, LONGEST_NAME, LONGEST_PATH, MOST_CLASSES, class_list, printable
 from config.contradictions import refuse_contradictions
 from config.errors import UserError, reading
 from config.fields import parse, shown_value
@@ -157,8 +157,6 @@ def read_class_list(file: str) -> tuple[str, ...]:
             "give a text file with one class name per line"
         )
     names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise UserError(f"classList={file}: contains no class name; write one class name per line")
-    if complaint := class_names(names) or next(filter(None, map(printable, names)), None):
+    if complaint := class_list(names):
         raise UserError(f"classList={file}: {complaint}")
     return names

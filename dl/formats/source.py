@@ -1,17 +1,16 @@
 """What was found on disk: a `DataSource` with its folders, classes, splits, and a `Reader` for its images."""
 
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from config.checks import LONGEST_CLASS_NAME, MOST_CLASSES
+from config.checks import class_list
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.annotations import RawAnnotation
-from dl.files import DataError, name_error, walk_files
+from dl.files import DataError, walk_files
 from dl.formats.pairing import ImageTree, Pairs, pair, usual_label_path
 from ops.text import counted, shown
 
@@ -152,17 +151,6 @@ def unused_annotations_warning(paths: Sequence[str], kind: str, folder: Path) ->
 def check_class_list(names: Sequence[str], where: str) -> tuple[str, ...]:
     """Strip and check class names. Raises `UserError`: no class, too many, an invalid or empty name, a duplicate."""
     names = tuple(name.strip() for name in names)
-    if not names or not all(names):
-        raise UserError(
-            f"{where}: {'one class name is empty' if names else 'there is no class'}; give every class a name"
-        )
-    if len(names) > MOST_CLASSES:
-        raise UserError(
-            f"{where}: {len(names)} classes, but at most {MOST_CLASSES} can be trained; is this the right file?"
-        )
-    if error := next((error for name in names if (error := name_error(name, LONGEST_CLASS_NAME))), ""):
-        raise UserError(f"{where}: the class {error}")
-    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
-    if duplicates:
-        raise UserError(f"{where}: class {shown(duplicates)} is listed twice")
+    if complaint := class_list(names):
+        raise UserError(f"{where}: {complaint}")
     return names

@@ -192,7 +192,7 @@ def test_class_list_from_a_file(tmp_path):
     file.write_bytes("\ufeffcat\r\n\r\n  big dog \r\n".encode())
     assert load_config("c1", overrides={"classList": str(file)}).classList == ("cat", "big dog")
     file.write_text("\n\n")
-    assert "contains no class name" in refused("c1", overrides={"classList": str(file)})
+    assert "must name at least one class" in refused("c1", overrides={"classList": str(file)})
     assert str(tmp_path / "none.txt") in refused("c1", overrides={"classList": str(tmp_path / "none.txt")})
 
 

@@ -26,7 +26,7 @@ LIMITS = {
     "image_device": "a pipe or a device, not a file",
     "file_name_control": r"holds a control character",
     "list_long_line": "line 3: .* has 100000 characters, but at most 3000 are allowed",
-    "classes_many": "200001 classes, but at most 20000 can be trained",
+    "classes_many": "200,001 classes, but a network can have at most 20,000",
     "yaml_alias_bomb": "names has a list or a mapping where a single value is needed",
     "yaml_alias_bomb_count": "nc has a list or a mapping",
     "yaml_alias_bomb_split": "train has a list or a mapping",

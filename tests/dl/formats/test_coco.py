@@ -127,7 +127,7 @@ def test_categories_that_disagree(plain, config):
 
 def test_a_class_twice(lay_out, config):
     base = lay_out({"all.json": content(["a.jpg"], categories=((1, "cat"), (2, "cat")))}, "a.jpg")
-    with pytest.raises(UserError, match=r"all\.json: categories: class cat is listed twice"):
+    with pytest.raises(UserError, match=r"all\.json: categories: names cat more than once"):
         locate(config(base, subsetMap={"train": ("a",)}))
 
 

@@ -219,7 +219,7 @@ def test_no_class_anywhere(make_folder, config, write_voc):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("cat\ndog\ncat\n", "class cat is listed twice"), ("\n\n", "there is no class")]
+    ("content", "message"), [("cat\ndog\ncat\n", "names cat more than once"), ("\n\n", "must name at least one class")]
 )
 def test_bad_class_lists(three_splits, config, content, message):
     (three_splits / "classes.txt").write_text(content)
