@@ -11,7 +11,7 @@ from config.load import absolute
 from config.mconfig import ModelConfig, checked_value
 from dl.check import CheckedData
 from model import YoloModel, build_model
-from model.pretrained import fill
+from model.pretrained import load_weights
 from model.weightsfile import WeightsFile, read_weights
 from ops.device import pick_device, use_all_cores
 from runs.folder import RunFolder
@@ -83,7 +83,7 @@ def trained_model(mcfg: ModelConfig, path: Path) -> YoloModel:
     # keepHeadWidth may be none in the run's config: the file tells the width.
     keep_width = file.has_official_width(len(mcfg.classList or ()))
     model = build_model(mcfg.with_values(keepHeadWidth=keep_width))
-    report = fill(model, file, path)
+    report = load_weights(model, file)
     log.debug("%s", report)
     trained_on = report.class_list
     if report.missing or trained_on not in (None, mcfg.classList):

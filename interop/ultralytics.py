@@ -24,7 +24,7 @@ from config.errors import UserError
 from config.mconfig import OFFICIAL_WEIGHTS
 from model.base.head import OFFICIAL_CLASSES
 from model.base.yolomodel import YoloModel
-from model.keys import their_key
+from model.weightsfile import their_key
 from ops.boxes import cxcywh_to_xyxy
 from ops.files import make_folder, reporting_write_errors, write_atomic
 from ops.seal import file_digest

@@ -112,9 +112,8 @@ def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise UserError(f"{path}: holds a program (TorchScript), not weights; {_EXPECTED}")
     if _PICKLE not in names:
         raise UserError(f"{path}: is a zip archive without weights; {_EXPECTED}")
-    if any(
-        member.compress_type != zipfile.ZIP_STORED for member in members
-    ):  # a small compressed file could expand to any size
+    # A small compressed file could expand to any size.
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(
             f"{path}: is compressed, but torch.save does not compress; unpack it, or save the weights again"
         )

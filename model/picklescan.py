@@ -24,26 +24,16 @@ LARGEST_KEY = 2**63  # above this, an attacker can choose a million integers wit
 # The instructions of protocol 2, which torch.save writes, and their equivalents in protocols 3 to 5. Not included:
 # protocols 0 and 1, the extension registry (copyreg), buffers outside the file, and calls with keyword arguments, which
 # are copied.
-_KNOWN = frozenset(
-    name
-    for names in (
-        ("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE"),
-        ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING"),
-        ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        ("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT"),
-        ("SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
-        ("MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "BINPERSID"),
-    )
-    for name in names
-)
-_CHANGING = (
-    "APPEND",
-    "APPENDS",
-    "SETITEM",
-    "SETITEMS",
-    "ADDITEMS",
-    "BUILD",
-)  # they change the object below their arguments on the stack
+_KNOWN = frozenset({
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE",
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT",
+    "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT",
+    "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "BINPERSID",
+})  # fmt: skip
+# These change the object below their arguments on the stack.
+_CHANGING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 _REBUILD = ("torch._utils._rebuild_", "torch._tensor._rebuild_")  # prefixes of functions that create tensors
 
 
@@ -105,20 +95,23 @@ class _Scan:
             self._call(opcode, argument)
 
     def _call(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        arguments = self._pop_arguments(opcode)
-        self._check_keys(opcode.name, arguments)
-        if opcode.name == "REDUCE" and arguments[1] is _Kind.LONG_TUPLE:
+        name = opcode.name
+        arguments = self._pop_arguments(opcode.stack_before)
+        if name in ("SETITEM", "SETITEMS"):
+            self._check_keys(arguments[1::2])
+        elif name in ("ADDITEMS", "FROZENSET"):
+            self._check_keys(arguments)
+        elif name == "REDUCE" and arguments[1] is _Kind.LONG_TUPLE:
             raise Refused(f"calls a function with more than {MOST_ARGUMENTS} arguments")
-        if opcode.name in _CHANGING:
+        if name in _CHANGING:
             if arguments[0] is _Kind.TENSOR:
                 raise Refused("changes a tensor after it was made")
             self._stack.append(arguments[0])
         elif opcode.stack_after:
             self._stack.append(_kind_made(opcode, argument, arguments))
 
-    def _pop_arguments(self, opcode: pickletools.OpcodeInfo) -> list[_Kind | str]:
+    def _pop_arguments(self, before: list[pickletools.StackObject]) -> list[_Kind | str]:
         """Remove the arguments of an instruction from the stack; returns them, the lowest first."""
-        before = opcode.stack_before
         if pickletools.markobject in before:
             start = self._marks.pop() - before.index(pickletools.markobject)
         else:
@@ -129,14 +122,8 @@ class _Scan:
         del self._stack[start:]
         return arguments
 
-    def _check_keys(self, name: str, arguments: list[_Kind | str]) -> None:
-        """Check the keys of dictionaries and the entries of sets, because these are hashed."""
-        if name in ("SETITEM", "SETITEMS"):
-            keys = arguments[1::2]
-        elif name in ("ADDITEMS", "FROZENSET"):
-            keys = arguments
-        else:
-            return
+    def _check_keys(self, keys: list[_Kind | str]) -> None:
+        """Check objects that will be hashed: keys of a dictionary or entries of a set."""
         if _Kind.COSTLY in keys or _Kind.LONG_TUPLE in keys:
             raise Refused(
                 "has a dictionary or set whose keys are tuples of tuples, long tuples, sets or very large numbers"

@@ -12,7 +12,8 @@ from model.base.yolomodel import YoloModel
 from model.weightsfile import CLASS_BRANCH, StateDict, WeightsFile, read_weights
 from ops.text import shortened, shown
 
-_FINAL = re.compile(r"head\.cls\.\d+\.2\.")  # the last layer of the class branch, with a row for each class
+# The last layers of the class branches, with a row for each class.
+_FINAL = tuple(f"head.cls.{branch}.2." for branch in range(3))
 
 
 @dataclass
@@ -39,54 +40,57 @@ class LoadReport:
         return "\n".join(lines)
 
 
+@torch.no_grad()
 def load_weights(
-    model: YoloModel, path: str | Path, class_list: Sequence[str] | None = None, backbone_only: bool = False
+    model: YoloModel,
+    path: str | Path | WeightsFile,
+    class_list: Sequence[str] | None = None,
+    backbone_only: bool = False,
 ) -> LoadReport:
     """Copy every tensor of the file whose name and shape match into `model`, in place.
 
-    `class_list`: the class names of the model. If the file has other classes, the final rows are copied only for
-    classes that both have, matched by name, because a row with the same number belongs to another class.
-    `backbone_only`: skip all other tensors of the file.
+    `path`: the file, or what `read_weights` read from it. `class_list`: the class names of the model. If the file has
+    other classes, the final rows are copied only for classes that both have, matched by name, because a row with the
+    same number belongs to another class. `backbone_only`: skip all other tensors of the file.
 
     A whole model must fill everything except final rows and a class branch of another width (see `keepHeadWidth`). A
     backbone must be complete. Otherwise `UserError` is raised and the model does not change, so that no part of it
     keeps random values unnoticed. The message says what the file is and what was expected.
     """
-    return fill(model, read_weights(path), Path(path), class_list, backbone_only)
-
-
-@torch.no_grad()
-def fill(
-    model: YoloModel,
-    file: WeightsFile,
-    path: Path,
-    class_list: Sequence[str] | None = None,
-    backbone_only: bool = False,
-) -> LoadReport:
-    """`load_weights` for a file that was read before; `path` appears in the messages."""
+    file = path if isinstance(path, WeightsFile) else read_weights(path)
     if backbone_only:
         file = file._replace(tensors={key: value for key, value in file.tensors.items() if key.startswith("backbone.")})
-    if complaint := _misfit(model, file, class_list):
-        raise UserError(f"{path}: {complaint}")
-    has_other_classes = class_list is not None and file.class_list not in (None, tuple(class_list))
-    state = {key: value for key, value in file.tensors.items() if not (has_other_classes and _is_final(key))}
-    report = _compare(model, state, str(path))
-    report.class_list, report.kind = file.class_list, file.kind
-    if unfilled := _unfilled(report.missing, model, file, class_list):
-        raise UserError(
-            f"{path}: {file.kind} that does not fit the {model.phase} network: {len(unfilled)} tensors are missing or "
-            f"of a different shape or type, first {unfilled[0]}; use weights of a YOLOv8 detector of this phase"
-        )
     own = model.state_dict()  # its tensors share memory with the model
+    has_same_classes = class_list is not None and file.class_list == tuple(class_list)
+    has_other_classes = class_list is not None and file.class_list is not None and not has_same_classes
+    if fault := _misfit(model, file, has_same_classes):
+        raise UserError(f"{file.path}: {fault}")
+
+    state = {key: value for key, value in file.tensors.items() if not (has_other_classes and key.startswith(_FINAL))}
+    report = _compare(own, state, file)
+    # Tensors that a file of this kind, width and class list need not contain.
+    if file.is_backbone:
+        optional = ("neck.", "head.")
+    elif has_same_classes:
+        optional = ()
+    else:
+        has_own_width = file.class_branch_width in (None, own[CLASS_BRANCH].shape[0])
+        optional = _FINAL if has_own_width else ("head.cls.",)
+    if unfilled := [key for key in report.missing if not key.startswith(optional)]:
+        raise UserError(
+            f"{file.path}: {file.kind} that does not fit the {model.phase} network: {len(unfilled)} tensors are "
+            f"missing or of a different shape or type, first {unfilled[0]}; use weights of a YOLOv8 detector of this "
+            "phase"
+        )
     for key in report.matched:
         own[key].copy_(state[key])  # converts to the dtype and device of the model
     if has_other_classes:
-        report.skipped += [key for key in file.tensors if _is_final(key)]
+        report.skipped += [key for key in file.tensors if key.startswith(_FINAL)]
         report.carried = _copy_rows_by_name(model, file, tuple(class_list or ()))
     return report
 
 
-def _misfit(model: YoloModel, file: WeightsFile, class_list: Sequence[str] | None) -> str | None:
+def _misfit(model: YoloModel, file: WeightsFile, has_same_classes: bool) -> str | None:
     """Why the file cannot be weights for this network, as far as this can be recognised; None if no reason is found."""
     if "backbone.l0.conv.bias" in file.tensors:
         return "a network that was fused for inference (it has no batch norms); use the weights from before fusing"
@@ -102,54 +106,29 @@ def _misfit(model: YoloModel, file: WeightsFile, class_list: Sequence[str] | Non
         return f"has {file.reg_max} bins per side, but regMax is {model.reg_max}; set regMax={file.reg_max}"
     if foreign := [key for key in file.tensors if re.match(r"(model\.)+\d+\.", key)]:
         return f"{file.kind}, not a YOLOv8 detector: it has layers that YOLOv8 does not have ({shortened(foreign)})"
-    width, expected = file.class_branch_width, _width(model)
-    if _has_same_classes(file, class_list) and width not in (None, expected):
+    width, own_width = file.class_branch_width, model.state_dict()[CLASS_BRANCH].shape[0]
+    if has_same_classes and width not in (None, own_width):
         return (
-            f"has a class branch {width} channels wide for the same classes, but that of the network has {expected}; "
+            f"has a class branch {width} channels wide for the same classes, but that of the network has {own_width}; "
             "remove the setting keepHeadWidth, then the file decides"
         )
     return None
 
 
-def _is_final(key: str) -> bool:
-    return _FINAL.match(key) is not None
-
-
-def _width(model: YoloModel) -> int:
-    return model.state_dict()[CLASS_BRANCH].shape[0]
-
-
-def _has_same_classes(file: WeightsFile, class_list: Sequence[str] | None) -> bool:
-    return class_list is not None and file.class_list == tuple(class_list)
-
-
-def _unfilled(missing: list[str], model: YoloModel, file: WeightsFile, class_list: Sequence[str] | None) -> list[str]:
-    """The missing tensors that a file of this kind, width and class list should contain."""
-    if file.is_backbone:
-        return [key for key in missing if key.startswith("backbone.")]
-    if _has_same_classes(file, class_list):
-        return missing
-    has_other_width = file.class_branch_width not in (None, _width(model))
-    return [key for key in missing if not (_is_final(key) or (has_other_width and key.startswith("head.cls.")))]
-
-
-def _compare(model: YoloModel, state: StateDict, source: str) -> LoadReport:
-    """Compare names, shapes and types of the tensors of file and model. Nothing is copied yet."""
-    own = model.state_dict()
-
-    def fits(key: str) -> bool:
-        return (
-            key in state
-            and key in own
-            and own[key].shape == state[key].shape
-            and (state[key].is_floating_point() or not own[key].is_floating_point())
-        )
-
+def _compare(own: StateDict, state: StateDict, file: WeightsFile) -> LoadReport:
+    """Compare names, shapes and types of the tensors of model and file. Nothing is copied yet."""
+    fitting = {
+        key
+        for key in own.keys() & state.keys()
+        if own[key].shape == state[key].shape and (state[key].is_floating_point() or not own[key].is_floating_point())
+    }
     return LoadReport(
-        source,
-        matched=[key for key in state if fits(key)],
-        skipped=[key for key in state if not fits(key)],
-        missing=[key for key in own if not fits(key)],
+        str(file.path),
+        matched=[key for key in state if key in fitting],
+        skipped=[key for key in state if key not in fitting],
+        missing=[key for key in own if key not in fitting],
+        class_list=file.class_list,
+        kind=file.kind,
     )
 
 
@@ -159,7 +138,7 @@ def _copy_rows_by_name(model: YoloModel, file: WeightsFile, class_list: tuple[st
     names = [name for name in class_list if name in file_names]
     rows, sources = [class_list.index(name) for name in names], [file_names.index(name) for name in names]
     for key, own in model.state_dict().items():
-        if not _is_final(key):
+        if not key.startswith(_FINAL):
             continue
         value = file.tensors.get(key)
         if value is None or value.shape[1:] != own.shape[1:] or value.shape[0] != len(file_names):

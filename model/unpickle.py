@@ -247,22 +247,14 @@ def _ordered_dict(*entries: object) -> "collections.OrderedDict[Any, Any]":
     return collections.OrderedDict()
 
 
-def read_with_stand_ins(path: Path) -> Any:
+def read_untrusted(path: Path, is_plain: bool = False) -> Any:
     """The content of a file that `torch.save` wrote: tensors and plain containers, and `StandIn` for other objects.
 
+    `is_plain`: for files that only Mars writes; every object that is not a tensor or plain container is an error.
     Tensors are on the CPU and need no gradient; tensors that shared a storage still share it. Raises `DamagedFile` if
     the file has a checksum of Mars (`ops.seal`) that does not match. Raises `UserError`, with the name of the file, if
     the file asks for anything else, is damaged, or is no file of `torch.save`.
     """
-    return _read(path, is_plain=False)
-
-
-def read_plain(path: Path) -> Any:
-    """The same for files that only Mars writes: every object that is not a tensor or plain container is an error."""
-    return _read(path, is_plain=True)
-
-
-def _read(path: Path, is_plain: bool) -> Any:
     with reading(path, "weights"):
         is_changed = is_intact(path) is False
     if is_changed:
@@ -300,7 +292,12 @@ def module_tensors(module: StandIn) -> Iterator[tuple[str, Any]]:
     seen = 0
     while pending:
         prefix, module, above = pending.pop()
-        found = list(_own_tensors(module, prefix))
+        not_saved = module.attribute("_non_persistent_buffers_set") or ()
+        found = [
+            (prefix + name, value)
+            for name, value in (*_entries(module, "_parameters"), *_entries(module, "_buffers"))
+            if isinstance(value, (Tensor, OtherTensor)) and name not in not_saved
+        ]
         children = [(f"{prefix}{name}.", child) for name, child in _entries(module, "_modules")]
         seen += 1 + len(found)
         longest = max((len(name) for name, _ in (*found, *children)), default=0)
@@ -316,14 +313,6 @@ def module_tensors(module: StandIn) -> Iterator[tuple[str, Any]]:
             for name, child in reversed(children)
             if isinstance(child, StandIn) and id(child) not in within
         ]
-
-
-def _own_tensors(module: StandIn, prefix: str) -> Iterator[tuple[str, Any]]:
-    not_saved = module.attribute("_non_persistent_buffers_set") or ()
-    for kind in ("_parameters", "_buffers"):
-        for name, value in _entries(module, kind):
-            if isinstance(value, (Tensor, OtherTensor)) and name not in not_saved:
-                yield prefix + name, value
 
 
 def _entries(module: StandIn, kind: str) -> list[tuple[str, Any]]:

@@ -20,9 +20,8 @@ from config.load import absolute
 from model.base.backbone import Backbone
 from model.base.head import class_branch_width
 from model.base.scales import SCALES
-from model.keys import our_key
 from model.picklescan import Refused
-from model.unpickle import LONGEST_NAME, OtherTensor, StandIn, module_tensors, read_with_stand_ins, reading_untrusted
+from model.unpickle import LONGEST_NAME, OtherTensor, StandIn, module_tensors, read_untrusted, reading_untrusted
 from ops.text import shortened
 
 StateDict = dict[str, Tensor]
@@ -30,6 +29,10 @@ StateDict = dict[str, Tensor]
 CLASS_BRANCH, CLASS_ROWS = "head.cls.0.0.conv.weight", "head.cls.0.2.weight"
 _FIRST, _BINS = "backbone.l0.conv.weight", "head.dfl.weight"
 _FIRST_WIDTH = 64  # planned channels of the first layer, see `model.base.scales`
+
+# Ultralytics numbers the 23 layers of YOLOv8. Layer 22 is the head, whose branches it numbers, too; Mars names them.
+_HEAD = (("cv2.", "head.box."), ("cv3.", "head.cls."), ("dfl.conv.", "head.dfl."))
+_LAST_OF_BACKBONE, _HEAD_LAYER = 9, 22
 
 
 class WeightsFile(NamedTuple):
@@ -40,6 +43,7 @@ class WeightsFile(NamedTuple):
     config: dict[str, Any] | None = None  # of the run that wrote the file, or some of its fields
     data: dict[str, str] | None = None  # identity of the training data
     kind: str = "a state dict"  # a short description for messages
+    path: Path = Path()  # where the file is, for messages
 
     @property
     def is_backbone(self) -> bool:
@@ -79,10 +83,8 @@ class WeightsFile(NamedTuple):
         with torch.device("meta"):
             expected = Backbone(SCALES[self.phase]).state_dict()
         found = {key: value for key, value in self.tensors.items() if key.startswith("backbone.")}
-        fits = {f"backbone.{key}": value.shape for key, value in expected.items()} == {
-            k: v.shape for k, v in found.items()
-        }
-        return found if fits else None
+        shapes = {key.removeprefix("backbone."): value.shape for key, value in found.items()}
+        return found if shapes == {key: value.shape for key, value in expected.items()} else None
 
     def _length(self, key: str, dimension: int) -> int | None:
         tensor = self.tensors.get(key)
@@ -98,25 +100,49 @@ def read_weights(path: str | Path) -> WeightsFile:
     path = Path(absolute(path))
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
-    content = read_with_stand_ins(path)
+    content = read_untrusted(path)
     with reading_untrusted(path):
-        file = _understand(content)
+        file = _understand(content)._replace(path=path)
     if not file.tensors:
         raise UserError(
             f"{path}: contains no tensors; expected a .pth of Mars, an Ultralytics .pt or a plain state dict"
         )
     for key, value in file.tensors.items():
-        if complaint := _unusable(value):
-            raise UserError(f"{path}: its tensor {key} {complaint}; use an undamaged copy, or other weights")
+        if isinstance(value, OtherTensor):
+            kind = value.place.rpartition(".")[2].removeprefix("_rebuild_")
+            fault = f"is not dense, or its type is not used in networks ({kind})"
+        elif not torch.isfinite(value).all():
+            fault = "contains values that are not finite (NaN or Inf)"
+        else:
+            continue
+        raise UserError(f"{path}: its tensor {key} {fault}; use an undamaged copy, or other weights")
     return file
 
 
-def _unusable(tensor: Any) -> str | None:
-    """Why no network can use this tensor, or None."""
-    if isinstance(tensor, OtherTensor):
-        kind = tensor.place.rpartition(".")[2].removeprefix("_rebuild_")
-        return f"is not dense, or its type is not used in networks ({kind})"
-    return None if torch.isfinite(tensor).all() else "contains values that are not finite (NaN or Inf)"
+def our_key(key: str) -> str:
+    """Name in Ultralytics -> name in Mars: `model.22.cv2.0.2.bias` -> `head.box.0.2.bias`. Others stay unchanged."""
+    match = re.match(r"(?:model\.)+(\d+)\.(.+)", key)
+    if not match:
+        return key
+    layer, rest = int(match[1]), match[2]
+    if layer <= _LAST_OF_BACKBONE:
+        return f"backbone.l{layer}.{rest}"
+    if layer < _HEAD_LAYER:
+        return f"neck.l{layer}.{rest}"
+    for theirs, ours in _HEAD if layer == _HEAD_LAYER else ():
+        if rest.startswith(theirs):
+            return ours + rest[len(theirs) :]
+    return key
+
+
+def their_key(key: str) -> str:
+    """Name in Mars -> name in Ultralytics, the inverse of `our_key`. Raises `ValueError` for other names."""
+    if match := re.fullmatch(r"(?:backbone|neck)\.l(\d+)\.(.+)", key):
+        return f"model.{match[1]}.{match[2]}"
+    for theirs, ours in _HEAD:
+        if key.startswith(ours):
+            return f"model.{_HEAD_LAYER}.{theirs}{key[len(ours) :]}"
+    raise ValueError(f"{key}: is not a tensor of YOLOv8")
 
 
 def _understand(content: Any) -> WeightsFile:
@@ -127,13 +153,38 @@ def _understand(content: Any) -> WeightsFile:
         return WeightsFile({})
     for network in (content.get("ema"), content.get("model")):
         if isinstance(network, StandIn):
-            tensors = {our_key(key): value for key, value in module_tensors(network)}
-            return WeightsFile(_named(tensors), _names_of(network), _config_of(content), kind=_kind_of(network))
-    tensors = _named(_with_our_keys(_find_tensors(content)))
+            return _of_ultralytics(network, content.get("train_args"))
+    tensors = {our_key(key.removeprefix("module.")): value for key, value in _find_tensors(content).items()}
+    if tensors and all(re.match(r"l\d+\.", key) for key in tensors):
+        tensors = {f"backbone.{key}": value for key, value in tensors.items()}
+    tensors = _named(tensors)
     if "class_list" in content and "config" in content:
         return _of_mars(tensors, content)
-    file = WeightsFile(tensors)
-    return file._replace(kind="a backbone") if tensors and file.is_backbone else file
+    is_backbone = bool(tensors) and WeightsFile(tensors).is_backbone
+    return WeightsFile(tensors, kind="a backbone" if is_backbone else "a state dict")
+
+
+def _of_ultralytics(network: StandIn, settings: Any) -> WeightsFile:
+    """The network of a file of Ultralytics, its class names, and the input size of its training settings."""
+    tensors = _named({our_key(key): value for key, value in module_tensors(network)})
+    names = network.attribute("names")
+    if isinstance(names, dict):
+        names = [names[index] for index in range(len(names))] if set(names) == set(range(len(names))) else None
+    side = settings.get("imgsz") if isinstance(settings, dict) else None
+    has_side = isinstance(side, int) and side > 0 and side % 32 == 0
+    # The kind: `Ultralytics DetectionModel of yolov8n.yaml`.
+    recipe = network.attribute("yaml")
+    recipe_name = recipe.get("yaml_file") if isinstance(recipe, dict) else None
+    owner, _, class_name = network.place.rpartition(".")
+    kind = f"{'Ultralytics' if owner.startswith('ultralytics') else owner} {class_name}"
+    if isinstance(recipe_name, str):
+        kind += " of " + shortened(recipe_name).strip('"')
+    return WeightsFile(
+        tensors,
+        _class_names(names) if isinstance(names, (list, tuple)) else None,
+        {"inputShape": [side, side]} if has_side else None,
+        kind=kind,
+    )
 
 
 def _of_mars(tensors: dict[str, Any], content: Mapping[str, Any]) -> WeightsFile:
@@ -155,13 +206,6 @@ def _find_tensors(content: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in content.items() if isinstance(value, (Tensor, OtherTensor))}
 
 
-def _with_our_keys(state: dict[str, Any]) -> dict[str, Any]:
-    state = {our_key(key.removeprefix("module.")): value for key, value in state.items()}
-    if state and all(re.match(r"l\d+\.", key) for key in state):
-        return {f"backbone.{key}": value for key, value in state.items()}
-    return state
-
-
 def _named(state: dict[str, Any]) -> dict[str, Any]:
     """The same tensors. Raises `Refused` for names that cannot be printed, because messages and tables show them."""
     if unprintable := next((key for key in state if len(key) > LONGEST_NAME or printable(key)), None):
@@ -177,26 +221,3 @@ def _class_names(names: Sequence[Any]) -> tuple[str, ...]:
     if unprintable := next((text for text in texts if printable(text)), None):
         raise Refused(f"has a class name with control characters ({shortened(unprintable)})")
     return texts
-
-
-def _names_of(network: StandIn) -> tuple[str, ...] | None:
-    names = network.attribute("names")
-    if isinstance(names, dict):
-        names = [names[index] for index in range(len(names))] if set(names) == set(range(len(names))) else None
-    return _class_names(names) if isinstance(names, (list, tuple)) else None
-
-
-def _config_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The training settings of Ultralytics as config fields of Mars: the input size."""
-    settings = content.get("train_args")
-    side = settings.get("imgsz") if isinstance(settings, dict) else None
-    return {"inputShape": [side, side]} if isinstance(side, int) and side > 0 and side % 32 == 0 else None
-
-
-def _kind_of(network: StandIn) -> str:
-    """`Ultralytics DetectionModel of yolov8n.yaml`."""
-    recipe = network.attribute("yaml")
-    file = recipe.get("yaml_file") if isinstance(recipe, dict) else None
-    name = shortened(file).strip('"') if isinstance(file, str) else None
-    owner, _, class_name = network.place.rpartition(".")
-    return f"{'Ultralytics' if owner.startswith('ultralytics') else owner} {class_name}{f' of {name}' if name else ''}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from config.compare import config_from_text
 from config.errors import UserError, reading
-from model.unpickle import DamagedFile, read_plain, reading_untrusted
+from model.unpickle import DamagedFile, read_untrusted, reading_untrusted
 from ops.files import atomic_writer
 from ops.precision import DTYPES
 from ops.random_states import are_random_states
@@ -97,7 +97,7 @@ def read_sealed(path: Path, formats: Sequence[str], kind: str, advice: str) -> F
     with reading(path, kind):
         is_sealed = has_seal(path)
     try:
-        content = read_plain(path)
+        content = read_untrusted(path, is_plain=True)
     except UserError as error:
         if is_sealed:
             raise

@@ -13,7 +13,7 @@ from typing import Any
 from config.load import absolute
 from model.archive import open_archive
 from model.picklescan import Refused
-from model.unpickle import StandIn, read_with_stand_ins, reading_untrusted
+from model.unpickle import StandIn, read_untrusted, reading_untrusted
 from ops.seal import file_digest
 
 Origin = dict[str, Any]  # keys path, sha256, licence, and from: the origin of that file; None: unknown
@@ -96,7 +96,7 @@ def _name_and_checksum(step: Origin) -> str:
 
 def _stored_origin(path: Path) -> Origin | None:
     """The origin that is stored in a file of Mars; None for other files."""
-    content = read_with_stand_ins(path)
+    content = read_untrusted(path)
     if not isinstance(content, dict) or any(isinstance(value, StandIn) for value in content.values()):
         return None
     with reading_untrusted(path):

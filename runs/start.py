@@ -13,7 +13,7 @@ from config.errors import UserError
 from config.load import CODE_DIR, FILE_SCHEME
 from config.mconfig import ModelConfig
 from interop.ultralytics import fetch_official
-from model.weightsfile import read_weights
+from model.weightsfile import WeightsFile, read_weights
 from ops.files import write_atomic
 from runs.folder import RunFolder
 from runs.origin import Origin, file_origin
@@ -64,16 +64,17 @@ def _backbone_file(address: str) -> Path:
     return path
 
 
-def with_head_width(mcfg: ModelConfig, start: StartingWeights | None, saved: Mapping[str, Any] | None) -> ModelConfig:
+def with_head_width(mcfg: ModelConfig, start: WeightsFile | None, saved: Mapping[str, Any] | None) -> ModelConfig:
     """The config with a value for `keepHeadWidth`. If it is None, the width of the starting weights decides.
 
-    `saved`: the config of a run that is resumed; its network must not change.
+    `start`: weights of a whole model, or None. `saved`: the config of a run that is resumed; its network must not
+    change.
     """
     keep = mcfg.keepHeadWidth
     if keep is None and saved is not None:
         keep = saved.get("keepHeadWidth")
-    elif keep is None and start is not None and not start.backbone_only:
-        keep = read_weights(start.path).has_official_width(len(mcfg.classList or ()))
+    elif keep is None and start is not None:
+        keep = start.has_official_width(len(mcfg.classList or ()))
     return mcfg.with_values(keepHeadWidth=keep) if keep != mcfg.keepHeadWidth else mcfg
 
 

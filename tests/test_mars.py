@@ -18,7 +18,7 @@ from commands.setup import load
 from commands.training import command_to_continue
 from config.load import parse_settings
 from model import YoloModel
-from model.keys import their_key
+from model.weightsfile import their_key
 
 pytestmark = pytest.mark.usefixtures("narrow_nano")
 

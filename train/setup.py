@@ -19,6 +19,7 @@ from dl.label_selection import REPLAYED_SPLIT
 from dl.loader import BatchLoader, build_loader
 from model import YoloModel, build_model
 from model.pretrained import LoadReport, load_weights
+from model.weightsfile import read_weights
 from ops.batch import Batch
 from ops.device import pick_device, use_all_cores
 from ops.precision import Precision, pick_precision
@@ -102,13 +103,14 @@ def build_training(
     start = None if is_resumed else starting_weights(mcfg)
     if start is not None and not start.path.is_file():
         raise UserError(f"{start.path}: no such weights file")
+    file = load_report = None
     with _collecting(errors, "weights"):
-        mcfg = with_head_width(mcfg, start, begun)
+        file = read_weights(start.path) if start is not None else None
+    mcfg = with_head_width(mcfg, None if start is None or start.backbone_only else file, begun)
     model = build_network(mcfg, device)
-    load_report = None
-    if start is not None and not (errors and "weights" in errors):
+    if start is not None and file is not None:
         with _collecting(errors, "weights"):
-            load_report = load_weights(model, start.path, mcfg.classList, start.backbone_only)
+            load_report = load_weights(model, file, mcfg.classList, start.backbone_only)
 
     # Timed only where a run starts. A resumed run keeps its precision and its number of epochs.
     must_time = not is_resumed and mcfg.trainMinutes is not None

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model import YoloModel
-from model.fuse import fused
+from model.base.yolomodel import fused
 from ops.precision import autocast
 from train.distilloss import ModelOutputs
 

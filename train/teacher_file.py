@@ -24,11 +24,10 @@ LOWEST_MAP50 = 0.05  # a teacher below this mAP50 on its own classes gets a warn
 
 
 class TeacherFile(NamedTuple):
-    """A teacher's file: its path, a network that fits its weights, its class list, and the classes it shares."""
+    """A teacher's file, a network that fits its weights, and the classes that it shares with the student."""
 
-    path: Path
+    file: WeightsFile
     model: YoloModel
-    class_list: tuple[str, ...] | None
     classes: TeacherClasses
 
 
@@ -37,12 +36,12 @@ def load_teacher(mcfg: ModelConfig, device: torch.device, precision: torch.dtype
 
     Raises `UserError` if the file is missing, is not a complete network, or has classes that the student has not.
     """
-    path, model, class_list, classes = read_teacher(mcfg)
-    report = load_weights(model, path, class_list)
-    log.info("teacher: %s from %s, trained on %s", model.phase, path, ", ".join(classes.names))
+    file, model, classes = read_teacher(mcfg)
+    report = load_weights(model, file, file.class_list)
+    log.info("teacher: %s from %s, trained on %s", model.phase, file.path, ", ".join(classes.names))
     log.debug("%s", report)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(model, classes, precision, file_digest(path))
+    return Teacher(model, classes, precision, file_digest(file.path))
 
 
 def read_teacher(mcfg: ModelConfig) -> TeacherFile:
@@ -53,9 +52,9 @@ def read_teacher(mcfg: ModelConfig) -> TeacherFile:
         raise UserError(f"{path}: {file.kind} without a complete YOLOv8 network; a teacher also needs its head")
     if file.reg_max != mcfg.regMax:
         raise UserError(f"regMax={mcfg.regMax}: the teacher has {file.reg_max} bins a side; set regMax={file.reg_max}")
-    classes = shared_classes(path, file, mcfg)
+    classes = shared_classes(file, mcfg)
     official = file.has_official_width(file.num_classes)
-    return TeacherFile(path, YoloModel(file.phase, file.num_classes, file.reg_max, official), file.class_list, classes)
+    return TeacherFile(file, YoloModel(file.phase, file.num_classes, file.reg_max, official), classes)
 
 
 def teacher_file(mcfg: ModelConfig) -> Path:
@@ -70,22 +69,22 @@ def teacher_file(mcfg: ModelConfig) -> Path:
     return path
 
 
-def shared_classes(path: Path, file: WeightsFile, mcfg: ModelConfig) -> TeacherClasses:
+def shared_classes(file: WeightsFile, mcfg: ModelConfig) -> TeacherClasses:
     """The student's classes that the teacher was trained on. Raises `UserError` if the two class lists do not fit."""
     ours = tuple(mcfg.classList or ())
     asked = None if mcfg.teacherClassIndexes is None else tuple(ours[index] for index in mcfg.teacherClassIndexes)
-    own = file.class_list or _guessed_class_list(path, file, ours, asked)
+    own = file.class_list or _guessed_class_list(file, ours, asked)
     names = asked or _trained_on(file, own)
     if unknown_to_student := [name for name in names if name not in ours]:
         raise UserError(
-            f"{path}: the teacher was trained on {', '.join(unknown_to_student[:5])}, which the student's class list "
-            f"({', '.join(ours)}) does not contain; use another teacher, or set teacherClassIndexes to the classes "
-            "that both have"
+            f"{file.path}: the teacher was trained on {', '.join(unknown_to_student[:5])}, which the student's class "
+            f"list ({', '.join(ours)}) does not contain; use another teacher, or set teacherClassIndexes to the "
+            "classes that both have"
         )
     if unknown_to_teacher := [name for name in names if name not in own]:
         raise UserError(
-            f"{path}: the teacher was not trained on {unknown_to_teacher[0]}, which teacherClassIndexes names; it was "
-            f"trained on {', '.join(own)}"
+            f"{file.path}: the teacher was not trained on {unknown_to_teacher[0]}, which teacherClassIndexes names; it "
+            f"was trained on {', '.join(own)}"
         )
     return TeacherClasses(names, tuple(ours.index(name) for name in names), tuple(own.index(name) for name in names))
 
@@ -98,15 +97,13 @@ def _trained_on(file: WeightsFile, own: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in own if name in selected) if selected else own
 
 
-def _guessed_class_list(
-    path: Path, file: WeightsFile, ours: tuple[str, ...], asked: tuple[str, ...] | None
-) -> tuple[str, ...]:
+def _guessed_class_list(file: WeightsFile, ours: tuple[str, ...], asked: tuple[str, ...] | None) -> tuple[str, ...]:
     """The class list of a file that does not contain one."""
     for names in (asked, ours):
         if names is not None and len(names) == file.num_classes:
             return names
     raise UserError(
-        f"{path}: has {file.num_classes} classes without names, and the student has {len(ours)}; "
+        f"{file.path}: has {file.num_classes} classes without names, and the student has {len(ours)}; "
         "set teacherClassIndexes to the student's indexes of them, in the teacher's order"
     )
 

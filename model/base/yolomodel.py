@@ -1,9 +1,13 @@
-"""The whole network, and freezing of its backbone."""
+"""The whole network, freezing of its backbone, and folding of its batch norms for inference."""
+
+import copy
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.base.backbone import Backbone
+from model.base.components import ConvModule
 from model.base.head import Head
 from model.base.neck import Neck
 from model.base.scales import SCALES
@@ -64,3 +68,17 @@ class YoloModel(nn.Module):
             # `requires_grad=False` does not stop batch norm: in train mode its running statistics would still change.
             self.backbone.eval()
         return self
+
+
+def fused(model: YoloModel) -> YoloModel:
+    """A copy in eval mode, with each batch norm folded into the convolution before it. It is no checkpoint.
+
+    In eval mode a batch norm is a constant scale and shift for each channel, so the weights of the convolution can
+    include it. The batch norms become identities: even in train mode no statistics can change.
+    """
+    copied = copy.deepcopy(model).eval()
+    for module in list(copied.modules()):
+        if isinstance(module, ConvModule) and isinstance(module.bn, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()  # type: ignore[assignment]
+    return copied

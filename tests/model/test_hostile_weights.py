@@ -18,7 +18,7 @@ from config.errors import UserError
 from debug.tracer.bundle import read_bundle, replay
 from model import picklescan, unpickle
 from model.picklescan import Refused, check_pickle
-from model.unpickle import StandIn, module_tensors, read_with_stand_ins
+from model.unpickle import StandIn, module_tensors, read_untrusted
 from model.weightsfile import read_weights
 from runs.checkpoint import load_checkpoint
 from runs.origin import file_origin
@@ -222,7 +222,7 @@ def test_sets_that_are_copied_again_and_again_are_refused(tmp_path):
     calls = b"c__builtin__\nset\nq\x02](" + b"h\x02h\x01R" * 200 + b"e."
     assert "the same long list" in str(answer_to(archive(tmp_path / "w.pt", names + calls)))
     once = pickled({"w": {f"n{i}" for i in range(1000)}})
-    assert read_with_stand_ins(archive(tmp_path / "once.pt", once)) == {"w": {f"n{i}" for i in range(1000)}}
+    assert read_untrusted(archive(tmp_path / "once.pt", once)) == {"w": {f"n{i}" for i in range(1000)}}
 
 
 def test_a_module_that_two_others_share_has_both_names():

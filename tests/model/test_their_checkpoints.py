@@ -10,9 +10,8 @@ import torch
 
 from config.errors import UserError
 from model import YoloModel
-from model.keys import our_key, their_key
 from model.pretrained import load_weights
-from model.weightsfile import read_weights
+from model.weightsfile import our_key, read_weights, their_key
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from config.errors import UserError
-from model.unpickle import StandIn, module_tensors, read_with_stand_ins
+from model.unpickle import StandIn, module_tensors, read_untrusted
 from model.weightsfile import read_weights
 
 
@@ -145,14 +145,14 @@ def test_these_files_would_run_without_the_guard(tmp_path):
 def test_classes_of_networks_are_stood_in_for_and_do_nothing(tmp_path):
     """Whatever is called in them: the names of Ultralytics' functions are as inert as its classes."""
     call = b"\x80\x02cultralytics.utils.downloads\nsafe_download\n(" + unicode("http://x") + b"tR."
-    made = read_with_stand_ins(weights_file(tmp_path / "w.pt", call))
+    made = read_untrusted(weights_file(tmp_path / "w.pt", call))
     assert isinstance(made, StandIn) and made.place == "ultralytics.utils.downloads.safe_download"
     inner = (
         b"\x80\x04" + unicode("torch.nn") + unicode("modules.module.torch.os.system") + b"\x93(" + unicode("x") + b"tR."
     )
-    assert isinstance(read_with_stand_ins(weights_file(tmp_path / "w.pt", inner)), StandIn)
+    assert isinstance(read_untrusted(weights_file(tmp_path / "w.pt", inner)), StandIn)
     lists = b"\x80\x02cultralytics.x\nList\n)R(K\x01K\x02e."
-    assert isinstance(read_with_stand_ins(weights_file(tmp_path / "w.pt", lists)), StandIn)
+    assert isinstance(read_untrusted(weights_file(tmp_path / "w.pt", lists)), StandIn)
 
 
 def test_a_program_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from parity.scenes import KINDS, batch_of
 
 from model import YoloModel
-from model.keys import our_key
+from model.weightsfile import our_key
 from train.loss import DetectionLoss
 from train.tal import TaskAlignedAssigner
 

@@ -5,7 +5,7 @@ import torch
 from parity.table import largest_gap
 
 from model import YoloModel
-from model.keys import our_key
+from model.weightsfile import our_key
 from ops.anchors import flatten_maps
 
 PHASES = ("nano", "small", "medium", "large", "extra")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from config.mconfig import ModelConfig
 from model import YoloModel
 from model.base.scales import SCALES, Scale
-from model.keys import our_key
+from model.weightsfile import our_key
 from ops.batch import Batch
 from train.ema import ModelEMA
 from train.loss import DetectionLoss, LossResult

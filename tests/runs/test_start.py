@@ -9,6 +9,7 @@ from config.errors import UserError
 from config.load import load_config
 from model import YoloModel
 from model.pretrained import load_weights
+from model.weightsfile import read_weights
 from runs import start
 from runs.origin import file_origin
 from runs.start import StartingWeights, starting_weights, with_head_width, with_pixel_max, write_backbone
@@ -53,9 +54,9 @@ def test_official_weights_are_fetched_by_name(tmp_path, monkeypatch):
 )
 def test_the_head_is_as_wide_as_in_the_file(tmp_path, num_classes, official_width, expected):
     file = saved(tmp_path / "w.pth", "nano", num_classes, official_width=official_width)
-    assert with_head_width(config(), StartingWeights(file), None).keepHeadWidth is expected
+    assert with_head_width(config(), read_weights(file), None).keepHeadWidth is expected
     for asked in (True, False):  # what was asked for stays
-        assert with_head_width(config(keepHeadWidth=asked), StartingWeights(file), None).keepHeadWidth is asked
+        assert with_head_width(config(keepHeadWidth=asked), read_weights(file), None).keepHeadWidth is asked
 
 
 def test_a_run_that_goes_on_keeps_its_width(tmp_path):

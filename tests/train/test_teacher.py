@@ -116,7 +116,7 @@ def test_wrong_pairs_are_refused(tmp_path):
     torch.save(backbone, tmp_path / "b.pth")
     with pytest.raises(UserError, match="without a complete YOLOv8 network; a teacher also needs its head"):
         teacher_of(tmp_path / "b.pth")
-    with pytest.raises(UserError, match="teacherClassIndexes=4: classList holds 4 classes"):
+    with pytest.raises(UserError, match="teacherClassIndexes=4: classList has 4 classes"):
         student_config(strangers, teacherClassIndexes=[4])
 
 
@@ -194,7 +194,7 @@ def test_known_classes_of_a_plain_file_need_no_network(tmp_path):
     from model.weightsfile import WeightsFile
 
     file = WeightsFile({}, ("b",), None)
-    assert shared_classes(tmp_path / "x", file, student_config(tmp_path / "x")) == TeacherClasses(("b",), (1,), (0,))
+    assert shared_classes(file, student_config(tmp_path / "x")) == TeacherClasses(("b",), (1,), (0,))
 
 
 def test_a_teacher_with_other_bins_is_refused_before_a_network_is_trained(tmp_path):
