@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from faster_coco_eval import mask
 from jaxtyping import Bool, Float64, Int64, Num
 
 from dl.annotations import Annotation
 from eval.matching import match_greedily, pair_up
-from eval.metrics import COCO_MAX_DETECTIONS
+from eval.metrics import COCO_MAX_DETECTIONS, RECALLS
 from eval.predictor import Detections
 
-STATISTICS = ("harmonic", "base", "novel", "all")
-_RECALLS = np.linspace(0, 1, 101)
 _MIN_IOU = 0.5
 _LIMITS = (2.5, 97.5)  # percentiles of a 95 % interval
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -66,22 +65,21 @@ def class_curves(
     return Curves(tuple(class_names), image_ids, tuple(_curve(pairs, label) for label in range(len(class_names))))
 
 
-def ap50_of(curves: Curves, image_weights: Num[np.ndarray, "*S I"]) -> Float64[np.ndarray, "*S C"]:
+def ap50_of(curves: Curves, image_weights: Num[np.ndarray, "S I"]) -> Float64[np.ndarray, "S C"]:
     """AP50 of each class (COCO, 101 recall points) when each image counts as often as its weight says.
 
-    Accepts one set of weights or several. With all weights 1 the result is that of `coco_ap`. With whole weights it is
-    that of a data set that contains each image as often as its weight says. Only the order of detections with equal
-    scores may differ. NaN for a class without ground truth under its weights. Raises `ValueError` for another number
-    of images.
+    Each row is one set of weights. With all weights 1 the result is that of `coco_ap`. With whole weights it is that of
+    a data set that contains each image as often as its weight says. Only the order of detections with equal scores may
+    differ. NaN for a class without ground truth under its weights. Raises `ValueError` for another number of images.
     """
-    *sets, num_images = image_weights.shape
+    num_sets, num_images = image_weights.shape
     if num_images != len(curves.image_ids):
         raise ValueError(f"image_weights has {num_images} images, but the run has {len(curves.image_ids)}")
-    rows = image_weights.reshape(math.prod(sets), num_images).astype(np.float64)
-    ap50 = np.zeros((len(rows), len(curves.per_class)))
+    weights = image_weights.astype(np.float64)
+    ap50 = np.zeros((num_sets, len(curves.per_class)))
     for label, curve in enumerate(curves.per_class):
-        ap50[:, label] = _weighted_ap(curve, rows)
-    return ap50.reshape(*sets, len(curves.per_class))
+        ap50[:, label] = _weighted_ap(curve, weights)
+    return ap50
 
 
 def image_bootstrap(
@@ -100,9 +98,13 @@ def image_bootstrap(
     difference on the original images. Resamples without ground truth in a required group are left out; None when the
     original images have none. Raises `ValueError` for runs on different images, classes or ground truth.
     """
-    _check_same_test_data(run_a, run_b, is_base)
-    if statistic not in STATISTICS:
-        raise ValueError(f"statistic={statistic!r}: give one of {', '.join(STATISTICS)}")
+    if len(is_base) != len(run_a.class_names):
+        raise ValueError(f"is_base has {len(is_base)} classes, but the runs have {len(run_a.class_names)}")
+    test_a, test_b = (
+        (run.class_names, run.image_ids, [curve.n_gt.tolist() for curve in run.per_class]) for run in (run_a, run_b)
+    )
+    if test_a != test_b:
+        raise ValueError("the two runs were evaluated on different images, classes or ground truth")
     if num_resamples < 1:
         raise ValueError(f"num_resamples={num_resamples}: must be 1 or more")
     num_images = len(run_a.image_ids)
@@ -111,8 +113,11 @@ def image_bootstrap(
     weights[1:] = [np.bincount(row, minlength=num_images) for row in draws]
     in_base = np.array(is_base, dtype=bool)
     ap_a, ap_b = (_statistic(statistic, ap50_of(run, weights), in_base) for run in (run_a, run_b))
-    differences = ap_a - ap_b
-    return _percentiles(float(differences[0]), differences[1:])
+    observed, *resampled = (ap_a - ap_b).tolist()
+    if math.isnan(observed):
+        return Interval(None, None, None)
+    known = [difference for difference in resampled if not math.isnan(difference)]
+    return Interval(observed, *(np.percentile(known, _LIMITS).tolist() if known else (None, None)))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -137,6 +142,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def _curve(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> ClassCurve:
+    """Match the detections of one class on every image, at most `COCO_MAX_DETECTIONS` of each."""
     scores, rights, ignored = [np.zeros(0)], [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=bool)]
     n_gt = np.zeros(len(pairs), dtype=np.int64)
     for image, (annotation, found) in enumerate(pairs):
@@ -145,10 +151,13 @@ def _curve(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> ClassC
         n_gt[image] = np.count_nonzero(~difficult)
         all_scores = found.scores.numpy()[of_class].astype(np.float64)
         best = np.argsort(-all_scores, kind="stable")[:COCO_MAX_DETECTIONS]
-        is_right, is_ignored = _outcomes(found.boxes.numpy()[of_class[best]], annotation.boxes[is_object], difficult)
+        overlaps = _overlaps(found.boxes.numpy()[of_class[best]], annotation.boxes[is_object], difficult)
+        # COCO takes the last of equal IoUs, `match_greedily` the first: hence the reversed columns.
+        is_right = match_greedily(overlaps[:, ~difficult][:, ::-1], _MIN_IOU) >= 0
         scores.append(all_scores[best])
         rights.append(is_right)
-        ignored.append(is_ignored)
+        # Any number of detections may lie on a difficult object.
+        ignored.append(~is_right & (overlaps[:, difficult] >= _MIN_IOU).any(axis=1))
     images = np.repeat(np.arange(len(pairs)), np.array([len(part) for part in scores[1:]], dtype=np.int64))
     joined = np.concatenate(scores)
     order = np.argsort(-joined, kind="stable")
@@ -156,26 +165,14 @@ def _curve(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> ClassC
     return ClassCurve(joined[order], is_right, is_ignored, images[order], n_gt)
 
 
-def _outcomes(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Right and ignored, (D,) bool each, for the boxes of one image and class, the highest score first.
-
-    A box is right when it is matched to an object that is not difficult. Otherwise it is ignored when it lies on a
-    difficult object, which any number of boxes may do.
-    """
-    overlaps = _overlaps(boxes.astype(np.float64), objects.astype(np.float64), difficult)
-    # COCO takes the last of equal IoUs, `match_greedily` the first: hence the reversed columns.
-    is_right = match_greedily(overlaps[:, ~difficult][:, ::-1], _MIN_IOU) >= 0
-    return is_right, ~is_right & (overlaps[:, difficult] >= _MIN_IOU).any(axis=1)
-
-
-def _overlaps(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.ndarray:
-    """IoU (D, T) of boxes and objects; for difficult objects the share of the box that lies on them, as in COCO."""
-    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
-    inter = (high - low).clip(min=0).prod(axis=2)
-    box_area, object_area = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, objects))
-    union = np.where(difficult[None, :], box_area[:, None], box_area[:, None] + object_area[None, :] - inter)
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+def _overlaps(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> Float64[np.ndarray, "D T"]:
+    """IoU as COCO computes it: for difficult objects (its crowds), the share of the detection that lies on them."""
+    if not len(boxes) or not len(objects):
+        return np.zeros((len(boxes), len(objects)))  # the library returns an empty list
+    boxes, objects = boxes.astype(np.float64), objects.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    objects[:, 2:] -= objects[:, :2]
+    return np.asarray(mask.iou(boxes, objects, difficult.tolist()))
 
 
 def _weighted_ap(curve: ClassCurve, weights: Float64[np.ndarray, "S I"]) -> Float64[np.ndarray, " S"]:
@@ -183,29 +180,26 @@ def _weighted_ap(curve: ClassCurve, weights: Float64[np.ndarray, "S I"]) -> Floa
     # Recall rises only at right detections, and precision has its peaks there: the curve is computed at these P points.
     num_objects = weights @ curve.n_gt.astype(np.float64)
     hits = weights[:, curve.images[curve.is_right]].cumsum(axis=1)  # (S, P)
-    num_detections = weights @ _cumulative_counts(curve, weights.shape[1])
+    # For each image, how many of its detections count up to each right detection: (I, P)
+    ranks, counted = np.flatnonzero(curve.is_right), np.flatnonzero(~curve.is_ignored)
+    counts = np.zeros((weights.shape[1], len(ranks) + 1))  # the last column: after the last right detection
+    np.add.at(counts, (curve.images[counted], np.searchsorted(ranks, counted)), 1)
+    num_detections = weights @ counts[:, :-1].cumsum(axis=1)
     precision = np.divide(hits, num_detections, out=np.zeros_like(hits), where=num_detections > 0)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = np.divide(hits, num_objects[:, None], out=np.zeros_like(hits), where=num_objects[:, None] > 0)
-    levels = np.searchsorted(_RECALLS, recall, side="right")  # number of recall points reached so far
+    levels = np.searchsorted(RECALLS, recall, side="right")  # number of recall points reached so far
     total = (np.diff(levels, axis=1, prepend=0) * envelope).sum(axis=1)
-    return np.where(num_objects > 0, total / len(_RECALLS), np.nan)
-
-
-def _cumulative_counts(curve: ClassCurve, num_images: int) -> Float64[np.ndarray, "I P"]:
-    """How many detections of each image are right or wrong, up to each right detection."""
-    ranks = np.flatnonzero(curve.is_right)
-    counts = np.zeros((num_images, len(ranks) + 1))  # the last column: after the last right detection
-    counted = np.flatnonzero(~curve.is_ignored)
-    np.add.at(counts, (curve.images[counted], np.searchsorted(ranks, counted)), 1)
-    return counts[:, :-1].cumsum(axis=1)
+    return np.where(num_objects > 0, total / len(RECALLS), np.nan)
 
 
 def _statistic(name: str, ap50: Float64[np.ndarray, "S C"], is_base: Bool[np.ndarray, " C"]) -> np.ndarray:
     """The statistic of each resample (S,); NaN where a required group has no class with ground truth."""
-    if name != "harmonic":
-        members = {"base": is_base, "novel": ~is_base, "all": np.ones_like(is_base)}
+    members = {"base": is_base, "novel": ~is_base, "all": np.ones_like(is_base)}
+    if name in members:
         return _mean(ap50[:, members[name]])
+    if name != "harmonic":
+        raise ValueError(f"statistic={name!r}: give one of harmonic, {', '.join(members)}")
     base, novel = _mean(ap50[:, is_base]), _mean(ap50[:, ~is_base])
     total = base + novel
     return np.divide(2 * base * novel, total, out=total.copy(), where=total != 0)  # 0 where both are 0
@@ -216,22 +210,3 @@ def _mean(ap50: np.ndarray) -> np.ndarray:
     known = ~np.isnan(ap50)
     count = known.sum(axis=1)
     return np.divide(np.where(known, ap50, 0).sum(axis=1), count, out=np.full(len(ap50), np.nan), where=count > 0)
-
-
-def _percentiles(observed: float, resampled: np.ndarray) -> Interval:
-    known = resampled[~np.isnan(resampled)]
-    if math.isnan(observed):
-        return Interval(None, None, None)
-    if known.size == 0:
-        return Interval(observed, None, None)
-    low, high = np.percentile(known, _LIMITS).tolist()
-    return Interval(observed, low, high)
-
-
-def _check_same_test_data(run_a: Curves, run_b: Curves, is_base: Sequence[bool]) -> None:
-    if len(is_base) != len(run_a.class_names):
-        raise ValueError(f"is_base has {len(is_base)} classes, but the runs have {len(run_a.class_names)}")
-    is_same = (run_a.class_names, run_a.image_ids) == (run_b.class_names, run_b.image_ids)
-    curves = zip(run_a.per_class, run_b.per_class, strict=True) if is_same else ()
-    if not is_same or not all(np.array_equal(a.n_gt, b.n_gt) for a, b in curves):
-        raise ValueError("the two runs were evaluated on different images, classes or ground truth")

@@ -198,7 +198,7 @@ class Evaluator:
         return {
             "input_shape": list(self.mcfg.inputShape),
             "score_threshold": predictor.score_threshold,
-            "nms_iou": predictor.nms_iou,
+            "nms_iou": predictor.iou_threshold,
             "max_detections": predictor.max_detections,
             "class_agnostic_nms": predictor.class_agnostic,
             "min_iou": self.mcfg.minIou if self.mcfg.apStyle == "assignment" else 0.5,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from dl.annotations import Annotation
 from eval.matching import best_first, match_at_thresholds, pair_up
@@ -24,7 +24,9 @@ COCO_MAX_DETECTIONS = 100  # per image and class, as in all published COCO resul
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 # Ultralytics compares IoUs and thresholds in single precision.
 _FLOAT32_THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
-_RECALLS = np.linspace(0, 1, 101)
+RECALLS = np.linspace(0, 1, 101)
+
+_Pairs = Sequence[tuple[Annotation, Detections]]
 
 
 class ClassAp(NamedTuple):
@@ -48,10 +50,8 @@ class _BestOverlaps(NamedTuple):
 
     scores: np.ndarray  # (D,)
     overlaps: np.ndarray  # (D,) largest IoU with an object of the class on the image, 0 without one
-    objects: np.ndarray  # (D,) number of that object, counted over all images; -1 without one
+    objects: np.ndarray  # (D,) number of that object, different for all objects of all images
     on_difficult: np.ndarray  # (D,) bool: that object is difficult
-    n_gt: int  # objects that are not difficult
-    n_difficult: int
 
 
 def average_precision(
@@ -78,21 +78,48 @@ def coco_ap(
     """
     pairs = pair_up(annotations, detections)
     counts = _count_objects(annotations, len(class_names))
-    scores = [_coco_scores(pairs, label) if counts[label] else (None, None) for label in range(len(class_names))]
-    return _collect(class_names, counts, scores)
+    return _collect(class_names, counts, lambda label: _coco_scores(pairs, label))
 
 
-def _coco_scores(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> tuple[float, float]:
+def _coco_scores(pairs: _Pairs, label: int) -> tuple[float, float]:
     """AP50 and AP50-95 of one class."""
     # One class at a time: the library makes half a gigabyte of dictionaries for 600,000 detections.
-    truth = _coco_of(pairs, label)
-    evaluation = COCOeval_faster(truth, truth.loadRes(_coco_results(pairs, label)), "bbox", print_function=_ignore)
+    objects, detections = [], []
+    for image, (annotation, found) in enumerate(pairs):
+        is_object = annotation.labels == label
+        bboxes = _to_bboxes(annotation.boxes[is_object])
+        for bbox, difficult in zip(bboxes, annotation.difficult[is_object], strict=True):
+            # ids start at 1: the library takes a match with id 0 for "no match"
+            row = {"id": len(objects) + 1, "image_id": image, "category_id": label, "bbox": bbox}
+            objects.append(row | {"area": bbox[2] * bbox[3], "iscrowd": int(difficult)})
+        of_class = np.flatnonzero(found.labels.numpy() == label)
+        scores = found.scores.numpy()[of_class]
+        best = np.argsort(-scores, kind="stable")[:COCO_MAX_DETECTIONS]
+        bboxes = _to_bboxes(found.boxes.numpy()[of_class[best]])
+        for bbox, score in zip(bboxes, scores[best].tolist(), strict=True):
+            row = {"image_id": image, "category_id": label, "bbox": bbox, "score": score}
+            detections.append(row | {"segmentation": []})  # without it the library would build one for each box
+    images = [{"id": image, "width": a.width, "height": a.height} for image, (a, _) in enumerate(pairs)]
+    content = {"info": {}, "images": images, "categories": [{"id": label, "name": str(label)}], "annotations": objects}
+    truth = COCO(content, print_function=_ignore)
+    evaluation = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=_ignore)
     evaluation.params.maxDets = [COCO_MAX_DETECTIONS]
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
-    precision = evaluation.eval["precision"].reshape(len(IOU_THRESHOLDS), -1)  # (T, 101)
+    precision = evaluation.eval["precision"].reshape(len(IOU_THRESHOLDS), -1)  # (L, 101)
     return float(precision[0].mean()), float(precision.mean())
+
+
+def _to_bboxes(corners: Float32[np.ndarray, "N 4"]) -> list[list[float]]:
+    """x, y, width, height in float64."""
+    boxes = corners.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes.tolist()
+
+
+def _ignore(*_args: object) -> None:
+    """Instead of `print`: the library reports its progress line by line."""
 
 
 def voc07_ap(
@@ -105,18 +132,22 @@ def voc07_ap(
     al. 2010, section 4.2.) `ap50_95` is the mean at ten IoU thresholds, which VOC itself does not define.
     """
 
-    def ap_at(matches: _BestOverlaps, threshold: float) -> float:
-        is_right, is_wrong = _voc_outcomes(matches, threshold)
-        hits, misses = np.cumsum(is_right), np.cumsum(is_wrong)
+    def ap_at(matches: _BestOverlaps, num_objects: int, threshold: float) -> float:
+        order = np.argsort(-matches.scores, kind="stable")
+        is_match = matches.overlaps[order] >= threshold
+        on_difficult = is_match & matches.on_difficult[order]
+        candidates = np.flatnonzero(is_match & ~on_difficult)
+        _, first = np.unique(matches.objects[order][candidates], return_index=True)  # the best score on each object
+        is_right = np.zeros(order.size, dtype=bool)
+        is_right[candidates[first]] = True
+        hits, misses = np.cumsum(is_right), np.cumsum(~is_right & ~on_difficult)
         precision = hits / np.maximum(hits + misses, 1)
         # recall >= tenth / 10 in whole numbers: in floating point, 3 of 10 do not reach .3
-        reached = [precision[hits * 10 >= tenth * matches.n_gt] for tenth in range(11)]
+        reached = [precision[hits * 10 >= tenth * num_objects] for tenth in range(11)]
         return float(sum(tail.max() for tail in reached if tail.size) / 11)
 
-    pairs = pair_up(annotations, detections)
-    all_matches = [_best_overlaps_of_class(pairs, label) for label in range(len(class_names))]
-    counts = [matches.n_gt for matches in all_matches]
-    return _collect(class_names, counts, [_scores_of(ap_at, matches, 0.5, matches.n_gt) for matches in all_matches])
+    counts = _count_objects(annotations, len(class_names))
+    return _collect_overlaps(pair_up(annotations, detections), class_names, counts, ap_at)
 
 
 def ultralytics_ap(
@@ -132,40 +163,35 @@ def ultralytics_ap(
     """
     labels, is_right = _ultralytics_outcomes(pair_up(annotations, detections))
     counts = _count_objects(annotations, len(class_names), with_difficult=True)
-    figures: list[tuple[float | None, float | None]] = [(None, None)] * len(class_names)
-    for label, count in enumerate(counts):
-        if count:
-            ap = _ultralytics_areas(is_right[labels == label], count)
-            figures[label] = (float(ap[0]), float(ap.mean()))
-    return _collect(class_names, counts, figures)
+
+    def scores_of(label: int) -> tuple[float, float]:
+        ap = _ultralytics_areas(is_right[labels == label], counts[label])
+        return float(ap[0]), float(ap.mean())
+
+    return _collect(class_names, counts, scores_of)
 
 
-def _ultralytics_outcomes(pairs: Sequence[tuple[Annotation, Detections]]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (D,) of all detections by falling score, and whether each is right at each threshold (D, L)."""
+def _ultralytics_outcomes(pairs: _Pairs) -> tuple[Int64[np.ndarray, " D"], Bool[np.ndarray, "D L"]]:
+    """Labels of all detections by falling score, and whether each is right at each threshold."""
     labels: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]  # the first entry is empty: for no images at all
     scores: list[np.ndarray] = [np.zeros(0, dtype=np.float32)]
-    is_right = [np.zeros((0, len(_FLOAT32_THRESHOLDS)), dtype=bool)]
+    outcomes = [np.zeros((0, len(_FLOAT32_THRESHOLDS)), dtype=bool)]
     for annotation, found in pairs:
         found = best_first(found)
+        overlaps = pairwise_iou(found.boxes.float(), torch.from_numpy(annotation.boxes).float()).numpy()
+        is_right = np.zeros((len(overlaps), len(_FLOAT32_THRESHOLDS)), dtype=bool)
+        for label in set(annotation.labels.tolist()):  # each class is matched on its own
+            rows = np.flatnonzero(found.labels.numpy() == label)
+            is_right[rows] = right_at_each_threshold(overlaps[np.ix_(rows, annotation.labels == label)])
+        outcomes.append(is_right)
         labels.append(found.labels.numpy())
         # In Ultralytics an image without detections converts all scores to double precision, and then numpy sorts equal
         # scores in another order.
         scores.append(found.scores.numpy() if len(found.scores) else np.zeros(0))
-        is_right.append(_ultralytics_image(annotation, found))
     # The plain sort of numpy, as Ultralytics calls it: its order of equal scores depends on the processor. Any other
     # order would be as correct but would give another AP than Ultralytics.
     order = np.argsort(-np.concatenate(scores))
-    return np.concatenate(labels)[order], np.concatenate(is_right)[order]
-
-
-def _ultralytics_image(annotation: Annotation, found: Detections) -> Bool[np.ndarray, "D L"]:
-    """Which detections of an image are right at each threshold; each class is matched on its own."""
-    overlaps = pairwise_iou(found.boxes.float(), torch.from_numpy(annotation.boxes).float()).numpy()
-    is_right = np.zeros((len(overlaps), len(_FLOAT32_THRESHOLDS)), dtype=bool)
-    for label in set(annotation.labels.tolist()):
-        rows = np.flatnonzero(found.labels.numpy() == label)
-        is_right[rows] = right_at_each_threshold(overlaps[np.ix_(rows, annotation.labels == label)])
-    return is_right
+    return np.concatenate(labels)[order], np.concatenate(outcomes)[order]
 
 
 def right_at_each_threshold(overlaps: Float32[np.ndarray, "D T"]) -> Bool[np.ndarray, "D L"]:
@@ -189,8 +215,8 @@ def _ultralytics_areas(is_right: Bool[np.ndarray, "D L"], num_objects: int) -> F
     for recall, precision in zip(recalls.T, precisions.T, strict=True):
         best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
         x = np.concatenate(([0.0], recall, [recall[-1], 1.0]))
-        heights = np.interp(_RECALLS, x, np.concatenate(([1.0], best_from_here, [0.0, 0.0])))
-        areas.append(float(((heights[1:] + heights[:-1]) / 2 * np.diff(_RECALLS)).sum()))
+        heights = np.interp(RECALLS, x, np.concatenate(([1.0], best_from_here, [0.0, 0.0])))
+        areas.append(float(((heights[1:] + heights[:-1]) / 2 * np.diff(RECALLS)).sum()))
     return np.array(areas)
 
 
@@ -208,39 +234,19 @@ def assignment_ap(
     trapezoids under the raw precision-recall points, beginning at (0, 1). `ap50` is measured at `min_iou`.
     """
 
-    def ap_at(matches: _BestOverlaps, threshold: float) -> float:
+    def ap_at(matches: _BestOverlaps, num_objects: int, threshold: float) -> float:
         hits = np.cumsum(matches.overlaps >= threshold)
-        recall = np.concatenate(([0.0], hits / (matches.n_gt + matches.n_difficult)))
+        recall = np.concatenate(([0.0], hits / num_objects))
         precision = np.concatenate(([1.0], hits / np.arange(1, hits.size + 1)))
         return float(((recall[1:] - recall[:-1]) * (precision[1:] + precision[:-1]) / 2).sum())
 
-    pairs = pair_up(annotations, [_assignment_selection(found, len(class_names)) for found in detections])
-    all_matches = [_best_overlaps_of_class(pairs, label) for label in range(len(class_names))]
-    counts = [matches.n_gt + matches.n_difficult for matches in all_matches]
-    scores = [_scores_of(ap_at, matches, min_iou, n) for matches, n in zip(all_matches, counts, strict=True)]
-    return _collect(class_names, counts, scores)
-
-
-def _collect(
-    class_names: Sequence[str], counts: Sequence[int], scores: Sequence[tuple[float | None, float | None]]
-) -> ApResult:
-    """AP per class, and the means over the classes that have ground truth."""
-    per_class = {name: ClassAp(*pair, n) for name, pair, n in zip(class_names, scores, counts, strict=True)}
-
-    def mean(values: list[float | None]) -> float | None:
-        present = [value for value in values if value is not None]
-        return float(np.mean(present)) if present else None
-
-    return ApResult(mean([pair[0] for pair in scores]), mean([pair[1] for pair in scores]), per_class)
-
-
-def _scores_of(
-    ap_at: Callable[[_BestOverlaps, float], float], matches: _BestOverlaps, threshold: float, n_gt: int
-) -> tuple[float | None, float | None]:
-    """AP at `threshold` and the mean AP over the ten thresholds; two None without ground truth."""
-    if n_gt == 0:
-        return None, None
-    return ap_at(matches, threshold), float(np.mean([ap_at(matches, t) for t in IOU_THRESHOLDS]))
+    selected = []
+    for found in detections:
+        scores = torch.zeros(len(found.scores), len(class_names))
+        scores[torch.arange(len(found.scores)), found.labels] = found.scores
+        selected.append(Detections(found.image_id, *select_detections(found.boxes, scores, **ASSIGNMENT_SELECTION)))
+    counts = _count_objects(annotations, len(class_names), with_difficult=True)
+    return _collect_overlaps(pair_up(annotations, selected), class_names, counts, ap_at, min_iou)
 
 
 def _count_objects(annotations: Sequence[Annotation], num_classes: int, with_difficult: bool = False) -> list[int]:
@@ -250,90 +256,46 @@ def _count_objects(annotations: Sequence[Annotation], num_classes: int, with_dif
     return counts.tolist()
 
 
-def _coco_of(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> COCO:
-    """The ground truth of one class in the format of the library."""
-    rows = []
-    for image, (annotation, _) in enumerate(pairs):
-        of_class = annotation.labels == label
-        boxes = annotation.boxes[of_class].astype(np.float64)
-        sizes, is_difficult = boxes[:, 2:] - boxes[:, :2], annotation.difficult[of_class]
-        for box, size, difficult in zip(boxes, sizes, is_difficult, strict=True):
-            bbox = [*box[:2].tolist(), *size.tolist()]
-            # ids start at 1: the library takes a match with id 0 for "no match"
-            row = {"id": len(rows) + 1, "image_id": image, "category_id": label, "bbox": bbox}
-            rows.append(row | {"area": bbox[2] * bbox[3], "iscrowd": int(difficult)})
-    images = [{"id": image, "width": a.width, "height": a.height} for image, (a, _) in enumerate(pairs)]
-    content = {"info": {}, "images": images, "categories": [{"id": label, "name": str(label)}], "annotations": rows}
-    return COCO(content, print_function=_ignore)
+def _collect(
+    class_names: Sequence[str], counts: Sequence[int], scores_of: Callable[[int], tuple[float, float]]
+) -> ApResult:
+    """AP per class, and the means over the classes that have ground truth. `scores_of`: label -> AP50 and AP50-95."""
+    scores = {label: scores_of(label) for label, count in enumerate(counts) if count}
+    per_class = {
+        name: ClassAp(*scores.get(label, (None, None)), n)
+        for label, (name, n) in enumerate(zip(class_names, counts, strict=True))
+    }
+    if not scores:
+        return ApResult(None, None, per_class)
+    map50, map50_95 = (float(np.mean(column)) for column in zip(*scores.values(), strict=True))
+    return ApResult(map50, map50_95, per_class)
 
 
-def _coco_results(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> list[dict]:
-    """The detections of one class in the format of the library, at most `COCO_MAX_DETECTIONS` per image."""
-    rows = []
-    for image, (_, found) in enumerate(pairs):
-        of_class = np.flatnonzero(found.labels.numpy() == label)
-        scores = found.scores.numpy()[of_class]
-        best = np.argsort(-scores, kind="stable")[:COCO_MAX_DETECTIONS]
-        boxes = found.boxes.numpy()[of_class[best]].astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        for bbox, score in zip(boxes.tolist(), scores[best].tolist(), strict=True):
-            # without an entry "segmentation" the library would build one for each box
-            rows.append({"image_id": image, "category_id": label, "bbox": bbox, "score": score, "segmentation": []})
-    return rows
+def _collect_overlaps(
+    pairs: _Pairs,
+    class_names: Sequence[str],
+    counts: Sequence[int],
+    ap_at: Callable[[_BestOverlaps, int, float], float],
+    threshold: float = 0.5,
+) -> ApResult:
+    """`_collect` with `ap_at`: overlaps of a class, its number of objects, IoU threshold -> AP."""
+
+    def scores_of(label: int) -> tuple[float, float]:
+        matches, count = _best_overlaps(pairs, label), counts[label]
+        return ap_at(matches, count, threshold), float(np.mean([ap_at(matches, count, t) for t in IOU_THRESHOLDS]))
+
+    return _collect(class_names, counts, scores_of)
 
 
-def _ignore(*_args: object) -> None:
-    """Instead of `print`: the library reports its progress line by line."""
-
-
-def _best_overlaps_of_class(pairs: Sequence[tuple[Annotation, Detections]], label: int) -> _BestOverlaps:
-    scores, overlaps, objects, on_difficult, n_gt, n_difficult = [], [], [], [], 0, 0
+def _best_overlaps(pairs: _Pairs, label: int) -> _BestOverlaps:
+    parts, num_objects = [], 0
     for annotation, found in pairs:
         is_detection, is_object = found.labels == label, annotation.labels == label
-        difficult = annotation.difficult[is_object]
-        overlap, index = _best_overlaps(found.boxes[is_detection], annotation.boxes[is_object])
-        scores.append(found.scores[is_detection].numpy())
-        overlaps.append(overlap)
-        objects.append(np.where(index >= 0, index + n_gt + n_difficult, -1))
-        on_difficult.append(difficult[index] if difficult.size else np.zeros(index.shape, dtype=bool))
-        n_difficult += int(difficult.sum())
-        n_gt += int((~difficult).sum())
-
-    def joined(parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    return _BestOverlaps(joined(scores), joined(overlaps), joined(objects), joined(on_difficult), n_gt, n_difficult)
-
-
-def _best_overlaps(boxes: torch.Tensor, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest IoU of each box and the index of the object it belongs to; 0 and -1 without objects."""
-    if len(objects) == 0:
-        return np.zeros(len(boxes)), np.full(len(boxes), -1)
-    best = pairwise_iou(boxes.double(), torch.from_numpy(objects).double()).max(dim=1)
-    return best.values.numpy(), best.indices.numpy()
-
-
-def _voc_outcomes(matches: _BestOverlaps, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Right and wrong, (D,) bool each, by falling score; a detection of a difficult object is neither."""
-    order = np.argsort(-matches.scores, kind="stable")
-    is_match = matches.overlaps[order] >= threshold
-    on_difficult = is_match & matches.on_difficult[order].astype(bool)
-    candidates = np.flatnonzero(is_match & ~on_difficult)
-    _, first = np.unique(matches.objects[order][candidates], return_index=True)  # the best score on each object
-    is_right = np.zeros(order.size, dtype=bool)
-    is_right[candidates[first]] = True
-    return is_right, ~is_right & ~on_difficult
-
-
-def _assignment_selection(found: Detections, num_classes: int) -> Detections:
-    scores = torch.zeros(len(found.scores), num_classes)
-    scores[torch.arange(len(found.scores)), found.labels] = found.scores
-    selection = select_detections(
-        found.boxes,
-        scores,
-        ASSIGNMENT_SELECTION["score_threshold"],
-        ASSIGNMENT_SELECTION["nms_iou"],
-        ASSIGNMENT_SELECTION["max_detections"],
-        class_agnostic=True,
-    )
-    return Detections(found.image_id, *selection)
+        objects = torch.from_numpy(annotation.boxes[is_object])
+        overlaps = pairwise_iou(found.boxes[is_detection].double(), objects.double()).numpy()
+        overlaps = np.pad(overlaps, ((0, 0), (0, 1)))  # a last column of zeros: the image may have no such object
+        best = overlaps.argmax(axis=1)
+        on_difficult = np.append(annotation.difficult[is_object], False)[best]
+        parts.append((found.scores[is_detection].numpy(), overlaps.max(axis=1), num_objects + best, on_difficult))
+        num_objects += overlaps.shape[1]
+    return _BestOverlaps(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -3,8 +3,10 @@
 Legend: B images, A anchor points, R bins per side, C classes, K detections of one image.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +19,7 @@ from ops.batch import Batch, Letterbox, network_input
 from ops.nms import select_detections
 from ops.precision import autocast
 
-ASSIGNMENT_SELECTION = {"score_threshold": 0.2, "nms_iou": 0.4, "max_detections": 50, "class_agnostic": True}
+ASSIGNMENT_SELECTION = {"score_threshold": 0.2, "iou_threshold": 0.4, "max_detections": 50, "class_agnostic": True}
 
 
 class Detections(NamedTuple):
@@ -29,41 +31,31 @@ class Detections(NamedTuple):
     labels: Tensor  # (K,) int64, indexes into the class list
 
 
+@dataclass(frozen=True)
 class Predictor:
-    """A model together with the decoding and selection of its detections.
+    """A model together with the decoding and selection of its detections; the settings are those of `ops.nms`."""
 
-    `score_threshold`, `nms_iou`, `max_detections` and `class_agnostic`: see `ops.nms.select_detections`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        score_threshold: float = 0.001,
-        nms_iou: float = 0.7,
-        max_detections: int = 300,
-        device: torch.device | str = "cpu",
-        class_agnostic: bool = False,
-        precision: torch.dtype = torch.float32,
-    ) -> None:
-        self.model = model
-        self.score_threshold = score_threshold
-        self.nms_iou = nms_iou
-        self.max_detections = max_detections
-        self.device = torch.device(device)
-        self.class_agnostic = class_agnostic
-        self.precision = precision
+    model: nn.Module
+    score_threshold: float = 0.001
+    iou_threshold: float = 0.7
+    max_detections: int = 300
+    class_agnostic: bool = False
+    precision: torch.dtype = torch.float32
 
     @classmethod
     def from_config(cls, mcfg: ModelConfig, model: nn.Module, precision: torch.dtype = torch.float32) -> "Predictor":
-        """The predictor that a config describes, on the device of the model. The network computes in `precision`.
+        """The predictor that a config describes. The network computes in `precision`.
 
         With `apStyle=assignment` the selection is that of the assignment (score above .2, class-agnostic IoU .4, 50
         boxes), because its metric is defined for this selection only.
         """
-        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         if mcfg.apStyle == "assignment":
-            return cls(model, device=device, precision=precision, **ASSIGNMENT_SELECTION)
-        return cls(model, mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections, device, precision=precision)
+            return cls(model, precision=precision, **ASSIGNMENT_SELECTION)
+        return cls(model, mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections, precision=precision)
+
+    @property
+    def device(self) -> torch.device:
+        return next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> list[Detections]:
@@ -81,54 +73,37 @@ class Predictor:
             raw_maps = self.model(images)
         distributions, logits = flatten_maps(raw_maps, cast(int, self.model.reg_max))
         boxes = decode_boxes(distributions, *anchors_of(raw_maps, cast("tuple[int, ...]", self.model.strides)))
-        if bad_images := _nonfinite_images(boxes, logits, batch.image_ids):
-            raise FloatingPointError(self._nonfinite_message(bad_images, images))
+        # Without this check a bad image would look empty: NaN is not above any score threshold.
+        is_finite = (boxes.isfinite().all(dim=2) & logits.isfinite().all(dim=2)).all(dim=1).tolist()
+        if bad_images := [name for name, finite in zip(batch.image_ids, is_finite, strict=True) if not finite]:
+            with _eval_mode(self.model), autocast(self.device, self.precision):
+                module = _first_nonfinite_module(self.model, images)
+            reason = f"; the first module with such an output is {module}" if module else ""
+            raise FloatingPointError(
+                f"the predictions of the network are not finite (NaN or Inf) on {', '.join(bad_images)}{reason}"
+            )
         rows = zip(batch.image_ids, letterboxes, boxes, logits, strict=True)
         return [self._detections_of(*row) for row in rows]
-
-    def _nonfinite_message(self, bad_images: list[str], images: Float[Tensor, "B 3 H W"]) -> str:
-        with _eval_mode(self.model), autocast(self.device, self.precision):
-            module = _first_nonfinite_module(self.model, images)
-        text = f"the predictions of the network are not finite (NaN or Inf) on {', '.join(bad_images)}"
-        return f"{text}; the first module with such an output is {module}" if module else text
 
     def _detections_of(
         self, image_id: str, letterbox: Letterbox, boxes: Float[Tensor, "A 4"], logits: Float[Tensor, "A C"]
     ) -> Detections:
-        found = select_detections(
-            boxes,
-            logits.sigmoid(),
-            self.score_threshold,
-            self.nms_iou,
-            self.max_detections,
-            class_agnostic=self.class_agnostic,
-        )
+        settings = self.score_threshold, self.iou_threshold, self.max_detections
+        found = select_detections(boxes, logits.sigmoid(), *settings, class_agnostic=self.class_agnostic)
         in_image: Float32[Tensor, "K 4"] = letterbox.undo(found.boxes.cpu())
         inside = (in_image[:, 2:] > in_image[:, :2]).all(dim=1)  # false in the grey border of the letterbox
         return Detections(image_id, in_image[inside], found.scores.cpu()[inside], found.labels.cpu()[inside])
-
-
-def _nonfinite_images(
-    boxes: Float[Tensor, "B A 4"], logits: Float[Tensor, "B A C"], image_ids: tuple[str, ...]
-) -> list[str]:
-    """The images with a prediction that is not finite."""
-    # Without this check such an image would look empty: NaN is not above any score threshold.
-    is_finite = (boxes.isfinite().all(dim=2) & logits.isfinite().all(dim=2)).all(dim=1)
-    return [image_id for image_id, finite in zip(image_ids, is_finite.tolist(), strict=True) if not finite]
 
 
 def _first_nonfinite_module(model: nn.Module, images: Float[Tensor, "B 3 H W"]) -> str | None:
     """The path of the first module whose output is not finite; inner modules finish before those around them."""
     found: list[str] = []
 
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(name)
+    def check(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(name)
 
-        return hook
-
-    hooks = [module.register_forward_hook(hook_of(name)) for name, module in model.named_modules() if name]
+    hooks = [module.register_forward_hook(partial(check, name)) for name, module in model.named_modules() if name]
     try:
         model(images)
     finally:

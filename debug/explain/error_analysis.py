@@ -112,7 +112,7 @@ class ErrorAnalysis:
         rival = int(overlaps.argmax())
         matched = f"object {self.owner[rival] + 1}" if self.owner[rival] >= 0 else "no object"
         is_same = bool(overlaps[rival] > _SAME_IOU) and self.shown.scores[rival] == score
-        if is_same or overlaps[rival] <= self.predictor.nms_iou:
+        if is_same or overlaps[rival] <= self.predictor.iou_threshold:
             return f"{box} is matched to {matched}"
         detection = f"the detection of {matched} (score {self.shown.scores[rival]:.2f})"
         return f"{box} has IoU {overlaps[rival]:.2f} with {detection}, which is above nmsIou"

@@ -32,6 +32,11 @@ def repeated(one, times):
     return DetectionSet(annotations, detections)
 
 
+def ap50_under(curves, weights):
+    """AP50 of each class under one set of weights."""
+    return ap50_of(curves, np.array([weights]))[0]
+
+
 def same(actual, expected):
     return np.allclose(actual, expected, rtol=0, atol=1e-9, equal_nan=True)
 
@@ -39,14 +44,14 @@ def same(actual, expected):
 @pytest.mark.parametrize("one", SETS.values(), ids=SETS.keys())
 def test_weights_of_one_are_coco_ap(one):
     curves = class_curves(*one, NAMES)
-    assert same(ap50_of(curves, np.ones(len(one.annotations))), coco_figures(*one))
+    assert same(ap50_under(curves, np.ones(len(one.annotations))), coco_figures(*one))
 
 
 def test_a_hundred_detections_of_an_image_and_class_are_looked_at(make_truth, make_found):
     truth = [make_truth("a", [[*SQUARE, 0, 0], [*SQUARE, 1, 0]])]
     wrong = [[*FAR, label, 0.9 - 0.001 * n] for label, count in ((0, 99), (1, 100)) for n in range(count)]
     found = [make_found("a", [*wrong, [*SQUARE, 0, 0.1], [*SQUARE, 1, 0.1]])]
-    ap50 = ap50_of(class_curves(truth, found, NAMES), np.ones(1))
+    ap50 = ap50_under(class_curves(truth, found, NAMES), np.ones(1))
     assert ap50[:2] == pytest.approx([0.01, 0])
     assert same(ap50, coco_figures(truth, found))
 
@@ -56,7 +61,7 @@ def test_of_two_truths_met_alike_the_last_is_taken(make_truth, make_found):
     between, left, right = ([x, 0, x + 100, 100, 0] for x in (50, 20, 80))
     for other, expected in ((left, 1), (right, 51 / 101)):
         found = [make_found("a", [[*between, 0.9], [*other, 0.8]])]
-        ap50 = ap50_of(class_curves(truth, found, NAMES), np.ones(1))
+        ap50 = ap50_under(class_curves(truth, found, NAMES), np.ones(1))
         assert ap50[0] == pytest.approx(expected)
         assert same(ap50, coco_figures(truth, found))
 
@@ -71,8 +76,8 @@ def test_an_image_of_weight_k_stands_k_times(seed):
     assert many.shape == (3, len(NAMES))
     for row, times in zip(many, weights, strict=True):
         assert same(row, coco_figures(*repeated(one, times)))
-        assert same(row, ap50_of(curves, times))
-        assert same(row, ap50_of(curves, times / 4))  # only how they compare counts
+        assert same(row, ap50_under(curves, times))
+        assert same(row, ap50_under(curves, times / 4))  # only how they compare counts
 
 
 def test_known_ap_under_weights(make_truth, make_found):
@@ -84,11 +89,11 @@ def test_known_ap_under_weights(make_truth, make_found):
     ]
     curves = class_curves(truth, found, NAMES)
     # right, wrong, right: precision 1 up to recall 1/2 (51 points), 2/3 for the other 50
-    assert ap50_of(curves, np.array([1, 1, 1]))[0] == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert ap50_of(curves, np.array([1, 1, 0]))[0] == pytest.approx(1)
-    assert ap50_of(curves, np.array([0, 1, 4]))[0] == pytest.approx(1 / 5)
-    assert math.isnan(ap50_of(curves, np.array([0, 0, 2]))[0])
-    assert np.isnan(ap50_of(curves, np.ones(3))[1:]).all()  # the other classes have no truth
+    assert ap50_under(curves, [1, 1, 1])[0] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert ap50_under(curves, [1, 1, 0])[0] == pytest.approx(1)
+    assert ap50_under(curves, [0, 1, 4])[0] == pytest.approx(1 / 5)
+    assert math.isnan(ap50_under(curves, [0, 0, 2])[0])
+    assert np.isnan(ap50_under(curves, np.ones(3))[1:]).all()  # the other classes have no truth
 
 
 def test_what_the_curves_hold(make_truth, make_found):
@@ -107,11 +112,11 @@ def test_what_the_curves_hold(make_truth, make_found):
 
 def test_no_images_no_classes_and_weights_of_other_images():
     nothing = class_curves([], [], NAMES)
-    assert np.isnan(ap50_of(nothing, np.ones(0))).all()
+    assert np.isnan(ap50_under(nothing, np.ones(0))).all()
     one = random_set(1)
     assert ap50_of(class_curves(*one, ()), np.ones((5, len(one.annotations)))).shape == (5, 0)
     with pytest.raises(ValueError, match="image_weights has 99 images"):
-        ap50_of(class_curves(*one, NAMES), np.ones(99))
+        ap50_under(class_curves(*one, NAMES), np.ones(99))
 
 
 @pytest.fixture

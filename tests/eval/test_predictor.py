@@ -141,11 +141,16 @@ def test_from_config():
     mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections = 0.03, 0.6, 77
     model = PlantedModel()
     made = Predictor.from_config(mcfg, model)
-    assert (made.score_threshold, made.nms_iou, made.max_detections, made.class_agnostic) == (0.03, 0.6, 77, False)
+    assert (made.score_threshold, made.iou_threshold, made.max_detections, made.class_agnostic) == (
+        0.03,
+        0.6,
+        77,
+        False,
+    )
     assert made.device == torch.device("cpu")
     mcfg.apStyle = "assignment"
     made = Predictor.from_config(mcfg, model)
-    assert (made.score_threshold, made.nms_iou, made.max_detections, made.class_agnostic) == (0.2, 0.4, 50, True)
+    assert (made.score_threshold, made.iou_threshold, made.max_detections, made.class_agnostic) == (0.2, 0.4, 50, True)
 
 
 def test_a_training_batch_is_refused():

@@ -88,7 +88,7 @@ def assert_same_detections(measured, own: Detections, boxes: Tensor, scores: Ten
 @pytest.mark.parametrize("photo", PHOTOS)
 def test_what_predict_finds(theirs, ours, measured, photo):
     result, seen = look(theirs, photo)
-    (own,) = Predictor(ours, score_threshold=0.25, nms_iou=0.7, max_detections=300)(seen.batch())
+    (own,) = Predictor(ours, score_threshold=0.25, iou_threshold=0.7, max_detections=300)(seen.batch())
     assert len(own.scores) >= 3
     assert {result.names[int(label)] for label in own.labels} >= {"person"}
     assert_same_detections(measured, own, result.boxes.xyxy, result.boxes.conf, result.boxes.cls)

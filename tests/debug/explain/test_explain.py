@@ -135,7 +135,7 @@ def analysis_of(truth, labels, boxes, scores, nms_iou=0.7, most=300) -> ErrorAna
     boxes, scores = torch.tensor(boxes), torch.tensor(scores)
     found = select_detections(boxes, scores, 0.001, nms_iou, most)
     detections = Detections("image", *found)
-    predictor = Predictor(Unused(), nms_iou=nms_iou, max_detections=most)
+    predictor = Predictor(Unused(), iou_threshold=nms_iou, max_detections=most)
     return ErrorAnalysis(predictor, Predictions(boxes, scores, detections), annotation_of(truth, labels), LIMITS, NAMES)
 
 
