@@ -2,14 +2,16 @@
 
 import codecs
 import errno
+import json
 import os
 import re
 import stat
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from config.checks import LONGEST_PATH, printable
-from config.errors import UserError
+from config.errors import UserError, reading
 from config.fields import shown_value
 from ops.text import escaped, size_text
 
@@ -99,6 +101,20 @@ def read_text(path: Path, max_bytes: int = MAX_LIST_BYTES) -> str:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path.absolute()}: the file is not UTF-8 text (at byte {error.start}); save it as UTF-8"
+        ) from None
+
+
+def read_json(path: Path, wanted: str) -> Any:
+    """Read a JSON file. Raises `UserError` with the position of an error; `wanted` as in `config.errors.reading`."""
+    text = read_text(path, MAX_JSON_BYTES)
+    try:
+        with reading(path, wanted):
+            return json.loads(text)
+    except UserError as error:
+        if not isinstance(cause := error.__cause__, json.JSONDecodeError):
+            raise
+        raise UserError(
+            f"{path}: the json is invalid at line {cause.lineno}, column {cause.colno} ({cause.msg})"
         ) from None
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from dl.annotations import Annotation
 from eval.matching import best_first, match_greedily, pair_up
@@ -111,19 +110,18 @@ def harmonic_mean(base: float | None, novel: float | None) -> float | None:
     return 2 * base * novel / (base + novel) if base + novel > 0 else 0.0
 
 
-def forgetting(teacher: GroupedAp | ApResult, student: GroupedAp | ApResult, base: Collection[str]) -> Forgetting:
-    """How much AP of the classes in `base` the student has lost. Of a `GroupedAp` its own base classes are used.
+def forgetting(teacher: GroupAp, student: GroupAp) -> Forgetting:
+    """How much AP of the base classes the student has lost.
 
     Raises `ValueError` when the two were evaluated on different numbers of base classes, for such means cannot be
     compared.
     """
-    before, after = _base_of(teacher, base), _base_of(student, base)
-    if before.n_classes and after.n_classes and before.n_classes != after.n_classes:
+    if teacher.n_classes and student.n_classes and teacher.n_classes != student.n_classes:
         raise ValueError(
-            f"the teacher was evaluated on {before.n_classes} base classes, the student on {after.n_classes}: "
+            f"the teacher was evaluated on {teacher.n_classes} base classes, the student on {student.n_classes}: "
             "evaluate both on the same split and classes"
         )
-    pairs = ((before.ap50, after.ap50), (before.ap50_95, after.ap50_95))
+    pairs = ((teacher.ap50, student.ap50), (teacher.ap50_95, student.ap50_95))
     points = [None if old is None or new is None else 100 * (old - new) for old, new in pairs]
     kept = [None if old is None or new is None or old == 0 else 100 * new / old for old, new in pairs]
     return Forgetting(*points, *kept)
@@ -146,22 +144,17 @@ def group_confusion(
     for annotation, found in pair_up(annotations, detections):
         labels = annotation.labels[~annotation.difficult]
         boxes = annotation.boxes[~annotation.difficult]
-        found_as = _found_as(boxes, best_first(found, score_threshold), min_iou)
+        found = best_first(found, score_threshold)
+        overlaps = pairwise_iou(found.boxes.double(), torch.from_numpy(boxes).double()).numpy()
+        matched = match_greedily(overlaps, min_iou)
+        found_as = np.full(len(boxes), -1, dtype=np.int64)  # -1: missed
+        found_as[matched[matched >= 0]] = found.labels.numpy()[matched >= 0]
         is_in_base = in_base[labels]
         # missed, as_itself, as_same_group, otherwise as_other_group: their places in `ConfusionCounts`
         outcomes = np.select([found_as < 0, found_as == labels, in_base[found_as] == is_in_base], [3, 0, 1], 2)
         np.add.at(counts, (is_in_base.astype(int), outcomes), 1)
     novel, base = (ConfusionCounts(*row) for row in counts.tolist())
     return GroupConfusion(base, novel, score_threshold, min_iou)
-
-
-def _found_as(boxes: np.ndarray, found: Detections, min_iou: float) -> Int64[np.ndarray, " N"]:
-    """The label that each object is found as, -1 for a missed one. `found`: the highest score first."""
-    overlaps = pairwise_iou(found.boxes.double(), torch.from_numpy(boxes).double()).numpy()
-    matched = match_greedily(overlaps, min_iou)
-    found_as = np.full(len(boxes), -1, dtype=np.int64)
-    found_as[matched[matched >= 0]] = found.labels.numpy()[matched >= 0]
-    return found_as
 
 
 def _mean(classes: list[ClassAp]) -> GroupAp:
@@ -171,7 +164,3 @@ def _mean(classes: list[ClassAp]) -> GroupAp:
         return GroupAp(None, None, n_gt, 0)
     ap50, ap50_95 = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
     return GroupAp(ap50, ap50_95, n_gt, len(pairs))
-
-
-def _base_of(ap: GroupedAp | ApResult, base: Collection[str]) -> GroupAp:
-    return ap.base if isinstance(ap, GroupedAp) else group_ap(ap, base).base

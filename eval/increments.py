@@ -63,23 +63,19 @@ def compare_methods(
     if main not in by_name:
         return {}
     runs = by_name[main].runs
-    compared = [by_name[name] for name in baselines if name in by_name]
-    return {
-        method.name: {group: _difference(runs, method.runs, is_base, group) for group in ("harmonic", "base", "novel")}
-        for method in compared
-        if len(method.runs) == len(runs)
-    }
+    compared = [by_name[name] for name in baselines if name in by_name and len(by_name[name].runs) == len(runs)]
 
+    def difference(baseline: Method, group: str) -> Interval:
+        if len(runs) == 1:
+            return image_bootstrap(runs[0].curves, baseline.runs[0].curves, is_base, statistic=group)
+        pairs = [
+            (getattr(ours.groups, group).ap50, getattr(theirs.groups, group).ap50)
+            for ours, theirs in zip(runs, baseline.runs, strict=True)
+        ]
+        return mean_interval([a - b for a, b in pairs if a is not None and b is not None])
 
-def _difference(
-    runs_a: Sequence[MeasuredRun], runs_b: Sequence[MeasuredRun], is_base: Sequence[bool], group: str
-) -> Interval:
-    if len(runs_a) == 1:
-        return image_bootstrap(runs_a[0].curves, runs_b[0].curves, is_base, statistic=group)
-    pairs = [
-        (getattr(a.groups, group).ap50, getattr(b.groups, group).ap50) for a, b in zip(runs_a, runs_b, strict=True)
-    ]
-    return mean_interval([a - b for a, b in pairs if a is not None and b is not None])
+    groups = ("harmonic", "base", "novel")
+    return {method.name: {group: difference(method, group) for group in groups} for method in compared}
 
 
 def interval_kind(methods: Sequence[Method], main: str) -> str:
@@ -99,8 +95,13 @@ def increment_table(teacher: Method, methods: Sequence[Method], compared: Mappin
     rows += [_row(method, teacher) for method in (teacher, *methods)]
     lines = align_columns(rows)
     for name, groups in compared.items():
-        differences = ", ".join(f"{group} {_difference_text(interval)}" for group, interval in groups.items())
-        lines.append(f"{main} - {name}: {differences}")
+        texts = []
+        for group, (mean, low, high) in groups.items():
+            is_known = low is not None and high is not None
+            texts.append(
+                f"{group} {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" if is_known else f"{group} -"
+            )
+        lines.append(f"{main} - {name}: {', '.join(texts)}")
     lines += [f"95 % intervals of differences: {interval_kind(methods, main)}"] if compared else []
     lines += [f"{method.name}: {method.description}" for method in (teacher, *methods)]
     return "\n".join(lines)
@@ -144,39 +145,31 @@ def base_novel_pairs(methods: Sequence[Method]) -> dict[str, list[tuple[float, f
 
 def _row(method: Method, teacher: Method) -> list[str]:
     losses = [_forgetting(teacher, run) for run in method.runs]
-    confusions = [run.confusion for run in method.runs]
+    novel, base = (
+        [getattr(run.confusion, group).shares()["as_other_group"] for run in method.runs] for group in ("novel", "base")
+    )
     return [
         method.name,
-        *(_interval_text(mean_interval([100 * value for value in method.values(group)])) for group in COLUMNS),
+        *(_interval_text(method, group) for group in COLUMNS),
         _mean_text([loss.points_ap50 for loss in losses]),
         _mean_text([loss.kept_ap50 for loss in losses], " %"),
-        _mean_text([_per_cent(confusion.novel.shares()["as_other_group"]) for confusion in confusions], " %"),
-        _mean_text([_per_cent(confusion.base.shares()["as_other_group"]) for confusion in confusions], " %"),
-        _interval_text(mean_interval([100 * value for value in method.values("harmonic", "ap50_95")])),
+        *(_mean_text([None if share is None else 100 * share for share in shares], " %") for shares in (novel, base)),
+        _interval_text(method, "harmonic", "ap50_95"),
     ]
 
 
 def _forgetting(teacher: Method, run: MeasuredRun) -> Forgetting:
-    return forgetting(teacher.runs[0].groups, run.groups, ())
+    return forgetting(teacher.runs[0].groups.base, run.groups.base)
 
 
-def _per_cent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _interval_text(interval: Interval) -> str:
-    if interval.mean is None:
+def _interval_text(method: Method, group: str, metric: str = "ap50") -> str:
+    """The mean in per cent and half the width of its 95 % interval."""
+    mean, _, high = mean_interval([100 * value for value in method.values(group, metric)])
+    if mean is None:
         return "-"
-    half = "" if interval.high is None else f" +- {interval.high - interval.mean:.1f}"
-    return f"{interval.mean:.1f}{half}"
+    return f"{mean:.1f}" if high is None else f"{mean:.1f} +- {high - mean:.1f}"
 
 
 def _mean_text(values: Sequence[float | None], unit: str = "") -> str:
     present = [value for value in values if value is not None]
     return f"{sum(present) / len(present):.1f}{unit}" if present else "-"
-
-
-def _difference_text(interval: Interval) -> str:
-    if interval.mean is None or interval.low is None or interval.high is None:
-        return "-"
-    return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"

@@ -7,18 +7,20 @@ the ground truth, so that `COCO(image_file).loadRes(results)` of pycocotools wor
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
-from config.errors import UserError, reading
+from config.errors import UserError
 from config.load import absolute
 from dl.annotations import Annotation
-from dl.files import MAX_JSON_BYTES, excerpt, read_bytes
+from dl.files import excerpt, read_json
 from eval.predictor import Detections
 from ops.files import atomic_writer
 from ops.seal import file_digest
@@ -46,9 +48,12 @@ def write_results(path: Path | str, detections: Iterable[Detections]) -> Path:
     """
     with atomic_writer(path) as file:
         separator = "[\n"
-        for row in _rows(detections):
-            file.write(f"{separator}{json.dumps(row, ensure_ascii=False, allow_nan=False)}".encode())
-            separator = ",\n"
+        for found in detections:
+            rows = _rows(found.image_id, found.boxes.numpy(), found.labels.numpy())
+            for row, score in zip(rows, _shortest(found.scores.numpy()).tolist(), strict=True):
+                text = json.dumps(row | {"score": score}, ensure_ascii=False, allow_nan=False)
+                file.write(f"{separator}{text}".encode())
+                separator = ",\n"
         file.write(b"[]\n" if separator == "[\n" else b"\n]\n")
     return Path(path)
 
@@ -61,8 +66,10 @@ def read_results(path: Path | str, image_ids: Sequence[str]) -> list[Detections]
     file cannot be read, when a row is not a detection, and when its image is not in `image_ids`.
     """
     path = Path(absolute(path))
-    known, numbers = set(image_ids), _ids_by_number(image_ids)
     tables: dict[str, list[tuple[float, ...]]] = {image_id: [] for image_id in image_ids}
+    numbers = [image_id for image_id in image_ids if image_id.isascii() and image_id.isdigit()]
+    counts = Counter(map(int, numbers))
+    by_number = {int(image_id): image_id for image_id in numbers if counts[int(image_id)] == 1}  # not 7 and 007
     for number, row in enumerate(_load_rows(path), start=1):
         values = _values(row)
         if values is None:
@@ -72,9 +79,9 @@ def read_results(path: Path | str, image_ids: Sequence[str]) -> list[Detections]
             )
         image_id = row["image_id"]
         name = str(image_id)
-        if name not in known and isinstance(image_id, int):
-            name = numbers.get(image_id, name)
-        if name not in known:
+        if name not in tables and isinstance(image_id, int):
+            name = by_number.get(image_id, name)
+        if name not in tables:
             raise UserError(
                 f"{path}: row {number} belongs to image {excerpt(name)}, which is not one of the evaluated images"
             )
@@ -107,8 +114,14 @@ def write_images(
     with atomic_writer(path) as file:
         head = json.dumps(content, ensure_ascii=False, indent=1).removesuffix("[]\n}")
         file.write(f"{head}[".encode())
-        for number, row in enumerate(_object_rows(annotations), start=1):  # COCO tools take an id of 0 for "no match"
-            file.write(f"{',' if number > 1 else ''}\n{json.dumps({'id': number, **row}, ensure_ascii=False)}".encode())
+        number = 0
+        for annotation in annotations:
+            rows = _rows(annotation.image_id, annotation.boxes, annotation.labels)
+            for row, difficult in zip(rows, annotation.difficult.tolist(), strict=True):
+                number += 1  # starts at 1: COCO tools take an id of 0 for "no match"
+                area = row["bbox"][2] * row["bbox"][3]
+                text = json.dumps({"id": number, **row, "area": area, "iscrowd": int(difficult)}, ensure_ascii=False)
+                file.write(f"{',' if number > 1 else ''}\n{text}".encode())
         file.write(b"]\n}\n")
     return Path(path)
 
@@ -118,15 +131,20 @@ def refuse_overwriting_results(results: Path, image_file: Path, alternative: str
 
     `alternative`: what the user can do instead of moving the file; the end of the message.
     """
-    is_own, checksum = _read_image_file(image_file)
+    is_own, checksum, is_same = False, None, False
+    with suppress(UserError, KeyError, TypeError, AttributeError):
+        content = read_json(image_file, "an image file")
+        info, annotations = content["info"], content["annotations"]  # annotations: objects that somebody added
+        is_own, checksum = info["description"] == _DESCRIPTION and not annotations, info.get("results_sha256")
     if os.path.lexists(image_file) and not is_own:
         raise UserError(f"{image_file}: was not written by predict and would be overwritten; move it away{alternative}")
-    # There is no checksum in files of earlier versions, or when the call was killed before the results were complete.
-    is_same = (
-        is_own
-        and results.is_file()
-        and (_are_results(results) if checksum is None else checksum == file_digest(results))
-    )
+    if is_own and results.is_file() and checksum is not None:
+        is_same = checksum == file_digest(results)
+    elif is_own and results.is_file():
+        # There is no checksum in files of earlier versions, or when the call was killed before the results were
+        # complete. Then any COCO results may be overwritten.
+        with suppress(UserError, AttributeError):
+            is_same = all({"image_id", "category_id", "bbox", "score"} <= row.keys() for row in _load_rows(results))
     if os.path.lexists(results) and not is_same:
         raise UserError(
             f"{results}: was not written by predict, or was changed later, and would be overwritten; move it "
@@ -134,42 +152,12 @@ def refuse_overwriting_results(results: Path, image_file: Path, alternative: str
         )
 
 
-def _read_image_file(path: Path) -> tuple[bool, str | None]:
-    """Did `predict` write it, and has nobody added objects since? And the checksum of the results beside it."""
-    try:
-        content = _load(path)
-        info, annotations = content["info"], content["annotations"]
-        return info["description"] == _DESCRIPTION and not annotations, info.get("results_sha256")
-    except (UserError, KeyError, TypeError, AttributeError):
-        return False, None
-
-
-def _are_results(path: Path) -> bool:
-    """Is it a file of COCO results, written by any tool?"""
-    try:
-        return all({"image_id", "category_id", "bbox", "score"} <= row.keys() for row in _load_rows(path))
-    except (UserError, AttributeError):
-        return False
-
-
-def _rows(detections: Iterable[Detections]) -> Iterator[Mapping[str, Any]]:
-    for found in detections:
-        boxes = corners_to_bboxes(found.boxes.numpy()).tolist()
-        scores = _shortest(found.scores.numpy()).tolist()
-        for bbox, score, label in zip(boxes, scores, found.labels.tolist(), strict=True):
-            yield {"image_id": found.image_id, "category_id": label + 1, "bbox": bbox, "score": score}
-
-
-def _object_rows(annotations: Iterable[Annotation]) -> Iterator[Mapping[str, Any]]:
-    for annotation in annotations:
-        columns = (
-            corners_to_bboxes(annotation.boxes).tolist(),
-            annotation.labels.tolist(),
-            annotation.difficult.tolist(),
-        )
-        for bbox, label, is_difficult in zip(*columns, strict=True):
-            row = {"image_id": annotation.image_id, "category_id": label + 1, "bbox": bbox}
-            yield row | {"area": bbox[2] * bbox[3], "iscrowd": int(is_difficult)}
+def _rows(
+    image_id: str, boxes: Float32[np.ndarray, "K 4"], labels: Int64[np.ndarray, " K"]
+) -> Iterator[dict[str, Any]]:
+    """The entries that detections and objects share."""
+    for bbox, label in zip(corners_to_bboxes(boxes).tolist(), labels.tolist(), strict=True):
+        yield {"image_id": image_id, "category_id": label + 1, "bbox": bbox}
 
 
 def corners_to_bboxes(boxes: Float32[np.ndarray, "K 4"]) -> Float64[np.ndarray, "K 4"]:
@@ -208,29 +196,7 @@ def _values(row: Any) -> tuple[float, ...] | None:
 
 
 def _load_rows(path: Path) -> list[Any]:
-    rows = _load(path)
+    rows = read_json(path, "COCO results")
     if not isinstance(rows, list):
         raise UserError(f"{path}: is not a file of COCO results, which is a list of detections")
     return rows
-
-
-def _load(path: Path) -> Any:
-    """The content of a JSON file. Raises `UserError`."""
-    try:
-        raw = read_bytes(path, MAX_JSON_BYTES)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        with reading(path, "JSON"):
-            return json.loads(raw)
-    except UserError as error:
-        raise UserError(f"{path}: is not valid JSON ({excerpt(str(error.__cause__))})") from None
-
-
-def _ids_by_number(image_ids: Sequence[str]) -> dict[int, str]:
-    """Number -> the image whose name is that number. Numbers that fit several names (7 and 007) are left out."""
-    names: dict[int, list[str]] = {}
-    for image_id in image_ids:
-        if image_id.isascii() and image_id.isdigit():
-            names.setdefault(int(image_id), []).append(image_id)
-    return {number: same_number[0] for number, same_number in names.items() if len(same_number) == 1}

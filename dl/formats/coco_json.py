@@ -3,7 +3,6 @@
 Other content of COCO files (masks, captions, keypoints, areas) is not read.
 """
 
-import json
 import mmap
 import re
 import sys
@@ -16,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from config.checks import LONGEST_CLASS_NAME, LONGEST_PATH
-from config.errors import UserError, reading
+from config.errors import UserError
 from dl.annotations import MAX_SIDE, RawAnnotation, RawObject, check_num_objects
-from dl.files import MAX_JSON_BYTES, DataError, name_error, read_text
+from dl.files import DataError, name_error, read_json
 from ops.text import shortened
 
 _TAIL = 64  # the last bracket of a json must be within this number of bytes at its end
@@ -181,16 +180,7 @@ def read_coco(path: Path) -> CocoFile:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _size: int, _changed: int) -> CocoFile:
-    text = read_text(path, MAX_JSON_BYTES)
-    try:
-        with reading(path, "a COCO json"):
-            content = json.loads(text)
-    except UserError as error:
-        if not isinstance(cause := error.__cause__, json.JSONDecodeError):
-            raise
-        raise UserError(
-            f"{path}: the json is invalid at line {cause.lineno}, column {cause.colno} ({cause.msg})"
-        ) from None
+    content = read_json(path, "a COCO json")
     missing = [key for key in _KEYS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise UserError(f"{path}: this is not a COCO file of objects: it has no list of {', '.join(missing)}")
