@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 from config.checks import LONGEST_CLASS_NAME, LONGEST_PATH
 from config.errors import UserError
 from dl.annotations import MAX_SIDE, RawAnnotation, RawObject, check_num_objects
-from dl.files import DataError, name_error, read_json
+from dl.files import MAX_JSON_BYTES, DataError, name_error, read_json
 from ops.text import shortened
 
 _TAIL = 64  # the last bracket of a json must be within this number of bytes at its end
