@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from commands.arguments import COMMANDS, read_arguments
-from commands.help import fields_text
+from commands.options import fields_text
 from config.errors import UserError, out_of_memory_message
 from ops.log import end_log, log, protect_console, start_log
 from ops.text import escaped

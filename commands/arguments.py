@@ -7,7 +7,7 @@ that command reads the other words.
 
 import argparse
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from commands.backbone import BACKBONE
@@ -15,9 +15,8 @@ from commands.doctor import DOCTOR
 from commands.eval import EVAL
 from commands.explain import EXPLAIN
 from commands.export import EXPORT
-from commands.help import closing_text
 from commands.incremental import INCREMENTAL
-from commands.options import PROGRAM, Command, Parser
+from commands.options import PROGRAM, Command, Parser, closing_text
 from commands.predict import PREDICT
 from commands.split import SPLIT
 from commands.train import PIPE, TRAIN
@@ -45,16 +44,23 @@ _MOST_OWNERS = 4  # commands that a message names
 _SEED_ADVICE = "the seed of a training is written --set seed=N"
 
 
+class _Words(NamedTuple):
+    """The words of a command line."""
+
+    commands: list[str]  # those that name a command; more than one is a mistake
+    plain: list[str]  # neither commands nor options nor the values of options
+    others: list[str]  # all words but the commands, in their order, and --set before each setting
+
+
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of one command, checked as far as they can be without data.
 
-    Besides the options, the namespace holds `command`, `words` (what was typed, for log and hints) and `settings` (the
+    Besides the options, the namespace has `command`, `words` (what was typed, for log and hints) and `settings` (the
     values of --set). Raises `UserError` for what is not understood, and `SystemExit` after printing a help.
     """
-    words = [without_line_breaks(word) for word in arguments]
-    _refuse_unusable(words)
+    words = _clean(arguments)
     main, parsers = _build_parsers()
-    split = _split_words(_one_set_each(words), parsers)
+    split = _split_words(words, parsers)
     if not split.commands and {"-h", "--help"} & set(split.others):
         main.epilog = closing_text()
         main.print_help()
@@ -66,7 +72,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(_unknown_option(options[0].partition("=")[0], name, parsers))
     if len(set(split.commands)) > 1:
         listed = " and ".join(dict.fromkeys(split.commands))
-        raise UserError(f"{listed}: one command at a time; pipe trains and evaluates")
+        raise UserError(f"{listed}: only one command at a time; pipe trains and evaluates")
     _refuse_bare_settings(split.plain, args.set, COMMANDS[name].takes_paths)
     if unread:
         form = f"{name} {COMMANDS[name].form}" if split.commands else "[COMMAND] CFGNAME"
@@ -78,81 +84,55 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def without_line_breaks(word: str) -> str:
-    """A word of the command; in a setting (FIELD=a,b) line breaks and tabs beside commas are left out."""
-    if word.removeprefix("--set=").partition("=")[0].strip() not in field_names():
-        return word
-    return re.sub(r"(?<=[,=])\s*[\t\r\n]\s*|\s*[\t\r\n]\s*(?=,|$)", "", word)
+def _clean(arguments: Sequence[str]) -> list[str]:
+    """The words without line breaks and tabs beside the commas of a setting (FIELD=a,b).
 
-
-def _refuse_unusable(words: Sequence[str]) -> None:
-    """Raise `UserError` for a word that could forge a line of the log, that no UTF-8 file can hold, or that is empty.
-
-    An empty word is a shell variable without a value. Read as "not given", it would choose another run or other
-    weights.
+    Raises `UserError` for a word that could forge a line of the log, that no UTF-8 file can hold, or that is empty. An
+    empty word is a shell variable without a value. Read as "not given", it would choose another run or other weights.
     """
-    for number, word in enumerate(words, 1):
+    words = []
+    for number, word in enumerate(arguments, 1):
+        if word.removeprefix("--set=").partition("=")[0].strip() in field_names():
+            word = re.sub(r"(?<=[,=])\s*[\t\r\n]\s*|\s*[\t\r\n]\s*(?=,|$)", "", word)
         if complaint := printable(word) or ("" if "=" in word else short(word)):  # a setting may list many names
             raise UserError(f"word {number} of the command, {shown_value(word)}: {complaint}")
         if re.fullmatch(r"(--[a-z-]+=)?\s*", word):
             raise UserError(f"word {number} of the command, '{word}', is empty; give a value, or leave the option out")
-
-
-def _one_set_each(words: Sequence[str]) -> list[str]:
-    """`--set A=1 B=2 voc.nano.full` -> `--set A=1 --set B=2 voc.nano.full`, so that other words keep their places."""
-    has_paths = any(command.takes_paths and name in words for name, command in COMMANDS.items())
-    expanded: list[str] = []
-    may_continue = False  # may the next word be a further setting?
-    for word in words:
-        if expanded[-1:] == ["--set"]:  # whatever the word looks like, it is the value of this option
-            expanded.append(word)
-            may_continue = True
-        elif may_continue and _is_setting(word, has_paths):
-            expanded += ["--set", word]
-        else:
-            expanded.append(word)
-            may_continue = word.startswith("--set=")
-    return expanded
-
-
-def _is_setting(word: str, has_paths: bool) -> bool:
-    """Is it FIELD=VALUE? Where paths are expected, only if the name is that of a field, or nearly."""
-    name, equals, _ = word.partition("=")
-    is_field = not has_paths or name in field_names() or bool(nearest(name, field_names()))
-    return bool(equals) and not word.startswith("-") and is_field
-
-
-class _Words(NamedTuple):
-    """The words of a command line."""
-
-    commands: list[str]  # those that name a command; more than one is a mistake
-    plain: list[str]  # neither commands nor options nor the values of options
-    others: list[str]  # all words but the commands, in their order
+        words.append(word)
+    return words
 
 
 def _split_words(words: Sequence[str], parsers: dict[str, Parser]) -> _Words:
-    """Find the command: the first plain words, as far as they name one, and `-NAME` anywhere."""
-    split = _Words([], [], [])
-    takes_value = _options_with_value(parsers)
-    is_value = False
-    for word in words:
-        is_option = word.startswith("-") and not is_value
-        if is_option and word[1:] in COMMANDS:
-            split.commands.append(word[1:])
-            continue
-        if not is_option and not is_value:
-            if not split.plain and word in COMMANDS:
-                split.commands.append(word)
-                continue
-            split.plain.append(word)
-        split.others.append(word)
-        is_value = is_option and word in takes_value
-    return split
+    """Find the command: the first plain words that name one, and `-NAME` anywhere.
 
-
-def _options_with_value(parsers: dict[str, Parser]) -> Container[str]:
+    Several settings may follow one --set; each gets a --set of its own: `--set A=1 B=2` -> `--set A=1 --set B=2`.
+    """
     actions = [action for parser in parsers.values() for action in parser._actions if action.nargs != 0]
-    return {option for action in actions for option in action.option_strings}
+    takes_value = {option for action in actions for option in action.option_strings}
+    has_paths = any(command.takes_paths and name in words for name, command in COMMANDS.items())
+    split = _Words([], [], [])
+    option, after_setting = "", False
+    for word in words:
+        field, equals, _ = word.partition("=")
+        if option:  # this word is its value, whatever it looks like
+            split.others.append(word)
+            option, after_setting = "", option == "--set"
+        elif word.startswith("-") and word[1:] in COMMANDS:
+            split.commands.append(word[1:])
+            after_setting = False
+        elif word.startswith("-"):
+            split.others.append(word)
+            option, after_setting = word if word in takes_value else "", word.startswith("--set=")
+        elif after_setting and equals and (not has_paths or field in field_names() or nearest(field, field_names())):
+            split.others.extend(["--set", word])  # where paths are expected, only with the name of a field, or nearly
+        elif not split.plain and word in COMMANDS:
+            split.commands.append(word)
+            after_setting = False
+        else:
+            split.plain.append(word)
+            split.others.append(word)
+            after_setting = False
+    return split
 
 
 def _build_parsers() -> tuple[Parser, dict[str, Parser]]:
@@ -196,7 +176,7 @@ def _unknown_option(option: str, name: str, parsers: dict[str, Parser]) -> str:
 
 
 def _refuse_bare_settings(plain: Sequence[str], settings: Sequence[str], takes_paths: bool) -> None:
-    """Raise `UserError` for FIELD=VALUE without --set, and for a field behind --set without a value."""
+    """Raise `UserError` for FIELD=VALUE without --set, and for a field after --set without a value."""
     bare = [word for word in settings if word in field_names()]
     for word in plain:
         name, equals, _ = word.partition("=")

@@ -1,7 +1,8 @@
-"""What all commands share on the command line: how a command is described, its parser, and common options."""
+"""What all commands share on the command line: how a command is described, its parser, common options, and help."""
 
 import argparse
 import os
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,22 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from config.errors import UserError
-from config.fields import Check, parse
+from config.fields import Check, describe, parse
 from config.load import absolute
+from config.mconfig import PHASES, field_default, field_doc, field_names, field_type
+from config.recipes import RECIPE_DIR, VALUE_TAGS, describe_recipes
 
 PROGRAM = "python mars.py"
+
+_EXAMPLES = """examples:
+  python mars.py demo.nano.full                 train and evaluate on drawn scenes; needs no data
+  python mars.py voc.nano.full --data ~/birds --set maxEpoch=60
+  python mars.py doctor voc.nano.full --data ~/birds
+  python mars.py c1.nano.full.cuda@0.batch@32 --data ~/MAR20
+  python mars.py incremental voc.nano --data ~/birds --set baseClasses=4
+  python mars.py eval voc.nano.full --data ~/birds --split validation
+  python mars.py export voc.nano.full --format onnx --name voc.nano.full-birds
+  python mars.py predict voc.nano.full ~/photos 'more/*.jpg' --name voc.nano.full-birds"""
 
 _formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=26, width=110)
 
@@ -28,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def accept(args: argparse.Namespace) -> None:
-    """The check of a command whose words need no check beyond that of the parser."""
+    """The check of a command that needs no check beyond that of the parser."""
 
 
 class Command(NamedTuple):
@@ -115,3 +128,36 @@ def number(option: str, text: str, kind: type, check: Check) -> Any:
     if complaint := check(value):
         raise UserError(f"{option} {text}: {complaint}")
     return value
+
+
+def closing_text(recipe_dir: Path = RECIPE_DIR) -> str:
+    """The end of the general help: recipes with their tags, tags of all recipes, and commands to copy."""
+    lines = ["A CFGNAME is a recipe and tags with dots between them: voc.nano.full, c1.small.teacher.cuda@0", ""]
+    lines.append("recipes (cfgops/NAME.py; copy one to make your own):")
+    for recipe in describe_recipes(recipe_dir):
+        headline = recipe.doc.partition("\n")[0]
+        lines += [f"  {recipe.name:<8}{headline}", *(f"    .{tag:<14}{doc}" for tag, doc in recipe.tags.items()), ""]
+    common_tags = {" ".join(PHASES): f"size of the network ({PHASES[0]} is the default)"}
+    common_tags.update({f"{name}@N": tag.doc for name, tag in VALUE_TAGS.items()})
+    lines += ["tags of every recipe:", *(f"  {tag:<32}{doc}" for tag, doc in common_tags.items()), "", _EXAMPLES]
+    return "\n".join(lines)
+
+
+def fields_text() -> str:
+    """Every config field: its default, its type and what it means."""
+    lines = [
+        "Config fields with default, meaning and [type]. A recipe sets them with mcfg.FIELD = VALUE; the command line",
+        "sets them with --set FIELD=VALUE: lists with commas (a,b,c), none for no value, yes or no.",
+        "",
+    ]
+    for name in field_names():
+        default = field_default(name)
+        if isinstance(default, tuple):
+            shown = ",".join(map(str, default)) or "empty"
+        else:
+            shown = "none" if default in (None, {}, "") else str(default)
+        lines.append(f"{name} = {shown}")
+        lines += textwrap.wrap(
+            f"{field_doc(name)} [{describe(field_type(name))}]", 100, initial_indent="    ", subsequent_indent="    "
+        )
+    return "\n".join(lines)

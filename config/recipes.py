@@ -27,13 +27,22 @@ log = logging.getLogger("mars")
 
 CODE_DIR = Path(__file__).resolve().parent.parent
 RECIPE_DIR = CODE_DIR / "cfgops"
-VALUE_TAGS = {  # the word before the @ -> the field that the tag sets
-    "cuda": "device",
-    "batch": "batchSize",
-    "epochs": "maxEpoch",
-    "size": "inputShape",
-    "seed": "seed",
-    "workers": "dcore",
+
+
+class ValueTag(NamedTuple):
+    """A tag with a number, such as `batch@32`."""
+
+    field: str  # that it sets
+    doc: str  # for the help
+
+
+VALUE_TAGS = {
+    "cuda": ValueTag("device", "the number of the GPU to compute on"),
+    "batch": ValueTag("batchSize", "images per batch"),
+    "epochs": ValueTag("maxEpoch", "number of epochs"),
+    "size": ValueTag("inputShape", "size of the network input in pixels; size@HxW: height and width"),
+    "seed": ValueTag("seed", "random seed of initial weights, data order and augmentation"),
+    "workers": ValueTag("dcore", "number of loader processes"),
 }
 VALUE_TAGS_TEXT = " ".join(f"{name}@N" for name in VALUE_TAGS)
 MACHINE_TAGS = ("cuda", "workers")  # they only say where to compute, so the name of the run omits them
@@ -100,7 +109,7 @@ def _read_tag(tag: str) -> tuple[str, Any] | None:
         return None
     if name not in VALUE_TAGS:
         raise UserError(f"tag '{tag}': no such value tag{nearest(name, VALUE_TAGS)}; there are {VALUE_TAGS_TEXT}")
-    field = VALUE_TAGS[name]
+    field = VALUE_TAGS[name].field
     if not re.fullmatch(r"\d{1,19}x\d{1,19}" if "x" in text and name == "size" else r"\d{1,19}", text):
         example = "size@640 or size@384x640" if name == "size" else f"{name}@{2 if name != 'cuda' else 0}"
         raise UserError(f"tag '{tag}': expected a whole number of at most 19 digits after the @, e.g. {example}")

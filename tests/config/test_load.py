@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from commands.help import closing_text
+from commands.options import closing_text
 from config.errors import UserError
 from config.load import load_config
 from config.mconfig import ModelConfig
