@@ -5,6 +5,7 @@ For any number of images, memory contains two batches of network inputs and one 
 
 import contextlib
 import glob
+import itertools
 import logging
 import os
 import re
@@ -70,13 +71,6 @@ class PredictSummary:
         return [*lines, f"{counts}: {self.folder}"]
 
 
-class _DecodedImage(NamedTuple):
-    """An image resized for the network, and the information about its file."""
-
-    sample: Sample
-    facts: ImageInfo
-
-
 def find_images(names: Iterable[str | Path], leave_out: Path | None = None) -> list[Path]:
     """The images that files, folders and glob patterns name: absolute paths, each once, in the order of `names`.
 
@@ -89,19 +83,27 @@ def find_images(names: Iterable[str | Path], leave_out: Path | None = None) -> l
     found: dict[Path, None] = {}
     for name in map(str, names):
         absolute(name)  # raises for an invalid path; its result is not used, the working directory may contain [ ] * ?
-        matches = _matches(os.path.expanduser(name))
+        pattern = os.path.expanduser(name)
+        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True), key=natural_key)
+        matches = [Path(os.path.abspath(path)) for path in paths]
         if not matches:
             raise UserError(_no_match_message(name))
-        if video := next((match for match in matches if _is_video(match)), None):
-            raise UserError(
-                f"{video}: is a video, but predict reads images; save its frames first "
-                f"(ffmpeg -i {video} FOLDER/%06d.png) and give that folder"
-            )
+        for match in matches:
+            if match.suffix.lower() in _VIDEO_SUFFIXES and not match.is_dir():
+                raise UserError(
+                    f"{match}: is a video, but predict reads images; save its frames first "
+                    f"(ffmpeg -i {match} FOLDER/%06d.png) and give that folder"
+                )
         files = [file for match in matches for file in _files_of(match)]
         if not files:
             endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
             raise UserError(f"{', '.join(map(str, matches[:3]))}: contains no image; image files end in {endings}")
-        found.update(dict.fromkeys(_outside(leave_out, files) if leave_out else files))
+        # Links may lead into the folder too; each parent is resolved once.
+        is_inside = {
+            parent: leave_out is not None and parent.resolve().is_relative_to(leave_out.resolve())
+            for parent in {file.parent for file in files}
+        }
+        found.update(dict.fromkeys(file for file in files if not is_inside[file.parent]))
     if not found:
         raise UserError("there are only painted copies of an earlier call; give the images themselves")
     return list(found)
@@ -132,10 +134,26 @@ def predict_files(
     """
     summary = PredictSummary(folder, pixel_max=job.pixel_max)
     ids = dict(zip(files, image_ids_of(files), strict=True))
-    found = _detect(predictor, ids, job, summary, on_image)
-    if job.paint_conf is not None:
-        found = _painting(found, ids, job, summary)
-    write_results(folder / RESULTS, _with_image_file(found, job, summary))
+    class_names = () if job.paint_conf is None else drawable_names(job.class_names)
+    picture_names = file_names(ids.values())
+
+    def results() -> Iterator[Detections]:
+        for path, detections in _detect(predictor, ids, job, summary, on_image):
+            if job.paint_conf is not None:
+                try:
+                    image = read_image(path, pixel_max=job.pixel_max)  # again, so that memory contains only one of them
+                    painted = paint_detections(image, detections, class_names, job.paint_conf)
+                    write_jpeg(folder / PAINTED / picture_names[ids[path]], painted)
+                    summary.num_painted += int((detections.scores >= job.paint_conf).sum())
+                except DataError as fault:  # it could be read a moment ago
+                    summary.broken.append(str(fault))
+            summary.num_detections += len(detections.scores)
+            yield detections
+        # The image file is written before the results are in place: if the call is killed between the two files, the
+        # next call still recognises the results as written by Mars.
+        write_images(folder / IMAGE_FILE, summary.images, job.class_names)
+
+    write_results(folder / RESULTS, results())
     write_images(folder / IMAGE_FILE, summary.images, job.class_names, results=folder / RESULTS)
     return summary
 
@@ -154,21 +172,14 @@ def next_numbered_folder(parent: Path) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in parent.iterdir()]
         number = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
-        while True:
-            number += 1
+        for following in itertools.count(number + 1):
             with contextlib.suppress(FileExistsError):  # another call created it at the same time
-                folder = parent / f"{number:03d}"
+                folder = parent / f"{following:03d}"
                 folder.mkdir()
                 return folder
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{parent}: cannot create a folder there ({reason}); give another one with --out DIR") from None
-
-
-def _matches(name: str) -> list[Path]:
-    """The file or folder of this name; otherwise what the glob pattern matches, in natural order."""
-    names = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True), key=natural_key)
-    return [Path(os.path.abspath(match)) for match in names]
 
 
 def _files_of(match: Path) -> list[Path]:
@@ -180,12 +191,18 @@ def _files_of(match: Path) -> list[Path]:
         _refuse_unfit(match)
         return [match]
     files, faults = [], []
-    for file in _images_below(match):
-        try:
-            _refuse_unfit(file)
-            files.append(file)
-        except UserError as fault:
-            faults.append(str(fault))
+    for parent, subfolders, names in os.walk(match):
+        subfolders[:] = sorted((name for name in subfolders if not name.startswith(".")), key=natural_key)
+        for link in [path for name in subfolders if (path := Path(parent, name)).is_symlink()]:
+            log.warning("%s: skipped, because it is a link to a folder; to use its images, give the link too", link)
+        for name in sorted(names, key=natural_key):
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+                continue
+            try:
+                _refuse_unfit(Path(parent, name))
+                files.append(Path(parent, name))
+            except UserError as fault:
+                faults.append(str(fault))
     if faults and not files:
         raise UserError(faults[0])
     for fault in dict.fromkeys(faults):  # one message if the name of a folder is unsuitable
@@ -198,17 +215,6 @@ def _refuse_unfit(file: Path) -> None:
     if printable(str(file)):
         for part in (*reversed(file.parents), file):
             check_file_name(part.parent, part.name)
-
-
-def _outside(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """The files that are not in the folder, also when links lead there."""
-    parents = {file.parent for file in files}
-    inside = {parent for parent in parents if parent.resolve().is_relative_to(folder.resolve())}
-    return [file for file in files if file.parent not in inside]
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in _VIDEO_SUFFIXES and not path.is_dir()
 
 
 def _no_match_message(name: str) -> str:
@@ -244,17 +250,20 @@ def _detect(
     done = 0
     for batch in _read_ahead(ids, job):
         done += len(batch)
-        good = {path: image for path, image in batch.items() if isinstance(image, _DecodedImage)}
-        samples = {path: image.sample for path, image in good.items()}
-        summary.peculiar |= {ids[path]: image.facts for path, image in good.items() if image.facts.needs_note}
-        summary.broken += [str(fault) for fault in batch.values() if isinstance(fault, DataError)]
+        samples: dict[Path, Sample] = {}
+        for path, image in batch.items():
+            if isinstance(image, DataError):
+                summary.broken.append(str(image))
+                continue
+            samples[path], facts = image
+            if facts.needs_note:
+                summary.peculiar[ids[path]] = facts
         if samples:
             yield from zip(samples, predictor(collate(list(samples.values()))), strict=True)
-            for path, sample in samples.items():
-                assert sample.letterbox is not None
-                summary.images.append(
-                    ImageRecord(sample.image_id, str(path), sample.letterbox.width, sample.letterbox.height)
-                )
+        for path, sample in samples.items():
+            assert sample.letterbox is not None
+            size = sample.letterbox.width, sample.letterbox.height
+            summary.images.append(ImageRecord(sample.image_id, str(path), *size))
         if on_image is not None:
             on_image(done, len(ids))
     if not summary.images:
@@ -263,17 +272,16 @@ def _detect(
         raise UserError(f"{number}{faults[0]}")
 
 
-def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path, _DecodedImage | DataError]]:
+def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path, tuple[Sample, ImageInfo] | DataError]]:
     """Batches of images resized for the network. The next batch is read while the network computes."""
 
-    def read(path: Path) -> _DecodedImage | DataError:
+    def read(path: Path) -> tuple[Sample, ImageInfo] | DataError:
         try:
             pixels, facts = decode_image(path, pixel_max=job.pixel_max)
         except DataError as fault:
             return fault
         canvas, placed = letterbox(pixels, job.input_shape)
-        sample = Sample(canvas, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), ids[path], placed)
-        return _DecodedImage(sample, facts)
+        return Sample(canvas, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), ids[path], placed), facts
 
     files, waiting = list(ids), deque()
     with ThreadPoolExecutor(job.num_threads) as pool:  # image decoders release the interpreter lock
@@ -284,35 +292,3 @@ def _read_ahead(ids: Mapping[Path, str], job: PredictJob) -> Iterator[dict[Path,
                 yield dict(zip(*waiting.popleft(), strict=True))
         while waiting:
             yield dict(zip(*waiting.popleft(), strict=True))
-
-
-def _painting(
-    found: Iterator[tuple[Path, Detections]], ids: Mapping[Path, str], job: PredictJob, summary: PredictSummary
-) -> Iterator[tuple[Path, Detections]]:
-    """Pass the detections on and paint each image. It is read again, so that only one is in memory at a time."""
-    assert job.paint_conf is not None
-    class_names, names = drawable_names(job.class_names), file_names(ids.values())
-    for path, detections in found:
-        try:
-            painted = paint_detections(
-                read_image(path, pixel_max=job.pixel_max), detections, class_names, job.paint_conf
-            )
-            write_jpeg(summary.folder / PAINTED / names[ids[path]], painted)
-            summary.num_painted += int((detections.scores >= job.paint_conf).sum())
-        except DataError as fault:  # it could be read a moment ago
-            summary.broken.append(str(fault))
-        yield path, detections
-
-
-def _with_image_file(
-    found: Iterator[tuple[Path, Detections]], job: PredictJob, summary: PredictSummary
-) -> Iterator[Detections]:
-    """Pass the detections on and count them; after the last one, write the image file.
-
-    It is written before the results are in place. If the call is killed between the two files, the next call still
-    recognises the results as written by Mars.
-    """
-    for _, detections in found:
-        summary.num_detections += len(detections.scores)
-        yield detections
-    write_images(summary.folder / IMAGE_FILE, summary.images, job.class_names)
