@@ -49,9 +49,21 @@ class PlacedLabel(NamedTuple):
     ink: Colour
 
 
-def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """A font that is readable when an image of this width and height fills the screen."""
-    return _font(max(_MIN_FONT_SIZE, round((size[0] * size[1]) ** 0.5 / 44, 1)))
+class _Style(NamedTuple):
+    """Of every label on an image of one size."""
+
+    font: ImageFont.FreeTypeFont
+    pad: int  # pixels beside the text
+    height: int
+
+    def width(self, text: str) -> int:
+        return math.ceil(self.font.getlength(text))
+
+
+def _style_for(size: tuple[int, int]) -> _Style:
+    """Labels are readable when an image of this width and height fills the screen."""
+    font = _font(max(_MIN_FONT_SIZE, round((size[0] * size[1]) ** 0.5 / 44, 1)))
+    return _Style(font, max(2, round(font.size / 4)), math.ceil(font.size * 1.25))
 
 
 @lru_cache(maxsize=32)
@@ -92,11 +104,21 @@ def place_labels(
     cover more than a third of the image, their short texts are used; if these are still too many, the last labels are
     left out.
     """
-    _, height = _label_measure(size)
+    height = _style_for(size).height
     occupied, placed = [tuple(rect) for rect in taken], []
     for label, text, width in _fitting_labels(labels, size):
-        places = np.array([_moved_inside(place, size) for place in _candidate_places(label.box, width, height)])
-        covered = _covered(places, np.array(occupied, dtype=int).reshape(-1, 4))
+        box = label.box
+        left, right, above, below = box.x0, box.x1 - width, box.y0 - height, box.y1
+        top, bottom, beside_left, beside_right = box.y0, box.y1 - height, box.x0 - width, box.x1
+        # The preferred places first: outside the box before inside, where a label hides the object.
+        corners = [
+            (left, above), (right, above), (left, top), (left, below), (right, below), (right, top),
+            (left, bottom), (right, bottom),
+            (beside_right, top), (beside_left, top), (beside_right, bottom), (beside_left, bottom),
+        ]  # fmt: skip
+        inside = np.maximum(0, np.minimum(corners, (size[0] - width, size[1] - height)))
+        places = np.concatenate((inside, inside + np.array((width, height))), axis=1)
+        covered = _covered(places, occupied)
         rect = LabelRect(*places[covered.argmin()].tolist())  # the first place with the smallest overlap
         occupied.append(tuple(rect))
         placed.append(PlacedLabel(text, rect, label.ground, label.ink))
@@ -111,65 +133,58 @@ def draw_with_legend(
 ) -> None:
     """Draw labels and, if it fits, the legend `entries`. The legend avoids `boxes`; the labels avoid the legend.
 
-    The first labels lie on top. Without entries there is no legend.
+    The first labels lie on top. The legend is a dark, half transparent strip; without entries there is none.
     """
     legend = place_legend(entries, canvas.size, boxes) if entries else None
     placed = place_labels(labels, canvas.size, [legend] if legend else [])
-    draw, font, (pad, height) = ImageDraw.Draw(canvas), font_for(canvas.size), _label_measure(canvas.size)
+    draw, style = ImageDraw.Draw(canvas), _style_for(canvas.size)
+    font, pad, height = style
     for label in reversed(placed):
         rect = label.rect
         draw.rectangle((rect.x0, rect.y0, rect.x1 - 1, rect.y1 - 1), fill=label.ground)
         draw.text((rect.x0 + pad, rect.y0 + height / 2), label.text, fill=label.ink, font=font, anchor="lm")
-    if legend:
-        _draw_legend(canvas, entries, legend)
+    if legend is None:
+        return
+    ground = canvas.crop(legend)
+    canvas.paste(Image.blend(ground, Image.new("RGB", ground.size, _LEGEND_BACKGROUND), 0.75), legend[:2])
+    swatch, middle = height - 2 * pad, (legend.y0 + legend.y1) / 2
+    x, top = legend.x0 + 2 * pad, round(middle - swatch / 2)
+    for colour, text in entries:
+        draw.rectangle((x, top, x + swatch - 1, top + swatch - 1), fill=colour)
+        draw.text((x + swatch + pad, middle), text, fill=(255, 255, 255), font=font, anchor="lm")
+        x += swatch + 3 * pad + style.width(text)
 
 
 def place_legend(
     entries: Sequence[tuple[Colour, str]], size: tuple[int, int], boxes: Sequence[LabelRect]
 ) -> LabelRect | None:
     """The corner where the legend covers the fewest pixels of the boxes; None when the image is too small for it."""
-    font, (pad, label_height) = font_for(size), _label_measure(size)
-    swatch = label_height - 2 * pad
-    width = sum(swatch + 3 * pad + math.ceil(font.getlength(text)) for _, text in entries) + 2 * pad
-    height = label_height + 2 * pad
+    style = _style_for(size)
+    swatch, height = style.height - 2 * style.pad, style.height + 2 * style.pad
+    width = sum(swatch + 3 * style.pad + style.width(text) for _, text in entries) + 2 * style.pad
     if width > 0.7 * size[0] or height > 0.12 * size[1]:
         return None
     right, bottom = size[0] - width, size[1] - height
     corners = np.array([(x, y, x + width, y + height) for x, y in ((0, bottom), (right, bottom), (0, 0), (right, 0))])
-    covered = _covered(corners, np.array(boxes, dtype=int).reshape(-1, 4))
-    return LabelRect(*corners[covered.argmin()].tolist())
-
-
-def _draw_legend(canvas: Image.Image, entries: Sequence[tuple[Colour, str]], rect: LabelRect) -> None:
-    """A dark, half transparent strip with the meaning of each colour."""
-    font, (pad, height) = font_for(canvas.size), _label_measure(canvas.size)
-    ground = canvas.crop(rect)
-    canvas.paste(Image.blend(ground, Image.new("RGB", ground.size, _LEGEND_BACKGROUND), 0.75), rect[:2])
-    draw, swatch, middle = ImageDraw.Draw(canvas), height - 2 * pad, (rect.y0 + rect.y1) / 2
-    x = rect.x0 + 2 * pad
-    for colour, text in entries:
-        top = round(middle - swatch / 2)
-        draw.rectangle((x, top, x + swatch - 1, top + swatch - 1), fill=colour)
-        draw.text((x + swatch + pad, middle), text, fill=(255, 255, 255), font=font, anchor="lm")
-        x += swatch + 3 * pad + math.ceil(font.getlength(text))
-
-
-def _label_measure(size: tuple[int, int]) -> tuple[int, int]:
-    """Padding beside the text, and height, of every label on an image of this size."""
-    font_size = font_for(size).size
-    return max(2, round(font_size / 4)), math.ceil(font_size * 1.25)
+    return LabelRect(*corners[_covered(corners, boxes).argmin()].tolist())
 
 
 def _fitting_labels(labels: Sequence[BoxLabel], size: tuple[int, int]) -> list[tuple[BoxLabel, str, int]]:
     """The labels that do not cover too much of the image, each with its text and width."""
-    font, (pad, height) = font_for(size), _label_measure(size)
+    style = _style_for(size)
 
     def measured(texts: Sequence[str]) -> list[tuple[BoxLabel, str, int]]:
-        cut = [_shortened(text, font, size[0] - 2 * pad) for text in texts]
-        widths = [min(size[0], math.ceil(font.getlength(text)) + 2 * pad) for text in cut]
-        return [entry for entry in zip(labels, cut, widths, strict=True) if entry[1]]
+        found = []
+        for label, text in zip(labels, texts, strict=True):
+            if text and style.font.getlength(text) > (limit := size[0] - 2 * style.pad):
+                while text and style.font.getlength(text + "…") > limit:
+                    text = text[:-1]
+                text += "…"
+            if text:
+                found.append((label, text, min(size[0], style.width(text) + 2 * style.pad)))
+        return found
 
-    max_width = _MAX_COVERED * size[0] * size[1] / height  # of all labels side by side
+    max_width = _MAX_COVERED * size[0] * size[1] / style.height  # of all labels side by side
     chosen = measured([label.text for label in labels])
     if sum(width for _, _, width in chosen) > max_width:
         chosen = measured([label.short for label in labels])
@@ -177,36 +192,9 @@ def _fitting_labels(labels: Sequence[BoxLabel], size: tuple[int, int]) -> list[t
     return [entry for entry, end in zip(chosen, ends, strict=True) if end <= max_width]
 
 
-def _candidate_places(box: LabelRect, width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Rectangles to try, the preferred ones first: outside the box before inside, where they hide the object."""
-    left, right = box.x0, box.x1 - width
-    above, below, top, bottom = box.y0 - height, box.y1, box.y0, box.y1 - height
-    beside_left, beside_right = box.x0 - width, box.x1
-    corners = [
-        (left, above), (right, above), (left, top), (left, below), (right, below), (right, top),
-        (left, bottom), (right, bottom),
-        (beside_right, top), (beside_left, top), (beside_right, bottom), (beside_left, bottom),
-    ]  # fmt: skip
-    return [(x, y, x + width, y + height) for x, y in corners]
-
-
-def _moved_inside(rect: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    x0, y0, x1, y1 = rect
-    x = max(0, min(x0, size[0] - (x1 - x0)))
-    y = max(0, min(y0, size[1] - (y1 - y0)))
-    return x, y, x + x1 - x0, y + y1 - y0
-
-
-def _covered(rects: np.ndarray, obstacles: np.ndarray) -> np.ndarray:
-    """Pixels of each of the (P, 4) `rects` that the (Q, 4) `obstacles` cover, summed over the obstacles: (P,)."""
-    low = np.maximum(rects[:, None, :2], obstacles[None, :, :2])
-    high = np.minimum(rects[:, None, 2:], obstacles[None, :, 2:])
+def _covered(rects: np.ndarray, obstacles: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
+    """Pixels of each of the (P, 4) `rects` that the `obstacles` cover, summed over the obstacles: (P,)."""
+    others = np.array(obstacles, dtype=int).reshape(-1, 4)
+    low = np.maximum(rects[:, None, :2], others[None, :, :2])
+    high = np.minimum(rects[:, None, 2:], others[None, :, 2:])
     return (high - low).clip(min=0).prod(axis=2).sum(axis=1)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, max_width: int) -> str:
-    if font.getlength(text) <= max_width:
-        return text
-    while text and font.getlength(text + "…") > max_width:
-        text = text[:-1]
-    return text + "…"

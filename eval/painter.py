@@ -8,7 +8,6 @@ import colorsys
 import io
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from dl.images import read_image
 from eval.label_layout import BoxLabel, Colour, LabelRect, draw_with_legend, drawable_names
 from eval.matching import best_first, class_overlaps, match_greedily, pair_up
 from eval.predictor import Detections
-from ops.files import write_atomic
+from ops.files import file_name_of, write_atomic
 
 PURPLE = (150, 40, 235)  # ground truth
 GREEN = (0, 205, 75)  # right: matched to an object of its class
@@ -32,9 +31,7 @@ YELLOW = (255, 212, 0)  # wrong
 RED = (255, 64, 48)  # an object without an anchor point
 _INK = {PURPLE: (255, 255, 255), GREEN: (0, 24, 8), YELLOW: (40, 28, 0)}  # readable text colours on each
 _EDGE = (16, 16, 20)  # dark line beside a coloured one, in case the image has the same colour
-_MIN_CANVAS_SIDE = (
-    640  # `paint_objects` enlarges smaller images, so that anchor points and letters can be distinguished
-)
+_MIN_CANVAS_SIDE = 640  # `paint_objects` enlarges smaller images: anchor points and letters must be distinguishable
 _JPEG_QUALITY = 92
 _MARK = b"painted by Mars"
 _MAX_STEM_BYTES = 200  # a file name may have 255; a number, the suffix and the marks of a draft are added
@@ -87,21 +84,30 @@ def paint(
     matched = match_for_painting(annotation, detections, min_iou, paint_conf)
     objects = [_to_pixels(box, canvas.size) for box in annotation.boxes.tolist()]
     found = [_to_pixels(box, canvas.size) for box in matched.detections.boxes.tolist()]
+    colours = [GREEN if is_right else YELLOW for is_right in matched.is_right.tolist()]
     draw, line = ImageDraw.Draw(canvas), _line_width(canvas)
     for box in objects:
         _outline(draw, box, PURPLE, 2 * line)  # twice the width: visible inside a green line that covers it
     # Higher scores are drawn last, so that they lie on top; the stable sort then puts right above wrong.
-    lowest_first = list(zip(found, matched.is_right.tolist(), strict=True))[::-1]
-    for box, is_right in sorted(lowest_first, key=lambda pair: pair[1]):
-        _outline(draw, box, GREEN if is_right else YELLOW, line)
-    labels = _labels_of(matched, found, objects, annotation.labels, class_names)
-    num_right = int(matched.is_right.sum())
+    lowest_first = list(zip(found, colours, strict=True))[::-1]
+    for box, colour in sorted(lowest_first, key=lambda pair: pair[1] == GREEN):
+        _outline(draw, box, colour, line)
+    scores, labels = matched.detections.scores.tolist(), matched.detections.labels.tolist()
+    box_labels = [
+        BoxLabel(f"{class_names[label]} {score:.2f}", f"{score:.2f}", box, colour, _INK[colour])
+        for box, label, score, colour in zip(found, labels, scores, colours, strict=True)
+    ]
+    missed = zip(objects, annotation.labels.tolist(), matched.is_found.tolist(), strict=True)
+    box_labels += [
+        BoxLabel(class_names[label], "", box, PURPLE, _INK[PURPLE]) for box, label, is_found in missed if not is_found
+    ]
+    num_right = colours.count(GREEN)
     entries = [
         (PURPLE, f"truth {len(objects)}"),
         (GREEN, f"right {num_right}"),
         (YELLOW, f"wrong {len(found) - num_right}"),
     ]
-    draw_with_legend(canvas, labels, entries, [*objects, *found])
+    draw_with_legend(canvas, box_labels, entries, [*objects, *found])
     return np.asarray(canvas)
 
 
@@ -148,12 +154,13 @@ def paint_detections(
     for box, label in reversed(list(zip(boxes, labels, strict=True))):  # the highest score on top
         _outline(draw, box, _EDGE, line + max(1, line // 2))
         _outline(draw, box, class_colour(label), line)
-    box_labels = []
-    for box, label, score in zip(boxes, labels, scores, strict=True):
-        name, colour = class_names[int(label)], class_colour(label)
-        box_labels.append(BoxLabel(f"{name} {score:.2f}", name, box, colour, _ink_on(colour)))
+    box_labels = [
+        BoxLabel(f"{class_names[label]} {score:.2f}", class_names[label], box, colour, _ink_on(colour))
+        for box, label, score in zip(boxes, labels, scores, strict=True)
+        for colour in [class_colour(label)]
+    ]
     counts = sorted(Counter(labels).items())
-    entries = [(class_colour(label), f"{class_names[int(label)]} {count}") for label, count in counts]
+    entries = [(class_colour(label), f"{class_names[label]} {count}") for label, count in counts]
     draw_with_legend(canvas, box_labels, entries, boxes)
     return np.asarray(canvas)
 
@@ -249,15 +256,12 @@ def file_names(image_ids: Iterable[str]) -> dict[str, str]:
     """image id -> the name of its JPEG: `id.jpg` without path separators. Names differ also if case is ignored."""
     names: dict[str, str] = {}
     taken: set[str] = set()
-    used: Counter[str] = Counter()  # how often a stem was used: counting from 1 each time would take quadratic time
+    used: Counter[str] = Counter()  # the last number behind a stem: counting from 1 each time would take quadratic time
     for image_id in image_ids:
-        stem = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", image_id).lstrip(".")[:120] or "image"
-        stem = stem.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
-        used[stem.casefold()] += 1
-        name = stem if used[stem.casefold()] == 1 else f"{stem}-{used[stem.casefold()]}"
+        name = stem = file_name_of(image_id.lstrip("."), 120, _MAX_STEM_BYTES) or "image"
         while name.casefold() in taken:
             used[stem.casefold()] += 1
-            name = f"{stem}-{used[stem.casefold()]}"
+            name = f"{stem}-{used[stem.casefold()] + 1}"
         taken.add(name.casefold())
         names[image_id] = f"{name}.jpg"
     return names
@@ -278,22 +282,3 @@ def _to_pixels(box: Sequence[float], size: tuple[int, int]) -> LabelRect:
     x0, y0 = (min(max(round(low), 0), limit - 1) for low, limit in zip(box[:2], size, strict=True))
     x1, y1 = (min(round(high), limit) for high, limit in zip(box[2:], size, strict=True))
     return LabelRect(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))
-
-
-def _labels_of(
-    matched: MatchedDetections,
-    found: Sequence[LabelRect],
-    objects: Sequence[LabelRect],
-    object_labels: np.ndarray,
-    class_names: Sequence[str],
-) -> list[BoxLabel]:
-    """Class and score of every detection, then the class of every missed object."""
-    labels = []
-    _, _, scores, classes = matched.detections
-    for box, score, label, is_right in zip(found, scores.tolist(), classes.tolist(), matched.is_right, strict=True):
-        colour = GREEN if is_right else YELLOW
-        labels.append(BoxLabel(f"{class_names[int(label)]} {score:.2f}", f"{score:.2f}", box, colour, _INK[colour]))
-    for box, label, is_found in zip(objects, object_labels, matched.is_found, strict=True):
-        if not is_found:
-            labels.append(BoxLabel(class_names[int(label)], "", box, PURPLE, _INK[PURPLE]))
-    return labels

@@ -45,6 +45,12 @@ def write_atomic(path: Path | str, content: bytes | str) -> Path:
     return Path(path)
 
 
+def file_name_of(text: str, max_letters: int, max_bytes: int) -> str:
+    """The text with `_` for characters that a file system forbids in names, cut to this length. Empty: ""."""
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", text)[:max_letters]
+    return name.encode()[:max_bytes].decode(errors="ignore")
+
+
 def copy_atomic(source: Path, target: Path) -> None:
     """Copy a file of any size atomically. Raises as `atomic_writer` does."""
     with open(source, "rb") as content, atomic_writer(target) as file:

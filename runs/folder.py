@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from config.compare import Differences, config_from_text, schedule_differences, 
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from model.unpickle import DamagedFile
-from ops.files import hard_link_or_rename, remove_stale_drafts, reporting_write_errors, write_atomic
+from ops.files import file_name_of, hard_link_or_rename, remove_stale_drafts, reporting_write_errors, write_atomic
 from ops.safe import find_nonfinite
 from ops.seal import is_intact
 from ops.text import shortened
@@ -57,8 +56,7 @@ class RunFolder:
 
     def eval_folder(self, split: str) -> Path:
         """The folder with metrics, detections, ground truth and pictures of one split. No two splits share a folder."""
-        name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", split).strip(". ")[:80]
-        name = name.encode()[:_LONGEST_SPLIT].decode(errors="ignore")
+        name = file_name_of(split.strip(". "), 80, _LONGEST_SPLIT)
         is_taken = name.lower() in (PICTURES, *EVAL_FILES)
         if name != split or not name or is_taken:
             name = f"{name}-{name_digest([split])}"
