@@ -25,7 +25,7 @@ from debug.tracer.bundle import FORMAT as BUNDLE_FORMAT
 from ops.random_states import random_states
 from ops.seal import sealed
 from runs.checkpoint import FORMAT
-from runs.origin import random_origin
+from runs.provenance import random_origin
 
 KEY = "backbone.l0.conv.weight"
 UNPACKED_MEGABYTES = 1800  # size of the compressed archive after unpacking

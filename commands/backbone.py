@@ -29,13 +29,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from model.weightsfile import read_weights
-    from runs.origin import file_origin, origin_text
+    from runs.provenance import file_origin, origin_text
     from runs.start import PRETRAINED, write_backbone
 
     source = Path(absolute(args.file))
-    phase = read_weights(source).phase or "unknown"  # write_backbone refuses a file without a backbone of Mars
+    weights = read_weights(source)
+    phase = weights.phase or "unknown"  # write_backbone refuses a file without a backbone of Mars
     target = Path(absolute(args.out or PRETRAINED / "backbone" / f"backbone_{phase}.pth"))
-    count = write_backbone(source, target)
+    count = write_backbone(weights, target)
     log.log(RESULT, "%s: %d tensors of the %s backbone of %s", target, count, phase, origin_text(file_origin(source)))
     log.log(RESULT, "to start from it: --set pretrainedBackboneUrl=file://%s", target)
     return 0

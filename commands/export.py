@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     from eval.export import export
     from eval.export_model import SUFFIXES, NmsSettings
     from runs.folder import RunFolder
-    from runs.origin import file_origin, origin_text_without_paths
+    from runs.provenance import file_origin, origin_text
 
     path = weights_of(mcfg, args.weights)
     if args.weights and not args.out and not path.is_relative_to(mcfg.run_dir):
@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     default = mcfg.run_dir / "export" / f"{mcfg.runName}{SUFFIXES[args.format]}"
     target = Path(absolute(args.out)) if args.out else default
     nms = NmsSettings(mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections) if args.nms else None
-    origin = origin_text_without_paths(file_origin(path))
+    origin = origin_text(file_origin(path), with_paths=False)
     report = export(model, args.format, target, tuple(mcfg.classList or ()), mcfg.inputShape, nms, origin)
     log.log(RESULT, "%s", report)
     return 0

@@ -15,7 +15,7 @@ from model.pretrained import load_weights
 from model.weightsfile import WeightsFile, read_weights
 from ops.device import pick_device, use_all_cores
 from runs.folder import RunFolder
-from runs.identity import data_differences, data_identity
+from runs.provenance import data_differences, data_identity
 
 log = logging.getLogger("mars")
 

@@ -23,7 +23,7 @@ from ops.files import atomic_writer
 from ops.precision import DTYPES
 from ops.random_states import are_random_states
 from ops.seal import has_seal, sealed
-from runs.origin import checked_origin, origin_from_text
+from runs.provenance import checked_origin, origin_from_text
 
 FORMAT = "mars-checkpoint-2"
 FIRST_FORMAT = "mars-checkpoint-1"  # no checksum, no gradient scaler, no position inside an epoch; only read
@@ -58,7 +58,9 @@ def load_checkpoint(path: Path) -> FileParts:
     advice = "use the version of Mars that wrote it, or train under another --name, or start again with --nobuf"
     parts = read_sealed(path, (FORMAT, FIRST_FORMAT), "a checkpoint", advice)
     if parts["format"] == FIRST_FORMAT:
-        parts = FileParts(path, _from_first_format(parts))
+        origin = origin_from_text(parts["weights_origin"])
+        new_parts = {"scaler": {}, "precision": "float32", "progress": None, "gradients": None, "pending": 0}
+        parts = FileParts(path, {**new_parts, **parts, "format": FORMAT, "weights_origin": origin})
     check_parts(parts, {**METADATA, **STATE})
     return parts
 
@@ -67,12 +69,6 @@ def weights_content(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The content of `best.pth`: the weights to evaluate (the EMA if the run has one) and the metadata."""
     model = checkpoint["model"] if checkpoint["ema"] is None else checkpoint["ema"]
     return {"model": model, **{name: checkpoint[name] for name in METADATA}}
-
-
-def _from_first_format(content: dict[str, Any]) -> dict[str, Any]:
-    origin = origin_from_text(content["weights_origin"])
-    new_parts = {"scaler": {}, "precision": "float32", "progress": None, "gradients": None, "pending": 0}
-    return {**new_parts, **content, "format": FORMAT, "weights_origin": origin}
 
 
 # Files with a checksum

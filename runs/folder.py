@@ -19,8 +19,8 @@ from ops.safe import find_nonfinite
 from ops.seal import is_intact
 from ops.text import shortened
 from runs.checkpoint import FileParts, load_checkpoint, save_checkpoint, weights_content
-from runs.identity import data_differences, label_changes, name_digest
 from runs.lock import LOCK_NAME
+from runs.provenance import data_differences, label_changes, name_digest
 
 log = logging.getLogger("mars")
 
@@ -84,10 +84,8 @@ class RunFolder:
 
     def _split_in_eval(self) -> str | None:
         """The split whose results are in `eval` itself; None if there are no readable results."""
-        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            split = json.loads((self.eval / METRICS).read_bytes())["split"]
-            return split if isinstance(split, str) and printable(split) is None else None
-        return None
+        split = _read_json(self.eval / METRICS).get("split")
+        return split if isinstance(split, str) and printable(split) is None else None
 
     def check_is_run_folder(self) -> None:
         """Raise `UserError` if the folder contains files, but none that identifies it as the folder of a run.
@@ -96,7 +94,8 @@ class RunFolder:
         """
         names = sorted(os.listdir(self.path)) if self.path.is_dir() else []
         foreign = [name for name in names if not name.startswith(".") and name not in _RUN_FILES]
-        if LOCK_NAME in names or self.log.exists() or _is_config(self.config):
+        is_config = _read_json(self.config).keys() >= {"cfgname", "runName"}  # other programs also write a config.json
+        if LOCK_NAME in names or self.log.exists() or is_config:
             return
         if self.config.exists():
             foreign.append(self.config.name)
@@ -215,7 +214,9 @@ class RunFolder:
                 continue
             if path == self.previous:
                 fault = faults[0] if faults else f"{self.last}: is missing"
-                log.warning("%s; resuming from %s", fault, _place_of(path, checkpoint))
+                progress = checkpoint["progress"]
+                batches = f" and {progress['batches']} batches" if progress else ""
+                log.warning("%s; resuming from %s, after %d epochs%s", fault, path.name, checkpoint["epoch"], batches)
             return checkpoint
         if faults:
             raise UserError(f"{'; '.join(faults)}; no intact checkpoint is left; start again with --nobuf")
@@ -244,8 +245,11 @@ class RunFolder:
                 fault = "is of an earlier epoch"
             except DamagedFile:
                 fault = "is damaged"
-        for source in (checkpoint, self._previous_or_none()):
-            if source is not None and source["progress"] is None and source["epoch"] == epoch:
+        sources = [checkpoint]
+        with suppress(UserError):  # the other checkpoint may be damaged, too
+            sources += [load_checkpoint(self.previous)] if self.previous.exists() else []
+        for source in sources:
+            if source["progress"] is None and source["epoch"] == epoch:
                 save_checkpoint(self.best, weights_content(dict(source)))
                 log.warning("%s: %s; written again from the checkpoint of epoch %d", self.best, fault, epoch)
                 return True
@@ -255,25 +259,13 @@ class RunFolder:
         )  # fmt: skip
         return False
 
-    def _previous_or_none(self) -> dict[str, Any] | None:
-        try:
-            return load_checkpoint(self.previous) if self.previous.exists() else None
-        except UserError:
-            return None
 
-
-def _place_of(path: Path, checkpoint: Mapping[str, Any]) -> str:
-    progress = checkpoint["progress"]
-    batches = f" and {progress['batches']} batches" if progress else ""
-    return f"{path.name}, after {checkpoint['epoch']} epochs{batches}"
-
-
-def _is_config(path: Path) -> bool:
-    """Did a run write this config.json? False for other files of that name."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one if the file is missing or has other content."""
     with suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_bytes())
-        return isinstance(content, dict) and {"cfgname", "runName"} <= content.keys()
-    return False
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _differences_text(differences: Differences) -> str:

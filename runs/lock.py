@@ -65,19 +65,15 @@ class RunLock:
         held.num_users -= 1
         if held.num_users == 0:
             del _open_locks[self._key]
-            if self._created:
-                self._remove_unused(held.file)
+            path = self.folder / LOCK_NAME
+            # A process that just opened the lock file sees that it is gone and makes a new one.
+            if self._created and _is_at(held.file, path) and os.listdir(self.folder) == [LOCK_NAME]:
+                with contextlib.suppress(OSError):  # an empty folder that remains does no harm
+                    path.unlink()
+                    for folder in self._created:
+                        folder.rmdir()
             os.close(held.file)  # the lock file stays for the next run, unless it was just removed
         self._key = None
-
-    def _remove_unused(self, file: int) -> None:
-        """Remove created folders. A process that just opened the lock file sees that it is gone and makes a new one."""
-        is_unused = _is_at(file, self.folder / LOCK_NAME) and os.listdir(self.folder) == [LOCK_NAME]
-        with contextlib.suppress(OSError):  # an empty folder that remains does no harm
-            if is_unused:
-                (self.folder / LOCK_NAME).unlink()
-                for folder in self._created:
-                    folder.rmdir()
 
     def hold(self) -> None:
         """Lock the folder that is at this path now. Create it if there is none."""
@@ -115,8 +111,12 @@ def _locked_file(folder: Path) -> int:
         try:
             _lock(file, folder)
             if _is_at(file, path):  # otherwise the folder was renamed between opening and locking: try again
+                # For people and for the error message of other runs. The lock itself is in the system.
+                since = time.strftime("%Y-%m-%d %H:%M:%S")
+                holder = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
                 with reporting_write_errors(path):
-                    _write_holder(file)
+                    os.ftruncate(file, 0)
+                    os.pwrite(file, f"{holder}\n".encode(), 0)
                 return file
         except BaseException:
             os.close(file)
@@ -129,13 +129,14 @@ def _lock(file: int, folder: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(
-                f"{folder}: another run uses this folder{_holder_text(file)}; wait for it, stop it, or use --name"
-            ) from error
-        log.warning(
-            "%s: the folder cannot be locked (%s); make sure that no second run uses it", folder, error.strerror
-        )
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            log.warning(
+                "%s: the folder cannot be locked (%s); make sure that no second run uses it", folder, error.strerror
+            )
+            return
+        raise UserError(
+            f"{folder}: another run uses this folder{_holder_text(file)}; wait for it, stop it, or use --name"
+        ) from error
 
 
 def _is_at(file: int, path: Path) -> bool:
@@ -143,14 +144,6 @@ def _is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _write_holder(file: int) -> None:
-    """Write who has the lock, for people and for the error message of other runs. The lock itself is in the system."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    text = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{text}\n".encode(), 0)
 
 
 def _holder_text(file: int) -> str:

@@ -4,6 +4,7 @@ import collections
 import io
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from interop.ultralytics import fetch_official
 from model.weightsfile import WeightsFile, read_weights
 from ops.files import write_atomic
 from runs.folder import RunFolder
-from runs.origin import Origin, file_origin
+from runs.provenance import file_origin
 
 log = logging.getLogger("mars")
 
@@ -44,7 +45,11 @@ def starting_weights(mcfg: ModelConfig) -> StartingWeights | None:
     if mcfg.checkpointModelFile is not None:
         return StartingWeights(weights_at(Path(mcfg.checkpointModelFile)))
     if mcfg.pretrainedBackboneUrl is not None:
-        return StartingWeights(_backbone_file(mcfg.pretrainedBackboneUrl), backbone_only=True)
+        path = Path(mcfg.pretrainedBackboneUrl.removeprefix(FILE_SCHEME))
+        if not path.is_file():
+            command = f"python mars.py backbone FILE.pt --out {path}"
+            raise UserError(f"{path}: no such backbone file; make it from official weights with: {command}")
+        return StartingWeights(path, backbone_only=True)
     return None
 
 
@@ -54,14 +59,6 @@ def weights_at(place: Path) -> Path:
         return place
     folder = RunFolder(place)
     return folder.best if folder.best.exists() or not folder.last.exists() else folder.last
-
-
-def _backbone_file(address: str) -> Path:
-    path = Path(address.removeprefix(FILE_SCHEME))
-    if not path.is_file():
-        command = f"python mars.py backbone FILE.pt --out {path}"
-        raise UserError(f"{path}: no such backbone file; make it from official weights with: {command}")
-    return path
 
 
 def with_head_width(mcfg: ModelConfig, start: WeightsFile | None, saved: Mapping[str, Any] | None) -> ModelConfig:
@@ -91,19 +88,26 @@ def with_pixel_max(mcfg: ModelConfig, saved: Mapping[str, Any] | None) -> ModelC
     return mcfg.with_values(pixelMax=value) if value != mcfg.pixelMax else mcfg
 
 
-def write_backbone(source: Path, target: Path) -> int:
+def write_backbone(source: WeightsFile, target: Path) -> int:
     """Write the backbone of the weights in `source`, in float32, with names such as `backbone.l0.conv.weight`.
 
     Returns the number of tensors. The origin of the weights is written to the metadata of the state dict, so other
     programs still read a plain state dict. Raises `UserError` if `source` has no YOLOv8 backbone, or if `target` is
     another file.
     """
-    tensors = read_weights(source).backbone()
+    tensors = source.backbone()
     if tensors is None:
-        raise UserError(f"{source}: has no backbone of a YOLOv8; use the weights of a whole YOLOv8 network")
-    origin = file_origin(source)
-    if target.exists() and not _is_made_of(target, origin):
-        raise UserError(f"{target}: exists already and was not made from these weights; remove it, or use --out FILE")
+        raise UserError(f"{source.path}: has no backbone of a YOLOv8; use the weights of a whole YOLOv8 network")
+    origin = file_origin(source.path)
+    if target.exists():
+        is_same = False
+        with suppress(UserError):  # a file of another kind
+            is_backbone = read_weights(target).is_backbone  # not a checkpoint that was trained from these weights
+            is_same = is_backbone and (file_origin(target)["from"] or {}).get("sha256") == origin["sha256"]
+        if not is_same:
+            raise UserError(
+                f"{target}: exists already and was not made from these weights; remove it, or use --out FILE"
+            )
     state = collections.OrderedDict(
         (key, value.float().contiguous() if value.is_floating_point() else value) for key, value in tensors.items()
     )
@@ -112,12 +116,3 @@ def write_backbone(source: Path, target: Path) -> int:
     torch.save(state, content)
     write_atomic(target, content.getvalue())
     return len(state)
-
-
-def _is_made_of(file: Path, origin: Origin) -> bool:
-    """Was this backbone file written from the weights of this origin?"""
-    try:
-        read_weights(file)
-    except UserError:  # a file of another kind
-        return False
-    return (file_origin(file)["from"] or {}).get("sha256") == origin["sha256"]

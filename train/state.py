@@ -14,8 +14,7 @@ from ops.precision import dtype_name, resumed_precision
 from ops.random_states import random_states, restore_random_states
 from runs.checkpoint import FileParts
 from runs.folder import RunFolder
-from runs.identity import identity_of
-from runs.origin import code_commit, file_origin, origin_text, random_origin
+from runs.provenance import code_commit, file_origin, identity_of, origin_text, random_origin
 from train.ema import ModelEMA, ramp_for
 from train.guard import Guard
 from train.monitor import Monitor

@@ -12,7 +12,7 @@ from model.pretrained import LoadReport
 from model.weightsfile import read_weights
 from ops.text import counted, shown
 from runs.folder import RunFolder
-from runs.identity import identity_of
+from runs.provenance import identity_of
 from train.setup import TrainingSetup
 
 _NEARLY_ALL = 0.9  # of the network's numbers; below it, loaded weights deserve a look

@@ -21,7 +21,7 @@ from model.picklescan import Refused, check_pickle
 from model.unpickle import StandIn, module_tensors, read_untrusted
 from model.weightsfile import read_weights
 from runs.checkpoint import load_checkpoint
-from runs.origin import file_origin
+from runs.provenance import file_origin
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 400  # MB above what the imports take, for files of up to 3 MB
@@ -33,7 +33,7 @@ import resource, sys
 from pathlib import Path
 from model.weightsfile import read_weights
 from runs.checkpoint import load_checkpoint
-from runs.origin import file_origin
+from runs.provenance import file_origin
 from config.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))

@@ -11,7 +11,7 @@ from model import YoloModel
 from model.pretrained import load_weights
 from model.weightsfile import read_weights
 from runs import start
-from runs.origin import file_origin
+from runs.provenance import file_origin
 from runs.start import StartingWeights, starting_weights, with_head_width, with_pixel_max, write_backbone
 
 
@@ -73,7 +73,7 @@ def test_a_backbone_file_is_a_state_dict_that_knows_where_it_is_from(tmp_path):
         if key.startswith("backbone")
     }
     torch.save(official, tmp_path / "official.pt")
-    count = write_backbone(tmp_path / "official.pt", tmp_path / "sub" / "b.pth")
+    count = write_backbone(read_weights(tmp_path / "official.pt"), tmp_path / "sub" / "b.pth")
     state = torch.load(tmp_path / "sub" / "b.pth", weights_only=True)
     model = YoloModel("nano", 3)
     assert count == len(state) == len(model.backbone.state_dict())
@@ -90,15 +90,23 @@ def test_a_backbone_file_is_a_state_dict_that_knows_where_it_is_from(tmp_path):
 def test_a_backbone_file_of_other_weights_is_not_overwritten(tmp_path):
     for name in ("a", "b"):
         saved(tmp_path / f"{name}.pth", "nano", 3)
-    write_backbone(tmp_path / "a.pth", tmp_path / "backbone.pth")
-    write_backbone(tmp_path / "a.pth", tmp_path / "backbone.pth")  # once more is no harm
+    write_backbone(read_weights(tmp_path / "a.pth"), tmp_path / "backbone.pth")
+    write_backbone(read_weights(tmp_path / "a.pth"), tmp_path / "backbone.pth")  # once more is no harm
     before = (tmp_path / "backbone.pth").read_bytes()
     (tmp_path / "text.pth").write_text("mine")
     with pytest.raises(UserError, match=r"text\.pth: exists already"):
-        write_backbone(tmp_path / "a.pth", tmp_path / "text.pth")
+        write_backbone(read_weights(tmp_path / "a.pth"), tmp_path / "text.pth")
     with pytest.raises(UserError, match=r"backbone\.pth: exists already and was not made from these.*--out"):
-        write_backbone(tmp_path / "b.pth", tmp_path / "backbone.pth")
+        write_backbone(read_weights(tmp_path / "b.pth"), tmp_path / "backbone.pth")
     assert (tmp_path / "backbone.pth").read_bytes() == before
+
+
+def test_a_checkpoint_that_was_trained_from_these_weights_is_not_overwritten(tmp_path):
+    source = saved(tmp_path / "a.pth", "nano", 3)
+    content = {"model": YoloModel("nano", 3).state_dict(), "weights_origin": file_origin(source)}
+    torch.save(content, tmp_path / "best.pth")
+    with pytest.raises(UserError, match=r"best\.pth: exists already and was not made from these"):
+        write_backbone(read_weights(source), tmp_path / "best.pth")
 
 
 @pytest.mark.parametrize("what", ["nothing of it", "one tensor less", "a different shape", "one tensor more"])
@@ -114,7 +122,7 @@ def test_weights_without_the_whole_backbone(tmp_path, what):
         state["backbone.l9.extra"] = torch.zeros(1)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth: has no backbone of a YOLOv8"):
-        write_backbone(tmp_path / "w.pth", tmp_path / "b.pth")
+        write_backbone(read_weights(tmp_path / "w.pth"), tmp_path / "b.pth")
     assert not (tmp_path / "b.pth").exists()
 
 

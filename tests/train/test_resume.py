@@ -14,7 +14,7 @@ from eval.predictor import Predictor
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.folder import RunFolder
 from runs.interrupt import Interrupted
-from runs.origin import random_origin
+from runs.provenance import random_origin
 from train.step import Stepper
 from train.trainer import Trainer
 

@@ -20,7 +20,7 @@ from config.errors import UserError
 from dl.check import check_data
 from dl.formats.discover import as_overrides, locate
 from dl.loader import build_loader
-from runs.identity import data_identity
+from runs.provenance import data_identity
 
 ALL = ("train", "validation", "test")
 COPIES = {
