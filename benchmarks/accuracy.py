@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from benchmarks.ultralytics_baseline import load_checked_data
 from eval.metrics import ApResult, coco_ap
 from eval.results import read_results
-from ops.precision import DTYPES
+from ops.device import DTYPES
 from ops.text import align_columns
 from runs.folder import DETECTIONS, RunFolder
 

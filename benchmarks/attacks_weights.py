@@ -22,8 +22,8 @@ from torch import nn
 from benchmarks.attacks_images import Builder
 from config.mconfig import ModelConfig
 from debug.tracer.bundle import FORMAT as BUNDLE_FORMAT
+from ops.files import sealed
 from ops.random_states import random_states
-from ops.seal import sealed
 from runs.checkpoint import FORMAT
 from runs.provenance import random_origin
 

@@ -18,8 +18,7 @@ from benchmarks.noise import noise_batch
 from config.training import MODERN_DISTILLING
 from model import YoloModel
 from ops.batch import Batch
-from ops.device import pick_device
-from ops.precision import DTYPES, dtype_name
+from ops.device import DTYPES, dtype_name, pick_device
 from train.distilloss import DistillationLoss, DistilWeights
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective, DistillationObjective, Objective

@@ -25,7 +25,7 @@ import train.opt
 from benchmarks.noise import noise_batch
 from model import YoloModel
 from ops.batch import Batch
-from ops.precision import autocast
+from ops.device import autocast
 from train.deferred import DeferredGuard
 from train.effect import Effect
 from train.ema import ModelEMA

@@ -20,8 +20,8 @@ from typing import Any
 from commands.methods import Plan
 from commands.study import Study
 from config.load import parse_settings
+from ops.device import DTYPES
 from ops.log import end_log, start_log
-from ops.precision import DTYPES
 from ops.text import align_columns
 
 SEARCH_SEED = 100

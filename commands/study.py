@@ -29,9 +29,8 @@ from eval.increments import (
 )
 from eval.plots import plot_base_novel
 from eval.results import read_results
-from ops.files import write_atomic
+from ops.files import file_digest, write_atomic
 from ops.log import close_log_files
-from ops.seal import file_digest
 from runs.folder import DETECTIONS, METRICS, RunFolder
 from runs.start import weights_at
 

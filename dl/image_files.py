@@ -15,8 +15,7 @@ from config.errors import UserError, reading
 from dl.files import DataError, read_text
 from dl.formats.source import DataSource
 from dl.images import ImageInfo
-from ops.files import write_atomic
-from ops.seal import file_digest
+from ops.files import file_digest, write_atomic
 from ops.text import counted, shown
 
 _VERSION = 2  # 2: with the largest value, further frames and a digest of the file

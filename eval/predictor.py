@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from config.mconfig import ModelConfig
 from ops.anchors import anchors_of, decode_boxes, flatten_maps
 from ops.batch import Batch, Letterbox, network_input
+from ops.device import autocast
 from ops.nms import select_detections
-from ops.precision import autocast
 
 ASSIGNMENT_SELECTION = {"score_threshold": 0.2, "iou_threshold": 0.4, "max_detections": 50, "class_agnostic": True}
 

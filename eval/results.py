@@ -22,8 +22,7 @@ from config.load import absolute
 from dl.annotations import Annotation
 from dl.files import excerpt, read_json
 from eval.predictor import Detections
-from ops.files import atomic_writer
-from ops.seal import file_digest
+from ops.files import atomic_writer, file_digest
 
 # This description marks the files that Mars wrote; do not change it.
 _DESCRIPTION = "images and categories of the detections beside it; category_id is the label + 1"

@@ -26,8 +26,7 @@ from model.base.head import OFFICIAL_CLASSES
 from model.base.yolomodel import YoloModel
 from model.weightsfile import their_key
 from ops.boxes import cxcywh_to_xyxy
-from ops.files import make_folder, reporting_write_errors, write_atomic
-from ops.seal import file_digest
+from ops.files import file_digest, make_folder, reporting_write_errors, write_atomic
 
 LICENCE = "AGPL-3.0 (https://ultralytics.com/license)"  # of files that contain Ultralytics classes
 ASSETS = "https://github.com/ultralytics/assets/releases"

@@ -21,7 +21,7 @@ from torch import Tensor
 from config.errors import UserError, reading
 from model.archive import Archive, open_archive
 from model.picklescan import LARGEST_KEY, MOST_ARGUMENTS, Damaged, Refused, check_pickle
-from ops.seal import is_intact
+from ops.files import is_intact
 from ops.text import shortened
 
 # Elements that a tensor may have although its storage has fewer: `expand` creates such tensors.
@@ -252,7 +252,7 @@ def read_untrusted(path: Path, is_plain: bool = False) -> Any:
 
     `is_plain`: for files that only Mars writes; every object that is not a tensor or plain container is an error.
     Tensors are on the CPU and need no gradient; tensors that shared a storage still share it. Raises `DamagedFile` if
-    the file has a checksum of Mars (`ops.seal`) that does not match. Raises `UserError`, with the name of the file, if
+    the file has a checksum of Mars (`ops.files`) that does not match. Raises `UserError`, with the name of the file, if
     the file asks for anything else, is damaged, or is no file of `torch.save`.
     """
     with reading(path, "weights"):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ops.precision import without_autocast
+from ops.device import without_autocast
 
 INSIDE_MARGIN = 1e-9  # pixels; an anchor point on the border of a box is outside, as in Ultralytics
 STRIDES = (8, 16, 32)  # width and height of a cell of each map, in pixels of the network input

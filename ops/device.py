@@ -1,10 +1,29 @@
-"""The device that a run computes on, and the number of processor cores."""
+"""What a network computes on and in: the device, its processor cores, and the floating-point type (precision)."""
 
+import copy
 import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from config.errors import UserError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+_SECONDS_PER_TYPE = 0.8  # of timing; two types and their slower first passes take about two seconds
+_IMAGES = {"cpu": 4, "cuda": 16}  # images per pass; four do not load a GPU fully
+_MAX_TIME_RATIO = 0.95  # a half precision that saves less than 5 % of the time is not worth its rounding
+
+
+class Precision(NamedTuple):
+    """The type that the network computes in, the reason, and the time of a forward and backward pass per image."""
+
+    dtype: torch.dtype
+    why: str  # for the log
+    seconds: float | None  # per image; None when nothing was timed
 
 
 def pick_device(name: str = "auto", allow_cuda: bool = True) -> torch.device:
@@ -43,3 +62,95 @@ def use_all_cores() -> None:
     """Let torch compute on all usable cores (its default may be half of them), unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(usable_cores())
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Within the block, convolutions and matrix products compute in `dtype`. For float32 the block changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within the block nothing is cast to half precision, even inside an `autocast` block. No cost outside of one."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Does oneDNN compute in bfloat16 on this processor? False for builds without oneDNN, as on Apple processors."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def half_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """The half-precision types of the device, the better one first; empty when it has none."""
+    # bfloat16 comes first: it has the range of float32, so nothing overflows. float16 needs a gradient scaler, which
+    # Mars uses on CUDA only. A CPU may emulate bfloat16 slowly; `pick_precision` finds that out by timing.
+    if device.type == "cuda":
+        is_ampere = torch.cuda.get_device_capability(device) >= (8, 0)  # or later: it has bfloat16
+        return (torch.bfloat16, torch.float16) if is_ampere else (torch.float16,)
+    return (torch.bfloat16,) if cpu_has_bfloat16() else ()
+
+
+def pick_precision(
+    name: str, device: torch.device, model: nn.Module, input_shape: tuple[int, int], must_time: bool = False
+) -> Precision:
+    """The type that `name` (auto, bfloat16, float16 or float32) stands for on this device.
+
+    `auto` times the device's best half precision and float32 on a copy of `model` (forward and backward pass at
+    `input_shape`, height and width) for about two seconds, and takes the faster one. `must_time`: time the type even
+    when there is no choice. Raises `UserError` for float16 without CUDA, and for bfloat16 on a device without it.
+    """
+    if name == "float16" and device.type != "cuda":
+        raise UserError(f"precision=float16: needs a CUDA GPU, but this run is on {device.type}; use bfloat16 or auto")
+    halves = half_dtypes(device)[:1]
+    if name == "bfloat16" and torch.bfloat16 not in half_dtypes(device):
+        raise UserError(f"precision=bfloat16: {device} does not support it; use auto or float32")
+    if name != "auto":
+        candidates, why = (DTYPES[name],), "as set"
+    elif not halves:
+        candidates, why = (torch.float32,), "this processor has no bfloat16"
+    else:
+        candidates, why = (torch.float32, *halves), ""
+    if len(candidates) == 1 and not must_time:
+        return Precision(candidates[0], f"precision: {dtype_name(candidates[0])}, {why}", None)
+    seconds = {dtype: _time_step(model, device, input_shape, dtype) for dtype in candidates}
+    # With one candidate, first and last are the same and it is chosen.
+    chosen = candidates[-1] if seconds[candidates[-1]] < _MAX_TIME_RATIO * seconds[candidates[0]] else candidates[0]
+    timings = ", ".join(f"{dtype_name(dtype)} {1000 * value:.1f} ms" for dtype, value in seconds.items())
+    why = f"{why}; " if why else ""
+    why = f"precision: {dtype_name(chosen)} ({why}forward and backward pass per image: {timings})"
+    return Precision(chosen, why, seconds[chosen])
+
+
+def resumed_precision(name: str, device: torch.device) -> Precision:
+    """The type of a resumed run: the type it started with, or float32 when this device does not support that type."""
+    if name == "float32" or DTYPES[name] in half_dtypes(device):
+        return Precision(DTYPES[name], f"precision: {name}, as before", None)
+    return Precision(torch.float32, f"precision: float32; this run started in {name}, which {device} lacks", None)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type as in the config and in checkpoints: "float32", not "torch.float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _time_step(model: nn.Module, device: torch.device, input_shape: tuple[int, int], dtype: torch.dtype) -> float:
+    """Seconds per image of the fastest forward and backward pass. Model and random states do not change."""
+    # A copy, because a pass in train mode updates the batch norm statistics; a generator of its own for the images.
+    model = copy.deepcopy(model).train()
+    generator = torch.Generator().manual_seed(0)
+    count = _IMAGES[device.type]
+    images = torch.rand(count, 3, *input_shape, generator=generator).to(device, memory_format=torch.channels_last)
+    best, end = float("inf"), float("inf")
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        with autocast(device, dtype):
+            raw_maps = model(images)
+        torch.stack([raw.float().square().mean() for raw in raw_maps]).sum().backward()
+        if device.type == "cuda":  # kernels run asynchronously: wait for them before the clock is read
+            torch.cuda.synchronize(device)
+        if end == float("inf"):  # the first pass also selects kernels and allocates memory: not counted
+            end = time.perf_counter() + _SECONDS_PER_TYPE
+        else:
+            best = min(best, time.perf_counter() - started)
+    return min(best, _SECONDS_PER_TYPE) / count

@@ -11,7 +11,9 @@ _CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u206
 
 def display_width(text: str) -> int:
     """Columns that the text takes on a terminal: 2 for Chinese and other wide characters, 0 for combining marks."""
-    return sum(_columns(char) for char in text)
+    combining, wide = ("Mn", "Me", "Cf"), "WF"
+    visible = (char for char in text if unicodedata.category(char) not in combining)
+    return sum(2 if unicodedata.east_asian_width(char) in wide else 1 for char in visible)
 
 
 def escaped(text: str) -> str:
@@ -55,15 +57,11 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join(_pad(cell, widths[i], i > 0) for i, cell in enumerate(row)) for row in rows]
-
-
-def _columns(char: str) -> int:
-    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def _pad(cell: str, width: int, is_right: bool) -> str:
-    space = " " * (width - display_width(cell))
-    return space + cell if is_right else cell + space
+    lines = []
+    for row in rows:
+        cells = []
+        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - display_width(cell))  # not str.ljust: a wide character takes two columns
+            cells.append(space + cell if number else cell + space)
+        lines.append("  ".join(cells))
+    return lines

@@ -19,10 +19,9 @@ from torch import Tensor
 from config.compare import config_from_text
 from config.errors import UserError, reading
 from model.unpickle import DamagedFile, read_untrusted, reading_untrusted
-from ops.files import atomic_writer
-from ops.precision import DTYPES
+from ops.device import DTYPES
+from ops.files import atomic_writer, has_seal, sealed
 from ops.random_states import are_random_states
-from ops.seal import has_seal, sealed
 from runs.provenance import checked_origin, origin_from_text
 
 FORMAT = "mars-checkpoint-2"

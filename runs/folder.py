@@ -14,9 +14,15 @@ from config.compare import Differences, config_from_text, schedule_differences, 
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from model.unpickle import DamagedFile
-from ops.files import file_name_of, hard_link_or_rename, remove_stale_drafts, reporting_write_errors, write_atomic
+from ops.files import (
+    file_name_of,
+    hard_link_or_rename,
+    is_intact,
+    remove_stale_drafts,
+    reporting_write_errors,
+    write_atomic,
+)
 from ops.safe import find_nonfinite
-from ops.seal import is_intact
 from ops.text import shortened
 from runs.checkpoint import FileParts, load_checkpoint, save_checkpoint, weights_content
 from runs.lock import LOCK_NAME

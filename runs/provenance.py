@@ -20,7 +20,7 @@ from dl.splits import find_split
 from model.archive import open_archive
 from model.picklescan import Refused
 from model.unpickle import StandIn, read_untrusted, reading_untrusted
-from ops.seal import file_digest
+from ops.files import file_digest
 from ops.text import shown
 
 Origin = dict[str, Any]  # keys path, sha256, licence, and from: the origin of that file; None: unknown

@@ -91,11 +91,11 @@ def _fixed_step_times(pytestconfig: pytest.Config) -> None:
     """
     import torch
 
-    import ops.precision
+    import ops.device
 
     if reported := pytestconfig.getoption("--bfloat16"):
-        ops.precision.cpu_has_bfloat16 = lambda: reported == "present"
-    ops.precision._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
+        ops.device.cpu_has_bfloat16 = lambda: reported == "present"
+    ops.device._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
 
 
 @pytest.fixture(scope="module")

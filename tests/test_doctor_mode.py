@@ -10,7 +10,7 @@ from PIL import Image
 import mars
 from config.errors import UserError
 from model import YoloModel
-from ops.seal import file_digest
+from ops.files import file_digest
 
 pytestmark = pytest.mark.usefixtures("narrow_nano")
 CFGNAME = "voc.nano.batch@4.size@64.workers@0.epochs@100"

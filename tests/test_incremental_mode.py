@@ -19,7 +19,7 @@ from config.load import load_config, parse_settings
 from dl.label_selection import splits_to_train
 from eval.predictor import Detections
 from eval.results import write_results
-from ops.seal import file_digest
+from ops.files import file_digest
 from runs.checkpoint import load_checkpoint
 from train.trainer import Trainer
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ops.anchors import anchors_of, full_precision, points_inside
 from ops.batch import Batch
-from ops.precision import without_autocast
+from ops.device import without_autocast
 from ops.probe import probe
 from ops.safe import binary_kl, kl, log_probabilities, safe_divide, total_of
 from train.loss import DetectionLoss, LossResult

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ops.anchors import STRIDES, anchors_of, boxes_to_distances, distances_to_boxes, expected_distances, flatten_maps
 from ops.batch import Batch
 from ops.boxes import ciou
-from ops.precision import without_autocast
+from ops.device import without_autocast
 from ops.probe import probe
 from ops.safe import total_of
 from train.tal import TaskAlignedAssigner

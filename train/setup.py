@@ -21,8 +21,7 @@ from model import YoloModel, build_model
 from model.pretrained import LoadReport, load_weights
 from model.weightsfile import read_weights
 from ops.batch import Batch
-from ops.device import pick_device, use_all_cores
-from ops.precision import Precision, pick_precision
+from ops.device import Precision, pick_device, pick_precision, use_all_cores
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
 from train.distilloss import DistillationLoss, DistilWeights

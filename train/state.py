@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from config.errors import UserError, reading
-from ops.precision import dtype_name, resumed_precision
+from ops.device import dtype_name, resumed_precision
 from ops.random_states import random_states, restore_random_states
 from runs.checkpoint import FileParts
 from runs.folder import RunFolder

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from config.errors import UserError
 from ops.batch import Batch, network_input
-from ops.precision import autocast
+from ops.device import autocast
 from ops.safe import total_of
 from train.ema import ModelEMA
 from train.guard import BadStep, Guard, StepRecord, StepState, flag_of, over_all_ranks

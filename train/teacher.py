@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model import YoloModel
 from model.base.yolomodel import fused
-from ops.precision import autocast
+from ops.device import autocast
 from train.distilloss import ModelOutputs
 
 _NEVER = -20.0  # logit of the classes that the teacher was not trained on: a score of 2e-9

@@ -14,7 +14,7 @@ from eval.evaluator import Evaluator
 from model import YoloModel
 from model.pretrained import load_weights
 from model.weightsfile import WeightsFile, read_weights
-from ops.seal import file_digest
+from ops.files import file_digest
 from runs.start import weights_at
 from train.teacher import Teacher, TeacherClasses
 

@@ -18,7 +18,7 @@ from eval.label_layout import drawable_names
 from eval.painter import RED, MarkedObject, class_colour, contact_sheet, paint_objects, write_jpeg
 from ops.anchors import anchors_of
 from ops.batch import Batch, network_input
-from ops.precision import autocast
+from ops.device import autocast
 from ops.text import counted, shown
 from train.setup import TrainingSetup
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from debug.assignment import assign_points
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from ops.batch import Batch, network_input
-from ops.precision import autocast
+from ops.device import autocast
 from ops.probe import listening
 from ops.text import counted, shown
 from train.opt import build_optimizer

@@ -11,7 +11,7 @@ from debug.doctor.data_check import select_images
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.image_cache import available_memory
 from ops.batch import Batch, network_input
-from ops.precision import autocast
+from ops.device import autocast
 from ops.text import size_text
 from train.objective import DistillationObjective
 from train.setup import TrainingSetup

@@ -19,8 +19,7 @@ from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
 from model import YoloModel
 from ops.batch import Batch
-from ops.device import pick_device
-from ops.precision import DTYPES, dtype_name
+from ops.device import DTYPES, dtype_name, pick_device
 from ops.random_states import are_random_states, random_states
 from runs import checkpoint
 from runs.checkpoint import check_parts, read_sealed, write_sealed

@@ -17,7 +17,7 @@ from debug.tracer.findings import BadInput, GrowthTable
 from debug.tracer.operations import replace_nonfinite, rows_with
 from debug.tracer.recorder import ModuleStack, Recorder
 from ops.batch import Batch, network_input
-from ops.precision import autocast
+from ops.device import autocast
 from ops.random_states import random_states, restore_random_states
 from train.objective import DistillationObjective, Objective
 

@@ -21,7 +21,7 @@ from debug.tracer.findings import GradientJump, PassedOn, Phase, Producer, Trace
 from debug.tracer.operations import CONSTANT, NUMBER, UNINITIALISED, Operation
 from debug.tracer.rerun import TracedResult, TracedStep, bad_inputs, bad_weights, run
 from model.weightsfile import read_weights
-from ops.precision import dtype_name
+from ops.device import dtype_name
 from train.guard import BELOW_ZERO
 
 MOST_TRIALS = 6  # candidates that are tried alone

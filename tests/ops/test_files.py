@@ -1,16 +1,28 @@
-"""Files are whole or not there, and what cannot be written is said in one sentence."""
+"""Files are whole or absent, errors of writing are explained, and a sealed archive detects every changed bit."""
 
 import errno
+import hashlib
+import io
 import os
 import resource
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from config.errors import UserError
-from ops.files import atomic_writer, hard_link_or_rename, remove_stale_drafts, write_atomic
+from ops.files import (
+    atomic_writer,
+    file_digest,
+    hard_link_or_rename,
+    is_intact,
+    remove_stale_drafts,
+    sealed,
+    write_atomic,
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,3 +166,77 @@ def test_drafts_of_dead_processes_are_removed_and_nothing_else(tmp_path):
     assert [path.name for path in remove_stale_drafts(tmp_path)] == sorted(gone)
     assert names(tmp_path / "weights") == sorted(kept)
     assert remove_stale_drafts(tmp_path / "nowhere") == []
+
+
+def archive(content) -> bytes:
+    target = io.BytesIO()
+    torch.save(content, target)
+    return target.getvalue()
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(sealed(archive({"w": torch.arange(5.0)})))
+    return path
+
+
+def test_torch_and_zip_read_on(path):
+    assert is_intact(path) is True
+    assert torch.equal(torch.load(path, weights_only=True)["w"], torch.arange(5.0))
+    with zipfile.ZipFile(path) as file:
+        assert file.testzip() is None
+        content = path.read_bytes()
+        assert file.comment == b"sha256 " + hashlib.sha256(content[:-64]).hexdigest().encode()
+
+
+def test_every_flipped_bit_is_noticed(path):
+    """Each byte in turn, a bit of each: the mark of the seal itself, and headers that nothing else guards."""
+    content = path.read_bytes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        # Without its mark it bears no seal any more: who wants one treats that as damage, too.
+        in_mark = len(content) - 71 <= place < len(content) - 64
+        assert is_intact(path) is (None if in_mark else False), place
+
+
+def test_torch_alone_would_not_notice(path):
+    """Why there is a seal. Should torch verify its records one day, this test says so."""
+    content = path.read_bytes()
+    weights = torch.arange(5.0).numpy().tobytes()
+    place = content.index(weights) + 4
+    path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["w"], torch.arange(5.0))
+    assert is_intact(path) is False
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 70, 71, 200, -65, -64, -1])
+def test_a_cut_file_is_not_intact(path, length):
+    path.write_bytes(path.read_bytes()[:length])
+    assert is_intact(path) is not True
+
+
+def test_bytes_behind_are_noticed(path):
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert is_intact(path) is not True
+
+
+def test_large_files_are_read_in_blocks(tmp_path):
+    path = tmp_path / "large.pth"
+    path.write_bytes(sealed(archive(torch.zeros(700_000))))
+    assert path.stat().st_size > 2 << 20
+    assert is_intact(path) is True
+
+
+def test_only_a_zip_without_a_comment_is_sealed():
+    once = sealed(archive(1))
+    for content in (b"", b"no zip", once):
+        with pytest.raises(ValueError, match="zip archive without a comment"):
+            sealed(content)
+
+
+def test_the_digest_is_that_of_sha256sum(path):
+    told = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+    assert file_digest(path) == told.split()[0]

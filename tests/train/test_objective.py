@@ -74,7 +74,7 @@ def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, mo
     torch.manual_seed(0)
     torch.save(YoloModel("small", 2).state_dict(), tmp_path / "small.pth")
     fields = {"modelName": "distillation", "teacherModelFile": str(tmp_path / "small.pth"), "maxEpoch": 4}
-    monkeypatch.setattr("ops.precision.cpu_has_bfloat16", lambda: True)  # it computes everywhere
+    monkeypatch.setattr("ops.device.cpu_has_bfloat16", lambda: True)  # it computes everywhere
     fields["precision"] = precision
     whole = Trainer(squares_config("whole", **fields)).run()
     trainer = Trainer(squares_config("parts", **fields))

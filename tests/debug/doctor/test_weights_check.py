@@ -11,7 +11,7 @@ from dl.check import check_data
 from dl.label_selection import splits_to_train
 from model import YoloModel
 from model.pretrained import LoadReport
-from ops.seal import file_digest
+from ops.files import file_digest
 from train.trainer import Trainer
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from config.errors import UserError
-from ops import precision
-from ops.precision import autocast, dtype_name, half_dtypes, pick_precision, resumed_precision
+from ops import device
+from ops.device import autocast, dtype_name, half_dtypes, pick_precision, resumed_precision
 
 CPU = torch.device("cpu")
 
@@ -23,32 +23,32 @@ class Net(nn.Module):
 
 
 # As they are: conftest.py puts fixed times in the place of one, and maybe an answer in that of the other.
-TIME_STEP, HAS_BFLOAT16 = precision._time_step, precision.cpu_has_bfloat16
+TIME_STEP, HAS_BFLOAT16 = device._time_step, device.cpu_has_bfloat16
 
 
 def processor(monkeypatch, has_bfloat16, has_onednn=True):
     """What torch says of this processor and of its own build."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", HAS_BFLOAT16)
+    monkeypatch.setattr(device, "cpu_has_bfloat16", HAS_BFLOAT16)
 
 
 def clock(monkeypatch, seconds):
-    monkeypatch.setattr(precision, "_time_step", lambda model, device, shape, dtype: seconds[dtype])
-    monkeypatch.setattr(precision, "half_dtypes", lambda device: (torch.bfloat16,))
+    monkeypatch.setattr(device, "_time_step", lambda model, device, shape, dtype: seconds[dtype])
+    monkeypatch.setattr(device, "half_dtypes", lambda device: (torch.bfloat16,))
 
 
 @pytest.mark.parametrize("word", ["bfloat16", "float32"])
 def test_a_word_is_obeyed_without_timing(word, monkeypatch):
     processor(monkeypatch, has_bfloat16=True)
-    monkeypatch.setattr(precision, "_time_step", None)
+    monkeypatch.setattr(device, "_time_step", None)
     assert pick_precision(word, CPU, Net(), (32, 32)) == (getattr(torch, word), f"precision: {word}, as set", None)
 
 
 @pytest.mark.parametrize("has_onednn", [True, False])
 def test_without_bfloat16_its_word_is_refused_and_the_others_are_obeyed(has_onednn, monkeypatch):
     processor(monkeypatch, has_bfloat16=not has_onednn, has_onednn=has_onednn)
-    monkeypatch.setattr(precision, "_time_step", None)
+    monkeypatch.setattr(device, "_time_step", None)
     with pytest.raises(UserError, match=r"^precision=bfloat16: cpu does not support it; use auto or float32$"):
         pick_precision("bfloat16", CPU, Net(), (32, 32))
     assert pick_precision("float32", CPU, Net(), (32, 32)).dtype == torch.float32
@@ -79,24 +79,24 @@ def test_auto_takes_what_is_clearly_faster_and_says_why(half, full, chosen, monk
 
 
 def test_auto_without_half_precision_is_float32(monkeypatch):
-    monkeypatch.setattr(precision, "half_dtypes", lambda device: ())
-    monkeypatch.setattr(precision, "_time_step", None)
+    monkeypatch.setattr(device, "half_dtypes", lambda device: ())
+    monkeypatch.setattr(device, "_time_step", None)
     assert pick_precision("auto", CPU, Net(), (32, 32))[0] == torch.float32
 
 
 def test_a_run_that_goes_on_keeps_its_precision_where_the_device_has_it(monkeypatch):
-    monkeypatch.setattr(precision, "half_dtypes", lambda device: (torch.bfloat16,))
+    monkeypatch.setattr(device, "half_dtypes", lambda device: (torch.bfloat16,))
     assert resumed_precision("float32", CPU).dtype == torch.float32
     assert resumed_precision("bfloat16", CPU).dtype == torch.bfloat16
     kept = resumed_precision("float16", CPU)
     assert kept.dtype == torch.float32 and "this run started in float16, which cpu lacks" in kept.why
-    monkeypatch.setattr(precision, "half_dtypes", lambda device: ())
+    monkeypatch.setattr(device, "half_dtypes", lambda device: ())
     kept = resumed_precision("bfloat16", CPU)
     assert kept.dtype == torch.float32 and "this run started in bfloat16, which cpu lacks" in kept.why
 
 
 def test_timing_leaves_model_and_random_state_as_they_were(monkeypatch):
-    monkeypatch.setattr(precision, "_SECONDS_PER_TYPE", 0.02)
+    monkeypatch.setattr(device, "_SECONDS_PER_TYPE", 0.02)
     net = Net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     torch.manual_seed(7)
