@@ -19,10 +19,13 @@ from config.mconfig import ModelConfig, base_names
 from dl.annotations import Annotation
 from dl.check import check_data
 from dl.image_cache import Images
+from dl.images import read_image
 from dl.loader import build_loader
 from eval.groups import GroupConfusion, GroupedAp, group_ap, group_confusion
+from eval.label_layout import drawable_names
+from eval.matching import pair_up
 from eval.metrics import ApResult, average_precision
-from eval.painter import paint_split
+from eval.painter import file_names, paint, write_jpeg
 from eval.predictor import Detections, Predictor
 from eval.results import ImageRecord, write_images, write_results
 from ops.files import write_atomic
@@ -61,6 +64,8 @@ class EvalResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `eval/SPLIT/metrics.json`: plain values, None where a value is missing, never NaN."""
+        base = self.base_names
+        group_of = {} if base is None else {name: "base" if name in base else "novel" for name in self.ap.per_class}
         values = {
             "split": self.split,
             "weights": self.weights,
@@ -70,18 +75,16 @@ class EvalResult:
             "ap_style": self.ap_style,
             "map50": self.map50,
             "map50_95": self.map50_95,
-            "per_class": {name: {**self._group_of(name), **ap._asdict()} for name, ap in self.ap.per_class.items()},
+            "per_class": {
+                name: ({"group": group_of[name]} if group_of else {}) | ap._asdict()
+                for name, ap in self.ap.per_class.items()
+            },
             "groups": None if self.groups is None else self.groups.to_dict(),
             "confusion": None if self.confusion is None else self.confusion.to_dict(),
             "settings": self.settings,
             "seconds": round(self.seconds, 3),
         }
         return _without_nan(values)
-
-    def _group_of(self, class_name: str) -> dict[str, str]:
-        if self.base_names is None:
-            return {}
-        return {"group": "base" if class_name in self.base_names else "novel"}
 
     def save(self, path: Path | str) -> Path:
         """Write `to_dict` as JSON, atomically."""
@@ -105,7 +108,11 @@ class Evaluator:
             raise UserError(f"classList={mcfg.classList!r}: evaluation needs the class names")
         self.mcfg = mcfg
         self.class_names = tuple(mcfg.classList)
-        self.selected_names = _selected_names(self.class_names, mcfg.testSelectedClasses)
+        selected = self.class_names if mcfg.testSelectedClasses is None else mcfg.testSelectedClasses
+        for name in selected:
+            if name not in self.class_names:
+                raise UserError(f"testSelectedClasses: '{name}' is not in classList{nearest(name, self.class_names)}")
+        self.selected_names = tuple(name for name in self.class_names if name in selected)
         self.base_names = base_names(mcfg)
         self.precision, self.images = precision, images
 
@@ -145,54 +152,69 @@ class Evaluator:
                     on_batch(len(detections), len(annotations))
         expected = len(annotations) if images_expected is None else images_expected
         annotations = [annotation for annotation in annotations if annotation.image_id not in loader.skipped]
-        _check_each_image_once(split, annotations, detections)
+        try:  # an AP over a part of the split, or with an image counted twice, would be reported as the AP of the split
+            pair_up(annotations, detections)
+        except ValueError as error:
+            counts = f"{len(annotations)} images expected, {len(detections)} evaluated"
+            raise RuntimeError(f"split '{split}': {counts}; {error}") from error
         truth, found = self._only_selected(annotations, detections)
+        ap = average_precision(self.mcfg.apStyle, truth, found, self.class_names, self.mcfg.minIou)
+        confusion = None
+        if self.base_names is not None:
+            is_base = [name in self.base_names for name in self.class_names]
+            confusion = group_confusion(truth, found, is_base, self.mcfg.paintConf)
         return EvalResult(
             split=split,
             weights=weights_name,
             images_expected=expected,
             images_evaluated=len(detections),
-            ap=self._ap(truth, found),
+            # Classes that were not selected have no ground truth, so they are in no mean; leave them out of the table.
+            ap=ap._replace(per_class={name: ap.per_class[name] for name in self.selected_names}),
             ap_style=self.mcfg.apStyle,
             settings=self._settings(predictor),
             seconds=time.perf_counter() - started,
             annotations=tuple(truth),
             detections=tuple(found),
             base_names=self.base_names,
-            confusion=self._confusion(truth, found),
+            confusion=confusion,
         )
 
     def paint(self, result: EvalResult, folder: Path | str, on_image: Callable[[int, int], None] | None = None) -> int:
-        """Paint every image of `result` into `folder`, one at a time. Returns the number of images."""
-        return paint_split(
-            result.annotations,
-            result.detections,
-            self.class_names,
-            folder,
-            self.mcfg.minIou,
-            self.mcfg.paintConf,
-            on_image,
+        """Paint every image of `result` into `folder`/image_id.jpg. Returns the number of images.
+
+        One image is in memory at a time. `on_image` is called with the number of finished images and the total. Raises
+        what `dl.images.read_image` raises.
+        """
+        pairs = pair_up(result.annotations, result.detections)
+        class_names, names = (
+            drawable_names(self.class_names),
+            file_names(annotation.image_id for annotation in result.annotations),
         )
-
-    def _ap(self, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> ApResult:
-        ap = average_precision(self.mcfg.apStyle, annotations, detections, self.class_names, self.mcfg.minIou)
-        # Classes that were not selected have no ground truth here, so they are in no mean; leave them out of the table.
-        return ap._replace(per_class={name: ap.per_class[name] for name in self.selected_names})
-
-    def _confusion(self, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> GroupConfusion | None:
-        if self.base_names is None:
-            return None
-        is_base = [name in self.base_names for name in self.class_names]
-        return group_confusion(annotations, detections, is_base, self.mcfg.paintConf)
+        for done, (annotation, found) in enumerate(pairs, start=1):
+            size = annotation.width, annotation.height
+            image = read_image(annotation.image_path, size, annotation.pixel_max)
+            painted = paint(image, annotation, found, class_names, self.mcfg.minIou, self.mcfg.paintConf)
+            write_jpeg(Path(folder) / names[annotation.image_id], painted)
+            if on_image is not None:
+                on_image(done, len(pairs))
+        return len(pairs)
 
     def _only_selected(
         self, annotations: Sequence[Annotation], detections: Sequence[Detections]
     ) -> tuple[Sequence[Annotation], Sequence[Detections]]:
+        """The objects and the detections of the selected classes."""
         if self.selected_names == self.class_names:
             return annotations, detections
-        is_selected = [name in self.selected_names for name in self.class_names]
-        truth = [_selected_objects(annotation, is_selected) for annotation in annotations]
-        return truth, [_selected_detections(found, is_selected) for found in detections]
+        is_selected = np.array([name in self.selected_names for name in self.class_names])
+        truth, found = [], []
+        for annotation in annotations:
+            keep = is_selected[annotation.labels]
+            boxes, labels, difficult = annotation.boxes[keep], annotation.labels[keep], annotation.difficult[keep]
+            truth.append(replace(annotation, boxes=boxes, labels=labels, difficult=difficult))
+        for image_id, boxes, scores, labels in detections:
+            keep = torch.from_numpy(is_selected)[labels]
+            found.append(Detections(image_id, boxes[keep], scores[keep], labels[keep]))
+        return truth, found
 
     def _settings(self, predictor: Predictor) -> dict[str, Any]:
         return {
@@ -203,39 +225,6 @@ class Evaluator:
             "class_agnostic_nms": predictor.class_agnostic,
             "min_iou": self.mcfg.minIou if self.mcfg.apStyle == "assignment" else 0.5,
         }
-
-
-def _selected_names(class_names: tuple[str, ...], selected: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The selected names in the order of the class list; all when None."""
-    for name in selected or ():
-        if name not in class_names:
-            raise UserError(f"testSelectedClasses: '{name}' is not in classList{nearest(name, class_names)}")
-    return tuple(name for name in class_names if selected is None or name in selected)
-
-
-def _selected_objects(annotation: Annotation, is_selected: list[bool]) -> Annotation:
-    keep = np.array(is_selected)[annotation.labels]
-    boxes, labels, difficult = (part[keep] for part in (annotation.boxes, annotation.labels, annotation.difficult))
-    return replace(annotation, boxes=boxes, labels=labels, difficult=difficult)
-
-
-def _selected_detections(found: Detections, is_selected: list[bool]) -> Detections:
-    keep = torch.tensor(is_selected)[found.labels]
-    return Detections(found.image_id, found.boxes[keep], found.scores[keep], found.labels[keep])
-
-
-def _check_each_image_once(split: str, annotations: Sequence[Annotation], detections: Sequence[Detections]) -> None:
-    """An AP over a part of the split, or with an image counted twice, would be reported as the AP of the split."""
-    expected = [annotation.image_id for annotation in annotations]
-    evaluated = [found.image_id for found in detections]
-    if sorted(expected) == sorted(evaluated):
-        return
-    missing, extra = sorted(set(expected) - set(evaluated)), sorted(set(evaluated) - set(expected))
-    twice = sorted({image_id for image_id in set(evaluated) if evaluated.count(image_id) > 1})
-    raise RuntimeError(
-        f"split '{split}': {len(expected)} images expected, {len(evaluated)} evaluated "
-        f"(missing: {missing[:10]}, evaluated twice: {twice[:10]}, not in this split: {extra[:10]})"
-    )
 
 
 def _without_nan(value: Any) -> Any:

@@ -97,10 +97,10 @@ def increment_table(teacher: Method, methods: Sequence[Method], compared: Mappin
     for name, groups in compared.items():
         texts = []
         for group, (mean, low, high) in groups.items():
-            is_known = low is not None and high is not None
-            texts.append(
-                f"{group} {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" if is_known else f"{group} -"
-            )
+            if mean is None or low is None or high is None:
+                texts.append(f"{group} -")
+            else:
+                texts.append(f"{group} {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
         lines.append(f"{main} - {name}: {', '.join(texts)}")
     lines += [f"95 % intervals of differences: {interval_kind(methods, main)}"] if compared else []
     lines += [f"{method.name}: {method.description}" for method in (teacher, *methods)]

@@ -192,7 +192,7 @@ def _fitting_labels(labels: Sequence[BoxLabel], size: tuple[int, int]) -> list[t
     return [entry for entry, end in zip(chosen, ends, strict=True) if end <= max_width]
 
 
-def _covered(rects: np.ndarray, obstacles: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
+def _covered(rects: np.ndarray, obstacles: Sequence[Sequence[int]]) -> np.ndarray:
     """Pixels of each of the (P, 4) `rects` that the `obstacles` cover, summed over the obstacles: (P,)."""
     others = np.array(obstacles, dtype=int).reshape(-1, 4)
     low = np.maximum(rects[:, None, :2], others[None, :, :2])

@@ -9,7 +9,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,8 @@ from PIL import Image, ImageDraw
 
 from config.errors import UserError, reading
 from dl.annotations import Annotation
-from dl.images import read_image
-from eval.label_layout import BoxLabel, Colour, LabelRect, draw_with_legend, drawable_names
-from eval.matching import best_first, class_overlaps, match_greedily, pair_up
+from eval.label_layout import BoxLabel, Colour, LabelRect, draw_with_legend
+from eval.matching import best_first, class_overlaps, match_greedily
 from eval.predictor import Detections
 from ops.files import file_name_of, write_atomic
 
@@ -94,12 +93,14 @@ def paint(
         _outline(draw, box, colour, line)
     scores, labels = matched.detections.scores.tolist(), matched.detections.labels.tolist()
     box_labels = [
-        BoxLabel(f"{class_names[label]} {score:.2f}", f"{score:.2f}", box, colour, _INK[colour])
+        BoxLabel(f"{class_names[int(label)]} {score:.2f}", f"{score:.2f}", box, colour, _INK[colour])
         for box, label, score, colour in zip(found, labels, scores, colours, strict=True)
     ]
     missed = zip(objects, annotation.labels.tolist(), matched.is_found.tolist(), strict=True)
     box_labels += [
-        BoxLabel(class_names[label], "", box, PURPLE, _INK[PURPLE]) for box, label, is_found in missed if not is_found
+        BoxLabel(class_names[int(label)], "", box, PURPLE, _INK[PURPLE])
+        for box, label, is_found in missed
+        if not is_found
     ]
     num_right = colours.count(GREEN)
     entries = [
@@ -109,33 +110,6 @@ def paint(
     ]
     draw_with_legend(canvas, box_labels, entries, [*objects, *found])
     return np.asarray(canvas)
-
-
-def paint_split(
-    annotations: Sequence[Annotation],
-    detections: Sequence[Detections],
-    class_names: Sequence[str],
-    folder: Path | str,
-    min_iou: float = 0.5,
-    paint_conf: float = 0.2,
-    on_image: Callable[[int, int], None] | None = None,
-) -> int:
-    """Paint every image into `folder`/image_id.jpg. Returns the number of images.
-
-    One image is in memory at a time. `on_image` is called with the number of finished images and the total. Raises
-    what `dl.images.read_image` and `pair_up` raise.
-    """
-    pairs = pair_up(annotations, detections)
-    class_names = drawable_names(tuple(class_names))
-    names = file_names(annotation.image_id for annotation in annotations)
-    for done, (annotation, found) in enumerate(pairs, start=1):
-        size = annotation.width, annotation.height
-        image = read_image(annotation.image_path, size, annotation.pixel_max)
-        painted = paint(image, annotation, found, class_names, min_iou, paint_conf)
-        write_jpeg(Path(folder) / names[annotation.image_id], painted)
-        if on_image is not None:
-            on_image(done, len(pairs))
-    return len(pairs)
 
 
 def paint_detections(
@@ -155,7 +129,7 @@ def paint_detections(
         _outline(draw, box, _EDGE, line + max(1, line // 2))
         _outline(draw, box, class_colour(label), line)
     box_labels = [
-        BoxLabel(f"{class_names[label]} {score:.2f}", class_names[label], box, colour, _ink_on(colour))
+        BoxLabel(f"{class_names[int(label)]} {score:.2f}", class_names[int(label)], box, colour, _ink_on(colour))
         for box, label, score in zip(boxes, labels, scores, strict=True)
         for colour in [class_colour(label)]
     ]

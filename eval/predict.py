@@ -5,7 +5,6 @@ For any number of images, memory contains two batches of network inputs and one 
 
 import contextlib
 import glob
-import itertools
 import logging
 import os
 import re
@@ -25,7 +24,8 @@ from dl.augment import letterbox
 from dl.files import IMAGE_SUFFIXES, DataError, check_file_name, natural_key
 from dl.images import ImageInfo, decode_image, image_notes, read_image
 from dl.loader import collate
-from eval.painter import drawable_names, file_names, paint_detections, refuse_overwriting_pictures, write_jpeg
+from eval.label_layout import drawable_names
+from eval.painter import file_names, paint_detections, refuse_overwriting_pictures, write_jpeg
 from eval.predictor import Detections, Predictor
 from eval.results import ImageRecord, refuse_overwriting_results, write_images, write_results
 from ops.batch import Sample
@@ -172,9 +172,10 @@ def next_numbered_folder(parent: Path) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in parent.iterdir()]
         number = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
-        for following in itertools.count(number + 1):
+        while True:
+            number += 1
             with contextlib.suppress(FileExistsError):  # another call created it at the same time
-                folder = parent / f"{following:03d}"
+                folder = parent / f"{number:03d}"
                 folder.mkdir()
                 return folder
     except OSError as error:

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 import eval.evaluator
+import eval.painter
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from dl.image_cache import build_images
-from eval.evaluator import Evaluator
+from eval.evaluator import EvalResult, Evaluator
 from eval.metrics import ApResult, ClassAp
+from eval.painter import GREEN
 from ops.batch import Batch, Letterbox
 from ops.boxes import pairwise_iou
 
@@ -229,9 +231,12 @@ class Loaded(list):
 @pytest.mark.parametrize(
     ("batches", "complaint"),
     [
-        ([["image0", "image1"]], r"5 images expected, 2 evaluated \(missing: \['image2', 'image3', 'image4'\]"),
-        ([["image0", "image1", "image2"], ["image3", "image4", "image0"]], r"evaluated twice: \['image0'\]"),
-        ([["image0", "image1", "image2"], ["image3", "other"]], r"not in this split: \['other'\]"),
+        ([["image0", "image1"]], r"5 images expected, 2 evaluated; images without detections: image2, image3, image4;"),
+        (
+            [["image0", "image1", "image2"], ["image3", "image4", "image0"]],
+            "images that occur twice: image0 in the detections",
+        ),
+        ([["image0", "image1", "image2"], ["image3", "other"]], "images without ground truth: other"),
         ([], "0 evaluated"),
     ],
 )
@@ -255,6 +260,43 @@ def test_painting(squares, tmp_path):
     result = evaluator.evaluate(BlockFinder(), "test", squares)
     assert evaluator.paint(result, tmp_path / "images") == 5
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"image{n}.jpg" for n in range(5)]
+
+
+def result_of(truth, found):
+    return EvalResult("test", "", len(truth), len(truth), ApResult(None, None, {}), "coco", {}, 0, truth, found)
+
+
+def test_painting_holds_one_image_at_a_time(make_truth, make_found, tmp_path, monkeypatch):
+    events = []
+
+    def read(path, size, _):
+        events.append(f"read {path.name} {size}")
+        return np.full((size[1], size[0], 3), 90, dtype=np.uint8)
+
+    def write(path, content):
+        events.append(f"write {path.name}")
+        path.write_bytes(content)
+        return path
+
+    monkeypatch.setattr(eval.evaluator, "read_image", read)
+    monkeypatch.setattr(eval.painter, "write_atomic", write)
+    truth = [make_truth(name, [[20, 20, 90, 90, 0, 0]], 200, 100, f"{name}.png") for name in ("b/x", "a")]
+    found = [make_found("a", [[20, 20, 90, 90, 0, 0.9]]), make_found("b/x")]
+    steps = []
+    result = result_of(tuple(truth), tuple(found))
+    assert Evaluator(config()).paint(result, tmp_path, on_image=lambda *step: steps.append(step)) == 2
+    assert events == ["read x.png (200, 100)", "write b_x.jpg", "read a.png (200, 100)", "write a.jpg"]
+    assert steps == [(1, 2), (2, 2)]
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (200, 100)
+        assert np.abs(np.array(image)[60, 20].astype(int) - GREEN).max() < 40  # as JPEG keeps it
+
+
+def test_painting_on_real_files(squares, make_found, tmp_path):
+    out = tmp_path / "deep" / "folder"
+    Evaluator(config()).paint(result_of((squares[0],), (make_found("image0"),)), out)
+    assert [path.name for path in out.iterdir()] == ["image0.jpg"]
+    assert Evaluator(config()).paint(result_of((), ()), out) == 0
 
 
 def test_the_split_is_read_when_no_annotations_are_given(squares, monkeypatch):

@@ -1,15 +1,12 @@
 """Colours at pixels that are known, and pictures that survive every kind of image."""
 
-import dataclasses
 import os
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-import eval.painter
 from eval.label_layout import BoxLabel, LabelRect, drawable_names, place_labels, place_legend
 from eval.painter import (
     GREEN,
@@ -24,7 +21,6 @@ from eval.painter import (
     paint,
     paint_detections,
     paint_objects,
-    paint_split,
 )
 
 NAMES = ("ant", "bee")
@@ -169,41 +165,6 @@ def test_file_names_are_safe_and_differ():
         assert name.endswith(".jpg") and not set(name) & set("/\\") and not name.startswith(".")
         assert len(name.encode()) < 255
     assert names["a"] == "a.jpg" and names["x/y"] == "x_y.jpg"
-
-
-def test_paint_split_holds_one_image_at_a_time(make_truth, make_found, tmp_path, monkeypatch):
-    events = []
-
-    def read(path, size, _):
-        events.append(f"read {path.name} {size}")
-        return blank(*size)
-
-    def write(path, content):
-        events.append(f"write {path.name}")
-        path.write_bytes(content)
-        return path
-
-    monkeypatch.setattr(eval.painter, "read_image", read)
-    monkeypatch.setattr(eval.painter, "write_atomic", write)
-    truth = [make_truth(name, [[20, 20, 90, 90, 0, 0]], 200, 100, f"{name}.png") for name in ("b/x", "a")]
-    found = [make_found("a", [[20, 20, 90, 90, 0, 0.9]]), make_found("b/x")]
-    steps = []
-    assert paint_split(truth, found, NAMES, tmp_path, on_image=lambda *step: steps.append(step)) == 2
-    assert events == ["read x.png (200, 100)", "write b_x.jpg", "read a.png (200, 100)", "write a.jpg"]
-    assert steps == [(1, 2), (2, 2)]
-    with Image.open(tmp_path / "a.jpg") as image:
-        assert image.size == (200, 100)
-        assert np.abs(np.array(image)[60, 20].astype(int) - GREEN).max() < 40  # as JPEG keeps it
-
-
-def test_paint_split_on_real_files(make_truth, make_found, tmp_path):
-    Image.fromarray(blank(120, 80)).save(tmp_path / "one.png")
-    truth = make_truth("one", [[20, 20, 90, 70, 0, 0]], 120, 80)
-    truth = dataclasses.replace(truth, image_path=tmp_path / "one.png")
-    out = tmp_path / "deep" / "folder"
-    paint_split([truth], [make_found("one")], NAMES, out)
-    assert [path.name for path in out.iterdir()] == ["one.jpg"]
-    assert paint_split([], [], NAMES, out) == 0
 
 
 def test_names_that_the_letters_cannot_write_become_numbers():
