@@ -4,7 +4,7 @@ pyplot is never imported and no global state of matplotlib changes, so that plot
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -58,8 +58,18 @@ def plot_curves(history: Rows, path: Path | str, loss_parts: Sequence[str] = ("b
     """
     figure = _new_figure((12.5, 4.6), wspace=0.05)
     left, right = figure.subplots(1, 2)
-    for axes in (left, right):
-        _set_up_epochs(axes, history)
+    epochs, frozen = _epochs(history), _epochs([row for row in history if row.get("frozen")])
+    starts, ends = np.setdiff1d(frozen, frozen + 1), np.setdiff1d(frozen, frozen - 1)  # of the periods, sorted
+    for axes, title in ((left, "Training loss"), (right, "Validation")):
+        _set_up(axes, title)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.set_xlabel("epoch", fontsize=9, color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
+        if epochs.size:
+            axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+        for number, (first, last) in enumerate(zip(starts, ends, strict=True)):
+            label = "backbone frozen" if number == 0 else None  # one entry in the legend
+            axes.axvspan(first - 0.5, last + 0.5, color=_SHADE, linewidth=0, zorder=0, label=label)
     _draw_losses(left, history, loss_parts)
     _draw_learning_rate(left, history)
     _draw_precision(right, history)
@@ -76,17 +86,24 @@ def plot_base_novel(points: Mapping[str, Sequence[tuple[float, float]]], path: P
     tables = {name: np.array(pairs, dtype=float).reshape(-1, 2) for name, pairs in points.items()}
     methods = {name: table[np.isfinite(table).all(axis=1)] for name, table in tables.items()}
     methods = {name: pairs for name, pairs in methods.items() if len(pairs)}
-    # higher than the legend
-    figure = _new_figure((9.2, max(5.6, 1.5 + 0.4 * len(methods))))
+    figure = _new_figure((9.2, max(5.6, 1.5 + 0.4 * len(methods))))  # higher than the legend
     axes = figure.subplots()
-    _set_up(axes)
-    axes.set_title("AP50 of base and novel classes", fontsize=11, color=_INK, loc="left", fontweight="bold", pad=18)
+    _set_up(axes, "AP50 of base and novel classes", pad=18)
     axes.set_xlabel("AP50 of the base classes", fontsize=9, color=_INK)
     axes.set_ylabel("AP50 of the novel classes", fontsize=9, color=_INK)
-    if methods:
-        _draw_methods(axes, methods)
-    else:
+    if not methods:
         _write_instead(axes, "no run yet")
+        return _write(figure, path)
+    all_runs = np.concatenate(list(methods.values()))
+    axes.set_xlim(*_limits_of(all_runs[:, 0]))
+    axes.set_ylim(*_limits_of(all_runs[:, 1]))
+    _draw_harmonic_curves(axes)
+    handles = [_draw_method(axes, number, name, pairs) for number, (name, pairs) in enumerate(methods.items())]
+    handles.append(Line2D([], [], color=_FAINT, linewidth=1, linestyle=":", label="equal harmonic mean"))
+    # beside the axes, where it cannot cover a point
+    legend = axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.07, 1), borderaxespad=0, **_LEGEND_STYLE)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # matplotlib would read a name with two dollar signs as a formula
     return _write(figure, path)
 
 
@@ -99,9 +116,22 @@ def plot_schedule(planned: PlannedRates, spans: Mapping[str, Sequence[EpochSpan]
     heights = [3.4, 0.4 * len(stripes)] if stripes else [3.4]
     figure = _new_figure((9.5, 0.9 + sum(heights)), w_pad=0.1, h_pad=0.08)
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    _draw_rates(axes[0], planned)
+    top = axes[0]
+    _set_up(top, "Learning rate")
+    if list(planned.bias_rates) != list(planned.rates):
+        label = f"biases, from {planned.bias_rates[0]:.2g}"  # the start usually lies far above the axes
+        top.plot(planned.epochs, planned.bias_rates, color=_BIAS_COLOUR, linewidth=1.3, label=label)
+    top.plot(planned.epochs, planned.rates, color=_RATE_COLOUR, linewidth=2, label="weights")
+    top.set_ylim(0, 1.15 * max(planned.rates) or 1.0)
+    top.grid(axis="y", color=_GRID, linewidth=0.8)
+    top.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=_INK)
     if stripes:
-        _draw_stripes(axes[1], stripes)
+        _set_up(axes[1])
+        for row, name_spans in enumerate(stripes.values()):
+            bars = [(span.first, span.last - span.first) for span in name_spans]
+            axes[1].broken_barh(bars, (row - 0.35, 0.7), facecolors=_STRIPES[row % len(_STRIPES)], linewidth=0)
+        axes[1].set_yticks(range(len(stripes)), list(stripes))
+        axes[1].set_ylim(len(stripes) - 0.5, -0.5)
     axes[-1].set_xlabel("epochs done", fontsize=9, color=_INK)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
     return _write(figure, path)
@@ -112,40 +142,6 @@ def _new_figure(size: tuple[float, float], w_pad: float = 0.12, h_pad: float = 0
     figure = Figure(figsize=size, dpi=110, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _draw_rates(axes: Axes, planned: PlannedRates) -> None:
-    _set_up(axes)
-    axes.set_title("Learning rate", fontsize=11, color=_INK, loc="left", fontweight="bold")
-    if list(planned.bias_rates) != list(planned.rates):
-        label = f"biases, from {planned.bias_rates[0]:.2g}"  # the start usually lies far above the axes
-        axes.plot(planned.epochs, planned.bias_rates, color=_BIAS_COLOUR, linewidth=1.3, label=label)
-    axes.plot(planned.epochs, planned.rates, color=_RATE_COLOUR, linewidth=2, label="weights")
-    axes.set_ylim(0, 1.15 * max(planned.rates) or 1.0)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=_INK)
-
-
-def _draw_stripes(axes: Axes, stripes: Mapping[str, Sequence[EpochSpan]]) -> None:
-    _set_up(axes)
-    for row, spans in enumerate(stripes.values()):
-        bars = [(span.first, span.last - span.first) for span in spans]
-        axes.broken_barh(bars, (row - 0.35, 0.7), facecolors=_STRIPES[row % len(_STRIPES)], linewidth=0)
-    axes.set_yticks(range(len(stripes)), list(stripes))
-    axes.set_ylim(len(stripes) - 0.5, -0.5)
-
-
-def _draw_methods(axes: Axes, methods: Mapping[str, np.ndarray]) -> None:
-    everything = np.concatenate(list(methods.values()))
-    axes.set_xlim(*_limits_of(everything[:, 0]))
-    axes.set_ylim(*_limits_of(everything[:, 1]))
-    _draw_harmonic_curves(axes)
-    handles = [_draw_method(axes, number, name, pairs) for number, (name, pairs) in enumerate(methods.items())]
-    handles.append(Line2D([], [], color=_FAINT, linewidth=1, linestyle=":", label="equal harmonic mean"))
-    # beside the axes, where it cannot cover a point
-    legend = axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.07, 1), borderaxespad=0, **_LEGEND_STYLE)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # matplotlib would read a name with two dollar signs as a formula
 
 
 def _draw_method(axes: Axes, number: int, name: str, pairs: np.ndarray) -> Line2D:
@@ -197,46 +193,28 @@ def _write(figure: Figure, path: Path | str) -> Path:
     return write_atomic(path, content.getvalue())
 
 
-def _set_up(axes: Axes) -> None:
+def _set_up(axes: Axes, title: str = "", pad: float | None = None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.tick_params(colors=_INK, labelsize=9, color=_FAINT)
     axes.set_axisbelow(True)
-
-
-def _set_up_epochs(axes: Axes, history: Rows) -> None:
-    """An x axis of all epochs; epochs with a frozen backbone are shaded."""
-    _set_up(axes)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_xlabel("epoch", fontsize=9, color=_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
-    epochs = _epochs(history)
-    if epochs.size:
-        axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-    for number, (first, last) in enumerate(_frozen_spans(history)):
-        label = "backbone frozen" if number == 0 else None  # one entry in the legend
-        axes.axvspan(first - 0.5, last + 0.5, color=_SHADE, linewidth=0, zorder=0, label=label)
+    axes.set_title(title, fontsize=11, color=_INK, loc="left", fontweight="bold", pad=pad)
 
 
 def _draw_losses(axes: Axes, history: Rows, parts: Sequence[str]) -> None:
-    axes.set_title("Training loss", fontsize=11, color=_INK, loc="left", fontweight="bold")
+    """The total loss, its parts, and a triangle at every epoch with loss spikes."""
     _draw_line(axes, history, "loss", "total", _INK, 2.2)
     for number, part in enumerate(parts):
         _draw_line(axes, history, part, part, _PART_COLOURS[number % len(_PART_COLOURS)], 1.5)
-    if axes.lines:
-        axes.set_ylim(bottom=0)
-        _mark_spikes(axes, history)
-        axes.legend(loc="upper right", **_LEGEND_STYLE)
-    else:
+    if not axes.lines:
         _write_instead(axes, "no epoch yet")
-
-
-def _mark_spikes(axes: Axes, history: Rows) -> None:
-    """A triangle at every epoch with a step whose loss or gradient was far above the usual values."""
-    epochs = _epochs([row for row in history if row.get("spikes")])
-    if epochs.size:
+        return
+    axes.set_ylim(bottom=0)
+    spikes = _epochs([row for row in history if row.get("spikes")])
+    if spikes.size:
         style: dict[str, Any] = {"color": _ALARM, "marker": "^", "markersize": 6, "linestyle": "", "clip_on": False}
-        axes.plot(epochs, np.zeros_like(epochs), label="spikes", zorder=5, **style)
+        axes.plot(spikes, np.zeros_like(spikes), label="spikes", zorder=5, **style)
+    axes.legend(loc="upper right", **_LEGEND_STYLE)
 
 
 def _draw_learning_rate(axes: Axes, history: Rows) -> None:
@@ -256,34 +234,26 @@ def _draw_learning_rate(axes: Axes, history: Rows) -> None:
 
 
 def _draw_precision(axes: Axes, history: Rows) -> None:
-    axes.set_title("Validation", fontsize=11, color=_INK, loc="left", fontweight="bold")
+    """The AP curves. A ring on each of them at the epoch with the best weights, and its values in the corner."""
     measured = [row for row in history if np.isfinite(_values([row], "map50")).any()]
     axes.set_ylim(0, 1)
     if not measured:
         _write_instead(axes, "no validation yet")
         return
-    top = 0.0
+    best, texts, top = next((row for row in reversed(measured) if row.get("is_best")), None), [], 1.0
     for key, name, colour in _AP_LINES:
         _draw_line(axes, measured, key, name, colour, 2.0)
-        top = float(np.nanmax([top, *_values(measured, key)]))
-    axes.set_ylim(0, max(1.0, top * 1.05))  # the metric of the assignment can exceed 1
-    _mark_best(axes, measured)
-    axes.legend(loc="best" if len(measured) < 400 else "lower right", **_LEGEND_STYLE)
-
-
-def _mark_best(axes: Axes, measured: Rows) -> None:
-    """A ring on each curve at the epoch with the best weights, and its values in the corner."""
-    best = [row for row in measured if row.get("is_best")]
-    if not best:
-        return
-    row, texts = best[-1], []
-    axes.axvline(row["epoch"] + 1, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-    for key, name, colour in _AP_LINES:
-        value = float(_values([row], key)[0])
-        if np.isfinite(value):
-            axes.plot(row["epoch"] + 1, value, "o", ms=9, mfc="white", mec=colour, mew=2, zorder=4)
+        # the metric of the assignment can exceed 1
+        top = float(np.nanmax([top, *(1.05 * _values(measured, key))]))
+        value = np.nan if best is None else float(_values([best], key)[0])
+        if best and np.isfinite(value):
+            axes.plot(best["epoch"] + 1, value, "o", ms=9, mfc="white", mec=colour, mew=2, zorder=4)
             texts.append(f"{name} {value:.3f}")
-    axes.set_title(f"best: epoch {row['epoch'] + 1},  {',  '.join(texts)}", fontsize=9, color=_INK, loc="right")
+    axes.set_ylim(0, top)
+    if best:
+        axes.axvline(best["epoch"] + 1, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        axes.set_title(f"best: epoch {best['epoch'] + 1},  {',  '.join(texts)}", fontsize=9, color=_INK, loc="right")
+    axes.legend(loc="best" if len(measured) < 400 else "lower right", **_LEGEND_STYLE)
 
 
 def _draw_line(axes: Axes, rows: Rows, key: str, label: str, colour: str, width: float) -> None:
@@ -313,13 +283,5 @@ def _epochs(rows: Rows) -> np.ndarray:
 
 def _values(rows: Rows, key: str) -> np.ndarray:
     """The field for every epoch; NaN where it is missing, None or not finite."""
-    values = np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
+    values = np.array([row.get(key) for row in rows], dtype=float)  # None becomes NaN
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def _frozen_spans(rows: Rows) -> Iterator[tuple[int, int]]:
-    """First and last epoch of each period with a frozen backbone."""
-    frozen = sorted(row["epoch"] + 1 for row in rows if row.get("frozen"))
-    starts = [epoch for epoch in frozen if epoch - 1 not in frozen]
-    ends = [epoch for epoch in frozen if epoch + 1 not in frozen]
-    return zip(starts, ends, strict=True)
