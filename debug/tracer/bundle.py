@@ -157,19 +157,6 @@ def replay(bundle: Bundle, device: torch.device | None = None) -> Trace:
         except UserError as error:
             notes.append(f"replayed on the CPU, which rounds differently ({error})")
             device = torch.device("cpu")
-    model = _model_of(bundle, mcfg, device)
-    objective = _objective_of(bundle, mcfg, model, notes)
-    found = trace(
-        TracedStep(
-            model, objective, bundle.batch.to(device), bundle.precision, bundle.scale, mcfg.lossReduction == "sum",
-            random=bundle.random, weights_file=bundle.weights_file,
-        )
-    )  # fmt: skip
-    found.notes = [*found.notes, *notes]
-    return found
-
-
-def _model_of(bundle: Bundle, mcfg: ModelConfig, device: torch.device) -> YoloModel:
     model = build_network(mcfg, device)
     try:
         model.load_state_dict(bundle.weights)
@@ -181,7 +168,15 @@ def _model_of(bundle: Bundle, mcfg: ModelConfig, device: torch.device) -> YoloMo
         module.training = name in bundle.modules_in_train_mode
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in bundle.trained_parameters)
-    return model
+    objective = _objective_of(bundle, mcfg, model, notes)
+    found = trace(
+        TracedStep(
+            model, objective, bundle.batch.to(device), bundle.precision, bundle.scale, mcfg.lossReduction == "sum",
+            random=bundle.random, weights_file=bundle.weights_file,
+        )
+    )  # fmt: skip
+    found.notes = [*found.notes, *notes]
+    return found
 
 
 def _objective_of(bundle: Bundle, mcfg: ModelConfig, model: YoloModel, notes: list[str]) -> Objective:

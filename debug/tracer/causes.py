@@ -19,7 +19,39 @@ LOGARITHMS = {"log", "log2", "log10", "log1p"}
 EXPONENTIALS = {"exp", "expm1", "exp2", "sinh", "cosh", "softplus"}
 BOUNDED = {"acos", "asin", "atanh", "logit", "erfinv"}  # their domain is -1 .. 1 or 0 .. 1
 
-Test = Callable[[Producer, Trace], bool]
+
+class _Facts:
+    """What the table compares: producer and trace, and numbers that follow from them; NaN where there is none."""
+
+    def __init__(self, producer: Producer, trace: Trace):
+        self.producer, self.trace = producer, trace
+        self.phase, self.source, self.base = producer.phase, producer.source, producer.base
+        self.node = producer.node or ""
+        first, divisor = producer.input("self"), producer.input("other")
+        self.low, self.high = (first.low, first.high) if first else (math.nan, math.nan)
+        exponent = producer.numbers.get("exponent", math.nan)
+        self.is_power, self.is_whole = self.base.startswith("pow"), float(exponent).is_integer()
+        self.is_close_to_zero = self.base in DIVIDING and divisor is not None and divisor.nearest_zero < 1e-6
+        if divisor is None and "div" not in self.base:  # reciprocal, rsqrt, a negative power
+            divisor = first
+        is_division = self.base in DIVIDING or (self.is_power and exponent < 0)
+        is_zero = divisor.has_zero if divisor else producer.numbers.get("other") == 0
+        self.divides_by_zero = is_division and is_zero
+        self.log_limit = -1 if self.base == "log1p" else 0
+        dtype = producer.outputs[0].dtype if producer.outputs else "float32"
+        self.exp_limit = EXP_LARGEST.get(dtype, math.inf) * 0.99
+        self.has_nan_result = any(stats.num_nan for stats in producer.outputs)
+        self.reads_infinity = any(stats.num_inf for stats in producer.inputs)
+        has_infinite_number = any(math.isinf(value) for value in producer.numbers.values())
+        self.multiplies_infinity = self.base in MULTIPLYING and (has_infinite_number or self.reads_infinity)
+        self.overflows_float16 = any(stats.dtype == "float16" and stats.num_bad for stats in producer.outputs)
+        # Of every block.
+        weights = [block.largest_weight for block in trace.growth if block.largest_weight] or [0.0]
+        self.median_weight, self.largest_weight = statistics.median(weights), max(weights)
+
+    def is_backward_of(self, *names: str) -> bool:
+        """Does the node compute the derivative of one of these functions?"""
+        return self.node.lower().startswith(tuple(f"{name}backward" for name in names))
 
 
 def likely_cause(trace: Trace) -> Cause | None:
@@ -27,221 +59,152 @@ def likely_cause(trace: Trace) -> Cause | None:
 
     Without a producer only huge weights are reported.
     """
-    producer = trace.producer or Producer("forward", "")
+    facts = _Facts(trace.producer or Producer("forward", ""), trace)
     table = _TABLE if trace.producer else _WEIGHTS
-    return next((cause for fits, cause in table if fits(producer, trace)), None)
+    return next((cause for fits, cause in table if fits(facts)), None)
 
 
-def _self(p: Producer) -> tuple[float, float, bool]:
-    """Low, high and whether it holds a zero, of the operation's first argument; NaN, NaN, False without one."""
-    stats = p.input("self")
-    return (stats.low, stats.high, stats.has_zero) if stats else (math.nan, math.nan, False)
-
-
-def _is_backward_of(*names: str) -> Test:
-    return lambda p, trace: p.node is not None and p.node.lower().startswith(tuple(f"{name}backward" for name in names))
-
-
-def _has_negative_base(p: Producer, trace: Trace) -> bool:
-    exponent = p.numbers.get("exponent")
-    is_whole = isinstance(exponent, int) or (isinstance(exponent, float) and exponent.is_integer())
-    return p.base.startswith("pow") and not is_whole and _self(p)[0] < 0
-
-
-def _divides_by_zero(p: Producer, trace: Trace) -> bool:
-    if p.base not in DIVIDING and not (p.base.startswith("pow") and p.numbers.get("exponent", 0) < 0):
-        return False
-    divisor = p.input("other") or (p.input("self") if "div" not in p.base else None)
-    return divisor.has_zero if divisor else p.numbers.get("other") == 0
-
-
-def _is_log_of_zero(p: Producer, trace: Trace) -> bool:
-    low, _, has_zero = _self(p)
-    is_at_edge = low == -1 if p.base == "log1p" else has_zero
-    return p.base in LOGARITHMS and is_at_edge and not _is_log_of_negative(p, trace)
-
-
-def _is_log_of_negative(p: Producer, trace: Trace) -> bool:
-    return p.base in LOGARITHMS and _self(p)[0] < (-1 if p.base == "log1p" else 0)
-
-
-def _has_negative_variance(p: Producer, trace: Trace) -> bool:
-    variance = p.input("running_var")
-    return "batch_norm" in p.base and variance is not None and variance.low < 0
-
-
-def _exp_overflows(p: Producer, trace: Trace) -> bool:
-    dtype = p.outputs[0].dtype if p.outputs else "float32"
-    limit = EXP_LARGEST.get(dtype, math.inf) * 0.99
-    low, high, _ = _self(p)
-    return p.base in EXPONENTIALS and (high > limit or (p.base in ("sinh", "cosh") and low < -limit))
-
-
-def _overflows_float16(p: Producer, trace: Trace) -> bool:
-    return any(stats.dtype == "float16" and stats.num_bad for stats in p.outputs)
-
-
-def _is_normalise_backward(p: Producer, trace: Trace) -> bool:
-    if not _is_backward_of("div", "linalgvectornorm", "norm")(p, trace):
-        return False
-    divisor = p.input("other") if p.base in DIVIDING else None
-    return _divides_by_zero(p, trace) or (divisor is not None and divisor.nearest_zero < 1e-6)
-
-
-def _is_zero_times_infinity(p: Producer, trace: Trace) -> bool:
-    is_infinite_number = any(isinstance(value, float) and math.isinf(value) for value in p.numbers.values())
-    has_infinity = is_infinite_number or _reads_infinity(p)
-    return p.base in MULTIPLYING and has_infinity and any(stats.num_nan for stats in p.outputs)
-
-
-def _reads_infinity(p: Producer) -> bool:
-    return any(stats.num_inf for stats in p.inputs)
-
-
-def _are_most_weights_huge(p: Producer, trace: Trace) -> bool:
-    weights = [block.largest_weight for block in trace.growth if block.largest_weight]
-    return bool(weights) and statistics.median(weights) > HUGE_WEIGHTS
-
-
-def _are_weights_of_a_block_huge(p: Producer, trace: Trace) -> bool:
-    weights = [block.largest_weight for block in trace.growth if block.largest_weight]
-    return bool(weights) and max(weights) > HUGE_WEIGHTS * max(statistics.median(weights), 1e-6)
-
-
-def _is_custom_backward(p: Producer, trace: Trace) -> bool:
-    """Torch numbers its own nodes (SqrtBackward0). Hooks and recomputed blocks run in the three that are left out."""
-    if p.node is None or p.node[-1].isdigit():
-        return False
-    return p.node not in ("backward", "CheckpointFunctionBackward") and not p.node.startswith("torch::")
-
-
-_WEIGHTS: tuple[tuple[Test, Cause], ...] = (
-    (_are_most_weights_huge, Cause(
+_WEIGHTS: tuple[tuple[Callable[[_Facts], bool], Cause], ...] = (
+    (lambda f: f.median_weight > HUGE_WEIGHTS, Cause(
         "learning rate too high", "the weights are huge in most blocks: earlier steps were much too large",
         "lower baseLearningRate, use a longer warm-up, or clip gradients (gradientClip)",
     )),
-    (_are_weights_of_a_block_huge, Cause(
+    (lambda f: f.largest_weight > HUGE_WEIGHTS * max(f.median_weight, 1e-6), Cause(
         "huge weights in one block", "the weights of one block are thousands of times larger than those of the others",
         "find that block in the growth table and check what wrote, loaded or scaled it",
     )),
 )  # fmt: skip
-_TABLE: tuple[tuple[Test, Cause], ...] = (
-    (lambda p, trace: p.phase == "input" and p.tensor == "labels", Cause(
+_TABLE: tuple[tuple[Callable[[_Facts], bool], Cause], ...] = (
+    (lambda f: f.phase == "input" and f.producer.tensor == "labels", Cause(
         "bad label", "a label is none of the classes", "correct the annotations of the images, or classList",
     )),
-    (lambda p, trace: p.phase == "input" and p.tensor == "boxes", Cause(
+    (lambda f: f.phase == "input" and f.producer.tensor == "boxes", Cause(
         "bad box", "a box is not finite", "correct the annotations of the images, or the code that changes boxes",
     )),
-    (lambda p, trace: p.phase == "input", Cause(
+    (lambda f: f.phase == "input", Cause(
         "bad pixel", "pixels are not finite", "check these images, and the code that changes their pixels",
     )),
-    (lambda p, trace: p.phase == "weights", Cause(
+    (lambda f: f.phase == "weights", Cause(
         "bad weight",
         "the network held it before this step: other code wrote it, or an earlier step "
         "had a learning rate, momentum or gradient hook that was not finite",
         "load other weights, or an earlier checkpoint",
     )),
-    (lambda p, trace: p.source == NEGATIVE_FACTOR and p.phase == "loss", Cause(
+    (lambda f: f.source == NEGATIVE_FACTOR and f.phase == "loss", Cause(
         "negative loss weight", "a value that cannot be negative was multiplied by a negative weight, gain or schedule",
         "check what this line multiplies by",
     )),
-    (lambda p, trace: p.source == BELOW_ZERO_SOURCE and p.phase == "loss", Cause(
+    (lambda f: f.source == BELOW_ZERO_SOURCE and f.phase == "loss", Cause(
         "negative divergence",
         "a divergence or cross-entropy is below zero: its two logarithms are clamped at different values, its "
         "distributions do not sum to 1, or its targets lie outside 0 .. 1",
         "compute both logarithms with log_softmax, and clamp them at the same value",
     )),
-    (lambda p, trace: p.source == UNINITIALISED, Cause(
+    (lambda f: f.source == UNINITIALISED, Cause(
         "uninitialised memory", "memory was read before it was written", "use torch.zeros instead of torch.empty",
     )),
-    (lambda p, trace: p.source in (NUMBER, CONSTANT) and not _is_zero_times_infinity(p, trace), Cause(
+    (lambda f: f.source in (NUMBER, CONSTANT) and not (f.multiplies_infinity and f.has_nan_result), Cause(
         "constant in the code", "the code itself contains the NaN or infinity", "check this line",
     )),
-    (_is_custom_backward, Cause(
+    # Torch numbers its own nodes (SqrtBackward0). Hooks and recomputed blocks run in the three that are left out.
+    (lambda f: (
+        f.node != "" and not f.node[-1].isdigit() and not f.node.startswith("torch::")
+        and f.node not in ("backward", "CheckpointFunctionBackward")
+    ), Cause(
         "custom backward", "the backward method of a custom torch.autograd.Function produced it",
         "check that function with torch.autograd.gradcheck, also at zero",
     )),
-    (_is_backward_of("sqrt", "rsqrt", "pow"), Cause(
+    (lambda f: f.is_backward_of("sqrt", "rsqrt", "pow"), Cause(
         "root at zero, backward", "the derivative of a root (or of a power below 1) is infinite at zero",
         "add a small number under the root, or clamp its argument",
     )),
-    (_is_backward_of("log", "log2", "log10", "log1p", "xlogy"), Cause(
+    (lambda f: f.is_backward_of("log", "log2", "log10", "log1p", "xlogy"), Cause(
         "logarithm at zero, backward",
         "the derivative of a logarithm is infinite at zero; a torch.where after it masks the value, not the gradient",
         "clamp the argument of the logarithm",
     )),
-    (_is_backward_of("acos", "asin", "atan2", "atanh"), Cause(
+    (lambda f: f.is_backward_of("acos", "asin", "atan2", "atanh"), Cause(
         "edge of the domain, backward", "the derivative is infinite at the edge of the domain",
         "clamp the argument to slightly less than the domain",
     )),
-    (_is_normalise_backward, Cause(
+    (lambda f: (
+        f.is_backward_of("div", "linalgvectornorm", "norm") and (f.divides_by_zero or f.is_close_to_zero)
+    ), Cause(
         "unguarded normalise, backward",
         "a zero vector was divided by its norm, or by a sum that is zero, where the derivative is infinite; a "
         "torch.where after it masks the value, not the gradient",
         "use the division or the normalisation in ops.safe, whose gradients stay finite",
     )),
-    (_has_negative_base, Cause(
+    (lambda f: f.is_power and not f.is_whole and f.low < 0, Cause(
         "negative base", "a negative number has a fractional exponent: logits were passed instead of probabilities",
         "pass logits.sigmoid()",
     )),
-    (_is_log_of_zero, Cause(
+    (lambda f: f.base in LOGARITHMS and f.low == f.log_limit, Cause(
         "log of zero", "a logarithm of zero, for example of a softmax() that was rounded to zero",
         "use log_softmax() or logsigmoid(), or clamp the argument",
     )),
-    (_is_log_of_negative, Cause("log of a negative number", "a logarithm of a negative number", "clamp the argument")),
-    (lambda p, trace: p.base in ("sqrt", "rsqrt") and _self(p)[0] < 0, Cause(
+    (lambda f: f.base in LOGARITHMS and f.low < f.log_limit, Cause(
+        "log of a negative number", "a logarithm of a negative number", "clamp the argument",
+    )),
+    (lambda f: f.base in ("sqrt", "rsqrt") and f.low < 0, Cause(
         "root of a negative number", "a root of a negative number, for example of a variance with a rounding error",
         "clamp the argument",
     )),
-    (_has_negative_variance, Cause(
+    (lambda f: (
+        "batch_norm" in f.base and (variance := f.producer.input("running_var")) is not None and variance.low < 0
+    ), Cause(
         "negative variance", "the running variance of this batch norm is negative, which no training writes",
         "load other weights",
     )),
-    (lambda p, trace: p.base in BOUNDED, Cause(
+    (lambda f: f.base in BOUNDED, Cause(
         "edge of the domain", f"the argument of {', '.join(sorted(BOUNDED))} is outside of the domain",
         "clamp the argument",
     )),
-    (_exp_overflows, Cause(
+    (lambda f: f.base in EXPONENTIALS and (
+        f.high > f.exp_limit or (f.base in ("sinh", "cosh") and f.low < -f.exp_limit)
+    ), Cause(
         "exp overflow", "the exponential of too large a number (limit: 88.7 in float32, 11 in float16)",
         "subtract the maximum first, as logsumexp and softmax do, or clamp the argument",
     )),
-    (_divides_by_zero, Cause(
+    (lambda f: f.divides_by_zero, Cause(
         "zero normaliser", "a division by zero: by a sum, count or norm that can be empty",
         "clamp(min=...) the divisor, or use ops.safe",
     )),
-    (_is_zero_times_infinity, Cause(
+    (lambda f: f.multiplies_infinity and f.has_nan_result, Cause(
         "zero times infinity", "an infinity was multiplied by zero, for example by a mask of zeros and ones",
         "use torch.where or masked_fill instead of the product",
     )),
-    (lambda p, trace: "softmax" in p.base and _reads_infinity(p), Cause(
+    (lambda f: "softmax" in f.base and f.reads_infinity, Cause(
         "everything masked", "a softmax over a row in which every entry is -inf",
         "leave such rows out, or mask with a large finite number",
     )),
-    (lambda p, trace: p.base.partition("_")[0] in ("std", "var") and any(stats.num_nan for stats in p.outputs), Cause(
+    (lambda f: f.base.partition("_")[0] in ("std", "var") and f.has_nan_result, Cause(
         "deviation of one value", "the standard deviation or variance of a single value divides by n - 1 = 0",
         "correction=0 (unbiased=False), or another dimension",
     )),
-    (lambda p, trace: p.base in ("sub", "add", "sum", "mean") and _reads_infinity(p), Cause(
+    (lambda f: f.base in ("sub", "add", "sum", "mean") and f.reads_infinity, Cause(
         "infinity minus infinity", "infinities of both signs were added", "mask with a large finite number instead",
     )),
-    (lambda p, trace: p.phase == "forward" and any(bad.part == "images" for bad in trace.bad_inputs), Cause(
+    (lambda f: f.phase == "forward" and any(bad.part == "images" for bad in f.trace.bad_inputs), Cause(
         "bad pixel", "pixels are far larger than 255, so that their squares in the network are not finite",
         "check the images listed under 'also bad', and the code that reads or changes their pixels",
     )),
-    (lambda p, trace: _overflows_float16(p, trace) and p.phase == "backward", Cause(
+    (lambda f: f.overflows_float16 and f.phase == "backward", Cause(
         "half-precision overflow", f"a gradient exceeded the range of float16 ({FLOAT16_LARGEST})",
         "the gradient scaler lowers its scale and continues; if that does not help: precision=bfloat16 or float32",
     )),
-    (_overflows_float16, Cause(
+    (lambda f: f.overflows_float16, Cause(
         "half-precision overflow", f"a value exceeded the range of float16 ({FLOAT16_LARGEST})",
         "precision=bfloat16 or float32, or float32 for this operation alone",
     )),
     *_WEIGHTS,
-    (lambda p, trace: trace.jump is not None and p.phase == "backward", Cause(
+    (lambda f: f.trace.jump is not None and f.phase == "backward", Cause(
         "exploding gradient", "gradients grew too large; the steepest jump is listed below",
         "check that line: a division by almost zero, or a root near zero",
     )),
-    (lambda p, trace: bool(p.outputs) and any(stats.peak > 1e15 for stats in (*p.inputs, *p.outputs)), Cause(
+    (lambda f: f.producer.outputs and any(
+        stats.peak > 1e15 for stats in (*f.producer.inputs, *f.producer.outputs)
+    ), Cause(
         "overflow", "values grew beyond the range of their type; the growth table shows where",
         "normalise before it, lower the learning rate, or clip",
     )),

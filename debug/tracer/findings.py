@@ -44,17 +44,6 @@ class Producer:
         return next((stats for stats in self.inputs if stats.role == role), None)
 
 
-class PassedOn(NamedTuple):
-    """An operation that read a bad value and produced bad values from it."""
-
-    operation: str
-    module: str
-    line: CodeLine | None
-
-    def __str__(self) -> str:
-        return f"{self.operation}{f' in {self.module}' if self.module else ''}{f' at {self.line}' if self.line else ''}"
-
-
 class BadInput(NamedTuple):
     """A part of the batch with which no step can succeed."""
 
@@ -69,16 +58,16 @@ class BadInput(NamedTuple):
 class GradientJump(NamedTuple):
     """The operation of the backward pass with the largest ratio of its result to what it read."""
 
-    operation: str
-    node: str
-    module: str
-    line: CodeLine
+    operation: Operation
     before: float
     after: float
 
+    @property
+    def ratio(self) -> float:
+        return self.after / self.before
+
     def __str__(self) -> str:
-        module = f" in {self.module}" if self.module else ""
-        return f"{self.operation} ({self.node}){module} at {self.line}: {self.before:.3g} -> {self.after:.3g}"
+        return f"{self.operation}: {self.before:.3g} -> {self.after:.3g}"
 
 
 class Cause(NamedTuple):
@@ -109,7 +98,7 @@ class Trace:
     """What the trace of one step found. Without a producer nothing bad was found."""
 
     producer: Producer | None = None
-    passed_on: list[PassedOn] = field(default_factory=list)
+    passed_on: list[str] = field(default_factory=list)  # operations that read a bad value and made bad values of it
     growth: list[BlockGrowth] = field(default_factory=list)
     cause: Cause | None = None
     evidence: str = ""  # how the producer was distinguished from other operations
@@ -170,16 +159,13 @@ class GrowthTable:
         """Add the largest value computed backward in each block; a block that ran twice gets it in both rows."""
         peaks: dict[str, float] = {}
         for op in ops:
-            if op.is_backward and (name := self._block_of(op.location.module)):
-                peak = op.range.peak
-                peaks[name] = max(peaks.get(name, 0.0), math.inf if math.isnan(peak) else peak)
+            path, peak = op.location.module, op.range.peak
+            while path and path not in self._names:
+                path = path.rpartition(".")[0]
+            if op.is_backward and path:
+                peaks[path] = max(peaks.get(path, 0.0), math.inf if math.isnan(peak) else peak)
         for block in self.blocks:
             block.largest_gradient = peaks.get(block.name, math.nan)
-
-    def _block_of(self, path: str) -> str | None:
-        while path and path not in self._names:
-            path = path.rpartition(".")[0]
-        return path or None
 
 
 def block_names(model: nn.Module) -> Iterator[str]:

@@ -189,6 +189,12 @@ class Operation:
     def base(self) -> str:
         return base_name(self.name)
 
+    def __str__(self) -> str:
+        """aten.div.Tensor (DivBackward0) in head.box at train/loss.py:98 in __call__"""
+        node, module = f" ({self.node})" if self.node else "", self.location.module
+        line = f" at {self.location.line}" if self.location.line else ""
+        return f"{self.name}{node}{f' in {module}' if module else ''}{line}"
+
 
 def base_name(operation: str) -> str:
     """aten.pow_.Scalar -> pow: without namespace, overload and the mark of an in-place operation."""

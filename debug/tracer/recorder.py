@@ -119,8 +119,16 @@ class Recorder(TorchDispatchMode):
     @contextmanager
     def recording(self) -> Iterator["Recorder"]:
         """Within the block, every operation, module call and probe is recorded."""
+
+        def record_probe(name: str, value: Tensor) -> None:
+            with self.paused():
+                stats = tensor_stats(name, value)
+                self.probes.setdefault(name, stats)
+                if stats.num_bad:
+                    self.bad_probes.setdefault(name, self.bad_writers(value))
+
         self._next_node = _next_node()
-        with self.modules.following(), probe.listening(self._at_probe), self:
+        with self.modules.following(), probe.listening(record_probe), self:
             yield self
 
     @contextmanager
@@ -155,7 +163,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._is_paused or not isinstance(func, torch._ops.OpOverload):  # an operator made of Python functions
             return func(*args, **kwargs)
-        location, node = self._locate(CodeLocation(self.modules.current, _lines_from(sys._getframe(1))))
+        location, node = self._locate(sys._getframe(1))
         if func.is_view:
             return func(*args, **kwargs)
         arguments = arguments_of(func, args, kwargs)
@@ -169,11 +177,18 @@ class Recorder(TorchDispatchMode):
             self._record(op, arguments, result)
         return result
 
-    def _locate(self, location: CodeLocation) -> tuple[CodeLocation, str | None]:
+    def _locate(self, frame: FrameType | None) -> tuple[CodeLocation, str | None]:
         """The location of a forward operation is the running code; a backward one gets that of its forward operation.
 
-        The second result is the name of the autograd node, None in the forward pass.
+        The lines are the product's and the user's, from `frame` out to where the step began; none in autograd's
+        built-in nodes. The second result is the name of the autograd node, None in the forward pass.
         """
+        lines: list[CodeLine] = []
+        while frame is not None and frame.f_code.co_filename != _STEP_FILE and len(lines) < _MOST_LINES:
+            if file := _shown_file(frame.f_code.co_filename):
+                lines.append(CodeLine(file, frame.f_lineno, frame.f_code.co_name))
+            frame = frame.f_back
+        location = CodeLocation(self.modules.current, tuple(lines))
         reached = _next_node()
         for number in range(self._next_node, reached):  # nodes are made just before their operation runs
             self._forward_locations[number] = location
@@ -207,8 +222,12 @@ class Recorder(TorchDispatchMode):
         op.has_bad_number = any(isinstance(x, float) and not math.isfinite(x) for x in op.numbers.values())
         if op.is_bad:
             op.has_written_nan = any(bool(value.isnan().any()) for value in written)
-            if not op.has_read_nan:
-                self._keep_details(op, read, written)
+        if op.is_bad and not op.has_read_nan:  # a bad value may begin here
+            op.inputs = tuple(argument.before or self._stats(argument) for argument in read)
+            op.outputs = tuple(tensor_stats(f"result {number}", value) for number, value in enumerate(written))
+            per_image = (value for value in written if value.dim() > 0 and len(value) == self.batch_size)
+            masks = [~value.detach().isfinite() for value in per_image if tuple(value.shape) not in self._weight_shapes]
+            op.rows = tuple(sorted({row for mask in masks for row in rows_with(mask)}))
         self.ops.append(op)
         for key, value in zip(op.storages, written, strict=True):
             if op.base in OVERWRITING and value.nbytes == value.untyped_storage().nbytes():
@@ -237,25 +256,8 @@ class Recorder(TorchDispatchMode):
         op.reads, op.bad_reads = tuple(dict.fromkeys(reads)), tuple(dict.fromkeys(bad_reads))
         op.bad_leaves = tuple(dict.fromkeys(leaves))
 
-    def _keep_details(self, op: Operation, read: list[Argument], written: list[Tensor]) -> None:
-        op.inputs = tuple(argument.before or self._stats(argument) for argument in read)
-        op.outputs = tuple(tensor_stats(f"result {number}", value) for number, value in enumerate(written))
-        rows: set[int] = set()
-        for value in written:
-            is_batch = value.dim() > 0 and len(value) == self.batch_size
-            if is_batch and tuple(value.shape) not in self._weight_shapes:
-                rows.update(rows_with(~value.detach().isfinite()))
-        op.rows = tuple(sorted(rows))
-
     def _stats(self, argument: Argument) -> TensorStats:
         return tensor_stats(argument.role, argument.value, self._leaves.get(self._key(argument.value)))
-
-    def _at_probe(self, name: str, value: Tensor) -> None:
-        with self.paused():
-            stats = tensor_stats(name, value)
-            self.probes.setdefault(name, stats)
-            if stats.num_bad:
-                self.bad_probes.setdefault(name, self.bad_writers(value))
 
     def _key(self, value: Tensor) -> int:
         """Identifies the memory of a tensor: views of it have the same key."""
@@ -264,16 +266,6 @@ class Recorder(TorchDispatchMode):
         if key not in self._storages:
             self._storages[key] = StorageWeakRef(storage)
         return key
-
-
-def _lines_from(frame: FrameType | None) -> tuple[CodeLine, ...]:
-    """The product's and the user's lines from here out to where the step began; none in autograd's built-in nodes."""
-    found: list[CodeLine] = []
-    while frame is not None and frame.f_code.co_filename != _STEP_FILE and len(found) < _MOST_LINES:
-        if file := _shown_file(frame.f_code.co_filename):
-            found.append(CodeLine(file, frame.f_lineno, frame.f_code.co_name))
-        frame = frame.f_back
-    return tuple(found)
 
 
 @lru_cache(maxsize=4096)

@@ -96,7 +96,7 @@ def report_text(trace: Trace, message: str = "") -> str:
         )
         if trace.cause is not None:
             lines += [f"likely cause of later errors: {trace.cause.explanation}", f"how to fix it: {trace.cause.fix}"]
-    passed_on = [str(op) for op in trace.passed_on[:PASSED_SHOWN]]
+    passed_on = trace.passed_on[:PASSED_SHOWN]
     if (num_more := len(trace.passed_on) - PASSED_SHOWN) > 0:
         passed_on.append(f"and {num_more} more")
     named = trace.producer.tensor if trace.producer else None

@@ -3,7 +3,7 @@
 Network, batch and random states are afterwards what they were, whatever happens in the step.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,13 +105,20 @@ def run(
     """
     batch = step.batch
     with side_effect_free(list(step.modules.values()), (batch.images, batch.boxes, batch.labels, batch.valid)):
-        _prepare(step, zeroed_leaves)
+        if step.random is not None:
+            restore_random_states(dict(step.random))
+        leaves = {**step.tensors, "images": batch.images, "boxes": batch.boxes}
+        with torch.no_grad():
+            buffers = dict(step.model.named_buffers())
+            for name, value in (step.buffers or {}).items():
+                if name in buffers:
+                    buffers[name].copy_(value)
+            for name in zeroed_leaves & leaves.keys():
+                replace_nonfinite(leaves[name])
         recorder = Recorder(ModuleStack(step.modules), len(batch), zeroed)
         result = TracedResult(recorder, GrowthTable(step.model, recorder))
-        for name, value in step.tensors.items():
-            recorder.name_leaf(name, value, is_weight=True)
-        for name in ("images", "boxes"):
-            recorder.name_leaf(name, getattr(batch, name))
+        for name, value in leaves.items():
+            recorder.name_leaf(name, value, is_weight=name in step.tensors)
         try:
             with torch.enable_grad(), recorder.recording():
                 total = _forward(step, result)
@@ -200,20 +207,6 @@ def _is_statistic(name: str) -> bool:
     return name.rpartition(".")[2].startswith("running_")
 
 
-def _prepare(step: TracedStep, zeroed_leaves: frozenset[str]) -> None:
-    """Put back buffers and random states from before the step, and replace the bad values of some leaves."""
-    if step.random is not None:
-        restore_random_states(dict(step.random))
-    leaves = {**step.tensors, "images": step.batch.images, "boxes": step.batch.boxes}
-    with torch.no_grad():
-        buffers = dict(step.model.named_buffers())
-        for name, value in (step.buffers or {}).items():
-            if name in buffers:
-                buffers[name].copy_(value)
-        for name in zeroed_leaves & leaves.keys():
-            replace_nonfinite(leaves[name])
-
-
 def _forward(step: TracedStep, result: TracedResult) -> Tensor:
     """The loss. Batch norm's statistics are checked too: a batch that overflows them leaves batch norm as zeros."""
     with autocast(step.batch.images.device, step.precision):
@@ -241,10 +234,16 @@ def _backward(step: TracedStep, result: TracedResult, total: Tensor) -> None:
     if not parameters:
         return
     total = total * (float(len(step.batch)) if step.sum_over_batch else 1.0) * step.scale
-    with _foreign_gradients_kept(total, parameters.values()):
-        for parameter in parameters.values():
-            parameter.grad = None
+    # The loss may depend on tensors of other code, outside of the modules; their gradients stay as they are.
+    own = {id(parameter) for parameter in parameters.values()}
+    others = [(leaf, leaf.grad) for leaf in leaves_of(total) if id(leaf) not in own]
+    for leaf in (*parameters.values(), *(leaf for leaf, _ in others)):
+        leaf.grad = None
+    try:
         total.backward()  # unlike autograd.grad, it runs gradient hooks and allows checkpoint(use_reentrant=True)
+    finally:
+        for leaf, gradient in others:
+            leaf.grad = gradient
     gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
     recorder = result.recorder
     with recorder.paused():
@@ -262,25 +261,12 @@ def _backward(step: TracedStep, result: TracedResult, total: Tensor) -> None:
             result.take({"the norm of the gradients": norm})
 
 
-@contextmanager
-def _foreign_gradients_kept(total: Tensor, own: Iterable[Tensor]) -> Iterator[None]:
-    """Within the block, a backward pass of `total` may write gradients of leaves not in `own`; they are restored."""
-    own_ids, nodes, waiting = {id(tensor) for tensor in own}, set(), [total.grad_fn]
-    leaves: list[Tensor] = []
+def leaves_of(total: Tensor) -> list[Tensor]:
+    """The tensors whose gradients a backward pass of `total` writes."""
+    nodes, waiting = set(), [total.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in nodes:
-            continue
-        nodes.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in own_ids:
-            leaves.append(leaf)
-        waiting += [after for after, _ in node.next_functions]
-    gradients = [leaf.grad for leaf in leaves]
-    for leaf in leaves:
-        leaf.grad = None
-    try:
-        yield
-    finally:
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += [after for after, _ in node.next_functions]
+    return [node.variable for node in nodes if hasattr(node, "variable")]

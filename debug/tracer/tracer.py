@@ -17,7 +17,7 @@ from torch import nn
 
 from config.errors import UserError
 from debug.tracer.causes import BELOW_ZERO_SOURCE, NEGATIVE_FACTOR, likely_cause
-from debug.tracer.findings import GradientJump, PassedOn, Phase, Producer, Trace
+from debug.tracer.findings import GradientJump, Phase, Producer, Trace
 from debug.tracer.operations import CONSTANT, NUMBER, UNINITIALISED, Operation
 from debug.tracer.rerun import TracedResult, TracedStep, bad_inputs, bad_weights, run
 from model.weightsfile import read_weights
@@ -56,7 +56,15 @@ def trace(step: TracedStep) -> Trace:
         _set_input(found, "labels", "the labels were checked before anything was computed")
     else:
         result = run(step)
-        _take_result(found, result)
+        ops = result.recorder.ops
+        found.growth, found.probes = result.table.blocks, result.recorder.probes
+        found.parts, found.error, found.num_operations = result.parts, result.error, len(ops)
+        if not result.error:
+            harmful = ancestry(ops, result.ends)
+            found.num_harmless = sum(
+                op.is_bad and not op.bad_reads and not op.bad_leaves and op.index not in harmful for op in ops
+            )
+        found.jump = steepest_jump(ops)
         _set_producer(found, step, result)
     found.cause = likely_cause(found)
     is_own = found.producer is not None and not (found.producer.tensor or "").startswith("teacher.")
@@ -64,26 +72,6 @@ def trace(step: TracedStep) -> Trace:
         found.notes = [*found.notes, _compare_with_file(found, Path(step.weights_file))]
     found.seconds = time.perf_counter() - started
     return found
-
-
-def _take_result(found: Trace, result: TracedResult) -> None:
-    ops = result.recorder.ops
-    found.growth, found.probes = result.table.blocks, result.recorder.probes
-    found.parts, found.error, found.num_operations = result.parts, result.error, len(ops)
-    if not result.error:
-        harmful = ancestry(ops, result.ends)
-        found.num_harmless = sum(
-            op.is_bad and not op.bad_reads and not op.bad_leaves and op.index not in harmful for op in ops
-        )
-    for op in ops:
-        # Only the tracer's own product with the scale has no line.
-        if not op.is_backward or op.is_bad or op.location.line is None:
-            continue
-        before = max((ops[index].range.peak for index in op.reads if not ops[index].is_bad), default=0.0)
-        steepest = found.jump.after / found.jump.before if found.jump else STEEP_JUMP
-        if before > 0 and op.range.peak / before > steepest:
-            place = op.location
-            found.jump = GradientJump(op.name, op.node or "", place.module, op.location.line, before, op.range.peak)
 
 
 def _set_producer(found: Trace, step: TracedStep, result: TracedResult) -> None:
@@ -102,10 +90,7 @@ def _set_producer(found: Trace, step: TracedStep, result: TracedResult) -> None:
         buffers = {name for name, value in step.tensors.items() if not isinstance(value, nn.Parameter)}
         harm = first_harm(ops, origin, ends, allowed=buffers - {*found.bad_weights})
         found.producer = _producer_of(step, result, harm, origin)
-        found.passed_on = [
-            PassedOn(f"{op.name} ({op.node})" if op.node else op.name, op.location.module, op.location.line)
-            for op in (ops[index] for index in descendants(ops, harm, ends))
-        ]
+        found.passed_on = [str(ops[index]) for index in descendants(ops, harm, ends)]
         found.evidence = f"{what} was followed back to it through {len(found.passed_on)} operations{trials}"
     elif result.leaves:
         found.producer, found.evidence = _leaf_producer(result.leaves[0]), f"{what} consists of it"
@@ -141,12 +126,15 @@ def _producer_of(step: TracedStep, result: TracedResult, harm: Origin, origin: O
     recorder = result.recorder
     op = recorder.ops[harm.op]
     if harm.leaf is not None:
-        return _leaf_producer(harm.leaf, op, _overwritten(result, harm.leaf))
+        # No step should write its weights: an operation that does may have made this one bad in an earlier step.
+        writers = (w for w in recorder.ops if recorder.has_written(w, harm.leaf) and "batch_norm" not in w.base)
+        suspects = (f"{writer} writes it during the step and may have made it bad" for writer in writers)
+        return _leaf_producer(harm.leaf, op, next(suspects, None))
     source = None
     if origin.leaf is not None:
         source = f"an infinity in {origin.leaf}"
     elif origin != harm:
-        source = f"an infinity written by {_op_with_line(recorder.ops[origin.op])}"
+        source = f"an infinity written by {recorder.ops[origin.op]}"
     elif UNINITIALISED in op.bad_leaves or CONSTANT in op.bad_leaves:
         source = UNINITIALISED if UNINITIALISED in op.bad_leaves else CONSTANT
     elif op.has_bad_number:
@@ -174,18 +162,6 @@ def _leaf_producer(leaf: str, op: Operation | None = None, source: str | None = 
         return Producer(phase, "", tensor=leaf, source=source)
     inputs = tuple(stats for stats in op.inputs if stats.name == leaf)
     return Producer(phase, "", op.location.module, op.location.lines, leaf, inputs=inputs, source=source)
-
-
-def _overwritten(result: TracedResult, leaf: str) -> str | None:
-    """No step should write its weights: an operation that does may have produced the bad value in an earlier step."""
-    for op in result.recorder.ops:
-        if result.recorder.has_written(op, leaf) and "batch_norm" not in op.base:
-            return f"{_op_with_line(op)} writes it during the step and may have made it bad"
-    return None
-
-
-def _op_with_line(op: Operation) -> str:
-    return f"{op.name} at {op.location.line}" if op.location.line else op.name
 
 
 def _set_input(found: Trace, part: str, evidence: str) -> None:
@@ -282,6 +258,18 @@ def descendants(ops: Sequence[Operation], origin: Origin, ends: Iterable[int]) -
             reached.add(index)
             passed.append(index)
     return passed
+
+
+def steepest_jump(ops: Sequence[Operation]) -> GradientJump | None:
+    """The backward operation whose result is largest relative to what it read, from `STEEP_JUMP` on."""
+    jumps = []
+    for op in ops:
+        # Only the tracer's own product with the scale has no line.
+        if op.is_backward and not op.is_bad and op.location.line is not None:
+            before = max((ops[index].range.peak for index in op.reads if not ops[index].is_bad), default=0.0)
+            if before > 0 and op.range.peak / before > STEEP_JUMP:
+                jumps.append(GradientJump(op, before, op.range.peak))
+    return max(jumps, key=lambda jump: jump.ratio, default=None)
 
 
 def first_negative(ops: Sequence[Operation], end: int) -> int:

@@ -5,13 +5,14 @@ import math
 import torch
 from tiny_step import tiny_step, traced
 
-from debug.tracer.findings import BadInput, BlockGrowth, Cause, GradientJump, PassedOn, Producer, Trace
-from debug.tracer.operations import CodeLine, tensor_stats
+from debug.tracer.findings import BadInput, BlockGrowth, Cause, GradientJump, Producer, Trace
+from debug.tracer.operations import CodeLine, CodeLocation, Operation, tensor_stats
 from debug.tracer.report import report_text
 
 
 def test_a_report_in_full():
     bad = torch.tensor([[1.0, math.nan], [math.inf, 2.0]])
+    weighting = CodeLocation("", (CodeLine("train/tal.py", 99, "_metric"),))
     found = Trace(
         producer=Producer(
             "loss", "aten.pow.Tensor_Scalar", "", (CodeLine("train/tal.py", 98, "_metric"), CodeLine("a.py", 1, "f")),
@@ -19,7 +20,7 @@ def test_a_report_in_full():
             (tensor_stats("result 0", bad),),
             {"exponent": 0.5}, ("one",),
         ),
-        passed_on=[PassedOn("aten.mul.Tensor", "", CodeLine("train/tal.py", 99, "_metric"))] * 8,
+        passed_on=[str(Operation(0, "aten.mul.Tensor", weighting, None))] * 8,
         growth=[
             BlockGrowth("l0", "Conv", (2, 3, 8, 8), "float32", 2.0, 1.5, 0, 0.25, 3.0),
             BlockGrowth("l1", "Conv", (2, 3, 8, 8), "float32", 400.0, 200.0, 0, 0.0),
@@ -28,7 +29,9 @@ def test_a_report_in_full():
         cause=Cause("negative base", "why", "what to do"), evidence="followed",
         bad_inputs=[BadInput("boxes", "2 boxes are NaN", ("two",))], bad_weights=["l0.weight"],
         probes={"tal.score": tensor_stats("tal.score", torch.tensor([0.5]))}, parts={"box": 1.0, "cls": math.nan},
-        jump=GradientJump("aten.div.Tensor", "DivBackward0", "l1", CodeLine("b.py", 2, "g"), 1.0, 1e9), num_harmless=2,
+        jump=GradientJump(
+            Operation(0, "aten.div.Tensor", CodeLocation("l1", (CodeLine("b.py", 2, "g"),)), "DivBackward0"), 1.0, 1e9
+        ), num_harmless=2,
         num_operations=11, error="ValueError: so", notes=["a note"], image_ids=("one", "two"), precision="float32",
         seconds=1.25,
     )  # fmt: skip

@@ -128,7 +128,7 @@ def test_a_gradient_that_is_huge_but_finite_shows_as_a_jump():
     spoil_output(model.stem[2], lambda x: x + F.normalize(x * 0, dim=1))
     found = traced(model, objective)
     assert found.producer is None
-    assert found.jump.node == "DivBackward0" and found.jump.after > 1e5 * found.jump.before
+    assert found.jump.operation.node == "DivBackward0" and found.jump.after > 1e5 * found.jump.before
     assert "steepest jump in the backward pass" in report_text(found)
 
 
@@ -138,7 +138,7 @@ def test_gradients_whose_norm_overflows():
     found = traced(model, objective)
     assert found.phase == "backward" and "norm" in found.producer.base
     assert found.cause.name == "exploding gradient"
-    assert Path(found.jump.line.file).name == HERE
+    assert Path(found.jump.operation.location.line.file).name == HERE
 
 
 class BadBackward(torch.autograd.Function):
