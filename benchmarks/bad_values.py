@@ -28,8 +28,7 @@ from config.mconfig import ModelConfig
 from debug.doctor.aliases import examine_aliases
 from debug.doctor.finding import OK, Finding
 from debug.doctor.plan_check import examine_freezing
-from debug.doctor.teacher_check import examine_teacher
-from debug.doctor.weights_check import examine_weights
+from debug.doctor.weights_check import examine_teacher, examine_weights
 from model import build_model
 from train.objective import DistillationObjective
 from train.teacher import Teacher

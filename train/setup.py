@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from config.errors import UserError
 from config.mconfig import ModelConfig, base_names
@@ -20,12 +21,12 @@ from dl.loader import BatchLoader, build_loader
 from model import YoloModel, build_model
 from model.pretrained import LoadReport, load_weights
 from model.weightsfile import read_weights
-from ops.batch import Batch
-from ops.device import Precision, pick_device, pick_precision, use_all_cores
+from ops.batch import Batch, network_input
+from ops.device import Precision, autocast, pick_device, pick_precision, use_all_cores
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
 from train.distilloss import DistillationLoss, DistilWeights
-from train.loss import DetectionLoss
+from train.loss import DetectionLoss, LossResult
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
 from train.opt import build_optimizer
 from train.pseudo import PseudoLabels
@@ -70,6 +71,16 @@ class TrainingSetup:
     def frozen_epochs(self) -> list[int]:
         """The epochs in which the backbone is frozen."""
         return [epoch for epoch in self.epochs if epoch in self.mcfg.backboneFreezeEpochs]
+
+    @property
+    def trained_modules(self) -> tuple[nn.Module, ...]:
+        """The network, and the modules that are trained beside it."""
+        return (self.model, *self.objective.extra_modules)
+
+    def loss_of(self, batch: Batch) -> LossResult:
+        """Forward pass and loss of a batch that is on the device, as in a training step."""
+        with autocast(self.device, self.precision.dtype):
+            return self.objective(self.model, network_input(batch.images), batch)
 
     def batches(self, most: int) -> Iterator[Batch]:
         """The first batches of the first epoch, as they are trained on."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from debug.doctor.finding import OK, WRONG, Finding
 from ops.text import counted
 
-Declared = Sequence[tuple[str, str]]
-DECLARED: Declared = ()  # pairs of names that may share memory: Mars's network has none
+# Pairs of names, of tensors or of modules, that may share memory: Mars's network has none.
+DECLARED: Sequence[tuple[str, str]] = ()
 _SHOWN = 5  # pairs
 
 
@@ -35,7 +35,7 @@ class Alias(NamedTuple):
 def examine_aliases(*modules: nn.Module) -> Iterator[Finding]:
     """Each module is checked by itself."""
     for module in modules:
-        if aliases := merge_to_modules(module, find_aliases(module, DECLARED)):
+        if aliases := merge_to_modules(module, find_aliases(module)):
             more = f" and {len(aliases) - _SHOWN} more pairs" if len(aliases) > _SHOWN else ""
             text = f"{'; '.join(map(str, aliases[:_SHOWN]))}{more}: a write to one of them changes the other; make "
             yield Finding(WRONG, "aliases", f"{text}copies of them, or declare them (DECLARED in {__name__})")
@@ -44,21 +44,31 @@ def examine_aliases(*modules: nn.Module) -> Iterator[Finding]:
     yield Finding(OK, "aliases", f"each of {counted(count, 'tensor')} has its own memory")
 
 
-def find_aliases(module: nn.Module, declared: Declared = ()) -> list[Alias]:
+def find_aliases(module: nn.Module) -> list[Alias]:
     """Every pair of names in `module` that share memory, in the order of the names; none: an empty list.
 
-    A module that has two names gives a pair for each of its tensors. `declared`: pairs of names, of tensors or of
-    modules, that may share memory. Tensors without elements, or on the meta device, share none.
+    A module that has two names gives a pair for each of its tensors. Pairs in `DECLARED`, and tensors in declared
+    modules, are left out. Tensors without elements, or on the meta device, share none.
     """
     by_storage: dict[tuple[str, int], list[tuple[str, Tensor]]] = defaultdict(list)
     for name, tensor in _named_tensors(module):
         if tensor.numel() and not tensor.is_meta:
             by_storage[str(tensor.device), tensor.untyped_storage().data_ptr()].append((name, tensor))
+    declared = {frozenset(pair) for pair in DECLARED}
+
+    def is_declared(first: str, second: str) -> bool:
+        """Is it a declared pair, or do the names end alike below the modules of one?"""
+        while frozenset((first, second)) not in declared:
+            (first, _, name), (second, _, second_name) = first.rpartition("."), second.rpartition(".")
+            if not (first and second) or name != second_name:
+                return False
+        return True
+
     found = []
     for entries in by_storage.values():
         for (first, a), (second, b) in combinations(entries, 2):
             is_same = _layout(a) == _layout(b)
-            if (is_same or _overlap(a, b)) and not _is_declared(first, second, declared):
+            if (is_same or _overlap(a, b)) and not is_declared(first, second):
                 found.append(Alias(first, second, is_same))
     return found
 
@@ -115,13 +125,3 @@ def _byte_mask(tensor: Tensor) -> Tensor:
     elements = torch.zeros(num_bytes // size, dtype=torch.bool)
     elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
     return elements.repeat_interleave(size)[:num_bytes]
-
-
-def _is_declared(first: str, second: str, declared: Declared) -> bool:
-    """Is the pair declared, in either order, or do the names differ only in the modules of a declared pair?"""
-    for a, b in chain(declared, ((b, a) for a, b in declared)):
-        is_inside = first.startswith(a) and second.startswith(b)
-        rest = first.removeprefix(a)
-        if is_inside and rest == second.removeprefix(b) and rest[:1] in ("", "."):
-            return True
-    return False

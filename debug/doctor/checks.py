@@ -18,8 +18,7 @@ from debug.doctor.finding import LOOK, WRONG, Finding, collected_warnings
 from debug.doctor.learning_check import examine_gradient, examine_overfitting
 from debug.doctor.memory_check import examine_memory
 from debug.doctor.plan_check import examine_freezing, examine_schedule
-from debug.doctor.teacher_check import examine_teacher
-from debug.doctor.weights_check import examine_folder, examine_weights
+from debug.doctor.weights_check import examine_folder, examine_teacher, examine_weights
 from dl.check import CheckedData
 from dl.image_cache import FileImages
 from train.setup import build_training
@@ -42,7 +41,7 @@ def examine(mcfg: ModelConfig, data: CheckedData, folder: Path) -> Iterator[Find
     batches = list(setup.batches(_BATCHES))
     batch = next((batch for batch in batches if batch.valid.any()), batches[0])
     few = select_images(batch, min(_OVERFITTED, len(batch)))
-    aliases = list(examine_aliases(setup.model, *setup.objective.extra_modules))
+    aliases = list(examine_aliases(*setup.trained_modules))
     has_alias = any(finding.level == WRONG for finding in aliases)
     not_tried = Finding(LOOK, "overfit", "not tried, because a step would change a tensor under two names")
     for subject, check in (

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from config.mconfig import ModelConfig
 from debug.assignment import assign_points
@@ -16,7 +15,6 @@ from dl.check import CheckedData
 from dl.small_objects import MOST_SMALL, REFERENCE_SIDE, have_points, small_objects
 from eval.label_layout import drawable_names
 from eval.painter import RED, MarkedObject, class_colour, contact_sheet, paint_objects, write_jpeg
-from ops.anchors import anchors_of
 from ops.batch import Batch, network_input
 from ops.device import autocast
 from ops.text import counted, shown
@@ -112,8 +110,7 @@ def examine_batch(setup: TrainingSetup, batch: Batch, folder: Path) -> Iterator[
     with torch.no_grad(), autocast(setup.device, setup.precision.dtype):
         raw_maps = setup.model.train()(network_input(batch.images))
     assigned = assign_points(setup.detection_loss, raw_maps, batch)
-    anchors = anchors_of(raw_maps, setup.model.strides)
-    points, strides = anchors.points.cpu().numpy(), anchors.strides.cpu().numpy()
+    points, strides = (values.cpu().numpy() for values in assigned.anchors)
     names = drawable_names(tuple(setup.mcfg.classList or ()))
     pictures = []
     for row in range(min(_DRAWN, len(batch))):
@@ -133,16 +130,13 @@ def examine_batch(setup: TrainingSetup, batch: Batch, folder: Path) -> Iterator[
         text = f"none of its {len(batch)} images has an object ({drawn}): check whether this is intended"
         yield Finding(LOOK, "batch", text)
         return
-    text = f"{counted(len(counts), 'box', 'boxes')} on {counted(len(batch), 'image')} ({drawn}): check boxes and "
-    yield Finding(OK, "batch", f"{text}classes in the picture. Anchor points in the first step: {_histogram(counts)}")
-
-
-def _histogram(counts: Tensor) -> str:
-    """How many boxes have no anchor point, few, many."""
     bounds = ((0, 0, "none"), (1, 3, "1 to 3"), (4, 9, "4 to 9"), (10, 10**6, "10 or more"))
-    found = {text: int(((counts >= low) & (counts <= high)).sum()) for low, high, text in bounds}
-    text = ", ".join(f"{text} for {counted(count, 'box', 'boxes')}" for text, count in found.items() if count)
-    return f"{text} (random predictions overlap with few boxes)" if found["none"] else text
+    found = {name: int(((counts >= low) & (counts <= high)).sum()) for low, high, name in bounds}
+    histogram = ", ".join(f"{name} for {counted(count, 'box', 'boxes')}" for name, count in found.items() if count)
+    text = f"{counted(len(counts), 'box', 'boxes')} on {counted(len(batch), 'image')} ({drawn}): check boxes and "
+    text += f"classes in the picture. Anchor points in the first step: {histogram}"
+    text += " (random predictions overlap with few boxes)" if found["none"] else ""
+    yield Finding(OK, "batch", text)
 
 
 def _level(share: float) -> str:

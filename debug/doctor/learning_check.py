@@ -2,29 +2,25 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from debug.assignment import assign_points
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
-from ops.batch import Batch, network_input
-from ops.device import autocast
+from ops.batch import Batch
 from ops.probe import listening
 from ops.text import counted, shown
 from train.opt import build_optimizer
 from train.setup import TrainingSetup
 
 _STEPS, _LEAST_STEPS, _SECONDS = 24, 6, 15.0
-_LOSS_DROP, _OVERLAP_GAIN = (
-    0.12,
-    0.06,
-)  # decrease of the loss as a share, and increase of the overlap: one of them is enough
+# Decrease of the loss as a share, and increase of the overlap: one of them is enough.
+_LOSS_DROP, _OVERLAP_GAIN = 0.12, 0.06
 _NOTHING = 0.02  # of either: less is no change
-_HIGHEST_LOSS = 4  # times the loss gains, above the first loss: the cost of boxes and classes that are quite wrong
+_HIGHEST_GROWTH = 4  # of the loss, times the loss gains: the cost of boxes and classes that are quite wrong
 _LEAST_MOVEMENT = 1e-5  # of the weights, relative to their size: less is no movement
 _CONSTANT = "head.dfl"  # holds the bins of the box distribution and is never trained
 
@@ -33,19 +29,20 @@ def examine_gradient(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     """Which parts get no gradient, or only zeros, or are frozen. The backbone is trained, if it is in any epoch."""
     free_epoch = next((epoch for epoch in setup.epochs if epoch not in setup.frozen_epochs), None)
     _set_epoch(setup, setup.mcfg.startEpoch if free_epoch is None else free_epoch)
-    batch = batch.to(setup.device)
-    total = _loss(setup, batch)
-    parts = _parts(setup)
-    frozen = [part for part, tensors in parts.items() if not any(p.requires_grad for _, p in tensors)]
+    total, probes = _loss_and_probes(setup, batch.to(setup.device))
     if not total.requires_grad:
-        text = "the loss depends on no trained parameter: every part is frozen or detached"
-        yield Finding(WRONG, "gradient", text)
+        yield Finding(WRONG, "gradient", "the loss depends on no trained parameter: every part is frozen or detached")
         return
     total.backward()
-    reached, without, zero = _sort_by_gradient(parts)
-    unused = _box_branches_without_points(setup, batch)
-    for module in (setup.model, *setup.objective.extra_modules):
+    reached, without, zero, frozen = _sort_by_gradient(setup.trained_modules)
+    for module in setup.trained_modules:
         module.zero_grad(set_to_none=True)
+    # A box branch learns nothing from this batch if no box has an anchor point on its map.
+    targets = probes.get("tal.target", torch.zeros(0))
+    height, width = batch.images.shape[2:]
+    sizes = [height // stride * (width // stride) for stride in setup.model.strides]
+    levels = targets.split(sizes, dim=1) if len(targets) else [targets] * len(sizes)
+    unused = [f"head.box.{number}" for number, level in enumerate(levels) if not level.any()]
     if without:
         yield Finding(
             WRONG, "gradient", f"no gradient reaches {shown(without)}: a part that is detached or unused keeps its "
@@ -86,15 +83,16 @@ def examine_overfitting(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]
     yield Finding(level, "overfit", f"{text}: {_why_not(setup, course, level)}")
 
 
-class OverfitCourse(NamedTuple):
+@dataclass
+class OverfitCourse:
     """Before each step and after the last: the loss, and the mean IoU of each object's best box.
 
     The loss alone is not enough: while no box overlaps with any object, no box is trained and the loss is small.
     """
 
-    losses: list[float]
-    overlaps: list[float]
-    highest_loss: float  # a loss above it diverges
+    highest_growth: float  # of the loss; one that grows more diverges
+    losses: list[float] = field(default_factory=list)
+    overlaps: list[float] = field(default_factory=list)
     movement: float = 0.0  # of the weights, relative to their size
 
     @property
@@ -116,7 +114,7 @@ class OverfitCourse(NamedTuple):
     @property
     def overlap_gain(self) -> float:
         """0 when the loss diverged."""
-        has_converged = math.isfinite(self.loss_drop) and self.last <= self.highest_loss
+        has_converged = math.isfinite(self.loss_drop) and self.last <= self.losses[0] + self.highest_growth
         return self.overlaps[-1] - self.overlaps[0] if has_converged else 0.0
 
     @property
@@ -134,39 +132,28 @@ class OverfitCourse(NamedTuple):
 
 def _overfit(setup: TrainingSetup, batch: Batch) -> OverfitCourse:
     mcfg = setup.mcfg
-    modules = (setup.model, *setup.objective.extra_modules)
-    trained = [p for p in chain.from_iterable(module.parameters() for module in modules) if p.requires_grad]
-    optimizer = build_optimizer(mcfg, *modules)
+    trained = [p for module in setup.trained_modules for p in module.parameters() if p.requires_grad]
+    optimizer = build_optimizer(mcfg, *setup.trained_modules)
     before = [parameter.detach().clone() for parameter in trained]
     weight, started = float(len(batch)) if mcfg.lossReduction == "sum" else 1.0, time.perf_counter()
-    course = OverfitCourse([], [], math.inf)
+    course = OverfitCourse(_HIGHEST_GROWTH * sum(mcfg.lossWeights))
     while True:
-        total, overlap = _loss_and_overlap(setup, batch)
-        if not course.losses:
-            course = course._replace(highest_loss=total.item() + _HIGHEST_LOSS * sum(mcfg.lossWeights))
+        total, probes = _loss_and_probes(setup, batch)
         course.losses.append(total.item())
-        course.overlaps.append(overlap)
+        # The assigner's IoU, of anchor points inside the object; the mean over all objects.
+        overlaps = probes["tal.overlap"].amax(dim=-1)[batch.valid] if "tal.overlap" in probes else torch.zeros(1)
+        course.overlaps.append(overlaps.mean().item())
         is_late = time.perf_counter() - started > _SECONDS
         is_enough = course.num_steps >= _LEAST_STEPS and (is_late or course.is_clear)
         if course.num_steps == _STEPS or is_enough or not math.isfinite(total.item()) or not total.requires_grad:
-            return course._replace(movement=_movement(trained, before))
+            break
         (total * weight).backward()
         torch.nn.utils.clip_grad_norm_(trained, mcfg.gradientClip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-
-def _loss_and_overlap(setup: TrainingSetup, batch: Batch) -> tuple[Tensor, float]:
-    """The IoU is the assigner's, of anchor points inside the object; the mean over all objects."""
-    best: list[Tensor] = []
-
-    def listen(name: str, value: Tensor) -> None:
-        if name == "tal.overlap":
-            best.append(value.amax(dim=-1)[batch.valid].mean())
-
-    with listening(listen):
-        total = _loss(setup, batch)
-    return total, best[0].item() if best else 0.0
+    changes = [(now.detach() - old).norm().item() for now, old in zip(trained, before, strict=True)]
+    course.movement = math.hypot(*changes) / max(math.hypot(*(old.norm().item() for old in before)), 1e-12)
+    return course
 
 
 def _why_not(setup: TrainingSetup, course: OverfitCourse, level: str) -> str:
@@ -200,55 +187,34 @@ def _set_epoch(setup: TrainingSetup, epoch: int) -> None:
     setup.objective.set_epoch(min(setup.mcfg.distilEpochs, default=epoch))
 
 
-def _loss(setup: TrainingSetup, batch: Batch) -> Tensor:
-    with autocast(setup.device, setup.precision.dtype):
-        return setup.objective(setup.model, network_input(batch.images), batch).total
+def _loss_and_probes(setup: TrainingSetup, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and the probes inside it by name; without any box there are none of the assigner."""
+    probes: dict[str, Tensor] = {}
+    with listening(lambda name, value: probes.update({name: value.detach()})):
+        return setup.loss_of(batch).total, probes
 
 
-def _parts(setup: TrainingSetup) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """backbone.l3, neck.l12, head.box.0 -> its parameters; modules trained beside the network by their own names."""
-    found: dict[str, list[tuple[str, nn.Parameter]]] = {}
-    for module in (setup.model, *setup.objective.extra_modules):
-        for name, parameter in module.named_parameters():
-            path = name.split(".")[:-1]
-            part = ".".join(path[: 3 if path[:2] in (["head", "box"], ["head", "cls"]) else 2])
-            found.setdefault(part, []).append((name, parameter))
-    return found
+def _sort_by_gradient(modules: Iterable[nn.Module]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """The parts of the modules, such as backbone.l3, neck.l12, head.box.0, sorted into four lists.
 
-
-def _sort_by_gradient(
-    parts: dict[str, list[tuple[str, nn.Parameter]]],
-) -> tuple[list[str], list[str], list[str]]:
-    """Parts that a gradient reaches; parts, or single tensors, without one; parts whose gradient is zero everywhere."""
-    reached, without, zero = [], [], []
+    Parts that a gradient reaches; parts, or single tensors, without one; parts whose gradient is zero everywhere;
+    frozen parts.
+    """
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in chain.from_iterable(module.named_parameters() for module in modules):
+        path = name.split(".")[:-1]
+        part = ".".join(path[: 3 if path[:2] in (["head", "box"], ["head", "cls"]) else 2])
+        parts.setdefault(part, []).append((name, parameter))
+    reached, without, zero, frozen = [], [], [], []
     for part, tensors in parts.items():
         trained = [(name, p) for name, p in tensors if p.requires_grad]
-        names = [name for name, p in trained if p.grad is None]
+        missing = [name for name, p in trained if p.grad is None]
         if not trained:
-            continue
-        if len(names) == len(trained):
+            frozen.append(part)
+        elif len(missing) == len(trained):
             without.append(part)
-            continue
-        without += names
-        is_zero = not any(p.grad.any() for _, p in trained if p.grad is not None)
-        (zero if is_zero else reached).append(part)
-    return reached, without, zero
-
-
-def _box_branches_without_points(setup: TrainingSetup, batch: Batch) -> list[str]:
-    """The box branches of those maps of which no box has an anchor point: they learn nothing from this batch."""
-    with torch.no_grad(), autocast(setup.device, setup.precision.dtype):
-        raw_maps = setup.model(network_input(batch.images))
-    sizes = [raw.shape[2] * raw.shape[3] for raw in raw_maps]
-    weights = assign_points(setup.detection_loss, raw_maps, batch).assignment.target_scores.sum(dim=-1).split(sizes, 1)
-    return [f"head.box.{level}" for level, weight in enumerate(weights) if not weight.any()]
-
-
-@torch.no_grad()
-def _movement(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """The length of the change, relative to the tensors' length; 0 for no tensors."""
-    if not now:
-        return 0.0
-    change = torch.stack([(a - b).norm() for a, b in zip(now, before, strict=True)]).norm()
-    length = torch.stack([b.norm() for b in before]).norm()
-    return float(change / length.clamp(min=1e-12))
+        else:
+            without += missing
+            is_zero = not any(p.grad.any() for _, p in trained if p.grad is not None)
+            (zero if is_zero else reached).append(part)
+    return reached, without, zero, frozen

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from debug.doctor.data_check import select_images
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
 from dl.image_cache import available_memory
-from ops.batch import Batch, network_input
-from ops.device import autocast
+from ops.batch import Batch
 from ops.text import size_text
 from train.objective import DistillationObjective
 from train.setup import TrainingSetup
@@ -60,7 +59,7 @@ def examine_memory(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
 def measure(setup: TrainingSetup, batch: Batch) -> MemoryNeed:
     """From two steps of different size. Weights do not change, and no gradient is kept."""
     few, more = _SIZES[setup.device.type]
-    trained = (setup.model.train(), *setup.objective.extra_modules)
+    setup.model.train()
     small, large = (select_images(batch, count).to(setup.device) for count in (few, more))
     try:
         if setup.device.type == "cuda":
@@ -72,7 +71,7 @@ def measure(setup: TrainingSetup, batch: Batch) -> MemoryNeed:
             per_image = round(_WHOLE_STEP * (saved_bytes(setup, large) - saved_bytes(setup, small)) / (more - few))
             free = available_memory()
     finally:
-        for module in trained:
+        for module in setup.trained_modules:
             module.zero_grad(set_to_none=True)
     return MemoryNeed(fixed_bytes(setup), max(1, per_image), free)
 
@@ -87,8 +86,7 @@ def saved_bytes(setup: TrainingSetup, batch: Batch) -> int:
         return tensor.detach()  # the tensor itself would keep the graph alive, which keeps the tensor alive
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        with autocast(setup.device, setup.precision.dtype):
-            result = setup.objective(setup.model, network_input(batch.images), batch)
+        result = setup.loss_of(batch)
         weights = {tensor.untyped_storage().data_ptr() for tensor in _tensors(setup.model)}
         total = sum(size for address, size in sizes.items() if address not in weights)
         del result  # not earlier: memory that is freed and used again would have the same address
@@ -99,9 +97,7 @@ def peak_bytes(setup: TrainingSetup, batch: Batch) -> int:
     """The most bytes on the GPU during one forward and backward pass."""
     torch.cuda.synchronize(setup.device)
     torch.cuda.reset_peak_memory_stats(setup.device)
-    with autocast(setup.device, setup.precision.dtype):
-        result = setup.objective(setup.model, network_input(batch.images), batch)
-    result.total.backward()
+    setup.loss_of(batch).total.backward()
     torch.cuda.synchronize(setup.device)
     return torch.cuda.max_memory_allocated(setup.device)
 
@@ -109,10 +105,10 @@ def peak_bytes(setup: TrainingSetup, batch: Batch) -> int:
 def fixed_bytes(setup: TrainingSetup) -> int:
     """Weights and buffers, gradients, optimizer states, EMA; the teacher's projections and weights."""
     model, objective = setup.model, setup.objective
-    parameters = chain.from_iterable(module.parameters() for module in (model, *objective.extra_modules))
+    parameters = chain.from_iterable(module.parameters() for module in setup.trained_modules)
     trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
     num_moments = 2 if setup.mcfg.optimizerType == "AdamW" else 1
-    networks: list[nn.Module] = [model, *([model] if setup.mcfg.useEMA else []), *objective.extra_modules]
+    networks: list[nn.Module] = [*setup.trained_modules, *([model] if setup.mcfg.useEMA else [])]
     if isinstance(objective, DistillationObjective):
         networks.append(objective.teacher.as_student(model.num_classes))
     weights = sum(tensor.nbytes for network in networks for tensor in _tensors(network))

@@ -1,17 +1,22 @@
-"""The start of a training: weights that fit, partly or not at all, and the folder of a run."""
+"""The start of a training: weights that fit, partly or not at all; the folder of a run; teachers that fit, that change,
+that know other classes, and that detect nothing.
+"""
 
 import pytest
 import torch
-from doctor_checks import only
+from doctor_checks import STUDENT, first_batch, levels, only, teacher_file
 
 from config.errors import UserError
-from debug.doctor.finding import LOOK, OK, WRONG
-from debug.doctor.weights_check import describe_loaded, examine_folder, examine_weights
+from debug.doctor import weights_check
+from debug.doctor.finding import LOOK, OK, WRONG, collected_warnings
+from debug.doctor.learning_check import examine_gradient
+from debug.doctor.weights_check import describe_loaded, examine_folder, examine_teacher, examine_weights
 from dl.check import check_data
 from dl.label_selection import splits_to_train
 from model import YoloModel
 from model.pretrained import LoadReport
 from ops.files import file_digest
+from train.teacher import Teacher
 from train.trainer import Trainer
 
 
@@ -77,3 +82,57 @@ def test_the_folder_of_a_run(squares_config):
     found = only(examine_folder(squares_config(maxEpoch=1, talTopk=5), data))
     assert (found.level, "holds another training: talTopk 10 -> 5" in found.text) == (WRONG, True)
     assert {file: file_digest(file) for file in mcfg.run_dir.rglob("*") if file.is_file()} == before
+
+
+# The teacher
+
+
+@pytest.fixture
+def student(setup_of, tmp_path):
+    return setup_of(**STUDENT, teacherModelFile=teacher_file(tmp_path / "t.pth"))
+
+
+def test_a_teacher_that_fits(student, monkeypatch):
+    monkeypatch.setattr(weights_check, "check_teacher", lambda *_: 0.5)
+    found = only(examine_teacher(student, first_batch(student)))
+    assert found.level == OK
+    assert "nano, knows 1 of 2 classes, not blue; mAP50 0.500 on its classes in 'validation'" in found.text
+
+
+def test_a_teacher_in_train_mode_is_wrong_and_hides_no_other_check(student):
+    student.objective.teacher._network.train()
+    found = only(examine_teacher(student, first_batch(student)))
+    assert (found.level, "the teacher is in train mode" in found.text) == (WRONG, True)
+    assert levels(examine_gradient(student, first_batch(student))) == [OK]
+
+
+def test_a_teacher_whose_statistics_move_is_wrong(student, monkeypatch):
+    """One that was not fused and lost its own guard: what it says depends on what it saw."""
+    network = YoloModel("nano", 1).train()
+
+    def unguarded(self, images):
+        from train.distilloss import ModelOutputs
+
+        with torch.no_grad():
+            network.backbone.l0.bn.momentum = 1.0
+            outputs = ModelOutputs(*network.forward_features(images))
+        network.eval()
+        return outputs
+
+    monkeypatch.setattr(Teacher, "__call__", unguarded)
+    found = only(examine_teacher(student, first_batch(student)))
+    assert (found.level, "different outputs for the same images" in found.text) == (WRONG, True)
+
+
+def test_a_teacher_of_other_classes_is_wrong(setup_of, tmp_path):
+    setup = setup_of(**STUDENT, teacherModelFile=teacher_file(tmp_path / "t.pth", ("ship",)))
+    found = only(examine_teacher(setup, first_batch(setup)))
+    assert (found.level, "the teacher was trained on ship" in found.text) == (WRONG, True)
+
+
+def test_a_teacher_that_detects_nothing_is_a_warning_and_no_teacher_gives_no_finding(student, setup_of):
+    with collected_warnings() as warnings:
+        assert list(examine_teacher(student, first_batch(student))) == []
+    assert "it detects almost nothing" in warnings[0]
+    setup = setup_of()
+    assert list(examine_teacher(setup, first_batch(setup))) == []
