@@ -43,8 +43,7 @@ def _run(args: argparse.Namespace) -> int:
     """Print a row for every object of an image of the data set, and draw it, into RUN/explain."""
     mcfg = load(args, args.settings)
     from commands.weights import as_trained, trained_model, weights_of
-    from debug.explain.error_analysis import Limits
-    from debug.explain.explain import explain, object_table, paint_explanation
+    from debug.explain import Limits, explain, object_table, paint_explanation
     from dl.dataset import DetectionDataset
     from dl.image_cache import FileImages
     from dl.loader import collate

@@ -31,12 +31,12 @@ class Letterbox(NamedTuple):
         offset = np.array([self.offset_x, self.offset_y] * 2, dtype=boxes.dtype)
         return boxes * scale + offset
 
-    def undo(self, boxes: Tensor) -> Tensor:
-        """Boxes (..., 4) of the network input -> boxes of the image, clipped to it."""
+    def undo(self, boxes: Tensor, clip: bool = True) -> Tensor:
+        """Boxes (..., 4) of the network input -> boxes of the image, clipped to it unless `clip` is False."""
         scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
         offset = boxes.new_tensor([self.offset_x, self.offset_y] * 2)
-        limit = boxes.new_tensor([self.width, self.height] * 2)
-        return ((boxes - offset) / scale).clamp(min=0).minimum(limit)
+        boxes = (boxes - offset) / scale
+        return boxes.clamp(min=0).minimum(boxes.new_tensor([self.width, self.height] * 2)) if clip else boxes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PRELOADED = ["torch", "torchvision.ops", "cv2", "commands.study", "debug.doctor.checks", "debug.explain.explain"]
+PRELOADED = ["torch", "torchvision.ops", "cv2", "commands.study", "debug.doctor.checks", "debug.explain"]
 SECONDS = 600  # only a command that hangs takes longer, however busy the machine is
 
 

@@ -38,11 +38,10 @@ def examine_gradient(setup: TrainingSetup, batch: Batch) -> Iterator[Finding]:
     for module in setup.trained_modules:
         module.zero_grad(set_to_none=True)
     # A box branch learns nothing from this batch if no box has an anchor point on its map.
-    targets = probes.get("tal.target", torch.zeros(0))
     height, width = batch.images.shape[2:]
     sizes = [height // stride * (width // stride) for stride in setup.model.strides]
-    levels = targets.split(sizes, dim=1) if len(targets) else [targets] * len(sizes)
-    unused = [f"head.box.{number}" for number, level in enumerate(levels) if not level.any()]
+    targets = probes.get("tal.target", torch.zeros(1, sum(sizes))).split(sizes, dim=1)
+    unused = [f"head.box.{number}" for number, target in enumerate(targets) if not target.any()]
     if without:
         yield Finding(
             WRONG, "gradient", f"no gradient reaches {shown(without)}: a part that is detached or unused keeps its "
@@ -140,8 +139,11 @@ def _overfit(setup: TrainingSetup, batch: Batch) -> OverfitCourse:
     while True:
         total, probes = _loss_and_probes(setup, batch)
         course.losses.append(total.item())
-        # The assigner's IoU, of anchor points inside the object; the mean over all objects.
-        overlaps = probes["tal.overlap"].amax(dim=-1)[batch.valid] if "tal.overlap" in probes else torch.zeros(1)
+        # The assigner's IoU, of anchor points inside the object; the mean over all objects of the batch. Pseudo-labels
+        # follow them in the same rows.
+        overlaps = probes.get("tal.overlap", batch.valid[..., None] * 0.0).amax(dim=-1)
+        num_columns = min(overlaps.shape[1], batch.valid.shape[1])
+        overlaps = overlaps[:, :num_columns][batch.valid[:, :num_columns]]
         course.overlaps.append(overlaps.mean().item())
         is_late = time.perf_counter() - started > _SECONDS
         is_enough = course.num_steps >= _LEAST_STEPS and (is_late or course.is_clear)

@@ -202,7 +202,7 @@ _TABLE: tuple[tuple[Callable[[_Facts], bool], Cause], ...] = (
         "exploding gradient", "gradients grew too large; the steepest jump is listed below",
         "check that line: a division by almost zero, or a root near zero",
     )),
-    (lambda f: f.producer.outputs and any(
+    (lambda f: bool(f.producer.outputs) and any(
         stats.peak > 1e15 for stats in (*f.producer.inputs, *f.producer.outputs)
     ), Cause(
         "overflow", "values grew beyond the range of their type; the growth table shows where",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from doctor_checks import batch_of, first_batch, levels, only
+from doctor_checks import STUDENT, batch_of, first_batch, levels, only, teacher_file
 from torch import nn
 
 from debug.doctor.finding import LOOK, OK, WRONG
@@ -104,3 +104,12 @@ def test_overfitting_ends_after_its_time_and_the_least_steps(setup_of, monkeypat
 def test_without_objects_overfitting_is_not_tried(setup_of):
     setup, batch = setup_of(), batch_of()
     assert only(examine_overfitting(setup, batch)).level == LOOK
+
+
+def test_pseudo_labels_are_no_objects_of_the_batch(setup_of, tmp_path):
+    """They add boxes inside the step, so that the assigner sees more of them than the batch has."""
+    fields = {"unlabelledClasses": "pseudo", "pseudoScore": 0.001, "distilSelectedClasses": ["blue"]}
+    setup = setup_of(**STUDENT, **fields, teacherModelFile=teacher_file(tmp_path / "t.pth"))
+    batch = first_batch(setup)
+    assert setup.objective.pseudo_labels(batch, setup.objective.teacher(batch.images / 255).raw_maps).valid.sum() > 8
+    assert "IoU of each object's best box" in only(examine_overfitting(setup, batch)).text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from debug.assignment import assign_points
-from debug.explain.error_analysis import (
+from debug.explain import (
     FOUND,
     LOW_SCORE,
     NO_POINT,
@@ -20,8 +20,10 @@ from debug.explain.error_analysis import (
     ErrorAnalysis,
     Limits,
     Predictions,
+    explain,
+    object_table,
+    paint_explanation,
 )
-from debug.explain.explain import explain, object_table, paint_explanation
 from dl.annotations import Annotation
 from eval.painter import match_for_painting
 from eval.predictor import Detections, Predictor
@@ -92,7 +94,7 @@ def test_points_are_those_that_were_assigned_level_by_level(network):
         assert int(given.count[0, number]) == sum(expected)
     assert explanation.objects[2].error == NO_POINT
     assert "no anchor point lies inside it" in explanation.objects[2].details
-    inside = points_inside(explanation.anchors.points, batch.boxes[0]).sum(dim=-1).tolist()
+    inside = points_inside(explanation.assigned.anchors.points, batch.boxes[0]).sum(dim=-1).tolist()
     assert inside[2] == 0
     assert inside[0] == sum(
         8 < stride * (x + 0.5) < 40 and 8 < stride * (y + 0.5) < 40
@@ -234,7 +236,7 @@ def test_the_picture_shows_points_where_they_are_on_the_image(network):
     painted = paint_explanation(image, explanation, annotation, NAMES)
     scale = round(640 / 32)
     assert painted.shape == (32 * scale, 24 * scale, 3)
-    points, strides = explanation.anchors
+    points, strides = explanation.assigned.anchors
     mine = explanation.assigned.owner[0] == 0
     for (x, y), stride in zip(points[mine].tolist(), strides[mine].tolist(), strict=True):
         column, row = (x - 8) / 2 * scale, y / 2 * scale

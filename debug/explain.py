@@ -8,20 +8,43 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from debug.assignment import PointAssignment, assign_points
-from debug.explain.error_analysis import FOUND, ErrorAnalysis, Limits, Predictions
 from dl.annotations import Annotation
 from eval.label_layout import drawable_names
+from eval.matching import best_first, class_overlaps, match_greedily
 from eval.painter import GREEN, PURPLE, YELLOW, MarkedObject, paint_objects
 from eval.predictor import Detections, Predictor
-from ops.anchors import Anchors, anchors_of, decode_boxes, flatten_maps, points_inside
+from ops.anchors import decode_boxes, flatten_maps, points_inside
 from ops.batch import Batch, Letterbox, network_input
+from ops.boxes import pairwise_iou
 from ops.probe import listening
 from ops.text import align_columns
 from train.loss import DetectionLoss
+
+FOUND, NO_POINT, NOT_ASSIGNED, LOW_SCORE, WRONG_CLASS, POOR_BOX, SUPPRESSED = (
+    "found", "no anchor point", "not assigned", "low score", "wrong class", "poor box", "suppressed",
+)  # fmt: skip
+_NEAR_IOU = 0.1  # with an object, from which a box counts as near it
+_SAME_IOU = 0.9999  # from which two boxes are the same
+
+
+class Limits(NamedTuple):
+    """The score from which a detection counts, and the IoU from which it matches an object."""
+
+    paint_conf: float
+    min_iou: float
+
+
+class Predictions(NamedTuple):
+    """What the network predicts at every anchor point, and what is left of it after non-maximum suppression."""
+
+    boxes: Float[Tensor, "A 4"]
+    scores: Float[Tensor, "A C"]
+    detections: Detections
 
 
 class LossParts(NamedTuple):
@@ -56,7 +79,6 @@ class Explanation(NamedTuple):
     wrong: Detections  # with at least the score that is painted
     assigned: PointAssignment
     letterbox: Letterbox
-    anchors: Anchors
 
     @property
     def total(self) -> float:
@@ -79,10 +101,10 @@ def explain(
     (detections,) = predictor(batch)
     batch = batch.to(predictor.device)
     raw_maps = predictor.model.eval()(network_input(batch.images))
-    anchors = anchors_of(raw_maps, loss.strides)
+    assigned = assign_points(loss, raw_maps, batch)
+    anchors = assigned.anchors
     distributions, logits = flatten_maps(raw_maps, loss.reg_max)
     boxes = letterbox.undo(decode_boxes(distributions, *anchors)[0].cpu())
-    assigned = assign_points(loss, raw_maps, batch)
     losses, background, metrics = _share_loss(loss, raw_maps, logits, batch, assigned)
     predictions = Predictions(boxes, logits[0].sigmoid().cpu(), detections)
     analysis = ErrorAnalysis(predictor, predictions, annotation, limits, class_names)
@@ -95,7 +117,7 @@ def explain(
         error, details = analysis.classify_error(number, num_inside[number], sum(points))
         width, height = sides[number]
         objects.append(ExplainedObject(label, (width, height), points, metrics[number], losses[number], error, details))
-    return Explanation(tuple(objects), background, analysis.wrong(), assigned, letterbox, anchors)
+    return Explanation(tuple(objects), background, analysis.wrong(), assigned, letterbox)
 
 
 def object_table(explanation: Explanation, class_names: Sequence[str], strides: Sequence[int]) -> str:
@@ -134,12 +156,10 @@ def paint_explanation(
     no_points = np.zeros((0, 2), dtype=np.float32)
     for box, score, label in zip(wrong.boxes.tolist(), wrong.scores.tolist(), wrong.labels.tolist(), strict=True):
         marked.append(MarkedObject(tuple(box), f"{names[label]} {score:.2f}", YELLOW, no_points, no_points[:, 0]))
-    letterbox, anchors = explanation.letterbox, explanation.anchors
-    points = anchors.points.cpu()
-    # From the network input to the image; anchor points in the grey border get places outside of the image.
-    points = points - points.new_tensor([letterbox.offset_x, letterbox.offset_y])
-    points = (points / points.new_tensor([letterbox.scale_x, letterbox.scale_y])).numpy()
-    strides = (anchors.strides.cpu() / letterbox.scale_x).numpy()
+    letterbox, (points, strides) = explanation.letterbox, explanation.assigned.anchors
+    # As boxes without width and height. Anchor points in the grey border get places outside of the image.
+    points = letterbox.undo(points.cpu().repeat(1, 2), clip=False)[:, :2].numpy()
+    strides = (strides.cpu() / letterbox.scale_x).numpy()
     owner = explanation.assigned.owner[0].cpu().numpy()
     for number, (explained, box) in enumerate(zip(explanation.objects, annotation.boxes.tolist(), strict=True)):
         is_own, is_found = owner == number, explained.error == FOUND
@@ -183,3 +203,83 @@ def _share_loss(
     background = LossParts(*columns[owner < 0].sum(dim=0).tolist())
     metrics = [float((probes["tal.metric"][0, number] * (owner == number)).max()) for number in numbers]
     return losses, background, metrics
+
+
+class ErrorAnalysis:
+    """Matches detections to objects as the painter does, and finds the reason why other objects were missed."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        predictions: Predictions,
+        annotation: Annotation,
+        limits: Limits,
+        class_names: Sequence[str],
+    ):
+        self.predictor, self.limits, self.class_names = predictor, limits, class_names
+        self.boxes, self.scores, detections = predictions
+        self.shown = best_first(detections, limits.paint_conf)
+        self.labels, truths = annotation.labels.tolist(), torch.from_numpy(annotation.boxes).float()
+        self.overlaps = pairwise_iou(truths, self.boxes)  # (G, A)
+        self.shown_overlaps = pairwise_iou(truths, self.shown.boxes)  # (G, K)
+        self.owner = match_greedily(class_overlaps(self.shown, annotation), limits.min_iou).tolist()  # object or -1
+
+    def wrong(self) -> Detections:
+        """The detections that match no object."""
+        keep = torch.tensor([owner < 0 for owner in self.owner], dtype=torch.bool)
+        return Detections(self.shown.image_id, *(part[keep] for part in self.shown[1:]))
+
+    def classify_error(self, number: int, num_inside: int, num_assigned: int) -> tuple[str, str]:
+        """FOUND, or the kind of error, and the details in words.
+
+        `num_inside`: anchor points inside object `number`; `num_assigned`: those that the assigner gave to it.
+        """
+        if number in self.owner:
+            index = self.owner.index(number)
+            return FOUND, f"score {self.shown.scores[index]:.2f}, IoU {self.shown_overlaps[number, index]:.2f}"
+        if num_inside == 0:
+            return NO_POINT, "no anchor point lies inside it: use a larger inputShape, or set talMinSide"
+        limits, own_scores, overlaps = self.limits, self.scores[:, self.labels[number]], self.overlaps[number]
+        fits = overlaps >= limits.min_iou
+        if (own_scores[fits] >= limits.paint_conf).any():
+            return SUPPRESSED, self._why_suppressed(number, fits & (own_scores >= limits.paint_conf))
+        if (self.scores[fits] >= limits.paint_conf).any():
+            scores = self.scores * fits[:, None]
+            point, label = divmod(int(scores.argmax()), scores.shape[1])
+            found = f"{self.class_names[label]} with score {scores[point, label]:.2f}"
+            return WRONG_CLASS, f"detected as {found}; score of its own class: {own_scores[fits].max():.2f}"
+        if num_assigned == 0:
+            return NOT_ASSIGNED, (
+                f"{num_inside} anchor points lie inside it, but none is assigned to it: they are assigned to other "
+                "objects, or no predicted box there overlaps with it"
+            )
+        is_near = overlaps >= _NEAR_IOU
+        is_sure = is_near & (own_scores >= limits.paint_conf)
+        if is_sure.any():
+            best = overlaps[is_sure].max()
+            return POOR_BOX, f"the best box of its class has IoU {best:.2f} with it; minIou is {limits.min_iou:g}"
+        if fits.any():
+            score = own_scores[fits].max()
+            return LOW_SCORE, f"score {score:.2f} of the boxes that fit; paintConf is {limits.paint_conf:g}"
+        score = own_scores[is_near].max() if is_near.any() else own_scores[int(overlaps.argmax())]
+        near = f"score {score:.2f} near it, where the best box has IoU {overlaps.max():.2f}"
+        return LOW_SCORE, f"{near}; paintConf is {limits.paint_conf:g}"
+
+    def _why_suppressed(self, number: int, is_candidate: Bool[Tensor, " A"]) -> str:
+        """What took the place of the object's best box: the candidate with the largest IoU."""
+        point = int((self.overlaps[number] * is_candidate).argmax())
+        score = self.scores[point, self.labels[number]]
+        box = f"its box (score {score:.2f}, IoU {self.overlaps[number, point]:.2f})"
+        is_rival = self.shown.scores >= score.item()
+        if not self.predictor.class_agnostic:
+            is_rival &= self.shown.labels == self.labels[number]
+        overlaps = pairwise_iou(self.boxes[point][None], self.shown.boxes)[0] * is_rival
+        if not len(overlaps) or overlaps.max() <= 0:
+            return f"{box} is not among the {self.predictor.max_detections} best (maxDetections)"
+        rival = int(overlaps.argmax())
+        matched = f"object {self.owner[rival] + 1}" if self.owner[rival] >= 0 else "no object"
+        is_same = bool(overlaps[rival] > _SAME_IOU) and self.shown.scores[rival] == score
+        if is_same or overlaps[rival] <= self.predictor.iou_threshold:
+            return f"{box} is matched to {matched}"
+        detection = f"the detection of {matched} (score {self.shown.scores[rival]:.2f})"
+        return f"{box} has IoU {overlaps[rival]:.2f} with {detection}, which is above nmsIou"

@@ -1,1 +1,0 @@
-"""Why an object of an image was found or missed."""
