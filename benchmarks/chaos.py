@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.squares import draw_squares
+from ops.text import align_columns
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -239,8 +240,6 @@ def main() -> int:
 
 def table(rows: list[ChaosRow]) -> str:
     """Fault | tried | survived | lost."""
-    from ops.text import align_columns
-
     counts = [(row.tried, row.survived, len(row.losses)) for row in rows]
     lines = [(row.description, *map(str, numbers)) for row, numbers in zip(rows, counts, strict=True)]
     sums = [sum(numbers) for numbers in zip(*counts, strict=True)]
@@ -249,5 +248,4 @@ def table(rows: list[ChaosRow]) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

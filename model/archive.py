@@ -91,7 +91,9 @@ def open_archive(path: Path) -> Iterator[Archive]:
     with open(path, "rb") as file:
         head = file.read(1024)
         if not zipfile.is_zipfile(file):
-            raise UserError(f"{path}: {_describe(head)}; {_EXPECTED}")
+            unknown = "cannot be read as weights, it is damaged, incomplete or not a weights file"
+            fault = next((what for pattern, what in _SIGNATURES if pattern.match(head)), unknown)
+            raise UserError(f"{path}: {fault}; {_EXPECTED}")
         with zipfile.ZipFile(file) as archive:
             members = {member.filename: member for member in archive.infolist()}
             _check(path, archive.infolist())
@@ -126,9 +128,3 @@ def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if all(member.CRC == 0 for member in members):  # torch.serialization.set_crc32_options(False) writes no checksums
         for member in members:
             member.CRC = None  # type: ignore[assignment]  # then zipfile does not compare checksums
-
-
-def _describe(head: bytes) -> str:
-    """What a file is that is no archive of torch.save, and how to fix that: the end of an error message."""
-    known = (what for pattern, what in _SIGNATURES if pattern.match(head))
-    return next(known, "cannot be read as weights, it is damaged, incomplete or not a weights file")

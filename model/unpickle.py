@@ -52,14 +52,10 @@ class StandIn:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def __setitem__(self, _key: object, _value: object) -> None:
-        """Ignore an entry, if the class is a dictionary."""
+    def __setitem__(self, *_entry: object) -> None:
+        """Ignore entries, if the class is a dictionary or a list."""
 
-    def append(self, _entry: object) -> None:
-        """Ignore an entry, if the class is a list."""
-
-    def extend(self, _entries: object) -> None:
-        """Ignore entries, if the class is a list."""
+    append = extend = __setitem__
 
     def attribute(self, name: str) -> Any:
         """The attribute of the object with this name, or None."""

@@ -158,10 +158,17 @@ def _understand(content: Any) -> WeightsFile:
     if tensors and all(re.match(r"l\d+\.", key) for key in tensors):
         tensors = {f"backbone.{key}": value for key, value in tensors.items()}
     tensors = _named(tensors)
-    if "class_list" in content and "config" in content:
-        return _of_mars(tensors, content)
-    is_backbone = bool(tensors) and WeightsFile(tensors).is_backbone
-    return WeightsFile(tensors, kind="a backbone" if is_backbone else "a state dict")
+    if not {"class_list", "config"} <= content.keys():
+        is_backbone = bool(tensors) and WeightsFile(tensors).is_backbone
+        return WeightsFile(tensors, kind="a backbone" if is_backbone else "a state dict")
+    # A checkpoint of Mars
+    config = config_from_text(content["config"])
+    phase, data, names = config.get("phase"), content.get("data"), content["class_list"]
+    kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
+    is_text = isinstance(data, dict) and all(isinstance(text, str) for pair in data.items() for text in pair)
+    if not isinstance(names, (list, tuple)) or not (data is None or is_text):
+        raise Refused("has a class list or a data identity of another type than Mars writes")
+    return WeightsFile(tensors, _class_names(names), config, data, kind)
 
 
 def _of_ultralytics(network: StandIn, settings: Any) -> WeightsFile:
@@ -185,18 +192,6 @@ def _of_ultralytics(network: StandIn, settings: Any) -> WeightsFile:
         {"inputShape": [side, side]} if has_side else None,
         kind=kind,
     )
-
-
-def _of_mars(tensors: dict[str, Any], content: Mapping[str, Any]) -> WeightsFile:
-    """A checkpoint of Mars and its description."""
-    config = config_from_text(content["config"])
-    phase, data = config.get("phase"), content.get("data")
-    kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
-    names = content["class_list"]
-    is_text = isinstance(data, dict) and all(isinstance(text, str) for pair in data.items() for text in pair)
-    if not isinstance(names, (list, tuple)) or not (data is None or is_text):
-        raise Refused("has a class list or a data identity of another type than Mars writes")
-    return WeightsFile(tensors, _class_names(names), config, data, kind)
 
 
 def _find_tensors(content: Mapping[str, Any]) -> dict[str, Any]:

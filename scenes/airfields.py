@@ -161,19 +161,15 @@ def ramp(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:
     airfield.line([(-REACH, far + 32), (REACH, far + 32)], YELLOW, 2)
     for v in (far + 4, far + 60):
         airfield.line([(-REACH, v), (REACH, v)], YELLOW, 1)
-    _hangars(rng, airfield, edge, pitch)
-    if rng.random() < 0.25:
-        airfield.shore = (far + 90 + 60 * rng.random(), 1.0)
-
-
-def _hangars(rng: np.random.Generator, airfield: Airfield, edge: float, pitch: float) -> None:
-    colour, u = pick(rng, ROOFS), -REACH + 60 * rng.random()
+    roof, u = pick(rng, ROOFS), -REACH + 60 * rng.random()
     while u < REACH:
         wide, deep = pitch * (0.9 + 0.6 * rng.random()), pitch * (0.7 + 0.4 * rng.random())
         if rng.random() < 0.75:
             near = edge - 6 + 0.2 * pitch * rng.random()  # the front extends over the apron
-            airfield.roof(airfield.frame.box(u, near - deep, u + wide, near), 16 + 12 * rng.random(), colour)
+            airfield.roof(airfield.frame.box(u, near - deep, u + wide, near), 16 + 12 * rng.random(), roof)
         u += wide + 12 + 40 * rng.random()
+    if rng.random() < 0.25:
+        airfield.shore = (far + 90 + 60 * rng.random(), 1.0)
 
 
 def runway(rng: np.random.Generator, airfield: Airfield, pitch: float) -> None:

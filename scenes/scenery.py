@@ -66,7 +66,13 @@ def paint_ground(rng: np.random.Generator, airfield: Airfield) -> Ground:
         fill(colour, outline, tuple(round(value + jitter) for value in tone))
         fill(paved, outline, 255)
         fill(concrete, outline, 255 if tone in CONCRETE else 0)
-    _repairs(rng, airfield, colour, paved)
+    layer = colour.copy()  # repaired patches
+    for _ in range(int(rng.random() * 14)):
+        u, v, wide, deep = (np.array([800, 800, 50, 34]) * rng.random(4) + (-400, -400, 14, 10)).tolist()
+        tone = 86 + 84 * rng.random()
+        fill(layer, airfield.frame.box(u, v, u + wide, v + deep), (round(tone), round(tone), round(tone - 3)))
+    cv2.addWeighted(layer, 0.4, colour, 0.6, 0, dst=layer)
+    cv2.copyTo(layer, paved, colour)
     if airfield.shore is not None:
         _flood(airfield, colour, water, field)
     for line in airfield.lines:
@@ -136,17 +142,6 @@ def _flood(airfield: Airfield, colour: np.ndarray, flooded: np.ndarray, field: n
     share = np.clip(beyond, 0, 1)
     cv2.blendLinear(water, colour, share, 1 - share, dst=colour)
     flooded[beyond > 0] = 255
-
-
-def _repairs(rng: np.random.Generator, airfield: Airfield, colour: np.ndarray, paved: np.ndarray) -> None:
-    """Repaired patches, on pavement only."""
-    layer = colour.copy()
-    for _ in range(int(rng.random() * 14)):
-        u, v, wide, deep = (np.array([800, 800, 50, 34]) * rng.random(4) + (-400, -400, 14, 10)).tolist()
-        tone = 86 + 84 * rng.random()
-        fill(layer, airfield.frame.box(u, v, u + wide, v + deep), (round(tone), round(tone), round(tone - 3)))
-    cv2.addWeighted(layer, 0.4, colour, 0.6, 0, dst=layer)
-    cv2.copyTo(layer, paved, colour)
 
 
 def _slabs(rng: np.random.Generator, airfield: Airfield) -> np.ndarray:
