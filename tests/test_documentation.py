@@ -17,12 +17,14 @@ from train.loss import DetectionLoss
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DECISIONS = sorted((ROOT / "docs/decisions").glob("*.md"))
 
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # `path/file.py`, or `path/file.py:name` where the name may be `Class.method`.
 NAMED_FILE = re.compile(r"(?<![\w*/])((?:\w+/)+\w+\.py|mars\.py)(?::([A-Za-z_][\w.]*))?")
+NAMED_MODULE = re.compile(r"python -m (benchmarks\.\w+)")
 
 
 def named_by_file(page: Path) -> str:
@@ -108,10 +110,12 @@ def names_in(tree: ast.Module) -> Iterator[str]:
             yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named_by_file)
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=named_by_file)
 def test_named_files_and_functions_exist(page):
+    text = page.read_text(encoding="utf-8")
+    modules = {(module.replace(".", "/") + ".py", "") for module in NAMED_MODULE.findall(text)}
     missing = []
-    for path, name in set(NAMED_FILE.findall(page.read_text(encoding="utf-8"))):
+    for path, name in set(NAMED_FILE.findall(text)) | modules:
         file = ROOT / path
         if not file.is_file():
             missing.append(path)
@@ -132,7 +136,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs/decisions").glob("*.md"))], ids=named_by_file)
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=named_by_file)
 def test_links_lead_somewhere(page):
     broken = []
     for link in LINK.findall(page.read_text(encoding="utf-8")):
