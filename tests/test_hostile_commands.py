@@ -34,9 +34,9 @@ def test_an_attack_gets_one_sentence(folder, name, monkeypatch, capsys):
     for variable, value in attack.environment.items():
         monkeypatch.setenv(variable, value)
     status = mars.main([word.replace("{folder}", str(folder)) for word in attack.words])
-    told = capsys.readouterr().err
-    assert (status, told.count("\n")) == (attack.status, 1), told
-    assert told.startswith("mars: ") and told[:-1].isprintable() and len(told) < LONGEST_MESSAGE
+    message = capsys.readouterr().err
+    assert (status, message.count("\n")) == (attack.status, 1), message
+    assert message.startswith("mars: ") and message[:-1].isprintable() and len(message) < LONGEST_MESSAGE
     assert sorted(os.listdir(folder)) == ["empty", "file"]  # and nothing was written
 
 
@@ -128,8 +128,8 @@ def test_what_ends_a_command_is_one_escaped_sentence(monkeypatch, capsys, error,
 
     monkeypatch.setattr(mars, "run", broken)
     assert mars.main(["c1"]) == status
-    told = capsys.readouterr().err
-    assert all(word in told for word in words) and told.count("\n") == 1, told
+    message = capsys.readouterr().err
+    assert all(word in message for word in words) and message.count("\n") == 1, message
 
 
 def test_the_traceback_of_a_bug_is_escaped(capsys):

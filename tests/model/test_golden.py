@@ -1,4 +1,4 @@
-"""The network told a second time, as plain functions of a state dict, layer by layer as the paper's figure has it.
+"""A second implementation of the network: plain functions of a state dict, layer by layer as in the paper's figure.
 
 It needs no reference implementation: whoever has only this repository sees a changed network here.
 """
@@ -54,15 +54,15 @@ def branch(state: State, name: str, x: Tensor) -> Tensor:
 
 def network(state: State, images: Tensor) -> list[Tensor]:
     """Three raw maps."""
-    x, kept = images, {}
+    x, saved = images, {}
     for layer in range(9):
         if layer in (0, 1, 3, 5, 7):
             x = convolve(state, f"backbone.l{layer}", x, stride=2)
         else:
-            x = kept[layer] = c2f(state, f"backbone.l{layer}", x, has_shortcut=True)
+            x = saved[layer] = c2f(state, f"backbone.l{layer}", x, has_shortcut=True)
     deep = sppf(state, "backbone.l9", x)
-    middle = c2f(state, "neck.l12", torch.cat((doubled(deep), kept[6]), 1), False)
-    fine = c2f(state, "neck.l15", torch.cat((doubled(middle), kept[4]), 1), False)
+    middle = c2f(state, "neck.l12", torch.cat((doubled(deep), saved[6]), 1), False)
+    fine = c2f(state, "neck.l15", torch.cat((doubled(middle), saved[4]), 1), False)
     up = convolve(state, "neck.l16", fine, stride=2)
     middle = c2f(state, "neck.l18", torch.cat((up, middle), 1), False)
     up = convolve(state, "neck.l19", middle, stride=2)

@@ -100,7 +100,7 @@ def test_what_the_network_says_of_its_yaml_is_left_out_when_it_is_no_text(tmp_pa
         ("names that never end", "class names that are not texts"),
     ],
 )
-def test_the_reason_is_said(tmp_path, monkeypatch, name, words):
+def test_the_reason_is_reported(tmp_path, monkeypatch, name, words):
     monkeypatch.setattr(attacks_weights, "UNPACKED_MEGABYTES", 3)
     assert words in str(answer_to(WEIGHTS_ATTACKS[name](tmp_path)))
 

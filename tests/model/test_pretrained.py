@@ -1,4 +1,4 @@
-"""Weights from files: what matches is copied, what does not is said (files that are no weights: test_weightsfile)."""
+"""Weights from files: what matches is copied, the rest is reported (files that are no weights: test_weightsfile)."""
 
 import pytest
 import torch
@@ -113,11 +113,11 @@ def test_the_same_classes_must_match_to_the_last_tensor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("phase", "usual", "kept"), [("nano", 3_014_748, 3_142_620), ("small", 11_143_340, 11_143_340)]
+    ("phase", "usual", "official"), [("nano", 3_014_748, 3_142_620), ("small", 11_143_340, 11_143_340)]
 )
-def test_parameters_with_the_official_width(phase, usual, kept):
+def test_parameters_with_the_official_width(phase, usual, official):
     """20 classes; the figures are those of the reference (docs: only nano differs)."""
-    for keep, expected in ((None, usual), (False, usual), (True, kept)):
+    for keep, expected in ((None, usual), (False, usual), (True, official)):
         names = [f"A{number}" for number in range(20)]
         mcfg = load_config(f"c1.{phase}", overrides={"keepHeadWidth": keep, "classList": names})
         assert sum(parameter.numel() for parameter in build_model(mcfg).parameters()) == expected
@@ -125,8 +125,8 @@ def test_parameters_with_the_official_width(phase, usual, kept):
 
 def test_the_official_width_takes_every_tensor_but_the_last_rows(tmp_path):
     torch.save(YoloModel("nano", 80).state_dict(), tmp_path / "w.pth")
-    kept = load_weights(YoloModel("nano", 3, official_width=True), tmp_path / "w.pth", ("a", "b", "c"))
-    assert sorted(kept.missing) == sorted(f"head.cls.{i}.2.{kind}" for i in range(3) for kind in ("weight", "bias"))
+    report = load_weights(YoloModel("nano", 3, official_width=True), tmp_path / "w.pth", ("a", "b", "c"))
+    assert sorted(report.missing) == sorted(f"head.cls.{i}.2.{kind}" for i in range(3) for kind in ("weight", "bias"))
     assert len(load_weights(YoloModel("nano", 3), tmp_path / "w.pth", ("a", "b", "c")).missing) == 36
 
 

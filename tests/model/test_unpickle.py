@@ -1,4 +1,4 @@
-"""Files that try to run something: nothing runs, one sentence says what they wanted."""
+"""Files that try to run something: nothing runs, and one sentence names what they asked for."""
 
 import builtins
 import collections
@@ -114,12 +114,12 @@ def test_nothing_in_a_file_runs(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "requested"),
     [("os.system", "posix.system"), ("eval", "builtins.eval"), ("torch.hub", "torch.hub.load"), ("open", "open")],
 )
-def test_the_name_that_was_wanted_is_said(tmp_path, name, wanted):
+def test_the_requested_name_is_reported(tmp_path, name, requested):
     path = weights_file(tmp_path / "w.pt", attacks(tmp_path / "x")[name])
-    with pytest.raises(UserError, match=f"refused, nothing in it was run: the file wants .*{wanted}"):
+    with pytest.raises(UserError, match=f"refused, nothing in it was run: the file wants .*{requested}"):
         read_weights(path)
 
 

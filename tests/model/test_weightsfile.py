@@ -16,7 +16,7 @@ from model.weightsfile import read_weights
 from runs.checkpoint import METADATA, load_checkpoint, save_checkpoint
 
 
-def spoiled(what):
+def damaged_state(what):
     state = YoloModel("nano", 3).state_dict()
     name = "neck.l15.cv2.conv.weight"
     if what == "whole numbers":
@@ -49,7 +49,7 @@ def spoiled(what):
     ],
 )
 def test_tensors_that_no_network_can_take(tmp_path, what, words):
-    torch.save(spoiled(what), tmp_path / "w.pth")
+    torch.save(damaged_state(what), tmp_path / "w.pth")
     model = YoloModel("nano", 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as caught:

@@ -58,16 +58,16 @@ def test_a_flipped_bit_or_a_missing_byte_anywhere_is_damage(tmp_path):
 @pytest.mark.parametrize("content", [{"weights": torch.zeros(1)}, {"format": "mars-checkpoint-99"}, [1]])
 def test_other_files_and_versions_are_refused_and_are_no_damage(tmp_path, content):
     torch.save(content, tmp_path / "last.pth")
-    with pytest.raises(UserError, match=r"not a checkpoint of this version.*--name") as told:
+    with pytest.raises(UserError, match=r"not a checkpoint of this version.*--name") as caught:
         load_checkpoint(tmp_path / "last.pth")
-    assert not isinstance(told.value, DamagedFile)
+    assert not isinstance(caught.value, DamagedFile)
 
 
 def test_what_this_user_may_not_read_is_no_damage(tmp_path):
     (tmp_path / "last.pth").mkdir()
-    with pytest.raises(UserError, match=r"last\.pth: cannot be read \(Is a directory\)") as told:
+    with pytest.raises(UserError, match=r"last\.pth: cannot be read \(Is a directory\)") as caught:
         load_checkpoint(tmp_path / "last.pth")
-    assert not isinstance(told.value, DamagedFile)
+    assert not isinstance(caught.value, DamagedFile)
 
 
 @pytest.mark.parametrize(("text", "path"), [("random", None), ("/home/a/b.pth", "/home/a/b.pth")])

@@ -1,4 +1,4 @@
-"""Where the results of a split lie, and which folders are those of a run."""
+"""Where the results of a split are, and which folders are those of a run."""
 
 import json
 

@@ -32,9 +32,9 @@ def test_the_first_signal_waits_and_the_second_leaves_at_once(number, name):
                 interrupts.stop_if_requested(3, 4)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt) as told:
+    with pytest.raises(KeyboardInterrupt) as caught:
         twice()
-    assert not isinstance(told.value, Interrupted)
+    assert not isinstance(caught.value, Interrupted)
     assert signal.getsignal(number) is before
     interrupts.stop_if_requested()
 

@@ -1,4 +1,4 @@
-"""One process a folder: told by real processes, for a lock means nothing within one."""
+"""One process per folder, tested with real processes, because a lock has no effect within one process."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class Holder:
         command = [sys.executable, "-c", HOLD, str(folder), *more]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        self.said = [self.process.stdout.readline().strip() for _ in range(1 + len(more))]
+        self.lines = [self.process.stdout.readline().strip() for _ in range(1 + len(more))]
 
     def kill(self) -> None:
         self.process.kill()
@@ -64,7 +64,7 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_dead(tmp_path, h
 
 def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder(tmp_path):
     holder = Holder(tmp_path / "run", "fork")
-    worker = int(next(word for word in holder.said if word.isdigit()))
+    worker = int(next(word for word in holder.lines if word.isdigit()))
     try:
         holder.kill()
         os.kill(worker, 0)  # it lives
@@ -133,7 +133,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
         RunLock(tmp_path / "file" / "run").hold()
 
 
-def test_without_locks_of_the_system_it_is_said(tmp_path, monkeypatch, caplog):
+def test_without_locks_of_the_system_a_warning_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("runs.lock.fcntl", None)
     with RunLock(tmp_path / "run") as lock:
         lock.hold()
@@ -141,7 +141,7 @@ def test_without_locks_of_the_system_it_is_said(tmp_path, monkeypatch, caplog):
 
 
 def test_the_refusal_comes_at_once(tmp_path, holder, monkeypatch):
-    """The system is asked once, and told not to wait."""
+    """The system is asked once, without waiting."""
     asked, lockf = [], fcntl.lockf
     monkeypatch.setattr(fcntl, "lockf", lambda file, how: asked.append(how) or lockf(file, how))
     with pytest.raises(UserError, match="another run uses this folder"):
@@ -246,15 +246,15 @@ def compete(root, place, has_older):
     first = Start(folder, place)
     assert first.next_word() == place
     second = Start(folder, "at no place")
-    said_second = second.next_word()
+    second_line = second.next_word()
     first.go_on()
-    said_first = first.next_word()
+    first_line = first.next_word()
     first.end()
     second.end()
-    kept = (folder / "metrics.jsonl").read_text()
+    metrics = (folder / "metrics.jsonl").read_text()
     aside = [(path / "mars.log").read_text() for path in root.glob("run.*")]
     processes = first.process, second.process
-    return {"said": [said_first, said_second], "kept": kept, "aside": aside, "processes": processes}
+    return {"lines": [first_line, second_line], "metrics": metrics, "aside": aside, "processes": processes}
 
 root = Path(sys.argv[1])
 print(json.dumps([compete(root / str(number), *case) for number, case in enumerate(json.loads(sys.argv[2]))]))
@@ -270,15 +270,15 @@ def test_of_two_starts_with_nobuf_one_is_refused_and_neither_moves_the_fresh_run
     assert done.returncode == 0, done.stderr
     fresh, before, after = json.loads(done.stdout)
     for number, (case, winner) in enumerate(((fresh, 0), (before, 0), (after, 1))):
-        assert case["said"][winner] == "training"
+        assert case["lines"][winner] == "training"
         refusal = f"refused: {tmp_path / str(number) / 'run'}: another run uses this folder (process "
-        assert case["said"][1 - winner].startswith(f"{refusal}{case['processes'][winner]} on ")
-    assert [case["kept"] for case in (fresh, before, after)] == [BEFORE, BEFORE, "at no place"]
+        assert case["lines"][1 - winner].startswith(f"{refusal}{case['processes'][winner]} on ")
+    assert [case["metrics"] for case in (fresh, before, after)] == [BEFORE, BEFORE, "at no place"]
     assert [case["aside"] for case in (fresh, before, after)] == [[], ["older"], ["older"]]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"[" * 1000, ""),
         (b"\xff", ""),
@@ -289,11 +289,11 @@ def test_of_two_starts_with_nobuf_one_is_refused_and_neither_moves_the_fresh_run
         ),
     ],
 )
-def test_a_damaged_lock_file_names_nobody_and_forges_no_line(tmp_path, content, told):
+def test_a_damaged_lock_file_names_nobody_and_forges_no_line(tmp_path, content, expected):
     (tmp_path / ".lock").write_bytes(content)
     file = os.open(tmp_path / ".lock", os.O_RDONLY)
     try:
         holder = lock_module._holder_text(file)
     finally:
         os.close(file)
-    assert told in holder and bool(holder) == bool(told) and "\n" not in holder
+    assert expected in holder and bool(holder) == bool(expected) and "\n" not in holder

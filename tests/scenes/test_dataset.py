@@ -59,7 +59,7 @@ def test_every_scene_is_sound():
     for index in range(80):
         image, boxes, labels = draw_scene(7, index, 96)
         assert (image.shape, image.dtype) == ((96, 96, 3), np.uint8)
-        assert image.std() > 4, "something is to be seen"
+        assert image.std() > 4, "the image is not blank"
         assert (boxes.dtype, labels.dtype, len(boxes)) == (np.float32, np.int64, len(labels))
         assert boxes.min(initial=0) >= 0
         assert boxes.max(initial=0) <= 96
@@ -224,12 +224,12 @@ def test_the_check_finds_nothing_to_mend(drawn):
     }  # fmt: skip
     warnings = [line for line in report.table().splitlines() if line.startswith("!")]
     assert all("negatives" in line for line in warnings), "scenes without a plane are meant"
-    assert len(checked.source.notes) == 1, "nothing but where it lies"
+    assert len(checked.source.notes) == 1, "only its place is noted"
     annotation = checked.splits["train"][0]
     assert (annotation.width, annotation.height) == (128, 128)
 
 
-def test_files_say_what_the_scene_is(drawn):
+def test_files_describe_the_scene(drawn):
     for index in (0, 7, 29):
         image, boxes, labels = draw_scene(3, index, 128)
         voc = read_voc(drawn / f"annotations/scene{index:05d}.xml")
@@ -257,13 +257,13 @@ def test_small_takes_ten_images_a_class():
 
 def test_the_files_do_not_depend_on_the_number_of_processes(few, tmp_path):
     one = files_in(few(num_images=6))
-    told = []
+    progress = []
     two = make_data_set(
-        tmp_path / "two", 6, 5, 64, num_workers=2, on_image=lambda done, total: told.append((done, total))
+        tmp_path / "two", 6, 5, 64, num_workers=2, on_image=lambda done, total: progress.append((done, total))
     )
     assert files_in(two) == one
     assert len(one) == 6 * 2 + 4 + 2
-    assert told == [(done, 6) for done in range(1, 7)]
+    assert progress == [(done, 6) for done in range(1, 7)]
 
 
 def test_a_finished_folder_is_reused_at_once(few, monkeypatch):
@@ -304,7 +304,7 @@ def test_what_was_not_drawn_here_is_not_touched(few, tmp_path, path):
     assert files_in(tmp_path / "set") == {path: b"mine"}
 
 
-def test_the_users_mistakes_are_told(few, tmp_path):
+def test_mistakes_of_the_user_are_reported(few, tmp_path):
     with pytest.raises(UserError, match="2 images: at least three are needed"):
         few(num_images=2)
     with pytest.raises(UserError, match="size=16: a scene must have at least 64 x 64 pixels"):
