@@ -109,7 +109,7 @@ def check_data(
     errors = [_unknown_split(name, mcfg, source) for name, key in keys.items() if key is None]
     errors += [f"split '{key}' is empty" for key, names in ids.items() if not names]
     errors += _overlaps(pairs, source)
-    file_errors = source.reader.errors() + [error for image in data.images.values() for error in image.errors]
+    file_errors = [*source.reader.errors] + [error for image in data.images.values() for error in image.errors]
     is_strict = mcfg.badFiles == "stop"
     errors += file_errors if is_strict else _splits_without_valid_images(data) if file_errors else []
     errors += _unknown_classes(data) + _splits_without_labels(data) + _no_usable_boxes(data)

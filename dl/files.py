@@ -10,6 +10,8 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from config.checks import LONGEST_PATH, printable
 from config.errors import UserError, reading
 from config.fields import shown_value
@@ -115,6 +117,44 @@ def read_json(path: Path, wanted: str) -> Any:
             raise
         raise UserError(
             f"{path}: the json is invalid at line {cause.lineno}, column {cause.colno} ({cause.msg})"
+        ) from None
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Keeps every value as text, so that classes may have names such as no, on, 007 or 2024-01-01.
+
+    Duplicate keys at the top level and in `names` are errors. Other sections are not used.
+    """
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            names = [value for key, value in node.value if key.value == "names"]
+            for section in (node, *(value for value in names if isinstance(value, yaml.MappingNode))):
+                known = set()
+                for key, _ in section.value:
+                    if not isinstance(key, yaml.ScalarNode) or key.value == "<<":  # the merge key may be repeated
+                        continue
+                    if key.value in known:
+                        problem = f"the key {key.value} occurs twice"
+                        raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                    known.add(key.value)
+        return node
+
+
+def read_yaml(path: Path) -> Any:
+    """Read YAML; every value stays text, see `_TextLoader`. Raises `UserError` with the position of an error."""
+    text = read_text(path, MAX_YAML_BYTES)
+    try:
+        with reading(path, "a yaml"):
+            return yaml.load(text, Loader=_TextLoader)
+    except UserError as error:
+        if not isinstance(cause := error.__cause__, yaml.YAMLError):
+            raise
+        mark = getattr(cause, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(
+            f"{path}: the yaml is invalid{place} ({excerpt(getattr(cause, 'problem', None) or str(cause))})"
         ) from None
 
 

@@ -14,10 +14,9 @@ from config.errors import UserError
 from config.load import read_class_list
 from dl.annotations import RawAnnotation
 from dl.files import read_lines, read_text
-from dl.formats.coco_json import looks_like_coco, read_coco
-from dl.formats.data_yaml import read_data_yaml
+from dl.formats.coco import looks_like_coco, read_coco
 from dl.formats.voc import read_voc
-from dl.formats.yolo import looks_like_labels, read_yolo
+from dl.formats.yolo import looks_like_labels, read_data_yaml, read_yolo
 from dl.image_cache import DiskImages
 from dl.image_files import VerifiedImages
 from dl.images import inspect_image, read_image

@@ -16,7 +16,7 @@ from config.load import absolute
 from config.mconfig import ModelConfig
 from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, check_file_name, file_suffixes, has_file, linked_folders, subfolders
 from dl.formats.coco import count_coco_images, find_coco, is_coco
-from dl.formats.source import FORMATS, DataSource, Search, SplitRequest
+from dl.formats.source import FORMATS, DataSource, Search, SplitRequest, check_class_list
 from dl.formats.voc import count_voc_images, find_voc, has_voc_names, is_voc
 from dl.formats.yolo import LABEL_SUFFIXES, count_yolo_images, find_yolo, is_yolo
 
@@ -50,8 +50,9 @@ def locate(mcfg: ModelConfig) -> DataSource:
     else:
         name = _explicit_format(mcfg.annotationFormat, annotation_dir or base)
     assert not isinstance(mcfg.classList, str), "load_config replaces the file of a class list by its names"
+    class_list = check_class_list(mcfg.classList, "classList") if mcfg.classList else None
     request = SplitRequest.from_config(mcfg)
-    return _FORMATS[name].find(Search(base, image_dir, annotation_dir, mcfg.classList, request, mcfg.suffix, notes))
+    return _FORMATS[name].find(Search(base, image_dir, annotation_dir, class_list, request, mcfg.suffix, notes))
 
 
 def as_overrides(source: DataSource) -> dict[str, Any]:

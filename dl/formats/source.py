@@ -38,21 +38,17 @@ class Search(NamedTuple):
     base: Path | None  # dataDir
     image_dir: Path | None
     annotation_dir: Path | None
-    class_list: tuple[str, ...] | None
+    class_list: tuple[str, ...] | None  # checked
     split_request: SplitRequest
     suffix: str
     notes: list[str]  # the search appends its decisions here
-
-    def choose_classes(self, found: Sequence[str], where: object) -> tuple[str, ...]:
-        """classList of the config, else the classes that were found in the file `where`. Raises `UserError`."""
-        if self.class_list is not None:
-            return check_class_list(self.class_list, "classList")
-        return check_class_list(found, str(where))
 
 
 @runtime_checkable
 class Reader(Protocol):
     """Finds images and reads their annotations, for any format."""
+
+    errors: Sequence[str]  # of annotations that belong to no image
 
     def find_image(self, image_id: str) -> Path:
         """The path of the image. Raises `DataError` if there is none, or several."""
@@ -64,10 +60,6 @@ class Reader(Protocol):
         `size` is (width, height) of that image. It is None if the image is unreadable; then only errors of the
         annotation matter. Raises `DataError` that starts with the path.
         """
-        ...
-
-    def errors(self) -> list[str]:
-        """Errors of annotations that belong to no image."""
         ...
 
     def warnings(self) -> list[str]:
@@ -93,15 +85,14 @@ class DataSource:
 class TreeReader:
     """Base of readers for images in several folders. `files`: image id -> path below the tree's folder."""
 
+    errors: Sequence[str] = ()
+
     def __init__(self, tree: ImageTree, annotation_dir: Path, files: Mapping[str, str]) -> None:
         self.tree, self.image_dir, self.annotation_dir = tree, tree.folder, annotation_dir
         self.files = files
 
     def find_image(self, image_id: str) -> Path:
         return self.image_dir / self.files[image_id]
-
-    def errors(self) -> list[str]:
-        return []
 
 
 class PairedReader(TreeReader):

@@ -10,7 +10,7 @@ import codecs
 import glob
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from dl.formats.lists import (
     unused_images_note,
 )
 from dl.formats.pairing import ANNOTATION_FOLDERS, IMAGE_FOLDERS, ImageTree, Pairs, count_annotated, pair
-from dl.formats.source import DataSource, PairedReader, Search, Size, unused_annotations_warning
+from dl.formats.source import DataSource, PairedReader, Search, Size, check_class_list, unused_annotations_warning
 from dl.splits import canonical_name
 from ops.text import counted, shown
 
@@ -179,6 +179,8 @@ def _number(text: str, what: str, path: Path) -> float:
 class VocFolder:
     """Images in one folder, xml files of the same stems in another; both folders are listed once."""
 
+    errors: Sequence[str] = ()
+
     def __init__(self, image_dir: Path, annotation_dir: Path, suffix: str) -> None:
         self.image_dir, self.annotation_dir = image_dir, annotation_dir
         self.images = index_by_stem(image_dir, IMAGE_SUFFIXES)
@@ -214,9 +216,6 @@ class VocFolder:
             names = ", ".join(path.name for path in paths)
             raise DataError(f"{self.annotation_dir / image_id}: several annotations have this name ({names})")
         return paths[0], read_voc(paths[0])
-
-    def errors(self) -> list[str]:
-        return []
 
     def warnings(self) -> list[str]:
         unused = [path.name for stem, paths in self.annotations.items() if stem not in self.images for path in paths]
@@ -379,8 +378,10 @@ def _folders(search: Search) -> tuple[Path, Path]:
 def _classes(search: Search, annotation_dir: Path, xml_files: Iterable[Path]) -> tuple[str, ...]:
     """classList, else the lines of classes.txt, else the names in the xml files. Raises `UserError`."""
     path = find_file(search.base, "classes.txt") if search.base else None
-    if search.class_list is not None or path:
-        return search.choose_classes(read_lines(path) if path and search.class_list is None else (), path)
+    if search.class_list:
+        return search.class_list
+    if path:
+        return check_class_list(read_lines(path), str(path))
     found: set[str] = set()
     for xml_file in xml_files:
         with suppress(DataError):  # dl.check reads the same file, and reports the error with all others

@@ -16,10 +16,14 @@ hundred times as much. No coordinate moves further than its own rounding error.
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from config.checks import LONGEST_CLASS_NAME, LONGEST_PATH
 from config.errors import UserError
 from dl.annotations import SHARE_TOLERANCE, Box, RawAnnotation, RawObject, check_num_objects, number_hint, parse_number
 from dl.files import (
@@ -29,12 +33,13 @@ from dl.files import (
     excerpt,
     find_file,
     index_by_stem,
+    name_error,
     read_lines,
     read_text,
+    read_yaml,
     subfolders,
     walk_files,
 )
-from dl.formats.data_yaml import DataYaml, find_data_yaml, read_data_yaml
 from dl.formats.lists import tree_splits
 from dl.formats.pairing import LABEL_FOLDERS, ImageTree, Pairs, count_annotated, pair, usual_label_path
 from dl.formats.source import DataSource, PairedReader, Search, Size, check_class_list
@@ -43,6 +48,8 @@ from dl.splits import USUAL_NAMES, canonical_name
 LABEL_SUFFIXES = frozenset({".txt"})
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _MIN_DIGITS, _MAX_DIGITS = 6, 12  # fewer: the writer removed zeros; more: noise of float64
+_YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+_NULL = ("", "null", "Null", "NULL", "~")
 
 
 def read_yolo(path: Path, names: Mapping[int, str], size: Size, has_keypoints: bool = False) -> RawAnnotation:
@@ -64,7 +71,14 @@ def read_yolo(path: Path, names: Mapping[int, str], size: Size, has_keypoints: b
         words = words[:5] if has_keypoints else words
         values = _numbers(words, where)
         num_polygons += len(values) > 5
-        objects.append(RawObject(_class_name(values[0], names, where), _box(words, values[1:], size), False))
+        if values[0] not in names:
+            known = f"{min(names)} ({names[min(names)]}) to {max(names)} ({names[max(names)]})"
+            hint = "; do the labels count classes from 1 instead of 0?" if values[0] == max(names) + 1 else ""
+            hint = hint if values[0].is_integer() else "; the first number of a line is the class, a whole number"
+            raise DataError(
+                f"{where}: class {values[0]:g} is not in the class list, which has the classes {known}{hint}"
+            )
+        objects.append(RawObject(names[int(values[0])], _box(words, values[1:], size), False))
     return RawAnnotation(None, tuple(objects), num_polygons)
 
 
@@ -98,15 +112,6 @@ def _numbers(words: list[str], where: str) -> list[float]:
     return values
 
 
-def _class_name(value: float, names: Mapping[int, str], where: str) -> str:
-    if value not in names:
-        known = f"{min(names)} ({names[min(names)]}) to {max(names)} ({names[max(names)]})"
-        hint = "; do the labels count classes from 1 instead of 0?" if value == max(names) + 1 else ""
-        hint = "; the first number of a line is the class, a whole number" if not value.is_integer() else hint
-        raise DataError(f"{where}: class {value:g} is not in the class list, which has the classes {known}{hint}")
-    return names[int(value)]
-
-
 def _box(words: list[str], shares: list[float], size: Size) -> Box:
     """Shares of the image size -> xyxy in pixels."""
     if len(shares) == 4:
@@ -117,16 +122,12 @@ def _box(words: list[str], shares: list[float], size: Size) -> Box:
         xs, ys = shares[0::2], shares[1::2]
         sides = (min(xs), min(ys), max(xs), max(ys))
         error_units = 0.5
-    digits = max(_num_digits(word) for word in words[1:])
+    written = [word.lower().partition("e") for word in words[1:]]
+    # The largest number of decimals as written: .25 has 2, 1e-05 has 5.
+    digits = max(len(mantissa.partition(".")[2]) - int(exponent or 0) for mantissa, _, exponent in written)
     error = error_units * 10.0 ** -min(max(digits, _MIN_DIGITS), _MAX_DIGITS)
     x1, y1, x2, y2 = (_roundest(side * extent, error * extent) for side, extent in zip(sides, size * 2, strict=True))
     return x1, y1, x2, y2
-
-
-def _num_digits(word: str) -> int:
-    """The number of decimals of a number as text: .25 -> 2, 1e-05 -> 5."""
-    mantissa, _, exponent = word.lower().partition("e")
-    return len(mantissa.partition(".")[2]) - int(exponent or 0)
 
 
 def _roundest(value: float, error: float) -> float:
@@ -139,53 +140,117 @@ def _roundest(value: float, error: float) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class DataYaml:
+    """The content of a `data.yaml`, or of a file of class names, which has no splits."""
+
+    path: Path
+    names: dict[int, str]
+    root: str = ""  # its `path:`
+    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> folders and lists, both as written
+    has_keypoints: bool = False  # label lines have more columns after the box
+
+
+def read_data_yaml(path: Path) -> DataYaml:
+    """Read a `data.yaml`. Raises `UserError` with the path: invalid yaml, no names, names that disagree with `nc`.
+
+    Every value that is used must be plain text. Nested lists of yaml aliases have a kilobyte on disk but would need
+    gigabytes as text.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, Mapping) or "names" not in content:
+        raise UserError(f"{path}: there are no class names; write e.g. names: [cat, dog]")
+    value = content["names"]
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else [])
+    texts = [(number, _plain_text(name, "names", path, LONGEST_CLASS_NAME)) for number, name in pairs]
+    try:
+        names = dict(sorted((int(number), name) for number, name in texts))
+    except ValueError:
+        raise UserError(f"{path}: names must be a list, or numbers with names (0: cat)") from None
+    if not names or not all(names.values()) or min(names) < 0 or len(names) < len(value):  # {0: a, 00: b}
+        problem = "an empty class name or a wrong number" if names else "no class"
+        raise UserError(f"{path}: names has {problem}; write names: [cat, dog]")
+    count = _plain_text(content.get("nc", ""), "nc", path)
+    if count not in _NULL and count != str(len(names)):
+        raise UserError(f"{path}: nc is {excerpt(count)}, but names has {len(names)} classes; correct one of them")
+    splits = {}
+    for key in ("train", "val", "validation", "valid", "test"):
+        value = content.get(key, "")
+        entries = tuple(_plain_text(entry, key, path) for entry in (value if isinstance(value, list) else [value]))
+        if any(entry not in _NULL for entry in entries):
+            splits[key] = entries
+    root = _plain_text(content.get("path", ""), "path", path)
+    return DataYaml(path, names, "" if root in _NULL else root, splits, "kpt_shape" in content)
+
+
+def find_data_yaml(folder: Path) -> Path | None:
+    """`data.yaml`, else the only yaml file of the folder with class names and splits; None for none or several."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in _YAML_SUFFIXES)
+    usual = next((name for name in names if name.lower() in ("data.yaml", "data.yml")), None)
+    if usual:
+        return folder / usual
+    found = []
+    for path in (folder / name for name in names if not name.startswith(".")):
+        with suppress(UserError):
+            content = read_yaml(path)
+            if isinstance(content, Mapping) and "names" in content and ("train" in content or "val" in content):
+                found.append(path)
+    return found[0] if len(found) == 1 else None
+
+
+def _plain_text(value: Any, key: str, path: Path, max_length: int = LONGEST_PATH) -> str:
+    """The value, stripped: one line of text. Raises `UserError` for a list, a mapping or invalid text."""
+    if not isinstance(value, str):
+        raise UserError(f"{path}: {key} has a list or a mapping where a single value is needed; write plain text")
+    value = value.strip()  # a block scalar (path: >) ends with a line break
+    if error := name_error(value, max_length):
+        raise UserError(f"{path}: {key}: {error}")
+    return value
+
+
 class YoloTree(PairedReader):
     """A label file for each image: in a folder `labels` if the image is in `images`, or beside the image."""
 
     suffixes, kind = LABEL_SUFFIXES, "label file"
 
     def __init__(
-        self,
-        tree: ImageTree,
-        annotation_dir: Path,
-        files: Mapping[str, str],
-        names: Mapping[int, str],
-        has_keypoints: bool = False,
-        is_whole: bool = True,
+        self, tree: ImageTree, annotation_dir: Path, files: Mapping[str, str], data_yaml: DataYaml, is_whole: bool
     ) -> None:
         """`is_whole`: everything below the tree's folder belongs to the data set; else only folders of its images."""
         super().__init__(tree, annotation_dir, files)
-        self.names, self.has_keypoints, self.is_whole = names, has_keypoints, is_whole
+        self.data_yaml, self.is_whole = data_yaml, is_whole
 
     def read_annotation(self, image_id: str, size: Size | None) -> tuple[Path, RawAnnotation]:
         path = self.find_annotation(image_id)
         if path is None:
             beside = self.find_image(image_id).with_suffix(".txt")  # as labelImg and darknet save them
             path = beside if os.path.exists(beside) else self.usual_annotation(image_id, ".txt")
-        return path, read_yolo(path, self.names, size or (1, 1), self.has_keypoints)
+        return path, read_yolo(path, self.data_yaml.names, size or (1, 1), self.data_yaml.has_keypoints)
 
     def paths_to_pair(self) -> tuple[Iterable[str], Iterable[str]]:
         if self.is_whole:
             return super().paths_to_pair()
         images = list(self.files.values())
         folders = sorted({os.path.dirname(path) for image in images for path in (image, usual_label_path(image))})
-        places = [(folder, self.annotation_dir / folder) for folder in folders]
-        found = [(folder, index_by_stem(place, self.suffixes)) for folder, place in places if place.is_dir()]
         labels = [
-            os.path.join(folder, path.name) for folder, index in found for paths in index.values() for path in paths
+            os.path.join(folder, path.name)
+            for folder in folders
+            if (place := self.annotation_dir / folder).is_dir()
+            for paths in index_by_stem(place, self.suffixes).values()
+            for path in paths
         ]
         return images, labels
 
     def unused_annotations(self, pairs: Pairs) -> list[str]:
         """Only files that are certainly labels. A data set has other texts, too, such as lists and a README."""
-        label_folders = {os.path.dirname(path) for path in pairs.annotation_of.values()}
-
-        def is_in_label_folder(path: str) -> bool:
-            folders = path.lower().split("/")[:-1]
-            return os.path.dirname(path) in label_folders or any(folder in LABEL_FOLDERS for folder in folders)
-
-        candidates = [path for path in pairs.unused if is_in_label_folder(path)]
-        return [path for path in candidates if looks_like_labels(self.annotation_dir / path)]
+        homes = {os.path.dirname(path) for path in pairs.annotation_of.values()}
+        in_label_folder = (
+            path
+            for path in pairs.unused
+            if os.path.dirname(path) in homes or not set(LABEL_FOLDERS).isdisjoint(path.lower().split("/")[:-1])
+        )
+        return [path for path in in_label_folder if looks_like_labels(self.annotation_dir / path)]
 
 
 def is_yolo(folder: Path) -> bool:
@@ -195,7 +260,7 @@ def is_yolo(folder: Path) -> bool:
         return True
     if "images" in children and "labels" in children:
         return bool(walk_files(children["labels"], LABEL_SUFFIXES))
-    split_folders = [path for name, path in children.items() if canonical_name(name) in (*USUAL_NAMES, "test")]
+    split_folders = [path for name, path in children.items() if canonical_name(name) in USUAL_NAMES]
     if any({"images", "labels"} <= subfolders(path).keys() for path in split_folders):
         return True
     return _find_name_file(folder) is not None and count_yolo_images(folder) > 0
@@ -209,52 +274,43 @@ def count_yolo_images(folder: Path) -> int:
 def find_yolo(search: Search) -> DataSource:
     """Find the data set in the folders of `search`. Raises `UserError` with the absolute paths that were tried."""
     base, notes = search.base, search.notes
-    if search.image_dir or search.annotation_dir:
-        image_dir, annotation_dir = _explicit_folders(search)
+    image_dir, annotation_dir = search.image_dir, search.annotation_dir
+    if image_dir or annotation_dir:
+        if base is not None:
+            below = subfolders(base)
+            image_dir = image_dir or below.get("images", base)
+            annotation_dir = annotation_dir or below.get("labels", base)
+        if image_dir is None or annotation_dir is None:
+            raise UserError("only one of imageDir and annotationDir is set: set both, or use --data DIR")
         above = [annotation_dir.parent] if annotation_dir.name.lower() == "labels" else []  # else possibly unrelated
         homes = [annotation_dir, *above, image_dir, *([base] if base else [])]
-        names, names_file, data_yaml = _class_names(homes)
-        found = {}
+        data_yaml, found = _find_class_names(homes), {}
     else:
         assert base is not None, "discover searches a data folder if no other folder is set"
-        names, names_file, data_yaml = _class_names([base])
-        found = _yaml_splits(data_yaml, base, notes) if data_yaml else {}
+        data_yaml = _find_class_names([base])
+        found = _yaml_splits(data_yaml, base, notes)
         image_dir = annotation_dir = _common_folder(base, found)
-        notes.append(f"YOLO labels: images below {image_dir}, class names in {names_file}")
-    below = ImageTree(image_dir).relative_path
-    given = {name: tuple(below(path) or path for path in paths) for name, paths in found.items()}
+        notes.append(f"YOLO labels: images below {image_dir}, class names in {data_yaml.path}")
+    relative_path = ImageTree(image_dir).relative_path
+    given = {name: tuple(relative_path(path) or path for path in paths) for name, paths in found.items()}
     # The images of a data.yaml may be far apart; other files below their common folder do not belong to the data set.
     is_whole = base is None or base in (image_dir, *image_dir.parents)
     tree = ImageTree(image_dir, None if is_whole or not given else [path for paths in given.values() for path in paths])
     splits, files = tree_splits(
         search, tree, given, lambda: pair(tree.paths, walk_files(annotation_dir, LABEL_SUFFIXES)).annotation_of
     )
-    class_list = search.choose_classes(tuple(names.values()), names_file)
-    has_keypoints = bool(data_yaml and data_yaml.has_keypoints)
-    reader = YoloTree(tree, annotation_dir, files, names, has_keypoints, is_whole)
+    class_list = search.class_list or check_class_list(list(data_yaml.names.values()), str(data_yaml.path))
+    reader = YoloTree(tree, annotation_dir, files, data_yaml, is_whole)
     return DataSource(image_dir, annotation_dir, class_list, splits, reader, notes, "yolo", files)
 
 
-def _explicit_folders(search: Search) -> tuple[Path, Path]:
-    """imageDir and annotationDir; for one that is not set, the usual folder in the data folder."""
-    if search.base is None and None in (search.image_dir, search.annotation_dir):
-        raise UserError("only one of imageDir and annotationDir is set: set both, or use --data DIR")
-    folders = []
-    for given, name in ((search.image_dir, "images"), (search.annotation_dir, "labels")):
-        folders.append(given or (search.base and subfolders(search.base).get(name, search.base)))
-    return folders[0], folders[1]
-
-
-def _class_names(homes: list[Path]) -> tuple[dict[int, str], Path, DataYaml | None]:
-    """Number -> class, the file with the names, and its content if it is a data.yaml. Raises `UserError` for none."""
-    for home in homes:  # the nearest file with names is used, of either kind
-        path = find_data_yaml(home)
-        if path is not None:
-            data_yaml = read_data_yaml(path)
-            return data_yaml.names, path, data_yaml
-        path = _find_name_file(home)
-        if path is not None:
-            return dict(enumerate(check_class_list(read_lines(path), str(path)))), path, None
+def _find_class_names(homes: list[Path]) -> DataYaml:
+    """The nearest file with class names, of either kind. Raises `UserError` if there is none."""
+    for home in homes:
+        if (path := find_data_yaml(home)) is not None:
+            return read_data_yaml(path)
+        if (path := _find_name_file(home)) is not None:
+            return DataYaml(path, dict(enumerate(check_class_list(read_lines(path), str(path)))))
     raise UserError(
         f"{homes[0]}: YOLO labels are numbers, and no file gives the class names; add a data.yaml (names: [cat, dog]) "
         "or a classes.txt (one name per line, in the order of the numbers)"
@@ -294,11 +350,10 @@ def _images_of_entry(place: Path, base: Path) -> list[str]:
     """Absolute paths of the images below a folder, or of the images on the lines of a list."""
     if os.path.isdir(place):
         return [f"{place}/{path}" for path in walk_files(place, IMAGE_SUFFIXES)]
-    tree, paths = ImageTree(base), []
-    for line in read_lines(place):
-        outside = os.path.isabs(line) and os.path.isfile(line)
-        paths.append(os.path.normpath(line if outside else base / tree.find(line, place.parent)))
-    return paths
+    tree = ImageTree(base)
+    lines = read_lines(place)
+    outside = {line for line in lines if os.path.isabs(line) and os.path.isfile(line)}
+    return [os.path.normpath(line if line in outside else base / tree.find(line, place.parent)) for line in lines]
 
 
 def _candidates(data_yaml: DataYaml, entry: str) -> list[Path]:
@@ -319,9 +374,9 @@ def _candidates(data_yaml: DataYaml, entry: str) -> list[Path]:
 
 def _common_folder(base: Path, splits: Mapping[str, tuple[str, ...]]) -> Path:
     """`base`; if images are outside, the folder above all images from which their label paths can be derived."""
-    outside = [image for images in splits.values() for image in images if not image.startswith(f"{base}{os.sep}")]
-    if not outside:
+    images = [image for paths in splits.values() for image in paths]
+    if all(image.startswith(f"{base}{os.sep}") for image in images):
         return base
-    common = Path(os.path.commonpath([os.path.dirname(image) for images in splits.values() for image in images]))
+    common = Path(os.path.commonpath([os.path.dirname(image) for image in images]))
     above = [folder for folder in (common, *common.parents) if folder.name == "images"]
     return above[0].parent if above else common

@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 
 from config.errors import UserError
 from dl.files import DataError
-from dl.formats.coco_json import looks_like_coco, read_coco
+from dl.formats.coco import looks_like_coco, read_coco
 
 CATEGORIES = [{"id": 9, "name": "dog"}, {"id": 1, "name": " cat "}]
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from config.errors import UserError
 from dl.files import DataError
-from dl.formats.data_yaml import find_data_yaml, read_data_yaml
-from dl.formats.yolo import read_yolo
+from dl.formats.yolo import find_data_yaml, read_data_yaml, read_yolo
 
 NAMES = {0: "cat", 1: "dog", 7: "cow"}
 
