@@ -1,6 +1,7 @@
 """Explains one image: for every object its anchor points, its share of the loss, and why it was found or missed.
 
-Legend: A anchor points, C classes, G objects, K detections. The network is in eval mode, as for detection.
+Legend: B images, M most boxes on one image, A anchor points, C classes, G objects, K detections. The network is in eval
+mode, as for detection.
 """
 
 from collections.abc import Sequence
@@ -8,28 +9,54 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from debug.assignment import PointAssignment, assign_points
 from dl.annotations import Annotation
 from eval.label_layout import drawable_names
 from eval.matching import best_first, class_overlaps, match_greedily
 from eval.painter import GREEN, PURPLE, YELLOW, MarkedObject, paint_objects
 from eval.predictor import Detections, Predictor
-from ops.anchors import decode_boxes, flatten_maps, points_inside
+from ops.anchors import Anchors, anchors_of, decode_boxes, flatten_maps, points_inside
 from ops.batch import Batch, Letterbox, network_input
 from ops.boxes import pairwise_iou
 from ops.probe import listening
 from ops.text import align_columns
 from train.loss import DetectionLoss
+from train.tal import Assignment
 
 FOUND, NO_POINT, NOT_ASSIGNED, LOW_SCORE, WRONG_CLASS, POOR_BOX, SUPPRESSED = (
     "found", "no anchor point", "not assigned", "low score", "wrong class", "poor box", "suppressed",
 )  # fmt: skip
 _NEAR_IOU = 0.1  # with an object, from which a box counts as near it
 _SAME_IOU = 0.9999  # from which two boxes are the same
+
+
+class PointAssignment(NamedTuple):
+    """The assignment of a batch, from the side of the ground-truth boxes."""
+
+    assignment: Assignment
+    owner: Int64[Tensor, "B A"]  # index of the box that the anchor point is assigned to, -1 for background
+    count: Int64[Tensor, "B M"]  # anchor points of each box, 0 for padding
+    anchors: Anchors
+
+
+def assign_points(loss: DetectionLoss, raw_maps: Sequence[Tensor], batch: Batch) -> PointAssignment:
+    """Run the loss's assigner on these raw maps. Without boxes: count (B, 0), every owner -1."""
+    anchors = anchors_of(raw_maps, loss.strides)
+    distributions, logits = flatten_maps([raw.detach() for raw in raw_maps], loss.reg_max)
+    assignment = loss.assigner(
+        logits.sigmoid(),
+        decode_boxes(distributions, *anchors),
+        anchors.points,
+        batch.labels[..., None],
+        batch.boxes,
+        batch.valid[..., None],
+    )
+    owner = assignment.target_gt_idx.masked_fill(~assignment.fg_mask, -1)
+    numbers = torch.arange(batch.labels.shape[1], device=owner.device)
+    return PointAssignment(assignment, owner, (owner[:, None] == numbers[:, None]).sum(dim=-1), anchors)
 
 
 class Limits(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from config.mconfig import ModelConfig
-from debug.assignment import assign_points
 from debug.doctor.finding import LOOK, OK, WRONG, Finding
+from debug.explain import assign_points
 from dl.annotations import Annotation
 from dl.check import CheckedData
 from dl.small_objects import MOST_SMALL, REFERENCE_SIDE, have_points, small_objects

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from debug.tracer.operations import CodeLine, Operation, TensorStats, ValueRange, base_name, flat, is_watched
+from debug.tracer.operations import CodeLine, Operation, TensorStats, base_name, flat, is_watched, tensor_stats
 from debug.tracer.recorder import Recorder
 from ops.text import shown
 
@@ -83,9 +83,7 @@ class BlockGrowth:
     """One block of the network. All maxima are over finite elements, NaN when there are none."""
 
     name: str
-    kind: str  # its class
     shape: tuple[int, ...]  # of its first output
-    dtype: str
     largest: float  # absolute value of its outputs
     ratio: float  # of `largest` to the largest input of the block; NaN when that is zero
     num_bad: int  # elements of its outputs
@@ -135,25 +133,18 @@ class GrowthTable:
         recorder.modules.on_leave = self._add
 
     def _add(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        outputs = [value.detach() for value in flat(output) if is_watched(value)]
-        if path not in self._names or not outputs:
+        if path not in self._names:
             return
         with self._recorder.paused():
-            largest = _largest_of(outputs)
-            largest_input = _largest_of([value for value in flat(inputs) if is_watched(value)])
-            weights = list(module.parameters())
-            self.blocks.append(
-                BlockGrowth(
-                    name=path,
-                    kind=type(module).__name__,
-                    shape=tuple(outputs[0].shape),
-                    dtype=str(outputs[0].dtype).removeprefix("torch."),
-                    largest=largest,
-                    ratio=largest / largest_input if largest_input else math.nan,
-                    num_bad=sum(int((~value.isfinite()).sum()) for value in outputs),
-                    largest_weight=_largest_of(weights) if weights else 0.0,
-                )
+            outputs, read, weights = (
+                [tensor_stats(path, value) for value in flat(values) if is_watched(value)]
+                for values in (output, inputs, list(module.parameters()))
             )
+        if outputs:
+            largest, largest_input = _largest_of(outputs), _largest_of(read)
+            ratio = largest / largest_input if largest_input else math.nan
+            num_bad, largest_weight = sum(stats.num_bad for stats in outputs), _largest_of(weights) if weights else 0.0
+            self.blocks.append(BlockGrowth(path, outputs[0].shape, largest, ratio, num_bad, largest_weight))
 
     def take_gradients(self, ops: Sequence[Operation]) -> None:
         """Add the largest value computed backward in each block; a block that ran twice gets it in both rows."""
@@ -183,12 +174,6 @@ def block_names(model: nn.Module) -> Iterator[str]:
     yield from walk("", model, 1)
 
 
-def _largest_of(values: Sequence[Tensor]) -> float:
-    """The largest absolute value of the finite elements; NaN when there is none."""
-    peaks = []
-    for value in (value.detach() for value in values):
-        limits = ValueRange.of(value)
-        finite = value[value.isfinite()] if limits.is_bad else value
-        if finite.numel():
-            peaks.append((ValueRange.of(finite) if limits.is_bad else limits).peak)
-    return max(peaks, default=math.nan)
+def _largest_of(tensors: Sequence[TensorStats]) -> float:
+    """The largest absolute value of the finite elements of several tensors; NaN when there is none."""
+    return max((stats.peak for stats in tensors if not math.isnan(stats.peak)), default=math.nan)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from debug.assignment import assign_points
 from debug.explain import (
     FOUND,
     LOW_SCORE,
@@ -20,6 +19,7 @@ from debug.explain import (
     ErrorAnalysis,
     Limits,
     Predictions,
+    assign_points,
     explain,
     object_table,
     paint_explanation,

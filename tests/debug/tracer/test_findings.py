@@ -46,7 +46,7 @@ def test_the_table_equals_plain_hooks():
         assert block.ratio == pytest.approx(gave / given, rel=1e-5)
         weights = [weight.detach().abs().max().item() for weight in model.get_submodule(block.name).parameters()]
         assert block.largest_weight == pytest.approx(max(weights), rel=1e-6)
-    assert found[0].kind == "TinyBlock" and found[0].shape == (3, 8, 16, 16) and found[2].kind == "Conv2d"
+    assert found[0].shape == (3, 8, 16, 16)
 
 
 def test_the_gradient_of_a_block_is_the_largest_computed_in_it():

@@ -22,9 +22,9 @@ def test_a_report_in_full():
         ),
         passed_on=[str(Operation(0, "aten.mul.Tensor", weighting, None))] * 8,
         growth=[
-            BlockGrowth("l0", "Conv", (2, 3, 8, 8), "float32", 2.0, 1.5, 0, 0.25, 3.0),
-            BlockGrowth("l1", "Conv", (2, 3, 8, 8), "float32", 400.0, 200.0, 0, 0.0),
-            BlockGrowth("l2", "Conv", (2, 3, 8, 8), "float32", math.nan, math.nan, 7, 1.0),
+            BlockGrowth("l0", (2, 3, 8, 8), 2.0, 1.5, 0, 0.25, 3.0),
+            BlockGrowth("l1", (2, 3, 8, 8), 400.0, 200.0, 0, 0.0),
+            BlockGrowth("l2", (2, 3, 8, 8), math.nan, math.nan, 7, 1.0),
         ],
         cause=Cause("negative base", "why", "what to do"), evidence="followed",
         bad_inputs=[BadInput("boxes", "2 boxes are NaN", ("two",))], bad_weights=["l0.weight"],
