@@ -19,7 +19,7 @@ from config.training import MODERN_DISTILLING
 from model import YoloModel
 from ops.batch import Batch
 from ops.device import DTYPES, dtype_name, pick_device
-from train.distilloss import DistillationLoss, DistilWeights
+from train.distilloss import DistillationLoss, DistillationWeights
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective, DistillationObjective, Objective
 from train.step import Stepper
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     classes = TeacherClasses(("",) * 10, tuple(range(10)), tuple(range(10)))
     teacher = Teacher(teacher_model, classes, precision)
     detection, cwd, response = MODERN_DISTILLING["distilLossWeights"]
-    weights = DistilWeights(detection, cwd, response, MODERN_DISTILLING["boxResponseWeight"])
+    weights = DistillationWeights(detection, cwd, response, MODERN_DISTILLING["boxResponseWeight"])
     loss = DistillationLoss(
         DetectionLoss(NUM_CLASSES), range(10), None, weights,
         teacher.feature_widths(MODERN_DISTILLING["distilFeatures"], student),

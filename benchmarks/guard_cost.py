@@ -1,10 +1,10 @@
 """Cost of the checks in each training step, by size: steps with and without them alternate, and the checks are timed.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.guard_cost [--steps 100] [--late]
+    OMP_NUM_THREADS=1 python -m benchmarks.guard_cost [--steps 100] [--deferred]
 
 nano, float32, SGD with EMA, healthInterval=100. Times are medians of the CPU time of this process, so that a busy
 machine changes little. The difference between the two kinds of steps is less exact than the time of the checks: caches
-and a shared processor change a step by several percent. `--late`: the deferred check of train/deferred.py, with the
+and a shared processor change a step by several percent. `--deferred`: the deferred check of train/deferred.py, with the
 fused optimizer.
 """
 
@@ -31,12 +31,11 @@ from train.effect import Effect
 from train.ema import ModelEMA
 from train.guard import Guard, StepRecord
 from train.loss import DetectionLoss, LossResult
-from train.monitor import Monitor
+from train.monitor import Monitor, Spikes
 from train.objective import DetectionObjective
 from train.opt import set_pace
 from train.progress import EpochProgress
 from train.sched import Pace
-from train.spikes import Spikes
 from train.step import Stepper, network_input
 
 CHECKS: tuple[tuple[Any, tuple[str, ...]], ...] = (
@@ -44,7 +43,7 @@ CHECKS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (DeferredGuard, ("prepare_loss", "mark_bad", "_restore_if_bad", "finish")),
     (StepRecord, ("read",)),
     (DetectionLoss, ("_with_checks",)),
-    (Stepper, ("_read_record", "_state_sum")),
+    (Stepper, ("_read", "_state_sum")),
     (Spikes, ("add",)),
     (Effect, ("add",)),
     (train.monitor, ("impossible_values",)),
@@ -80,13 +79,13 @@ class Clock:
 class Bench:
     """One network that is trained with and without the checks alternately."""
 
-    def __init__(self, size: int, count: int, is_late: bool, folder: str):
+    def __init__(self, size: int, count: int, is_deferred: bool, folder: str):
         model = YoloModel("nano", CLASSES).train().to(memory_format=torch.channels_last)
         groups = [{"params": model.parameters(), "name": "weights"}]
         optimizer = torch.optim.SGD(
-            groups, lr=PACE.rate, momentum=PACE.momentum, nesterov=True, fused=True if is_late else None
+            groups, lr=PACE.rate, momentum=PACE.momentum, nesterov=True, fused=True if is_deferred else None
         )
-        guard = (DeferredGuard if is_late else Guard)(model, interval=100)
+        guard = (DeferredGuard if is_deferred else Guard)(model, interval=100)
         objective = DetectionObjective(DetectionLoss(CLASSES))
         self.stepper = Stepper(model, objective, optimizer, ModelEMA(model), torch.float32, 10.0, False, guard)
         self.loss, self.monitor, self.progress = objective.loss, Monitor(Path(folder), ()), EpochProgress()
@@ -124,10 +123,10 @@ def seconds_of(step: Callable[[Batch], None], batch: Batch) -> float:
     return time.process_time() - start
 
 
-def measure(size: int, count: int, steps: int, is_late: bool, clock: Clock) -> str:
+def measure(size: int, count: int, steps: int, is_deferred: bool, clock: Clock) -> str:
     """A row of the table."""
     with TemporaryDirectory() as folder:
-        bench = Bench(size, count, is_late, folder)
+        bench = Bench(size, count, is_deferred, folder)
     times = {"without": [], "with": [], "checks": []}
     for number in range(WARM_UP + steps):
         batch = bench.batches[number % len(bench.batches)]
@@ -144,7 +143,7 @@ def measure(size: int, count: int, steps: int, is_late: bool, clock: Clock) -> s
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="steps of each kind and size")
-    parser.add_argument("--late", action="store_true")
+    parser.add_argument("--deferred", action="store_true")
     args = parser.parse_args(arguments)
     clock = Clock()
     for owner, names in CHECKS:
@@ -152,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             setattr(owner, name, clock.around(getattr(owner, name)))
     print("| size, batch | step without, ms | step with, ms | checks, ms | share |\n|---|---|---|---|---|")
     for size, count in SIZES:
-        print(measure(size, count, args.steps, args.late, clock), flush=True)
+        print(measure(size, count, args.steps, args.deferred, clock), flush=True)
 
 
 if __name__ == "__main__":

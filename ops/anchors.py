@@ -91,6 +91,7 @@ def expected_distances(distributions: Float[Tensor, "*A four_R"]) -> Float[Tenso
     distance = sum over i of i * softmax(logits)_i (general distribution of Li et al. 2020, arXiv 2006.04388).
     """
     with without_autocast(distributions.device):  # autocast would round the product to half precision
+        # The expectation, not the most likely bin: it has a gradient, and it lies between the bins.
         bins = full_precision(distributions).unflatten(-1, (4, -1)).softmax(dim=-1)
         return bins @ torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
 

@@ -46,6 +46,7 @@ def ciou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[
     inter = _intersection(a, b)
     iou = inter / (width_a * height_a + width_b * height_b - inter + EPS)
 
+    # IoU of separate boxes is 0 everywhere and has no gradient. The distance term still pulls the centres together.
     enclosing_width = torch.maximum(a[..., 2], b[..., 2]) - torch.minimum(a[..., 0], b[..., 0])
     enclosing_height = torch.maximum(a[..., 3], b[..., 3]) - torch.minimum(a[..., 1], b[..., 1])
     diagonal2 = enclosing_width.pow(2) + enclosing_height.pow(2) + EPS
@@ -64,6 +65,7 @@ def ciou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[
 def _intersection(a: Tensor, b: Tensor) -> Tensor:
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
     height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
+    # Each side by itself: for boxes that are apart in both directions, two negative sides would give an area.
     return width.clamp(min=0) * height.clamp(min=0)
 
 

@@ -300,7 +300,7 @@ MUTATIONS = {
             "tests/train/test_distilloss.py::test_the_binary_mode_is_the_textbook_sum",
         ),
         (
-            "a pseudo label where labels are complete", "train/pseudo.py",
+            "a pseudo label where labels are complete", "train/teacher.py",
             "scores * is_missing", "scores",
             "tests/train/test_pseudo.py",
         ),

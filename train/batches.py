@@ -46,13 +46,14 @@ class FirstBatches:
         if self.is_done:
             yield
             return
-        with listening(self._count_positives):
+
+        def count_positives(name: str, value: Tensor) -> None:
+            if name == "tal.target":
+                self._positives += int((value > 0).any(dim=-1).sum())
+
+        with listening(count_positives):
             yield
         self._add(batch)
-
-    def _count_positives(self, name: str, value: Tensor) -> None:
-        if name == "tal.target":
-            self._positives += int((value > 0).any(dim=-1).sum())
 
     def _add(self, batch: Batch) -> None:
         self.seen += 1
@@ -127,25 +128,20 @@ def impossible_values(batch: Batch) -> dict[str, str]:
                 "inverted (x2 < x1 or y2 < y1)": high < low,
                 f"outside the network input, or more than {LONGEST_SIDE:g} times as long": is_far,
             }
-            found = {kind: text for kind, is_odd in kinds.items() if (text := _box_text(batch, is_odd, kind))}
-    if _has_one_colour(batch.images.numpy()):
+            for kind, is_odd in kinds.items():
+                rows, columns = (is_odd.any(axis=-1) & batch.valid.numpy()).nonzero()
+                if len(rows):
+                    box = " ".join(f"{value:.6g}" for value in batch.boxes[rows[0], columns[0]].tolist())
+                    found[kind] = (
+                        f"{len(rows)} boxes of a batch are {kind}; the first is in image {batch.image_ids[rows[0]]}: "
+                        f"x1 y1 x2 y2 = {box}"
+                    )
+    images = batch.images.numpy()
+    if all((part == part[:, :, :1, :1]).all() for part in (images[..., ::COLOUR_STEP, ::COLOUR_STEP], images)):
         found["one colour"] = (
             f"each of the {len(batch)} images of a batch has a single colour, for example {batch.image_ids[0]}"
         )
     return found
-
-
-def _box_text(batch: Batch, is_odd: np.ndarray, kind: str) -> str:
-    rows, columns = (is_odd.any(axis=-1) & batch.valid.numpy()).nonzero()
-    if not len(rows):
-        return ""
-    box = " ".join(f"{value:.6g}" for value in batch.boxes[rows[0], columns[0]].tolist())
-    image_id = batch.image_ids[rows[0]]
-    return f"{len(rows)} boxes of a batch are {kind}; the first is in image {image_id}: x1 y1 x2 y2 = {box}"
-
-
-def _has_one_colour(images: np.ndarray) -> bool:
-    return all((part == part[:, :, :1, :1]).all() for part in (images[..., ::COLOUR_STEP, ::COLOUR_STEP], images))
 
 
 def _range(values: Tensor) -> dict[str, float] | None:

@@ -29,6 +29,7 @@ def divergence(student: Float[Tensor, "*_ K"], teacher: Float[Tensor, "*_ K"], t
     """T^2 * KL(teacher || student) of softmax(logits / T) over the last axis (Hinton et al. 2015, arXiv 1503.02531)."""
     # log_softmax, not log(softmax): the latter is -inf once logits differ by more than about 100.
     log_s, log_t = (log_probabilities(full_precision(logits) / temperature) for logits in (student, teacher))
+    # Gradients of softmax(logits / T) shrink with 1 / T^2; the factor keeps their size beside the detection loss.
     return kl(log_s, log_t) * temperature**2
 
 
@@ -82,6 +83,7 @@ class ResponseLoss:
             points = divergence(student, teacher, self.temperature) * chosen[..., 0]
             return points.sum() / (teacher.shape[0] * teacher.shape[2])
         scores = teacher.sigmoid()
+        # KL of two Bernoulli distributions per class, weighted by |sigmoid(t) - sigmoid(s)|, without its gradient.
         # Without this weight the many background points, on which both agree, would dominate.
         difference = (scores - student.detach().sigmoid()).abs()
         normaliser = (scores.amax(dim=-1, keepdim=True) * chosen).sum().clamp(min=1)
@@ -120,7 +122,7 @@ class ModelOutputs(NamedTuple):
     features: Mapping[str, Tensor]
 
 
-class DistilWeights(NamedTuple):
+class DistillationWeights(NamedTuple):
     """Weights of the detection loss, of CWD, and of the distillation of class logits and box distributions."""
 
     detection: float = 1.0
@@ -141,7 +143,7 @@ class DistillationLoss(nn.Module):
         detection: DetectionLoss,
         class_indexes: Sequence[int],
         teacher_columns: Sequence[int] | None = None,
-        weights: DistilWeights = DistilWeights(),  # noqa: B008 (a constant)
+        weights: DistillationWeights = DistillationWeights(),  # noqa: B008 (a constant)
         feature_widths: Mapping[str, tuple[int, int]] | None = None,
         mode: str = "binary",
         temperature: float = 1.0,
@@ -187,23 +189,27 @@ class DistillationLoss(nn.Module):
             parts = {name: value * self.weights.detection for name, value in found.parts.items()}
             if teacher is None:
                 return replace(found, total=total, parts=parts)
-            sums = {**found.must_be_finite, "targets": total_of(self._distilled_maps(teacher))}
+            # The teacher's maps are checked, since NaN in them does not always reach the loss. Feature maps only if CWD
+            # uses them: otherwise a NaN there does no harm.
+            features = [teacher.features[name] for name in self.feature_names] if self.weights.cwd else []
+            sums = {**found.must_be_finite, "targets": total_of([*teacher.raw_maps, *features])}
             # The parts are logged with their weights, so that `total` is their sum.
             for name, value in self._terms(student, teacher, batch).items():
                 part = probe(f"distil.{name}", value * weight)
                 total, parts[name] = total + part, part.detach()
             return replace(found, total=total, parts=parts, must_be_finite=sums)
 
-    def _distilled_maps(self, teacher: ModelOutputs) -> list[Tensor]:
-        """The teacher's maps that are used. They are checked, since NaN in them does not always reach the loss."""
-        # Without CWD no feature map is used, and a NaN there does no harm.
-        features = [teacher.features[name] for name in self.feature_names] if self.weights.cwd else []
-        return [*teacher.raw_maps, *features]
-
     def _terms(self, student: ModelOutputs, teacher: ModelOutputs, batch: Batch) -> dict[str, Tensor]:
         weights, terms = self.weights, {}
         if weights.cwd:
-            terms["cwd"] = self._features_loss(student, teacher) * weights.cwd
+            losses = []
+            for name in self.feature_names:
+                ours = student.features[name]
+                # Projected to the teacher's width: the teacher's map is the target and must not be changed.
+                if name in self.projectors:
+                    ours = self.projectors[name](ours.float())
+                losses.append(self.cwd(ours, teacher.features[name]))
+            terms["cwd"] = torch.stack(losses).sum() * weights.cwd
         if weights.response or weights.box_response:
             # Inside the box of a new class the teacher sees background or a similar old class: both are wrong targets.
             counts = self._free_points(student, batch)
@@ -219,16 +225,6 @@ class DistillationLoss(nn.Module):
         """These channels of all raw maps. Selected before they are concatenated, since most channels are not needed."""
         selected = [full_precision(raw.index_select(1, rows)).flatten(2) for raw in outputs.raw_maps]
         return torch.cat(selected, dim=2)
-
-    def _features_loss(self, student: ModelOutputs, teacher: ModelOutputs) -> Tensor:
-        losses = []
-        for name in self.feature_names:
-            ours = student.features[name]
-            # Projected to the teacher's width: the teacher's map is the target and must not be changed.
-            if name in self.projectors:
-                ours = self.projectors[name](ours.float())
-            losses.append(self.cwd(ours, teacher.features[name]))
-        return torch.stack(losses).sum()
 
     def _boxes_loss(
         self, student: ModelOutputs, teacher: ModelOutputs, logits: Tensor, counts: Tensor | None

@@ -249,17 +249,14 @@ def _sample(model: nn.Module, ema: nn.Module | None) -> dict[str, list[Tensor]]:
         "vectors": [weight for weight in parameters if weight.dim() <= 1],
         "EMA": [] if ema is None else list(ema.parameters()),
     }
-    return {name: _to_cpu([_samples(weight) for weight in part]) for name, part in parts.items() if part}
-
-
-def _samples(parameter: Tensor) -> Tensor:
-    return parameter.detach().reshape(-1)[:: -(-parameter.numel() // SAMPLED) or 1]
-
-
-def _to_cpu(tensors: list[Tensor]) -> list[Tensor]:
-    """All tensors in one transfer."""
-    sizes = [tensor.numel() for tensor in tensors]
-    return [piece.clone() for piece in torch.cat(tensors).cpu().split(sizes)]
+    sampled = {}
+    for name, part in parts.items():
+        if part:
+            samples = [weight.detach().reshape(-1)[:: -(-weight.numel() // SAMPLED) or 1] for weight in part]
+            sizes = [sample.numel() for sample in samples]
+            # All samples in one transfer. Cloned: a piece would keep the memory of the whole alive.
+            sampled[name] = [piece.clone() for piece in torch.cat(samples).cpu().split(sizes)]
+    return sampled
 
 
 def _change(before: list[Tensor], after: list[Tensor], is_decayed: bool) -> Change:

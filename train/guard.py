@@ -53,6 +53,7 @@ class StepState(NamedTuple):
     """Captured before each forward pass, in about 0.1 ms: everything that the forward pass changes."""
 
     batch: Batch
+    # A forward pass in train mode updates the running statistics, so a bad batch would enter them.
     statistics: tuple[Tensor, ...]
     random: CapturedStates
     epoch: int
@@ -78,6 +79,7 @@ class StepRecord:
 
     def send_to_host(self) -> None:
         """Start the copy to the host. It runs after the work that the device has queued."""
+        # One tensor, so that a step has one transfer and one wait, however many numbers it checks.
         numbers = torch.stack([self.is_bad, self.is_held, self.scale, *self._numbers().values()])
         self._on_host = numbers.to("cpu", non_blocking=True)
         if numbers.is_cuda:
@@ -184,6 +186,7 @@ class Guard:
     def restore(self, state: StepState) -> None:
         """Undo a forward pass: batch-norm statistics and random generators."""
         self.statistics.restore(state.statistics)
+        # Dropout and a user's own random code then repeat exactly when the step is examined.
         restore_random_states(random_states(state.random))
 
     def record(self, state: StepState, result: LossResult | None = None) -> StepRecord:
@@ -192,7 +195,10 @@ class Guard:
         if result is None:
             return StepRecord(state, {}, {}, none, none, self.one)
         values = {"loss": result.total.detach(), **result.parts}
-        sums = {**_input_sums(state.batch), **result.must_be_finite}
+        inputs = {"images": state.batch.images, "boxes": state.batch.boxes}
+        # Integers are always finite.
+        sums = {name: total_of([value]) for name, value in inputs.items() if value.is_floating_point()}
+        sums |= result.must_be_finite
         if (total := self.statistics.total()) is not None:
             sums["statistics"] = total
         # The raw maps and the teacher's maps are checked, too: a NaN there can vanish in a masked term of the loss.
@@ -210,6 +216,7 @@ class Guard:
 
     def check_gradients(self, record: StepRecord, gradients: list[Tensor]) -> None:
         """Check a batch whose gradients wait for the optimizer, so that the message names the right batch."""
+        # The norm of all gradients is the norm of their norms, and it is not finite if any element is not.
         norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
         record.sums["grad_norm"] = torch.stack(norms).norm()
         self.mark_bad(record, over_all_ranks(flag_of([record.sums["grad_norm"]])))
@@ -220,6 +227,7 @@ class Guard:
         An infinite gradient in float16 means that the scale was too large, as long as the scale can be reduced: the
         optimizer does not step, and the step is not bad.
         """
+        # Before the optimizer: once a NaN is in weights and momentum, nothing brings them back.
         record.optimizer_steps, record.is_held = True, over_all_ranks(flag_of([norm]))
         record.scale = scaler.scale(self.one)
         # torch's GradScaler halves the scale and skips the step by itself.
@@ -275,8 +283,10 @@ class Guard:
         parameters = self.model.named_parameters()
         if bad_name := next((name for name, parameter in parameters if not parameter.isfinite().all()), None):
             consequence = f"{bad_name} was not finite before the optimizer step: an earlier step or other code wrote it"
-        message = f"{what_is_wrong(numbers, record.parts)}: {figures}; {_place(record.state)}; {consequence}"
-        return BadStep(message, self.snapshot(record.state, values.scale), numbers)
+        state, what = record.state, what_is_wrong(numbers, record.parts)
+        place = f"epoch {state.epoch + 1}, batch {state.step}, images {', '.join(state.batch.image_ids)}"
+        message = f"{what}: {figures}; {place}; {consequence}"
+        return BadStep(message, self.snapshot(state, values.scale), numbers)
 
     def state_error(self, state: StepState, content: Mapping[str, Any]) -> BadStep | None:
         """The error of non-finite weights, EMA, statistics or momentum; None if all in `content` is finite."""
@@ -286,6 +296,7 @@ class Guard:
         message = (
             f"{name} is not finite; epoch {state.epoch + 1}, batch {state.step}; the checkpoints were saved before this"
         )
+        # A user's attention mask with -inf is the usual reason for an infinite buffer.
         buffer = dict(self.model.named_buffers()).get(name.removeprefix("weights."))
         if buffer is not None and buffer.isinf().any():
             message += "; if this buffer is a mask, register it with persistent=False so that it is not saved"
@@ -324,16 +335,6 @@ def over_all_ranks(flag: Tensor) -> Tensor:
         flag = flag.clone()
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return flag
-
-
-def _input_sums(batch: Batch) -> dict[str, Tensor]:
-    """Sums of images and boxes. Integers are always finite and need none."""
-    inputs = {"images": batch.images, "boxes": batch.boxes}
-    return {name: total_of([value]) for name, value in inputs.items() if value.is_floating_point()}
-
-
-def _place(state: StepState) -> str:
-    return f"epoch {state.epoch + 1}, batch {state.step}, images {', '.join(state.batch.image_ids)}"
 
 
 def _flat(group: list[Tensor]) -> Tensor:

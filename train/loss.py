@@ -109,6 +109,7 @@ class DetectionLoss:
 
     def _with_checks(self, result: LossResult, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         """The result with the numbers that the guard checks. Also correct for subclasses with their own `_compute`."""
+        # Compared on the device: the guard reads all of these numbers together, with a single wait.
         is_unknown = (batch.labels.clamp(0, self.num_classes - 1) != batch.labels) & batch.valid
         labels = torch.where(is_unknown.any(), math.nan, 0.0)
         return replace(
@@ -123,6 +124,7 @@ class DetectionLoss:
         is not an object of any other class.
         """
         if labelled is None:
+            # A sigmoid for each class: BCE = -(t log p + (1 - t) log(1 - p)), with the soft target t of the assigner.
             return F.binary_cross_entropy_with_logits(logits, target_scores, reduction="sum")
         counts = labelled[:, None] | (target_scores > 0).any(dim=-1, keepdim=True)  # (B, A, C)
         return (F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none") * counts).sum()
@@ -137,6 +139,7 @@ class DetectionLoss:
         target = boxes_to_distances(cells, target_boxes).clamp(0, last - LAST_BIN_MARGIN)  # (B, A, 4)
         left = target.long().clamp(0, last - 1)  # NaN as an index would kill a GPU process; it reaches the loss below
         right_weight = target - left
+        # A cross-entropy with two targets, linear in the distance to each bin: its minimum has the expectation y.
         # log_softmax stays finite where log(softmax) is -inf.
         log_p = distributions.unflatten(-1, (4, self.reg_max)).log_softmax(dim=-1)
         log_left = log_p.gather(-1, left[..., None])[..., 0]

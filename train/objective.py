@@ -14,8 +14,7 @@ from ops.batch import Batch
 from ops.safe import total_of
 from train.distilloss import DistillationLoss, ModelOutputs
 from train.loss import DetectionLoss, LossResult
-from train.pseudo import PseudoLabels
-from train.teacher import Teacher
+from train.teacher import PseudoLabels, Teacher
 
 # The order of columns in log and plots.
 DETECTION_PARTS = ("box", "cls", "dfl")
@@ -91,6 +90,7 @@ class DistillationObjective:
             batch = self.pseudo_labels(batch, teacher.raw_maps)
         # The student's features are only computed here: a plain detection run does not keep them.
         student = ModelOutputs(*model.forward_features(images))
+        # The detection loss sees the pseudo-labels too, so that the assigner treats them like labels.
         result = self.loss(student, teacher if is_distilling else None, batch, self.distill_weight)
         return replace(result, must_be_finite={**sums, **result.must_be_finite})
 
@@ -103,4 +103,5 @@ def distill_weight(epoch: int, epochs: Sequence[int], trained: range, schedule: 
         return 0.0
     if schedule == "constant":
         return 1.0
+    # Half a cosine: the teacher guides the first epochs, and the labels decide the last.
     return (1 + math.cos(math.pi * used.index(epoch) / len(used))) / 2

@@ -40,6 +40,7 @@ def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimi
 
     With `nominalBatch`, weight decay is scaled by the share of the nominal batch that a step really contains.
     """
+    # Ultralytics' recipe: the decay is meant for a step of `nominalBatch` images; fewer images per step, less decay.
     decay = mcfg.optimizerWeightDecay
     if mcfg.nominalBatch:
         images = mcfg.batchSize * max(round(mcfg.nominalBatch / mcfg.batchSize), 1)  # per optimizer step
@@ -50,6 +51,7 @@ def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimi
     fused = True if next(models[0].parameters()).is_cuda else None
     if mcfg.optimizerType == "AdamW":
         return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
+    # Nesterov: the step is gradient + momentum * v, where v sums up the gradients so far, each decayed by momentum.
     nesterov = momentum > 0  # Nesterov without momentum is an error in torch
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused, nesterov=nesterov)
 

@@ -48,6 +48,7 @@ class CosineSchedule(FixedSchedule):
             return self.start + (self.base - self.start) * (epoch / self.warmup) ** 2
         if epoch >= self.max_epoch - self.flat:
             return self.lowest
+        # Half a cosine: slow at both ends, where the rate matters most (Loshchilov and Hutter, arXiv 1608.03983).
         progress = (epoch - self.warmup) / (self.max_epoch - self.warmup - self.flat)
         return self.lowest + (self.base - self.lowest) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -133,6 +134,7 @@ class WarmUp:
 
     def pace(self, batch: int, rate: float) -> Pace:
         """The settings of a batch, counted from the start of the training. `rate`: of its epoch after warm-up."""
+        # Linear, as in Ultralytics. The first gradients are large, and batch norm has not settled yet.
         part = min(1.0, batch / self.num_batches) if self.num_batches else 1.0
         return Pace(
             rate=part * rate,

@@ -25,12 +25,12 @@ from ops.batch import Batch, network_input
 from ops.device import Precision, autocast, pick_device, pick_precision, use_all_cores
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
-from train.distilloss import DistillationLoss, DistilWeights
+from train.distilloss import DistillationLoss, DistillationWeights
 from train.loss import DetectionLoss, LossResult
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
 from train.opt import build_optimizer
-from train.pseudo import PseudoLabels
 from train.sched import Schedule, WarmUp, build_schedule, build_warm_up
+from train.teacher import PseudoLabels
 from train.teacher_file import load_teacher
 
 log = logging.getLogger("mars")
@@ -139,6 +139,7 @@ def build_training(
         mcfg, mcfg.trainSplitName, list(data.splits[mcfg.trainSplitName]), train=True, images=images,
         replay_from=data.splits[REPLAYED_SPLIT] if mcfg.replayImages else (),
     )  # fmt: skip
+    # The schedule needs the number of epochs and the warm-up the number of batches, both of which are known only now.
     return TrainingSetup(
         mcfg, data, device, precision, model, objective, optimizer, build_schedule(mcfg),
         build_warm_up(mcfg, len(loader)), loader, start, load_report, errors or {},
@@ -167,7 +168,8 @@ def build_objective(
             "baseClasses are %s, but the teacher was trained on %s; results of base and novel classes use baseClasses",
             ", ".join(base), ", ".join(classes.names),
         )  # fmt: skip
-    weights = DistilWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
+    # detection, CWD and class logits as in the assignment; the box distributions are an addition of Mars.
+    weights = DistillationWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
     # Widths are needed only where feature maps are compared.
     widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
     with torch.random.fork_rng(devices=[]):  # projectors are drawn from the seed; other random numbers stay the same

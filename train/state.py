@@ -3,8 +3,6 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import torch
@@ -49,7 +47,7 @@ class TrainingState:
         self.stepper = self._build_stepper()
         self.monitor = Monitor(folder.health, mcfg.classList or ())
         self.epoch = mcfg.startEpoch  # the next epoch
-        self.rate, self.batch_index = 0.0, 0  # learning rate of the epoch; batches since startEpoch
+        self.rate = 0.0  # the learning rate of the epoch
         self.best: float | None = None
         self.history: list[Row] = []
         self.progress: EpochProgress | None = None  # of an epoch that is not saved yet
@@ -71,11 +69,10 @@ class TrainingState:
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that the run needs to continue from here."""
-        return {**self._description(), **self._content()}
-
-    def _description(self) -> dict[str, Any]:
-        """The part that `best.pth` holds beside the weights."""
+        # Gradients are large; they are saved only where an epoch is interrupted between two optimizer steps.
+        is_pending = self.stepper.pending > 0
         return {
+            # `best.pth` holds these entries and the weights.
             "epoch": self.epoch,
             "fitness": self.history[-1]["map50_95"] if self.history else None,
             "config": json.dumps(self.mcfg.to_dict()),
@@ -84,12 +81,7 @@ class TrainingState:
             "weights_origin": self.weights_origin,
             "data": self.data,
             "commit": code_commit(),
-        }
-
-    def _content(self) -> dict[str, Any]:
-        # Gradients are large; they are saved only where an epoch is interrupted between two optimizer steps.
-        is_pending = self.stepper.pending > 0
-        return {
+            # The rest is for `last.pth`, from which a run continues. Its names never change: old files have them.
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "ema_steps": self.ema.steps if self.ema else 0,
@@ -104,7 +96,7 @@ class TrainingState:
             **self.monitor.state_dict(),
             "random": random_states(),
             "progress": self.progress.state_dict() if self.progress else None,
-            "gradients": [parameter.grad for parameter in self._trained_parameters()] if is_pending else None,
+            "gradients": [parameter.grad for parameter in self.stepper.parameters] if is_pending else None,
             "pending": self.stepper.pending,
             "pending_images": self.stepper.pending_images,
         }
@@ -112,8 +104,17 @@ class TrainingState:
     def restore(self, checkpoint: FileParts) -> None:
         """Continue from a checkpoint. Raises `UserError` if a part does not fit the network or the optimizer."""
         with reading(checkpoint.path, "a checkpoint of this run"):
-            # Random states come last: building and loading the other parts may draw random numbers.
-            self._restore_weights(checkpoint)
+            self.model.load_state_dict(checkpoint["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
+            # A different teacher would silently change what the run is trained for.
+            if checkpoint.get("teacher") != self.objective.teacher_checksum:
+                raise UserError(
+                    f"{self.mcfg.teacherModelFile}: is not the teacher that this run started with; restore that file, "
+                    "or start again with --nobuf"
+                )
+            for module, state in zip(self.objective.extra_modules, checkpoint.get("learned", ()), strict=True):
+                module.load_state_dict(state)
             self._restore_stepper(checkpoint)
             self.schedule.load_state_dict(checkpoint["schedule"])
             self.epoch, self.best = checkpoint["epoch"], checkpoint["best"]
@@ -121,20 +122,8 @@ class TrainingState:
             self.monitor.load_state_dict(checkpoint)
             self.weights_origin = checkpoint["weights_origin"]
             self.resumed_progress = checkpoint["progress"]
+            # Last: building and loading the other parts may draw random numbers.
             restore_random_states(checkpoint["random"])
-
-    def _restore_weights(self, checkpoint: dict[str, Any]) -> None:
-        self.model.load_state_dict(checkpoint["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
-        # A different teacher would silently change what the run is trained for.
-        if checkpoint.get("teacher") != self.objective.teacher_checksum:
-            raise UserError(
-                f"{self.mcfg.teacherModelFile}: is not the teacher that this run started with; restore that file, or "
-                "start again with --nobuf"
-            )
-        for module, state in zip(self.objective.extra_modules, checkpoint.get("learned", ()), strict=True):
-            module.load_state_dict(state)
 
     def _restore_stepper(self, checkpoint: dict[str, Any]) -> None:
         """Optimizer, precision, and the gradients that wait for the next optimizer step."""
@@ -146,22 +135,15 @@ class TrainingState:
         self.stepper.load_state_dict(checkpoint["scaler"])
         if checkpoint["precision"] != dtype_name(self.precision.dtype):
             checkpoint = {**checkpoint, "pending": 0, "gradients": None}  # they have the scale of the other precision
-        self.stepper.pending = checkpoint["pending"]
-        self.stepper.pending_images = self._pending_images(checkpoint)
-        for parameter, gradient in zip(self._trained_parameters(), checkpoint["gradients"] or (), strict=False):
+        self.stepper.pending = pending = checkpoint["pending"]
+        self.stepper.pending_images = tuple(checkpoint.get("pending_images", (0, 0)))
+        if pending and "pending_images" not in checkpoint:
+            # Earlier versions did not save it, and divided each gradient by the number of batches per step.
+            last = self.batches_before(checkpoint["epoch"]) + checkpoint["progress"]["batches"] - 1
+            batches_per_step = self.warm_up.pace(last, self.rate).accumulate
+            self.stepper.pending_images = pending * self.mcfg.batchSize, batches_per_step * self.mcfg.batchSize
+        for parameter, gradient in zip(self.stepper.parameters, checkpoint["gradients"] or (), strict=False):
             parameter.grad = None if gradient is None else gradient.to(self.device)
-
-    def _pending_images(self, checkpoint: dict[str, Any]) -> tuple[int, int]:
-        """`Stepper.pending_images` of a checkpoint.
-
-        Earlier versions did not save it, and divided each gradient by the number of batches per step.
-        """
-        pending = checkpoint["pending"]
-        if not pending or "pending_images" in checkpoint:
-            return tuple(checkpoint.get("pending_images", (0, 0)))
-        last = self.batches_before(checkpoint["epoch"]) + checkpoint["progress"]["batches"] - 1
-        batches_per_step = self.warm_up.pace(last, self.rate).accumulate
-        return pending * self.mcfg.batchSize, batches_per_step * self.mcfg.batchSize
 
     def _build_stepper(self) -> Stepper:
         mcfg = self.mcfg
@@ -170,7 +152,3 @@ class TrainingState:
             self.model, self.objective, self.optimizer, self.ema, self.precision.dtype, mcfg.gradientClip,
             mcfg.lossReduction == "sum", Guard(self.model, max_bad_steps, mcfg.healthInterval),
         )  # fmt: skip
-
-    def _trained_parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The parameters of the network, then those of the extra modules."""
-        return chain(self.model.parameters(), *(module.parameters() for module in self.objective.extra_modules))

@@ -77,7 +77,11 @@ class Stepper:
         `gradient_clip` is not positive.
         """
         # Before anything changes: a clip of 0 or NaN would make every gradient 0 or NaN.
-        self._require_positive_clip()
+        if not self.gradient_clip > 0:  # NaN neither
+            raise FloatingPointError(
+                f"gradientClip is {self.gradient_clip}, which makes every gradient zero or NaN; give a number above 0; "
+                "the weights are unchanged since the step before"
+            )
         state = self._last = self.guard.capture(batch)
 
         # 1. Forward and loss. Only the network runs in `precision`; losses switch autocast off themselves.
@@ -105,8 +109,12 @@ class Stepper:
     def _step(self, record: StepRecord) -> None:
         """Clip the gradients, step the optimizer, update the EMA."""
         # Order matters: gradients are averaged and unscaled before their norm is measured and clipped.
-        self._average_gradients()
+        if not self.sum_over_batch and self.pending > 1:
+            # Each loss was weighted by images / first, so that the division gives the mean over all images.
+            images, first = self.pending_images
+            torch._foreach_div_(self._gradients(), images / first)  # pyright: ignore[reportPrivateImportUsage]
         self.scaler.unscale_(self.optimizer)
+        # One factor min(1, clip / norm) for all gradients keeps the direction of the step.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         self.guard.check_norm(record, norm, self.scaler)
 
@@ -151,19 +159,15 @@ class Stepper:
     def _batch_weight(self, images: int) -> float:
         """The factor of a batch's loss. Also counts the batch.
 
-        For the mean, the first batch of a step has weight 1 and `_average_gradients` divides by the sum of the weights:
+        For the mean, the first batch of a step has weight 1 and `_step` divides by the sum of the weights:
         the last batch of an epoch may be smaller, and the epoch may end before `accumulate` batches are in.
         """
+        # sum of n_b / n_1 * L_b over the batches b, divided by sum of n_b / n_1: the mean over all images. The division
+        # comes last, because the number of batches is not known before the optimizer steps.
         waiting, first = self.pending_images if self.pending else (0, images)
         self.pending_images = (waiting + images, first)
         self.pending += 1
         return float(images) if self.sum_over_batch else images / first
-
-    def _average_gradients(self) -> None:
-        if self.sum_over_batch or self.pending == 1:
-            return
-        images, first = self.pending_images
-        torch._foreach_div_(self._gradients(), images / first)  # pyright: ignore[reportPrivateImportUsage]
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -172,37 +176,32 @@ class Stepper:
         """The values of these records; a bad one is discarded and reported."""
         values: dict[str, Tensor] = {}
         for record in records:
-            values |= self._read_record(record)
+            found, self.last_checked = record.read(), record.state
+            self._correct_ema_steps(record, found.is_held)
+            if found.is_bad:
+                error = self.guard.error(record, found)
+                self.bad_steps += 1
+                self.guard.bad_in_a_row += 1
+                self.guard.discard(record)
+                if not self.guard.is_deferred:
+                    self._drop_gradients()
+                if self.guard.bad_in_a_row >= self.guard.max_bad_steps:
+                    self._stop(error)
+                log.warning("step skipped: %s", error)
+                continue
+            # Only bad steps in a row stop a training; a single bad batch in a large data set need not.
+            self.guard.bad_in_a_row = 0
+            if record.top_logit is not None:
+                self.top_logit = torch.maximum(self.top_logit, found.numbers["top_logit"])
+            if record.state_sum is not None and not found.numbers["state"].isfinite():
+                self._raise_bad_state(record.state)
+            values |= {name: found.numbers[name] for name in record.values}
         return values
-
-    def _read_record(self, record: StepRecord) -> dict[str, Tensor]:
-        found, self.last_checked = record.read(), record.state
-        self._correct_ema_steps(record, found.is_held)
-        if found.is_bad:
-            self._discard(record, self.guard.error(record, found))
-            return {}
-        # Only bad steps in a row stop a training; a single bad batch in a large data set need not.
-        self.guard.bad_in_a_row = 0
-        if record.top_logit is not None:
-            self.top_logit = torch.maximum(self.top_logit, found.numbers["top_logit"])
-        if record.state_sum is not None and not found.numbers["state"].isfinite():
-            self._raise_bad_state(record.state)
-        return {name: found.numbers[name] for name in record.values}
 
     def _correct_ema_steps(self, record: StepRecord, is_held: bool) -> None:
         """With the deferred check the EMA has counted a step that the device skipped."""
         if self.guard.is_deferred and self.ema is not None and record.optimizer_steps and is_held:
             self.ema.steps -= 1
-
-    def _discard(self, record: StepRecord, error: BadStep) -> None:
-        self.bad_steps += 1
-        self.guard.bad_in_a_row += 1
-        self.guard.discard(record)
-        if not self.guard.is_deferred:
-            self._drop_gradients()
-        if self.guard.bad_in_a_row >= self.guard.max_bad_steps:
-            self._stop(error)
-        log.warning("step skipped: %s", error)
 
     def _stop(self, error: BadStep) -> NoReturn:
         for record in self.guard.flush():
@@ -232,13 +231,6 @@ class Stepper:
         content = {"weights": self.model.state_dict(), "EMA": ema, **extra, "momentum": momentum}
         if (error := self.guard.state_error(state, content)) is not None:
             self._stop(error)
-
-    def _require_positive_clip(self) -> None:
-        if not self.gradient_clip > 0:  # NaN neither
-            raise FloatingPointError(
-                f"gradientClip is {self.gradient_clip}, which makes every gradient zero or NaN; give a number above 0; "
-                "the weights are unchanged since the step before"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the float16 scaler; empty in other precisions."""

@@ -83,6 +83,7 @@ class TaskAlignedAssigner:
 
     def _metric(self, scores: Tensor, boxes: Tensor, labels: Tensor, gt_bboxes: Tensor, is_inside: Tensor):
         """(B, M, A) each: alignment metric and CIoU >= 0, both zero at anchor points outside the box."""
+        # t = s^alpha * u^beta: s is the score of the box's own class, u its overlap with the prediction (TOOD, eq. 5).
         own_class = labels[:, None, :].expand(-1, scores.shape[1], -1)  # (B, A, M)
         own_scores = probe("tal.score", scores.gather(2, own_class).transpose(1, 2))
         overlaps = ciou(gt_bboxes[:, :, None, :], boxes[:, None, :, :]).clamp(min=0)
@@ -100,6 +101,7 @@ class TaskAlignedAssigner:
 
     def _resolve_conflicts(self, is_chosen: Tensor, overlaps: Tensor, is_inside: Tensor) -> Tensor:
         """(B, M, A) with at most one box per anchor point: the box it overlaps most, of all boxes that contain it."""
+        # An anchor point predicts a single box, so it cannot be a target for two.
         # Only contested anchor points change. All others keep the one box that chose them, or none.
         is_contested = is_chosen.sum(dim=1, keepdim=True) > 1
         # As in Ultralytics, a box that contains the point may win although the point was not among its best.
@@ -112,6 +114,8 @@ class TaskAlignedAssigner:
         metric, overlaps = metric * is_owner, overlaps * is_owner
         best_metric = metric.amax(dim=-1, keepdim=True)
         best_overlap = overlaps.amax(dim=-1, keepdim=True)
+        # The target is the quality of the prediction, not 1: a class score then also tells how precise its box is, and
+        # suppression keeps the most precise box.
         # metric / best metric is 1 at the best anchor point, so that its target is the best overlap.
         return probe("tal.share", (metric * best_overlap / (best_metric + self.eps)).amax(dim=1))
 

@@ -73,7 +73,14 @@ def shared_classes(file: WeightsFile, mcfg: ModelConfig) -> TeacherClasses:
     """The student's classes that the teacher was trained on. Raises `UserError` if the two class lists do not fit."""
     ours = tuple(mcfg.classList or ())
     asked = None if mcfg.teacherClassIndexes is None else tuple(ours[index] for index in mcfg.teacherClassIndexes)
-    own = file.class_list or _guessed_class_list(file, ours, asked)
+    own = file.class_list
+    if own is None:  # a file without names: as many classes as the config names are those classes
+        own = next((names for names in (asked, ours) if names is not None and len(names) == file.num_classes), None)
+    if own is None:
+        raise UserError(
+            f"{file.path}: has {file.num_classes} classes without names, and the student has {len(ours)}; "
+            "set teacherClassIndexes to the student's indexes of them, in the teacher's order"
+        )
     names = asked or _trained_on(file, own)
     if unknown_to_student := [name for name in names if name not in ours]:
         raise UserError(
@@ -95,17 +102,6 @@ def _trained_on(file: WeightsFile, own: tuple[str, ...]) -> tuple[str, ...]:
     is_student = config.get("modelName") == "distillation"  # it learned more classes than those labelled
     selected = None if is_student else config.get("trainSelectedClasses")
     return tuple(name for name in own if name in selected) if selected else own
-
-
-def _guessed_class_list(file: WeightsFile, ours: tuple[str, ...], asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The class list of a file that does not contain one."""
-    for names in (asked, ours):
-        if names is not None and len(names) == file.num_classes:
-            return names
-    raise UserError(
-        f"{file.path}: has {file.num_classes} classes without names, and the student has {len(ours)}; "
-        "set teacherClassIndexes to the student's indexes of them, in the teacher's order"
-    )
 
 
 def split_for_teacher(mcfg: ModelConfig) -> str:

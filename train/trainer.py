@@ -16,7 +16,7 @@ from dl.check import CheckedData, check_data
 from dl.image_cache import build_images
 from dl.label_selection import splits_to_train
 from dl.small_objects import report_small_objects
-from eval.evaluator import EvalResult, Evaluator
+from eval.evaluator import Evaluator
 from eval.plots import plot_curves
 from ops.batch import Batch
 from ops.random_states import seed_random_states
@@ -74,7 +74,12 @@ class Trainer(TrainingState):
         report_small_objects(
             self.loader.dataset.annotations, mcfg.inputShape, mcfg.talMinSide, ranges.always_dropped if ranges else 0.0
         )
-        self.evaluator = self._build_evaluator() if mcfg.epochValidation else None
+        self.evaluator = None
+        if mcfg.epochValidation:
+            name = mcfg.validationSplitName
+            # Decoded once and kept, since every epoch validates the same images.
+            images = build_images(self.mcfg, name, self.splits[name])
+            self.evaluator = Evaluator.for_validation(self.mcfg, self.precision.dtype, images)
         self.interrupts = InterruptHandler()
         self._plotted_at = -math.inf
 
@@ -129,21 +134,17 @@ class Trainer(TrainingState):
 
     def _train(self) -> None:
         while self.epoch < self.mcfg.maxEpoch:
-            bad = self._train_epoch(self.epoch)
+            epoch, bad = self.epoch, None
+            try:
+                self.preEpochSetup(epoch)
+                row = self.fit_one_epoch(epoch)
+                self.validate(epoch, row)
+                self.save(epoch, row)
+            except BadStep as error:
+                bad = error.with_traceback(None)  # the traceback would keep the loader alive
             if bad is not None:
                 self._handle_bad_step(bad)
             self.interrupts.stop_if_requested()
-
-    def _train_epoch(self, epoch: int) -> BadStep | None:
-        """None, or the bad step that ended the epoch, without its traceback, which would keep the loader alive."""
-        try:
-            self.preEpochSetup(epoch)
-            row = self.fit_one_epoch(epoch)
-            self.validate(epoch, row)
-            self.save(epoch, row)
-        except BadStep as bad:
-            return bad.with_traceback(None)
-        return None
 
     def preEpochSetup(self, epoch: int) -> None:
         """Freeze or unfreeze the backbone; set the learning rate and the order of the images."""
@@ -153,6 +154,7 @@ class Trainer(TrainingState):
             self.model.unfreezeBackbone()
         self.model.train()
         self.objective.set_epoch(epoch)
+        # Schedules work by epoch; the warm-up scales this rate for each batch.
         self.rate = self.schedule.rate(epoch)
         # Only the first epoch after a resume continues inside an epoch.
         resumed, self.resumed_progress = self.resumed_progress, None
@@ -160,7 +162,6 @@ class Trainer(TrainingState):
         if resumed is None:
             self.monitor.start_epoch(self.stepper)
         self.stepper.guard.set_position(epoch, self.progress.batches)
-        self.batch_index = self.batches_before(epoch) + self.progress.batches
         self.loader.set_epoch(epoch, self.progress.batches)
 
     def fit_one_epoch(self, epoch: int) -> Row:
@@ -178,7 +179,6 @@ class Trainer(TrainingState):
                 values = {} if is_skipped else self.train_step(batch.to(self.device))
                 self._add(progress, values, len(batch))
                 progress.batches = self.loader.next_batch
-                self.batch_index = self.batches_before(epoch) + progress.batches
                 bar.update()
                 bar.set_postfix(bar_text(progress, self.objective.parts), refresh=False)
                 # Between two steps everything is consistent; inside a step it is not.
@@ -192,7 +192,7 @@ class Trainer(TrainingState):
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "frozen": self.model.is_backbone_frozen,
-            **{name: round(value, 6) for name, value in progress.means.values().items()},
+            **{name: round(value, 6) for name, value in progress.means().items()},
             **self.monitor.end_epoch(self.stepper, progress),
             "images_per_s": round(progress.images_per_s, 2),
             "seconds": round(progress.seconds, 3),
@@ -204,8 +204,9 @@ class Trainer(TrainingState):
             log.info("%s", self.on_first_batch(batch, self._step_setup(), self.folder.health))
             self.on_first_batch = None
         # Warm-up and schedule work per batch, so that a resumed run continues at the same point.
-        pace = self.warm_up.pace(self.batch_index, self.rate)
-        self.batch_index += 1
+        guard = self.stepper.guard
+        pace = self.warm_up.pace(self.batches_before(guard.epoch) + guard.step, self.rate)
+        # Momentum warms up, too: with the full one, the first large gradients would push the weights for many steps.
         set_pace(self.optimizer, pace)
         with self.monitor.observe(batch):
             return self.stepper.add(batch, pace.accumulate)
@@ -251,19 +252,25 @@ class Trainer(TrainingState):
             json.dumps(self.mcfg.to_dict()), self.weights_origin["path"],
         )  # fmt: skip
 
-    def _build_evaluator(self) -> Evaluator:
-        name = self.mcfg.validationSplitName
-        # Decoded once and kept, since every epoch validates the same images.
-        images = build_images(self.mcfg, name, self.splits[name])
-        return Evaluator.for_validation(self.mcfg, self.precision.dtype, images)
-
     def validate(self, epoch: int, row: Row) -> None:
         """Add the AP of the validation split to the row, if this epoch is validated, and whether it is the best."""
         # The keys exist in every epoch, so that metrics.jsonl has the same columns in every line.
         row.update(map50=None, map50_95=None, is_best=False)
         is_last = epoch == self.mcfg.maxEpoch - 1
         if self.evaluator is not None and (is_last or (epoch + 1) % self.mcfg.validationInterval == 0):
-            result = self._evaluate(self.evaluator, epoch)
+            name = self.mcfg.validationSplitName
+            try:
+                # It may stop at any batch: nothing has changed yet, so the validation can be repeated.
+                result = self.evaluator.evaluate(
+                    self.evaluated_model,
+                    name,
+                    annotations=self.splits[name],
+                    on_batch=self.interrupts.stop_if_requested,
+                )
+            except FloatingPointError as error:
+                evaluated = "the weights" if self.ema is None else "the EMA"
+                message = f"validation of {evaluated} after epoch {epoch + 1}: {error}"
+                raise FloatingPointError(f"{message}; the checkpoints were saved before this epoch") from error
             fitness = finite_or_none(result.map50_95)
             row.update(map50=None if fitness is None else result.map50, map50_95=fitness)
             if warning := unchanged_ap(self.history, epoch, fitness):
@@ -275,20 +282,6 @@ class Trainer(TrainingState):
         loss = row.get("loss")  # missing if all steps of the epoch were skipped
         self.schedule.observe(row["map50_95"] if self.evaluator is not None else None if loss is None else -loss)
 
-    def _evaluate(self, evaluator: Evaluator, epoch: int) -> EvalResult:
-        name = self.mcfg.validationSplitName
-        try:
-            return evaluator.evaluate(
-                self.evaluated_model,
-                name,
-                annotations=self.splits[name],
-                on_batch=self.interrupts.stop_if_requested,  # nothing has changed yet, so it can be repeated
-            )
-        except FloatingPointError as error:
-            evaluated = "the weights" if self.ema is None else "the EMA"
-            message = f"validation of {evaluated} after epoch {epoch + 1}: {error}"
-            raise FloatingPointError(f"{message}; the checkpoints were saved before this epoch") from error
-
     def save(self, epoch: int, row: Row) -> None:
         """Write the checkpoint, then metrics and curves. A killed process leaves each file complete or absent."""
         self.stepper.check_state()
@@ -298,7 +291,10 @@ class Trainer(TrainingState):
         # The checkpoint first: history and plots can be made again from it, but not the other way round.
         self.folder.save(self.checkpoint(), is_best=row["is_best"])
         self._write_history()
-        log.info("%s", epoch_line(row, self.objective.parts, self.mcfg.maxEpoch, self._seconds_left()))
+        # From the epochs of this start, with validation and saving.
+        per_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)
+        seconds_left = (self.mcfg.maxEpoch - self.epoch) * per_epoch
+        log.info("%s", epoch_line(row, self.objective.parts, self.mcfg.maxEpoch, seconds_left))
 
     def _save_before_leaving(self, interruption: Interrupted) -> str:
         """Save an unfinished epoch. Returns the message for the user."""
@@ -310,11 +306,6 @@ class Trainer(TrainingState):
             place = f"in epoch {self.epoch + 1}/{self.mcfg.maxEpoch} after {batches}"
         self._plot_curves()
         return f"interrupted by {interruption} and saved {place}; the same command continues from there"
-
-    def _seconds_left(self) -> float:
-        """An estimate from the epochs of this start, with validation and saving."""
-        per_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)
-        return (self.mcfg.maxEpoch - self.epoch) * per_epoch
 
     def _write_history(self) -> None:
         self.folder.write_history(self.history)

@@ -36,6 +36,7 @@ class Bottleneck(nn.Module):
         self.add = add
 
     def forward(self, x: Float[Tensor, "B channels h w"]) -> Float[Tensor, "B channels h w"]:
+        # x + f(x): the block learns a correction, and the gradient reaches earlier layers unchanged (He et al., 2016).
         y = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
@@ -57,6 +58,8 @@ class C2f(nn.Module):
         self.m = nn.ModuleList(Bottleneck(hidden, add) for _ in range(repeats))
 
     def forward(self, x: Float[Tensor, "B in_channels h w"]) -> Float[Tensor, "B out_channels h w"]:
+        # The bottlenecks process only half of the channels, so they cost a quarter: a convolution's cost is the product
+        # of its input and output channels. The first half carries the input past them.
         parts = list(self.cv1(x).chunk(2, dim=1))
         for bottleneck in self.m:
             parts.append(bottleneck(parts[-1]))
@@ -80,6 +83,7 @@ class SPPF(nn.Module):
 
     def forward(self, x: Float[Tensor, "B in_channels h w"]) -> Float[Tensor, "B out_channels h w"]:
         parts = [self.cv1(x)]
+        # Each pooling adds 2 cells on every side: 1 + 2 * 2 = 5, then 9, then 13 cells.
         for _ in range(3):
             parts.append(self.pool(parts[-1]))
         return self.cv2(torch.cat(parts, dim=1))

@@ -56,6 +56,7 @@ class Neck(nn.Module):
         feat3: Float[Tensor, "B c3 h32 w32"],
     ) -> NeckFeatures:
         # Concatenation needs maps of equal size. That is why the input must be a multiple of 32.
+        # The backbone's map of the same stride joins each step: it still has the details that the coarse map has lost.
         c = self.l12(torch.cat((_double(feat3), feat2), dim=1))
         x = self.l15(torch.cat((_double(c), feat1), dim=1))
         y = self.l18(torch.cat((self.l16(x), c), dim=1))
@@ -64,4 +65,5 @@ class Neck(nn.Module):
 
 
 def _double(x: Tensor) -> Tensor:
+    # The nearest value, as in the network that the official weights were trained in: interpolation would change them.
     return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -39,6 +39,7 @@ class YoloModel(nn.Module):
     def forward_features(self, images: Float[Tensor, "B 3 H W"]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Raw maps, and the features by name: feat0 to feat3 of the backbone, C, X, Y and Z of the neck."""
         features = self.backbone(images)
+        # The neck starts at stride 8: at stride 4 it would have four times the cells. Only distillation uses feat0.
         joined = self.neck(features.feat1, features.feat2, features.feat3)
         raw_maps = self.head((joined.X, joined.Y, joined.Z))
         return raw_maps, {**features._asdict(), **joined._asdict()}
@@ -50,6 +51,7 @@ class YoloModel(nn.Module):
     def freezeBackbone(self) -> None:
         """Stop training the backbone: no gradients, and constant batch norm statistics. A second call has no effect."""
         if self._trainable_before_freeze is None:
+            # A list, not a flag: what the user froze before must stay frozen when the backbone is trained again.
             self._trainable_before_freeze = [p for p in self.backbone.parameters() if p.requires_grad]
             for parameter in self._trainable_before_freeze:
                 parameter.requires_grad_(False)
@@ -76,6 +78,8 @@ def fused(model: YoloModel) -> YoloModel:
     In eval mode a batch norm is a constant scale and shift for each channel, so the weights of the convolution can
     include it. The batch norms become identities: even in train mode no statistics can change.
     """
+    # BN(w * x) = gamma * (w * x - mean) / sqrt(var + eps) + beta is a convolution with the weights w * s and the bias
+    # beta - mean * s, where s = gamma / sqrt(var + eps).
     copied = copy.deepcopy(model).eval()
     for module in list(copied.modules()):
         if isinstance(module, ConvModule) and isinstance(module.bn, nn.BatchNorm2d):

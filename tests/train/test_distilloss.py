@@ -11,7 +11,7 @@ from train.distilloss import (
     BoxResponseLoss,
     CWDLoss,
     DistillationLoss,
-    DistilWeights,
+    DistillationWeights,
     ModelOutputs,
     ResponseLoss,
     binary_divergence,
@@ -192,7 +192,7 @@ def batch_of(label: int) -> Batch:
 
 def loss_of(**changed) -> DistillationLoss:
     torch.manual_seed(0)
-    values = {"weights": DistilWeights(1.0, 0.5, 0.25, 2.0), "feature_widths": {"X": (3, 3), "Y": (3, 3)}}
+    values = {"weights": DistillationWeights(1.0, 0.5, 0.25, 2.0), "feature_widths": {"X": (3, 3), "Y": (3, 3)}}
     return DistillationLoss(DetectionLoss(4, 16), [0, 1], **{**values, **changed})
 
 
@@ -229,7 +229,7 @@ def test_strength_scales_what_the_teacher_adds_and_nothing_else():
 
 def test_without_a_teacher_only_the_labels_teach():
     student = ModelOutputs(raw_maps(1, 68), features(3, 3))
-    out = loss_of(weights=DistilWeights(2.0, 1.0, 1.0))(student, None, batch_of(0))
+    out = loss_of(weights=DistillationWeights(2.0, 1.0, 1.0))(student, None, batch_of(0))
     plain = DetectionLoss(4, 16)(student.raw_maps, batch_of(0))
     assert out.total.item() == pytest.approx(2 * plain.total.item(), rel=1e-6)
     assert set(out.parts) == {"box", "cls", "dfl"}
@@ -240,7 +240,7 @@ def test_the_teacher_is_not_heard_inside_boxes_of_classes_it_does_not_know():
     student, teacher = raw_maps(1, 68), raw_maps(2, 66)
     loud = [raw.clone() for raw in teacher]
     loud[0][0, 64:, 1:5, 1:5] = 9  # points 12 to 36, all inside the box of 8 to 40
-    loss = loss_of(weights=DistilWeights(1.0, 0.0, 1.0), feature_widths={})
+    loss = loss_of(weights=DistillationWeights(1.0, 0.0, 1.0), feature_widths={})
     told = ModelOutputs(student, {})
     known, new = (
         [loss(told, ModelOutputs(maps, {}), batch_of(label)).parts["response"].item() for maps in (teacher, loud)]
@@ -251,7 +251,7 @@ def test_the_teacher_is_not_heard_inside_boxes_of_classes_it_does_not_know():
 
 
 def test_features_of_another_width_go_through_a_projector_that_learns():
-    loss = loss_of(feature_widths={"X": (3, 5), "Y": (3, 3)}, weights=DistilWeights(1.0, 1.0))
+    loss = loss_of(feature_widths={"X": (3, 5), "Y": (3, 3)}, weights=DistillationWeights(1.0, 1.0))
     assert list(loss.projectors) == ["X"]
     assert [tuple(p.shape) for p in loss.parameters()] == [(5, 3, 1, 1), (5,)]
     theirs = {"X": features(4, 5)["X"], "Y": features(4, 3)["Y"]}
@@ -265,7 +265,7 @@ def test_the_columns_of_the_teacher_are_matched_with_the_students_classes():
     """The teacher's column 0 is the student's class 2: agreeing there costs nothing, whatever stands elsewhere."""
     student = raw_maps(1, 68)
     teacher = [torch.cat((raw[:, :64], raw[:, 66:67]), dim=1) for raw in student]
-    loss = DistillationLoss(DetectionLoss(4, 16), [2], [0], DistilWeights(1.0, 0.0, 1.0, 1.0))
+    loss = DistillationLoss(DetectionLoss(4, 16), [2], [0], DistillationWeights(1.0, 0.0, 1.0, 1.0))
     out = loss(ModelOutputs(student, {}), ModelOutputs(teacher, {}), batch_of(2))
     assert out.parts["response"].item() == 0
     assert out.parts["box_response"].item() == 0
@@ -288,7 +288,7 @@ def test_a_descent_on_the_lessons_brings_the_student_to_the_teacher():
     torch.manual_seed(0)
     teacher = ModelOutputs(raw_maps(2, 66), {})
     student = nn.ParameterList([nn.Parameter(raw) for raw in raw_maps(1, 68)])
-    loss = DistillationLoss(DetectionLoss(4, 16), [0, 1], weights=DistilWeights(0.0, 0.0, 1.0, 1.0))
+    loss = DistillationLoss(DetectionLoss(4, 16), [0, 1], weights=DistillationWeights(0.0, 0.0, 1.0, 1.0))
     optimizer = torch.optim.Adam(student.parameters(), lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
@@ -313,7 +313,7 @@ def test_a_teacher_that_is_not_finite_is_told_whatever_the_loss_makes_of_it(wher
 def test_features_that_nothing_is_learned_from_are_not_looked_at():
     student, teacher = ModelOutputs(raw_maps(1, 68), features(3, 3)), ModelOutputs(raw_maps(2, 66), features(4, 3))
     teacher.features["X"][...] = math.nan
-    loss = loss_of(weights=DistilWeights(1.0, 0.0, 1.0), feature_widths={})
+    loss = loss_of(weights=DistillationWeights(1.0, 0.0, 1.0), feature_widths={})
     assert loss(student, teacher, batch_of(0)).must_be_finite["targets"].isfinite()
 
 

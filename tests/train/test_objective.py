@@ -10,11 +10,10 @@ from config.errors import UserError
 from model import YoloModel
 from ops.batch import Batch
 from runs.checkpoint import load_checkpoint
-from train.distilloss import DistillationLoss, DistilWeights, ModelOutputs
+from train.distilloss import DistillationLoss, DistillationWeights, ModelOutputs
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
-from train.pseudo import PseudoLabels
-from train.teacher import Teacher
+from train.teacher import PseudoLabels, Teacher
 from train.trainer import Trainer
 
 
@@ -159,7 +158,7 @@ class Unlabelled(PseudoLabels):
 def test_a_teacher_that_only_labels_is_looked_at_too(value):
     """NaN is above no threshold: unasked, its images would just look empty."""
     maps = [torch.full((1, 64 + 2, size, size), value) for size in (8, 4, 2)]
-    loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistilWeights(1.0, 0.0, 1.0))
+    loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistillationWeights(1.0, 0.0, 1.0))
     objective = DistillationObjective(loss, Blind(maps), lambda epoch: 0.0, Unlabelled())
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
@@ -170,7 +169,7 @@ def test_a_teacher_that_only_labels_is_looked_at_too(value):
 @pytest.mark.parametrize("strength", [math.nan, -0.5, 0.0])
 def test_a_strength_that_cannot_be_is_no_way_to_be_rid_of_the_teacher(strength):
     maps = [torch.randn(1, 64 + 2, size, size, generator=torch.Generator().manual_seed(size)) for size in (8, 4, 2)]
-    loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistilWeights(1.0, 0.0, 1.0))
+    loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistillationWeights(1.0, 0.0, 1.0))
     objective = DistillationObjective(loss, Blind(maps), lambda epoch: strength)
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from ops.batch import Batch
-from train.pseudo import PseudoLabels
-from train.teacher import TeacherClasses
+from train.teacher import PseudoLabels, TeacherClasses
 
 R = 4
 STRIDES = (8, 16, 32)

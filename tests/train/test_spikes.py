@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from train.spikes import Spikes
+from train import monitor
+from train.monitor import Spikes
 
 
 def twin(values, window=100, warm_up=20, floor=0.02, relative=0.5):
@@ -43,11 +44,12 @@ def test_equals_the_formula(seed, spread):
     assert found == twin(values.tolist()) and (found or spread == 0.5)
 
 
-def test_a_steady_loss_may_wobble_up_to_the_floor():
+def test_a_steady_loss_may_wobble_up_to_the_floor(monkeypatch):
     """Without a floor under the deviation, which is nothing here, any wobble would be a spike."""
+    monkeypatch.setattr(monitor, "MAD_FLOOR", 0.1)
     limit = math.exp(6 * 1.4826 * 0.1)
-    assert spikes_of([2.0] * 50 + [2 * limit * 0.99], Spikes(mad_floor=0.1)) == []
-    assert spikes_of([2.0] * 50 + [2 * limit * 1.01], Spikes(mad_floor=0.1)) == [50]
+    assert spikes_of([2.0] * 50 + [2 * limit * 0.99]) == []
+    assert spikes_of([2.0] * 50 + [2 * limit * 1.01]) == [50]
 
 
 def test_the_relative_floor():

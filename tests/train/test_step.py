@@ -13,7 +13,7 @@ from train.ema import ModelEMA
 from train.guard import BadStep
 from train.loss import DetectionLoss, LossResult
 from train.objective import DetectionObjective
-from train.progress import Means
+from train.progress import EpochProgress, bar_text
 from train.step import Stepper
 
 
@@ -172,9 +172,9 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run():
 
 
 def test_means_count_each_name_by_itself():
-    means = Means()
-    assert means.values() == {}
-    means.add({"a": torch.tensor(1.0)})
-    means.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0)})
-    assert means.values() == {"a": 1.5, "b": 5.0}
-    assert means.values(("b",)) == {"b": 5.0}
+    progress = EpochProgress()
+    assert progress.means() == {}
+    progress.add({"a": torch.tensor(1.0)}, 1)
+    progress.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0)}, 1)
+    assert progress.means() == {"a": 1.5, "b": 5.0}
+    assert bar_text(progress, ("b",)).keys() == {"b", "img/s"}

@@ -9,7 +9,7 @@ from torch import nn
 from config.errors import UserError
 from config.load import load_config
 from model import YoloModel
-from train.progress import Means
+from train.progress import EpochProgress, bar_text
 from train.teacher import Teacher, TeacherClasses
 from train.teacher_file import check_teacher, load_teacher, read_teacher, shared_classes
 from train.trainer import Trainer
@@ -185,9 +185,9 @@ def test_a_student_is_trained_with_a_teacher_of_another_phase_and_head(squares_c
 
 
 def test_means_of_parts_that_do_not_come_every_epoch():
-    means = Means()
-    means.add({"box": torch.tensor(2.0)})
-    assert means.values(("box", "cwd")) == {"box": 2.0}
+    progress = EpochProgress()
+    progress.add({"box": torch.tensor(2.0)}, 1)
+    assert bar_text(progress, ("box", "cwd"))["box"] == "2.000" and "cwd" not in bar_text(progress, ("box", "cwd"))
 
 
 def test_known_classes_of_a_plain_file_need_no_network(tmp_path):

@@ -13,7 +13,6 @@ from model.pretrained import load_weights
 from runs.checkpoint import load_checkpoint
 from runs.folder import RunFolder
 from train.guard import BadStep
-from train.progress import epoch_line
 from train.trainer import Trainer
 
 
@@ -141,14 +140,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(squares_conf
         assert torch.equal(parameter.nan_to_num(7), before[name].nan_to_num(7)), name
 
 
-def test_the_time_left_counts_validation_and_this_start_only(squares_config, monkeypatch):
+def test_the_time_left_counts_validation_and_this_start_only(squares_config, monkeypatch, caplog):
     stop_after(Trainer(squares_config(maxEpoch=5)), 1)
     trainer = Trainer(squares_config(maxEpoch=5))
     trainer._start_or_resume()
     trainer.started, trainer.first_epoch = 1000.0, trainer.epoch
-    trainer.epoch = 2  # one more epoch since this start, 90 seconds ago with all that belongs to it
+    # One more epoch since this start, 90 seconds ago with all that belongs to it.
     monkeypatch.setattr("train.trainer.time.perf_counter", lambda: 1090.0)
-    line = epoch_line({**trainer.history[-1], "epoch": 1}, ("box",), 5, trainer._seconds_left())
+    trainer.save(1, {**trainer.history[-1], "epoch": 1, "is_best": False})
+    line = caplog.messages[-1]
     assert line.startswith("epoch 2/5 | box ") and line.endswith("4:30 left")
 
 
