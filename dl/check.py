@@ -15,15 +15,7 @@ from dl.annotations import Annotation, CleaningCounts, RawAnnotation, clean_anno
 from dl.files import DataError
 from dl.formats.discover import locate
 from dl.formats.source import DataSource
-from dl.image_files import (
-    ImageCopy,
-    ImageFile,
-    VerifiedImages,
-    count_copies,
-    count_copies_in_other_splits,
-    describe_copies,
-    find_copies,
-)
+from dl.image_files import ImageCopy, VerifiedImages, describe_copies, find_copies
 from dl.images import ImageInfo, choose_orientation, choose_pixel_max, image_notes, inspect_image
 from dl.report import BoxProblems, DataReport, SplitReport, box_warnings, class_warnings, listed
 from dl.splits import find_split
@@ -103,28 +95,37 @@ def check_data(
     ids = {key: tuple(dict.fromkeys(source.splits[key])) for key in keys.values() if key is not None}
     pairs = _separate_splits(keys, mcfg, source)
     verified = VerifiedImages(cache_file)
-    every_id = dict.fromkeys(image_id for names in ids.values() for image_id in names)
+    every_id = list(dict.fromkeys(image_id for names in ids.values() for image_id in names))
     unused_files = source.reader.warnings()  # before the threads start, because it lists the folders
-    data = _Examination(mcfg, source, ids, _examine_all(source, list(every_id), verified, on_image))
-    errors = [_unknown_split(name, mcfg, source) for name, key in keys.items() if key is None]
-    errors += [f"split '{key}' is empty" for key, names in ids.items() if not names]
-    errors += _overlaps(pairs, source)
-    file_errors = [*source.reader.errors] + [error for image in data.images.values() for error in image.errors]
+    images: dict[str, _ExaminedImage] = {}
+    with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # image decoders release the interpreter lock
+        results = pool.map(lambda image_id: _examine(source, image_id, verified), every_id)
+        for image_id, result in zip(every_id, results, strict=True):
+            images[image_id] = result
+            if on_image is not None:
+                on_image(len(images), len(every_id))
+    verified.save()
+    data = _Examination(mcfg, source, ids, images)
+    file_errors = [*source.reader.errors, *(error for image in images.values() for error in image.errors)]
     is_strict = mcfg.badFiles == "stop"
-    errors += file_errors if is_strict else _splits_without_valid_images(data) if file_errors else []
-    errors += _unknown_classes(data) + _splits_without_labels(data) + _no_usable_boxes(data)
+    errors = [*_split_errors(data, keys, pairs), *(file_errors if is_strict else ()), *_content_errors(data)]
     if errors:
         way_out = "; badFiles=skip leaves out and counts images with errors" if is_strict and file_errors else ""
-        raise UserError(_error_message(errors, way_out))
+        several = [f"the data set has {len(errors)} errors{way_out}:", *listed(errors)]
+        raise UserError("\n".join(several) if len(errors) > 1 else errors[0] + way_out)
     pixel_max = mcfg.pixelMax or _pixel_max(data)
-    copies = _copies_to_report(find_copies(source, pairs, _files(data.images), verified), data)
+    digests = {name: image.info.digest for name, image in images.items() if image.annotation and image.info}
+    copies = _copies_to_report(find_copies(source, pairs, digests, verified), data)
     reports = {name: _count(data, key, copies) for name, key in keys.items() if key is not None}
-    infos = {source.files.get(i, i): image.info for i, image in data.images.items() if image.annotation and image.info}
+    warnings = [*unused_files, *box_warnings(data.box_problems, sum(len(item.labels) for _, item in data.valid()))]
+    if (train := mcfg.trainSplitName) in reports:
+        warnings += class_warnings(source.class_list, reports[train], train, source.format != "voc")
+    infos = {source.files.get(i, i): image.info for i, image in images.items() if image.annotation and image.info}
     report = DataReport(
         source.class_list,
         reports,
         tuple(() if is_strict else file_errors),
-        (*unused_files, *_warnings(data, reports)),
+        tuple(warnings),
         tuple(image_notes(infos, pixel_max, mcfg.pixelMax is not None)),
         describe_copies(copies, source),
     )
@@ -138,20 +139,6 @@ def check_data(
     }
     expected = {name: len(ids[key]) for name, key in keys.items() if key is not None}
     return CheckedData(splits, expected, report, source, pixel_max)
-
-
-def _examine_all(
-    source: DataSource, ids: Sequence[str], verified: VerifiedImages, on_image: OnImage | None
-) -> dict[str, _ExaminedImage]:
-    examined: dict[str, _ExaminedImage] = {}
-    with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # image decoders release the interpreter lock
-        results = pool.map(lambda image_id: _examine(source, image_id, verified), ids)
-        for image_id, result in zip(ids, results, strict=True):
-            examined[image_id] = result
-            if on_image is not None:
-                on_image(len(examined), len(ids))
-    verified.save()
-    return examined
 
 
 def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _ExaminedImage:
@@ -188,7 +175,11 @@ def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _Ex
     return _ExaminedImage(cleaned, counts, without_objects, orientation.is_ambiguous, image[1])
 
 
-def _unknown_split(name: str, mcfg: ModelConfig, source: DataSource) -> str:
+def _split_errors(
+    data: _Examination, keys: Mapping[str, str | None], pairs: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    """Splits that do not exist, that are empty, that share images, or of which every image has an error."""
+    mcfg, source = data.mcfg, data.source
     ways_out = {
         mcfg.testSplitName: "--set testSplitName=NAME evaluates another split; the command train needs no test split",
         mcfg.validationSplitName: (
@@ -196,11 +187,48 @@ def _unknown_split(name: str, mcfg: ModelConfig, source: DataSource) -> str:
         ),
         mcfg.trainSplitName: "--set trainSplitName=NAME trains on another split",
     }
-    known = ", ".join(source.splits)
-    return (
-        f"split '{name}' does not exist for {source.image_dir}{nearest(name, source.splits)}; the splits are: {known}; "
-        + ways_out.get(name, "use one of them")
-    )
+    for name in (name for name, key in keys.items() if key is None):
+        yield (
+            f"split '{name}' does not exist for {source.image_dir}{nearest(name, source.splits)}; the splits are: "
+            f"{', '.join(source.splits)}; {ways_out.get(name, 'use one of them')}"
+        )
+    yield from (f"split '{key}' is empty" for key, names in data.ids.items() if not names)
+    for first, second in pairs:
+        if shared := sorted(set(source.splits[first]) & set(source.splits[second])):
+            yield (
+                f"splits '{first}' and '{second}' share {len(shared)} images of {source.image_dir}: {shown(shared)}; "
+                "keep each image in one split only"
+            )
+    if mcfg.badFiles == "skip":
+        for key, names in data.ids.items():
+            if names and not data.valid(key):
+                yield f"split '{key}': all of its {len(names)} images have errors and are skipped"
+
+
+def _content_errors(data: _Examination) -> Iterator[str]:
+    """No object of a known class, no label file for a whole split, no box that can be used."""
+    source, valid = data.source, data.valid()
+    ignored = sum((image.counts.ignored for image in data.images.values()), Counter())
+    if ignored and not any(len(annotation.labels) or image.counts.dropped for image, annotation in valid):
+        found, known = (name for name, _ in ignored.most_common(10)), source.class_list[:10]
+        yield (
+            f"{source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list "
+            f"({', '.join(known)}); the classes in the annotations are {', '.join(found)}"
+        )
+    for key in data.ids:
+        # An image without a label file is a negative. A whole split without any means that the folder was not found.
+        of_split = data.valid(key)
+        if of_split and all(image.raw and image.raw.is_file_missing for image, _ in of_split):
+            yield (
+                f"split '{key}': none of its {len(of_split)} images has a label file; expected e.g. "
+                f"{of_split[0][1].annotation_path}; put the labels there, or do not use this split"
+            )
+    train = find_split(data.mcfg.trainSplitName, data.ids)
+    for what, images in {"the data set": valid, f"split '{train}'": data.valid(train) if train else []}.items():
+        if any(image.counts.dropped for image, _ in images) and not any(len(item.labels) for _, item in images):
+            reasons = "; ".join(box_warnings(data.box_problems, 0))
+            yield f"{source.annotation_dir}: no box of {what} can be used: {reasons}"
+            break
 
 
 def _separate_splits(requested: Collection[str], mcfg: ModelConfig, source: DataSource) -> list[tuple[str, str]]:
@@ -237,72 +265,6 @@ def _copies_to_report(copies: Sequence[ImageCopy], data: _Examination) -> list[I
     return [copy for copy in copies if copy.splits not in same]
 
 
-def _overlaps(pairs: Sequence[tuple[str, str]], source: DataSource) -> list[str]:
-    errors = []
-    for first, second in pairs:
-        shared = sorted(set(source.splits[first]) & set(source.splits[second]))
-        if shared:
-            error = f"splits '{first}' and '{second}' share {len(shared)} images of {source.image_dir}: {shown(shared)}"
-            errors.append(f"{error}; keep each image in one split only")
-    return errors
-
-
-def _splits_without_valid_images(data: _Examination) -> list[str]:
-    return [
-        f"split '{key}': all of its {len(names)} images have errors and are skipped"
-        for key, names in data.ids.items()
-        if names and not data.valid(key)
-    ]
-
-
-def _unknown_classes(data: _Examination) -> list[str]:
-    ignored = sum((image.counts.ignored for image in data.images.values()), Counter())
-    num_known = sum(len(annotation.labels) + image.counts.dropped.total() for image, annotation in data.valid())
-    if not ignored or num_known:
-        return []
-    found = ", ".join(name for name, _ in ignored.most_common(10))
-    known = ", ".join(data.source.class_list[:10])
-    error = f"{data.source.annotation_dir}: none of the {ignored.total()} objects has a class of the class list"
-    return [f"{error} ({known}); the classes in the annotations are {found}"]
-
-
-def _splits_without_labels(data: _Examination) -> list[str]:
-    """An image without a label file is a negative. A whole split without any means that the folder was not found."""
-    errors = []
-    for key in data.ids:
-        valid = data.valid(key)
-        if valid and all(image.raw and image.raw.is_file_missing for image, _ in valid):
-            errors.append(
-                f"split '{key}': none of its {len(valid)} images has a label file; expected e.g. "
-                f"{valid[0][1].annotation_path}; put the labels there, or do not use this split"
-            )
-    return errors
-
-
-def _no_usable_boxes(data: _Examination) -> list[str]:
-    """An error if all boxes of the data set, or of the training split, had to be dropped."""
-    train = find_split(data.mcfg.trainSplitName, data.ids)
-    for what, valid in {"the data set": data.valid(), f"split '{train}'": data.valid(train) if train else []}.items():
-        num_dropped = sum(image.counts.dropped.total() for image, _ in valid)
-        if num_dropped and not any(len(annotation.labels) for _, annotation in valid):
-            reasons = "; ".join(box_warnings(data.box_problems, 0))
-            return [f"{data.source.annotation_dir}: no box of {what} can be used: {reasons}"]
-    return []
-
-
-def _warnings(data: _Examination, reports: Mapping[str, SplitReport]) -> Iterator[str]:
-    source, split = data.source, data.mcfg.trainSplitName
-    yield from box_warnings(data.box_problems, sum(len(annotation.labels) for _, annotation in data.valid()))
-    if split in reports:
-        yield from class_warnings(source.class_list, reports[split], split, source.format != "voc")
-
-
-def _error_message(errors: Sequence[str], way_out: str) -> str:
-    if len(errors) == 1:
-        return errors[0] + way_out
-    return "\n".join([f"the data set has {len(errors)} errors{way_out}:", *listed(errors)])
-
-
 def _pixel_max(data: _Examination) -> int | None:
     """One scale for all 16-bit images. Test images must not affect training: they count only if there are no others."""
     test = find_split(data.mcfg.testSplitName, data.source.splits)
@@ -314,23 +276,15 @@ def _pixel_max(data: _Examination) -> int | None:
     return None
 
 
-def _files(images: Mapping[str, _ExaminedImage]) -> dict[str, ImageFile]:
-    """The files of the valid images."""
-    return {
-        name: ImageFile(image.annotation.image_path, image.info.digest)
-        for name, image in images.items()
-        if image.annotation and image.info
-    }
-
-
 def _count(data: _Examination, key: str, copies: Sequence[ImageCopy]) -> SplitReport:
-    valid, images = data.valid(key), {name: data.images[name] for name in data.ids[key]}
+    valid, images = data.valid(key), data.ids[key]
+    digests = [image.info.digest for image, _ in valid if image.info]
     report = SplitReport(
         images=len(valid),
         skipped=len(images) - len(valid),
         listed_twice=len(data.source.splits[key]) - len(images),
-        copies=count_copies(_files(images)),
-        shared_with_other_split=count_copies_in_other_splits(copies, key),
+        copies=len(digests) - len(set(digests)),
+        shared_with_other_split=len({copy.image_ids[copy.splits.index(key)] for copy in copies if key in copy.splits}),
     )
     for image, annotation in valid:
         assert image.raw is not None

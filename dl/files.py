@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -76,6 +76,15 @@ def image_id(name: str, known: Container[str] = ()) -> str:
         return base
     stem, suffix = os.path.splitext(base)
     return stem if suffix.lower() in IMAGE_SUFFIXES | XML_SUFFIXES else base
+
+
+def file_state(path: Path | str) -> tuple[int, int]:
+    """Size in bytes and time of change; a file with another state has to be read again. (-1, -1) if unreadable."""
+    try:
+        status = os.stat(path)
+    except OSError:  # reading the file reports it
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -267,20 +276,14 @@ def _entries(folder: Path) -> dict[str, bool]:
     """Map each visible name to whether it is a folder. Raises `UserError` for an unreadable folder."""
     try:
         with os.scandir(folder) as entries:  # macOS writes hidden files such as ._x.jpg
-            return {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         _raise_unreadable(error)
-        raise
+    # A link that points to itself is no folder; `is_dir` raises an error for it.
+    return {entry.name: os.path.isdir(entry) if entry.is_symlink() else entry.is_dir() for entry in visible}
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that points to itself
-        return False
-
-
-def _raise_unreadable(error: OSError) -> None:
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: cannot read the folder ({error.strerror}); give this user read permission")
 
 

@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from config.errors import UserError, reading
 from config.mconfig import ModelConfig
 from dl.annotations import Annotation
-from dl.files import DataError
+from dl.files import DataError, file_state
 from dl.images import read_image
 from dl.workers import CAN_FORK, num_workers
 from ops.device import usable_cores
@@ -125,7 +125,7 @@ class DiskImages:
         """Open the file if it is complete and has exactly these images in their present state; else None."""
         index = _read_index(file)
         keys = _slots(map(cache_key, annotations))
-        if index is None or [entry[:-1] for entry in index] != [_file_state(key) for key in keys]:
+        if index is None or [entry[:-1] for entry in index] != [[*key, *file_state(key[0])] for key in keys]:
             return None
         return cls(file, index)
 
@@ -136,7 +136,7 @@ class DiskImages:
         with atomic_writer(file) as pixels:
             for key, image in _decode_all({cache_key(annotation): annotation for annotation in annotations}):
                 raw = bytes(num_image_bytes(key)) if image is None else image.tobytes()
-                index.append([*_file_state(key), None if image is None else zlib.crc32(raw)])
+                index.append([*key, *file_state(key[0]), None if image is None else zlib.crc32(raw)])
                 pixels.write(raw)
             _write_index(pixels, index)
         return cls(file, index)
@@ -185,15 +185,6 @@ def _slots(keys: Iterable[CacheKey], limit: int | None = None) -> dict[CacheKey,
 def _view(pixels: mmap.mmap, offset: int, annotation: Annotation) -> np.ndarray:
     shape = annotation.height, annotation.width, 3
     return np.frombuffer(pixels, np.uint8, shape[0] * shape[1] * 3, offset).reshape(shape)
-
-
-def _file_state(key: CacheKey) -> list[Any]:
-    """Key, size in bytes and time of change. Cached pixels are valid only if all of them are equal."""
-    try:
-        status = Path(key[0]).stat()
-    except OSError:  # reading the image reports it
-        return [*key, -1, -1]
-    return [*key, status.st_size, status.st_mtime_ns]
 
 
 def _decode_all(images: dict[CacheKey, Annotation]) -> Iterator[tuple[CacheKey, np.ndarray | None]]:

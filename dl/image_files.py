@@ -6,13 +6,14 @@ again. `find_copies` compares digests of files: it finds copies byte for byte, a
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config.errors import UserError, reading
-from dl.files import DataError, read_text
+from config.errors import UserError
+from dl.files import DataError, file_state, read_json
 from dl.formats.source import DataSource
 from dl.images import ImageInfo
 from ops.files import file_digest, write_atomic
@@ -26,16 +27,22 @@ class VerifiedImages:
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        self._entries: dict[str, list[Any]] = _load_entries(file) if file else {}
+        self._entries: dict[str, list[Any]] = {}
+        if file:
+            with suppress(UserError):  # a missing or damaged file: all images are decoded
+                content = read_json(file, "a list of checked images")
+                entries = content.get("images") if isinstance(content, dict) else None
+                if isinstance(entries, dict) and content.get("version") == _VERSION:
+                    self._entries = {path: entry for path, entry in entries.items() if _is_entry(entry)}
         self._is_changed = False
 
     def get(self, path: Path) -> ImageInfo | None:
         """The facts about this file; None if it is new or was changed."""
         entry = self._entries.get(str(path))
-        return ImageInfo(*entry[2:]) if entry and entry[:2] == _stamp(path) else None
+        return ImageInfo(*entry[2:]) if entry and entry[:2] == [*file_state(path)] else None
 
     def add(self, path: Path, info: ImageInfo) -> None:
-        self._entries[str(path)] = [*_stamp(path), *info]
+        self._entries[str(path)] = [*file_state(path), *info]
         self._is_changed = True
 
     def save(self) -> None:
@@ -44,28 +51,6 @@ class VerifiedImages:
             return
         write_atomic(self._file, json.dumps({"version": _VERSION, "images": self._entries}))
         self._is_changed = False
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        status = path.stat()
-    except OSError:  # a broken link: reading the image reports it
-        return []
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _load_entries(file: Path) -> dict[str, list[Any]]:
-    """Entries of an earlier run. If the file is missing, damaged or of another version, all images are decoded."""
-    try:
-        text = read_text(file)
-        with reading(file, "a list of checked images"):
-            content = json.loads(text)
-    except UserError:
-        return {}
-    if not isinstance(content, Mapping) or content.get("version") != _VERSION:
-        return {}
-    entries = content.get("images")
-    return {path: entry for path, entry in entries.items() if _is_entry(entry)} if isinstance(entries, dict) else {}
 
 
 def _is_entry(entry: Any) -> bool:
@@ -77,13 +62,6 @@ def _is_entry(entry: Any) -> bool:
     return is_plain and type(has_more_frames) is bool and isinstance(digest, str)
 
 
-class ImageFile(NamedTuple):
-    """An examined image: its file, and the digest of its bytes."""
-
-    path: Path
-    digest: str
-
-
 class ImageCopy(NamedTuple):
     """Two ids of the same image, each with its split."""
 
@@ -92,24 +70,24 @@ class ImageCopy(NamedTuple):
 
 
 def find_copies(
-    source: DataSource, pairs: Iterable[tuple[str, str]], examined: Mapping[str, ImageFile], verified: VerifiedImages
+    source: DataSource, pairs: Iterable[tuple[str, str]], examined: Mapping[str, str], verified: VerifiedImages
 ) -> list[ImageCopy]:
     """Find images that are in both splits of a pair under different names, byte for byte.
 
-    `examined`: id -> file. A split that was not examined is compared with one that was. Of its files only those are
-    read whose size allows a copy, and whose digest `verified` does not know from an earlier start. An id that both
-    splits list is no copy.
+    `examined`: id -> digest of its file. A split that was not examined is compared with one that was. Of its files
+    only those are read whose size allows a copy, and whose digest `verified` does not know from an earlier start. An
+    id that both splits list is no copy.
     """
 
     @cache
     def examined_sizes() -> set[int]:
-        return {file.path.stat().st_size for file in examined.values()}
+        return {source.reader.find_image(image_id).stat().st_size for image_id in examined}
 
     @cache
     def digest_of(image_id: str) -> str | None:
         """None for an image that cannot be equal to an examined image, or that is unreadable."""
         if image_id in examined:
-            return examined[image_id].digest
+            return examined[image_id]
         try:
             path = source.reader.find_image(image_id)
             if path.stat().st_size not in examined_sizes():
@@ -130,16 +108,6 @@ def find_copies(
         same = ((id_of.get(digest_of(image_id) or ""), image_id) for image_id in only_second)
         copies += [ImageCopy(pair, (original, image_id)) for original, image_id in same if original is not None]
     return copies
-
-
-def count_copies(images: Mapping[str, ImageFile]) -> int:
-    """Count the images that are equal to an earlier one."""
-    return len(images) - len({file.digest for file in images.values()})
-
-
-def count_copies_in_other_splits(copies: Iterable[ImageCopy], split: str | None) -> int:
-    """Count the images of a split that are copies of an image of another split."""
-    return len({copy.image_ids[copy.splits.index(split)] for copy in copies if split in copy.splits})
 
 
 def describe_copies(copies: Sequence[ImageCopy], source: DataSource) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from dl.files import (
     IMAGE_SUFFIXES,
     MAX_JSON_BYTES,
     DataError,
+    file_state,
     name_error,
     natural_key,
     read_json,
@@ -167,15 +168,11 @@ class CocoFile:
 
 def read_coco(path: Path) -> CocoFile:
     """Read one json; only once, until it changes. Raises `UserError` with the path and the position of an error."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    return _read(path, status.st_size, status.st_mtime_ns)
+    return _read(path, file_state(path))
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, _size: int, _changed: int) -> CocoFile:
+def _read(path: Path, _state: tuple[int, int]) -> CocoFile:
     content = read_json(path, "a COCO json")
     missing = [key for key in _KEYS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
