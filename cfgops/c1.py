@@ -9,7 +9,7 @@ TAGS = {
     "distillation": "a student that starts from the teacher and learns A11 to A20 on the small split",
     "backbone": "start from official backbone weights, frozen for five epochs; `mars.py backbone FILE.pt` makes them",
     "assignment": "the same as distillation alone: the earlier name of what is now the default",
-    "modern": "distillation with today's losses and no frozen epochs (not tried on MAR20)",
+    "modern": "distillation with the newer losses and no frozen epochs (not tried on MAR20)",
     "ema": "evaluate and save the moving average of the weights",
 }
 

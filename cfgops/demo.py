@@ -1,4 +1,4 @@
-"""Twenty types of aircraft from above, in scenes that Mars draws: needs no data, no GPU and ten minutes."""
+"""Twenty types of aircraft from above, in generated images: needs no data and no GPU, takes about ten minutes."""
 
 from config import mconfig
 from config.errors import UserError
@@ -7,7 +7,7 @@ TAGS = {
     "full": "all twenty types from random weights",
     "teacher": "the labels of A1 to A10 only",
     "distillation": "a student that starts from the teacher and learns A11 to A20 on a few images",
-    "assignment": "train the assignment's way instead of today's",
+    "assignment": "train with the settings of the course assignment instead of the newer ones",
 }
 
 

@@ -8,7 +8,7 @@ TAGS = {
     "teacher": "the labels of baseClasses only: --set baseClasses=4 takes the first four, or name them",
     "distillation": "a student that starts from the teacher and learns the other classes on the split small",
     "pretrained": "start from Ultralytics' official weights of COCO, which are fetched once",
-    "assignment": "train the assignment's way instead of today's",
+    "assignment": "train with the settings of the course assignment instead of the newer ones",
 }
 
 

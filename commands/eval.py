@@ -81,7 +81,7 @@ def evaluate(
         log.info("painted images: %s", place / PICTURES)
     if folder.curves.exists():
         log.info("curves: %s", folder.curves)
-    log.info("all of this run: %s", folder.path)
+    log.info("run folder: %s", folder.path)
 
 
 def _is_validation(mcfg: ModelConfig, split: str, source: "DataSource") -> bool:

@@ -22,7 +22,7 @@ def _add_arguments(parser: Parser) -> None:
     add_run_options(parser)
     parser.add_argument(
         "--draws", metavar="N", default="1",
-        help="draw the small split N times, for a mean and its interval (1)",
+        help="train on N small splits, each selected at random, for a mean and its interval (1)",
     )  # fmt: skip
     parser.add_argument(
         "--methods", "--ways", metavar="NAME,NAME",

@@ -18,7 +18,7 @@ from config.recipes import RECIPE_DIR, VALUE_TAGS, describe_recipes
 PROGRAM = "python mars.py"
 
 _EXAMPLES = """examples:
-  python mars.py demo.nano.full                 train and evaluate on drawn scenes; needs no data
+  python mars.py demo.nano.full                 train and evaluate on generated images; needs no data
   python mars.py voc.nano.full --data ~/birds --set maxEpoch=60
   python mars.py doctor voc.nano.full --data ~/birds
   python mars.py c1.nano.full.cuda@0.batch@32 --data ~/MAR20

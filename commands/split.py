@@ -44,9 +44,9 @@ _DATA_FIELDS = ("annotationFormat", "imageDir", "annotationDir", "classList", "s
 def _add_arguments(parser: Parser) -> None:
     parser.add_argument("folder", nargs="?", metavar="DIR", help="folder of the data set")
     parser.add_argument("--out", metavar="DIR", help="folder for the lists")
-    parser.add_argument("--shots", metavar="K", help="draw at least K objects of each class")
-    parser.add_argument("--share", metavar="PERCENT", help="draw this share of the images instead")
-    parser.add_argument("--seed", metavar="N", default="0", help="each seed draws other images (0)")
+    parser.add_argument("--shots", metavar="K", help="select images with at least K objects of each class")
+    parser.add_argument("--share", metavar="PERCENT", help="select this share of the images instead")
+    parser.add_argument("--seed", metavar="N", default="0", help="random seed of the selection (0)")
     parser.add_argument("--from", dest="origin", metavar="SPLIT", default="train", help="split to draw from (train)")
     parser.add_argument("--name", metavar="SPLIT", default="small", help="name of the new split (small)")
     add_settings(parser)
@@ -198,7 +198,7 @@ def _usage(folder: str, files: dict[str, Path], name: str, given: Sequence[str])
 
 
 SPLIT = Command(
-    "draw a small part of a data set's training images, and write the lists of all splits",
+    "select a small part of the training images at random, and write the lists of all splits",
     "DIR --out DIR --shots K",
     _add_arguments,
     _run,

@@ -48,7 +48,7 @@ def _as_trained(file: WeightsFile, path: Path, settings: dict[str, Any]) -> dict
                 f"--set {field}=VALUE"
             ) from error
     if values:
-        log.info("as %s was trained: %s", path.name, ", ".join(f"{field}={value}" for field, value in values.items()))
+        log.info("settings from %s: %s", path.name, ", ".join(f"{field}={value}" for field, value in values.items()))
     return values
 
 

@@ -55,7 +55,7 @@ class ModelConfig(CheckedConfig):
     )
     drawnScenes: int = declare(
         0,
-        "number of scenes with aircraft that are drawn into dataDir if they are missing; 0: none",
+        "number of images with aircraft that are generated in dataDir if they are missing; 0: none",
         checks.scenes,
         alters="data",
     )
@@ -89,12 +89,12 @@ class ModelConfig(CheckedConfig):
     )
     smallShots: int | None = declare(
         None,
-        "objects of each class in the split 'small', which is drawn from 'train'; none: the list of the data set, or "
-        "10 where it has no list",
+        "objects of each class in the split 'small', selected at random from 'train'; none: the list of the data set, "
+        "or 10 where it has no list",
         unless_none(checks.objects),
         alters="data",
     )
-    smallSeed: int = declare(0, "random seed of the split 'small' where it is drawn", checks.seed, alters="data")
+    smallSeed: int = declare(0, "random seed of the split 'small', if it is not a list", checks.seed, alters="data")
     trainSelectedClasses: tuple[str, ...] | None = declare(
         None, "train with the labels of these classes only; none: all", checks.classes
     )

@@ -104,7 +104,7 @@ def _with_classes(
     visible = select_classes(annotations, class_list, selected, mcfg.unselectedImages)
     num_without = _num_with_objects(annotations) - _num_with_objects(visible)
     log.info(
-        "%s=%s: split '%s' has %d images, %d of them with other classes only %s (unselectedImages=%s)",
+        "%s=%s: split '%s' has %d images; %d of them have only other classes and %s (unselectedImages=%s)",
         field, ",".join(selected), split, len(annotations), num_without,
         "are background" if mcfg.unselectedImages == "keep" else "are left out", mcfg.unselectedImages,
     )  # fmt: skip

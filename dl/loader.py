@@ -251,5 +251,5 @@ def _mosaic_text(mcfg: ModelConfig, mosaic_end: int) -> str:
     if num_closed:
         text += "; the last epoch runs without it" if num_closed == 1 else f"; the last {num_closed} run without it"
     if num_closed < mcfg.closeMosaic:
-        text += f" (closeMosaic={mcfg.closeMosaic}, but at most a third of all epochs)"
+        text += f" (closeMosaic={mcfg.closeMosaic}, limited to a third of all epochs)"
     return text

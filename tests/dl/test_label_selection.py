@@ -127,7 +127,7 @@ def test_a_small_split_comes_as_often_as_makes_it_about_half_and_twice_beside_ma
 def test_the_field_that_selects_is_named(student, caplog):
     with caplog.at_level("INFO", logger="mars"):
         select_labels(student(distilSelectedClasses=["dog"]), "small", SMALL)
-    said = "split 'small' has 4 images, 1 of them with other classes only are background (unselectedImages=keep)"
+    said = "split 'small' has 4 images; 1 of them have only other classes and are background (unselectedImages=keep)"
     assert caplog.messages == [f"distilSelectedClasses=dog: {said}"]
     with pytest.raises(
         UserError, match=r"^distilSelectedClasses=owl: split 'small' .* has no object of these classes; select"

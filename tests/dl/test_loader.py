@@ -219,7 +219,7 @@ def test_images_that_the_selection_leaves_without_objects_are_said(
         assert len(build_loader(mcfg, "train").dataset) == left
         build_loader(mcfg, "validation")
         build_loader(config(many), "train")
-    said = f"split 'train' has 7 images, 3 of them with other classes only {fate} (unselectedImages={unselected})"
+    said = f"split 'train' has 7 images; 3 of them have only other classes and {fate} (unselectedImages={unselected})"
     assert [line for line in caplog.messages if "Selected" in line] == [f"trainSelectedClasses=cat: {said}"]
 
 
@@ -285,9 +285,9 @@ def test_the_config_says_how_far_the_modern_augmentation_goes(many, config):
         ({"maxEpoch": 30}, "mosaic in epochs 1 to 20 of 30; the last 10 run without it"),
         (
             {"maxEpoch": 12},
-            "mosaic in epochs 1 to 8 of 12; the last 4 run without it (closeMosaic=10, but at most a third",
+            "mosaic in epochs 1 to 8 of 12; the last 4 run without it (closeMosaic=10, limited to a third",
         ),
-        ({"maxEpoch": 1}, "mosaic in epoch 1 of 1 (closeMosaic=10, but at most a third of all epochs)"),
+        ({"maxEpoch": 1}, "mosaic in epoch 1 of 1 (closeMosaic=10, limited to a third of all epochs)"),
         ({"maxEpoch": 12, "closeMosaic": 0}, "mosaic in epochs 1 to 12 of 12"),
         ({"maxEpoch": 30, "startEpoch": 9}, "mosaic in epochs 10 to 20 of 30; the last 10 run without it"),
         (
