@@ -35,7 +35,7 @@ class _Facts:
         if divisor is None and "div" not in self.base:  # reciprocal, rsqrt, a negative power
             divisor = first
         is_division = self.base in DIVIDING or (self.is_power and exponent < 0)
-        is_zero = divisor.has_zero if divisor else producer.numbers.get("other") == 0
+        is_zero = divisor.nearest_zero == 0 if divisor else producer.numbers.get("other") == 0
         self.divides_by_zero = is_division and is_zero
         self.log_limit = -1 if self.base == "log1p" else 0
         dtype = producer.outputs[0].dtype if producer.outputs else "float32"

@@ -65,10 +65,9 @@ class TensorStats(NamedTuple):
     dtype: str
     low: float
     high: float
-    nearest_zero: float  # the smallest absolute value
+    nearest_zero: float  # the smallest absolute value; 0 when an element is exactly zero
     num_nan: int
     num_inf: int
-    has_zero: bool = False  # an element that is exactly zero
 
     @property
     def num_bad(self) -> int:
@@ -109,7 +108,7 @@ def tensor_stats(role: str, value: Tensor, name: str | None = None) -> TensorSta
         return TensorStats(role, name, tuple(value.shape), dtype, math.nan, math.nan, math.nan, num_nan, num_inf)
     low, high = limits
     nearest = max(low, -high) if low > 0 or high < 0 else float(finite.abs().min())
-    return TensorStats(role, name, tuple(value.shape), dtype, low, high, nearest, num_nan, num_inf, nearest == 0)
+    return TensorStats(role, name, tuple(value.shape), dtype, low, high, nearest, num_nan, num_inf)
 
 
 def shape_text(shape: Sequence[int]) -> str:

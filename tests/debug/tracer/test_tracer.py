@@ -61,7 +61,7 @@ def test_a_normaliser_of_zero():
     assert (found.phase, found.producer.base, found.cause.name) == ("loss", "div", "zero normaliser")
     assert line_of(found) == (HERE, "assign") and line_of(found, 1)[0] == "loss.py"
     assert found.producer.tensor == "loss.normaliser"
-    assert found.producer.input("other").has_zero
+    assert found.producer.input("other").nearest_zero == 0
 
 
 def test_a_softmax_whose_logarithm_is_taken_as_in_cwd():
