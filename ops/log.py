@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -83,19 +84,25 @@ class EscapingFormatter(logging.Formatter):
 
 
 class ProgressBar:
-    """A progress bar. Call it with the number of finished items and the total."""
+    """A progress bar. Call it with the number of finished items, the total, and figures to show behind the bar.
 
-    def __init__(self, title: str, quiet: bool):
+    If the output is a file there is no bar.
+    """
+
+    def __init__(self, title: str, quiet: bool, total: int | None = None):
         from tqdm import tqdm  # imported late: a mistake in the command is then reported without delay
 
         # disable=None: no bar when the output is not a terminal
-        self.bar = tqdm(desc=escaped(title), leave=False, disable=True if quiet else None, dynamic_ncols=True)
+        disable = True if quiet else None
+        self.bar = tqdm(desc=escaped(title), total=total, leave=False, disable=disable, dynamic_ncols=True)
 
     def __enter__(self) -> "ProgressBar":
         return self
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, figures: Mapping[str, str] | None = None) -> None:
         self.bar.total = total
+        if figures:
+            self.bar.set_postfix(figures, refresh=False)
         self.bar.update(done - self.bar.n)
 
     def __exit__(self, *_: object) -> None:

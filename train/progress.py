@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 
 class EpochProgress:
@@ -61,11 +60,6 @@ def bar_text(progress: EpochProgress, parts: Sequence[str]) -> dict[str, str]:
     text = {name: f"{means[name]:.3f}" for name in parts if name in means}
     skipped = {"skipped": str(progress.bad_steps)} if progress.bad_steps else {}
     return {**text, **skipped, "img/s": f"{progress.images_per_s:.0f}"}
-
-
-def progress_bar(title: str, num_batches: int, quiet: bool) -> tqdm:
-    """The progress bar of an epoch. None if the output is a file, which gets one line per epoch."""
-    return tqdm(total=num_batches, desc=title, leave=False, disable=True if quiet else None, dynamic_ncols=True)
 
 
 def epoch_line(row: Mapping[str, Any], parts: Sequence[str], num_epochs: int, seconds_left: float) -> str:

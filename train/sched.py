@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+SHORTEST_WARM_UP = 100  # batches; epochs of a small data set have only a few, as in Ultralytics
+
 
 @runtime_checkable
 class Schedule(Protocol):
@@ -54,21 +56,21 @@ class CosineSchedule(FixedSchedule):
 
 
 class PlateauSchedule:
-    """The same warm-up; then the rate is multiplied by `factor` after `patience` epochs without a better result.
+    """The same warm-up; then the rate is divided by ten after `patience` epochs without a better result.
 
     Epochs without a validation result do not count.
     """
 
-    def __init__(self, base: float, lowest: float, max_epoch: int, patience: int = 10, factor: float = 0.1):
+    def __init__(self, base: float, lowest: float, max_epoch: int, patience: int = 10):
         self.warm = CosineSchedule(base, lowest, max_epoch)
-        self.base, self.lowest, self.patience, self.factor = base, lowest, patience, factor
+        self.base, self.lowest, self.patience = base, lowest, patience
         self.reductions, self.best, self.waited = 0, -math.inf, 0
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0, after the reductions so far."""
         if epoch <= self.warm.warmup:
             return self.warm.rate(epoch)
-        return max(self.base * self.factor**self.reductions, self.lowest)
+        return max(self.base * 0.1**self.reductions, self.lowest)
 
     def observe(self, fitness: float | None) -> None:
         """Record the validation result of the epoch that just ended; higher is better."""
@@ -115,7 +117,7 @@ class WarmUp:
     """Linear warm-up by batch: learning rate from 0 (biases from `bias_rate`), momentum, and accumulation from 1.
 
     Biases start with a high rate, because those of the class scores have to change most. `accumulate`: batches per
-    optimizer step after warm-up. It takes `epochs`, but at least `at_least` batches; 0 epochs: no warm-up.
+    optimizer step after warm-up. It takes `epochs`, but at least `SHORTEST_WARM_UP` batches; 0 epochs: no warm-up.
     """
 
     def __init__(
@@ -126,9 +128,8 @@ class WarmUp:
         first_momentum: float,
         momentum: float,
         accumulate: float = 1,
-        at_least: int = 100,
     ):
-        self.num_batches = max(round(epochs * batches_an_epoch), at_least) if epochs > 0 else 0
+        self.num_batches = max(round(epochs * batches_an_epoch), SHORTEST_WARM_UP) if epochs > 0 else 0
         self.bias_rate, self.first_momentum, self.momentum = bias_rate, first_momentum, momentum
         self.accumulate = accumulate
 

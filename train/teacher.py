@@ -23,6 +23,7 @@ from ops.nms import select_detections
 from train.distilloss import ModelOutputs
 
 _NEVER = -20.0  # logit of the classes that the teacher was not trained on: a score of 2e-9
+MOST_DETECTIONS = 100  # per image, as pseudo-labels
 SAME_OBJECT = 0.5  # a detection with at least this IoU with a label is the labelled object
 
 
@@ -101,11 +102,10 @@ class PseudoLabels:
         reg_max: int,
         strides: tuple[int, ...],
         nms_iou: float = 0.7,
-        most: int = 100,
     ):
-        """`most`: largest number of detections per image; `nms_iou` as in `ops.nms`."""
+        """`nms_iou` as in `ops.nms`."""
         self.classes, self.min_score, self.reg_max, self.strides = classes, min_score, reg_max, strides
-        self.nms_iou, self.most = nms_iou, most
+        self.nms_iou = nms_iou
 
     @torch.no_grad()
     def __call__(self, batch: Batch, raw_maps: Sequence[Tensor]) -> Batch:
@@ -131,7 +131,7 @@ class PseudoLabels:
         assert batch.labelled is not None
         student = torch.tensor(self.classes.student, device=boxes.device)
         is_missing = ~batch.labelled[row][student]
-        found = select_detections(boxes, scores * is_missing, self.min_score, self.nms_iou, self.most)
+        found = select_detections(boxes, scores * is_missing, self.min_score, self.nms_iou, MOST_DETECTIONS)
         height, width = batch.images.shape[2:]
         inside = found.boxes.clamp(min=0).minimum(found.boxes.new_tensor([width, height, width, height]))
         has_area = (inside[:, 2:] > inside[:, :2]).all(dim=1)

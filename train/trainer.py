@@ -19,6 +19,7 @@ from dl.small_objects import report_small_objects
 from eval.evaluator import Evaluator
 from eval.plots import plot_curves
 from ops.batch import Batch
+from ops.log import ProgressBar
 from ops.random_states import seed_random_states
 from runs.checkpoint import FileParts, load_checkpoint
 from runs.folder import RunFolder
@@ -30,7 +31,7 @@ from train.guard import BadStep
 from train.monitor import MOST_REWINDS
 from train.objective import DistillationObjective
 from train.opt import set_pace
-from train.progress import EpochProgress, bar_text, epoch_line, progress_bar
+from train.progress import EpochProgress, bar_text, epoch_line
 from train.setup import build_training
 from train.state import Row, TrainingState
 from train.step import StepSetup
@@ -168,8 +169,8 @@ class Trainer(TrainingState):
         """Train on the training split once. Returns the epoch's means."""
         progress = self.progress or EpochProgress()
         title = f"epoch {epoch + 1}/{self.mcfg.maxEpoch}{' frozen' if self.model.is_backbone_frozen else ''}"
-        with progress_bar(title, len(self.loader), self.quiet) as bar:
-            bar.update(progress.batches)
+        with ProgressBar(title, self.quiet, total=len(self.loader)) as bar:
+            bar(progress.batches, len(self.loader))
             # The order of the images follows from (seed, epoch) alone, so a resumed epoch skips what it has seen.
             for batch in self.loader:
                 self.stepper.guard.set_position(epoch, self.loader.next_batch - 1)
@@ -179,8 +180,7 @@ class Trainer(TrainingState):
                 values = {} if is_skipped else self.train_step(batch.to(self.device))
                 self._add(progress, values, len(batch))
                 progress.batches = self.loader.next_batch
-                bar.update()
-                bar.set_postfix(bar_text(progress, self.objective.parts), refresh=False)
+                bar(progress.batches, len(self.loader), bar_text(progress, self.objective.parts))
                 # Between two steps everything is consistent; inside a step it is not.
                 if self.interrupts.signal_name is not None:
                     self._add(progress, self.stepper.settle())
