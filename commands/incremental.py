@@ -25,9 +25,10 @@ def _add_arguments(parser: Parser) -> None:
         help="train on N small splits, each selected at random, for a mean and its interval (1)",
     )  # fmt: skip
     parser.add_argument(
-        "--methods", "--ways", metavar="NAME,NAME",
+        "--methods", metavar="NAME,NAME",
         help=f"train only these methods; there are {', '.join(ALL_METHODS)}",
     )  # fmt: skip
+    parser.add_argument("--ways", dest="methods", metavar="NAME,NAME", help=argparse.SUPPRESS)  # the earlier name
     parser.add_argument("--novel-only", action="store_true", help="the small split labels the new classes only")
 
 

@@ -334,7 +334,7 @@ RUN_OPTIONS = {"--data DIR", "--root DIR", "--name NAME", "--set FIELD=VALUE"}
         ),
         (
             "incremental", "CFGNAME [options]",
-            RUN_OPTIONS | {"--draws N", "--methods NAME,NAME, --ways NAME,NAME", "--novel-only"},
+            RUN_OPTIONS | {"--draws N", "--methods NAME,NAME", "--novel-only"},
         ),
     ],
 )  # fmt: skip

@@ -91,8 +91,8 @@ def report_text(trace: Trace, message: str = "") -> str:
         lines.append(
             "the step raised an error, and no bad value was found before it"
             if trace.error
-            else "nothing bad: every value of this step is finite; the reported value lies outside of the step, as in "
-            "the EMA, or is not reproduced here"
+            else "nothing bad: every value of this step is finite; if a value was reported, it is outside of the step, "
+            "as in the EMA, or is not reproduced here"
         )
         if trace.cause is not None:
             lines += [f"likely cause of later errors: {trace.cause.explanation}", f"how to fix it: {trace.cause.fix}"]
