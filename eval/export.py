@@ -87,13 +87,19 @@ def export(
     results; then nothing is written.
     """
     path = Path(path)
-    _check_arguments(format, path, nms)
+    if format not in SUFFIXES:
+        raise UserError(f"--format {format}: no such format; the formats are {', '.join(SUFFIXES)}")
+    if path.suffix != SUFFIXES[format]:
+        raise UserError(f"{path}: a file of format {format} must end in {SUFFIXES[format]}")
+    if nms is not None and format != "onnx":
+        raise UserError(f"--format {format}: only ONNX files can contain suppression; leave out --nms or use onnx")
+    metadata = _metadata(class_names, shape, nms, origin)
     with tempfile.TemporaryDirectory(prefix="mars-export-") as folder:
         draft = Path(folder, path.name)
         if format == "onnx":
-            export_onnx(model, shape, draft, class_names, nms, origin)
+            export_onnx(model, shape, draft, metadata, nms)
         elif format == "torch":
-            export_torch(model, shape, draft, class_names, origin)
+            export_torch(model, shape, draft, metadata)
         else:
             write_checkpoint(model, class_names, draft, shape, {"origin": origin} if origin else {})
         difference = verify(draft, model, check_images(shape), nms)
@@ -105,19 +111,13 @@ def export(
 
 
 def export_onnx(
-    model: YoloModel,
-    shape: tuple[int, int],
-    path: Path | str,
-    class_names: Sequence[str],
-    nms: NmsSettings | None = None,
-    origin: str = "",
-) -> Path:
+    model: YoloModel, shape: tuple[int, int], path: Path, metadata: dict[str, str], nms: NmsSettings | None
+) -> None:
     """Write an ONNX file that contains the weights: `images` -> `boxes` and `scores`, or with `nms` -> `detections`.
 
     `detections` is (K, 7): number of the image in the batch, x1, y1, x2, y2, score, label; image after image, highest
     score first, without padding. Those of image i are `detections[detections[:, 0] == i]`; without detections the shape
-    is (0, 7). Class names (a JSON list), input shape and origin are in the metadata. Raises `UserError` when onnx or
-    onnxscript is not installed.
+    is (0, 7). Raises `UserError` when onnx or onnxscript is not installed.
     """
     try:
         import onnx
@@ -140,17 +140,20 @@ def export_onnx(
         )
     assert program is not None
     proto = program.model_proto
-    _remove_build_details(proto)
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")  # notes of the exporter, such as the paths of our source files
+        part.ClearField("doc_string")
+    proto.ir_version, proto.producer_name, graph.name = IR_VERSION, "Mars", "yolov8"
+    proto.ClearField("producer_version")
     if nms is not None:
         append_selection(proto, nms)
-    onnx.helper.set_model_props(proto, _metadata(class_names, shape, nms, origin))
+    onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
-    return write_atomic(path, proto.SerializeToString())
+    path.write_bytes(proto.SerializeToString())
 
 
-def export_torch(
-    model: YoloModel, shape: tuple[int, int], path: Path | str, class_names: Sequence[str], origin: str = ""
-) -> Path:
+def export_torch(model: YoloModel, shape: tuple[int, int], path: Path, metadata: dict[str, str]) -> None:
     """Write a program for `torch.export.load(path).module()`: images -> (boxes, scores).
 
     Its extra file `metadata.json` contains the same metadata as the ONNX file.
@@ -166,26 +169,15 @@ def export_torch(
             node.meta.pop("stack_trace", None)  # contains the paths of our source files
         # Otherwise the example images would be stored in the file. torch 2.4 has no setter for them.
         program._example_inputs = ((torch.zeros(1).expand(2, 3, *shape),), {})
-        buffer = io.BytesIO()
-        metadata = _metadata(class_names, shape, None, origin)
+        buffer = io.BytesIO()  # with a path, the name of the draft would be stored in the file
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
-    return write_atomic(path, buffer.getvalue())
-
-
-def _check_arguments(kind: str, path: Path, nms: NmsSettings | None) -> None:
-    """Raise `UserError` for arguments that do not fit together."""
-    if kind not in SUFFIXES:
-        raise UserError(f"--format {kind}: no such format; the formats are {', '.join(SUFFIXES)}")
-    if path.suffix != SUFFIXES[kind]:
-        raise UserError(f"{path}: a file of format {kind} must end in {SUFFIXES[kind]}")
-    if nms is not None and kind != "onnx":
-        raise UserError(f"--format {kind}: only ONNX files can contain suppression; leave out --nms or use onnx")
+    path.write_bytes(buffer.getvalue())
 
 
 def _metadata(
     class_names: Sequence[str], shape: tuple[int, int], nms: NmsSettings | None, origin: str
 ) -> dict[str, str]:
-    """The metadata of a file; lists and numbers as JSON."""
+    """The metadata of ONNX and torch.export files: class names, input shape, origin. Lists and numbers as JSON."""
     values = {
         "producer": "Mars",
         "task": "detect",
@@ -196,16 +188,6 @@ def _metadata(
     }
     values |= {"origin": origin} if origin else {}
     return values | ({name: json.dumps(value) for name, value in nms._asdict().items()} if nms else {})
-
-
-def _remove_build_details(proto: Any) -> None:
-    """Remove the notes of the exporter, such as the paths of our source files, and set producer and version."""
-    graph = proto.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    proto.ir_version, proto.producer_name, graph.name = IR_VERSION, "Mars", "yolov8"
-    proto.ClearField("producer_version")
 
 
 def _notes(

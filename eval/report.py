@@ -18,21 +18,41 @@ _STYLES = {
 }
 _HEADINGS = ("class", "group", "objects", "AP50", "AP50-95")
 
-_Row = tuple[str, str, str, str, str]
-
 
 def ap_table(result: EvalResult) -> str:
     """Aligned plain text, without a newline at the end. A class or group without ground truth shows a dash."""
-    classes, summary = _class_rows(result), _summary_rows(result)
+    base, groups = result.base_names or (), result.groups
+    classes = [_row(name, "base" if name in base else "novel", *ap) for name, ap in result.ap.per_class.items()]
+    num_objects = sum(ap.n_gt for ap in result.ap.per_class.values())
+    summary = [_row("all classes", "", result.map50, result.map50_95, num_objects)]
+    if groups is not None:
+        by_group = [
+            _row(f"{name} classes", "", group.ap50, group.ap50_95, group.n_gt)
+            for name, group in (("base", groups.base), ("novel", groups.novel))
+        ]
+        summary = [*by_group, *summary, _row("harmonic mean", "", *groups.harmonic)]
     rows = [_HEADINGS, *classes, *summary]
-    lines = align_columns(rows if result.groups else [(name, *figures) for name, _, *figures in rows])
+    lines = align_columns(rows if groups else [(name, *figures) for name, _, *figures in rows])
     head, body, last = lines[0], lines[1 : 1 + len(classes)], lines[1 + len(classes) :]
     rule = "-" * display_width(head)
     weights = f", weights {result.weights}" if result.weights else ""
     title = f"Average precision on '{result.split}' ({_STYLES[result.ap_style]}){weights}"
     noun = "image" if result.images_expected == 1 else "images"
-    images = f"{result.images_evaluated} of {result.images_expected} {noun} evaluated"
-    return "\n".join([title, head, rule, *body, rule, *last, *_notes(result), images, *_confusion_lines(result)])
+    lines = [title, head, rule, *body, rule, *last, *_notes(result)]
+    lines.append(f"{result.images_evaluated} of {result.images_expected} {noun} evaluated")
+    if (confusion := result.confusion) is not None:
+        thresholds = f"score >= {confusion.score_threshold:g}, IoU >= {confusion.min_iou:g}"
+        lines.append(f"Confusion of the groups (detections with {thresholds}):")
+        lines.append(_counts_line(confusion.novel, "novel", "base"))
+        lines.append(_counts_line(confusion.base, "base", "novel"))
+    return "\n".join(lines)
+
+
+def _row(
+    name: str, group: str, ap50: float | None, ap50_95: float | None, n_gt: int | None = None
+) -> tuple[str, str, str, str, str]:
+    ap50_text, ap50_95_text = ("-" if value is None else f"{value:.4f}" for value in (ap50, ap50_95))
+    return name, group, "" if n_gt is None else str(n_gt), ap50_text, ap50_95_text
 
 
 def reason_without_ap(split: str, annotations: Sequence[Annotation]) -> str:
@@ -57,41 +77,6 @@ def _notes(result: EvalResult) -> list[str]:
     return notes
 
 
-def _class_rows(result: EvalResult) -> list[_Row]:
-    base = result.base_names or ()
-    return [
-        (name, "base" if name in base else "novel", str(ap.n_gt), _figure(ap.ap50), _figure(ap.ap50_95))
-        for name, ap in result.ap.per_class.items()
-    ]
-
-
-def _summary_rows(result: EvalResult) -> list[_Row]:
-    total = sum(ap.n_gt for ap in result.ap.per_class.values())
-    overall = ("all classes", "", str(total), _figure(result.map50), _figure(result.map50_95))
-    groups = result.groups
-    if groups is None:
-        return [overall]
-    base, novel = (
-        (f"{name} classes", "", str(group.n_gt), _figure(group.ap50), _figure(group.ap50_95))
-        for name, group in (("base", groups.base), ("novel", groups.novel))
-    )
-    harmonic = ("harmonic mean", "", "", _figure(groups.harmonic.ap50), _figure(groups.harmonic.ap50_95))
-    return [base, novel, overall, harmonic]
-
-
-def _confusion_lines(result: EvalResult) -> list[str]:
-    """As what the objects of each group were found; no line without groups."""
-    confusion = result.confusion
-    if confusion is None:
-        return []
-    thresholds = f"score >= {confusion.score_threshold:g}, IoU >= {confusion.min_iou:g}"
-    return [
-        f"Confusion of the groups (detections with {thresholds}):",
-        _counts_line(confusion.novel, "novel", "base"),
-        _counts_line(confusion.base, "base", "novel"),
-    ]
-
-
 def _counts_line(counts: ConfusionCounts, group: str, other_group: str) -> str:
     if counts.n_gt == 0:
         return f"  no {group} objects"
@@ -100,7 +85,3 @@ def _counts_line(counts: ConfusionCounts, group: str, other_group: str) -> str:
         f"{counts.as_same_group} as another {group} class, {counts.as_other_group} as a {other_group} class, "
         f"{counts.missed} missed"
     )
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

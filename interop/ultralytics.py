@@ -81,20 +81,11 @@ def write_checkpoint(
     input_shape: tuple[int, int],
     about: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the result of `checkpoint_bytes` to `path`, atomically. Returns the path."""
-    return write_atomic(path, checkpoint_bytes(model, class_names, input_shape, about))
+    """Write a `.pt` file that `ultralytics.YOLO(path)` can load, evaluate and train: our weights in its network.
 
-
-def checkpoint_bytes(
-    model: YoloModel,
-    class_names: Sequence[str],
-    input_shape: tuple[int, int],
-    about: Mapping[str, str] | None = None,
-) -> bytes:
-    """A `.pt` file that `ultralytics.YOLO(path)` can load, evaluate and train: our weights in its network, float32.
-
-    `input_shape`: height and width of the network input, stored as `imgsz`. `about`: more entries for the file, such as
-    the origin of the weights. `model` does not change. Raises `UserError` when ultralytics is not installed.
+    The weights are float32. `input_shape`: height and width of the network input, stored as `imgsz`. `about`: more
+    entries for the file, such as the origin of the weights. `model` does not change. The file is written atomically.
+    Returns the path. Raises `UserError` when ultralytics is not installed.
     """
     assert len(class_names) == model.num_classes, "one name per class"
     height, width = input_shape
@@ -110,7 +101,7 @@ def checkpoint_bytes(
     content |= {"train_args": args, "version": version, "license": LICENCE}
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    return buffer.getvalue()
+    return write_atomic(path, buffer.getvalue())
 
 
 @torch.no_grad()
