@@ -149,7 +149,7 @@ def test_coco(read, content):
     def whole(path):
         looks_like_coco(path)
         read_coco_anew = read_coco.__globals__["_read"].__wrapped__  # the reader remembers files by their time
-        file = read_coco_anew(path, 0, 0)
+        file = read_coco_anew(path, (0, 0))
         return [file.annotation_of(name) for name in file.file_names]
 
     read(whole, "c.json", content)
