@@ -110,9 +110,7 @@ def check_data(
     is_strict = mcfg.badFiles == "stop"
     errors = [*_split_errors(data, keys, pairs), *(file_errors if is_strict else ()), *_content_errors(data)]
     if errors:
-        way_out = "; badFiles=skip leaves out and counts images with errors" if is_strict and file_errors else ""
-        several = [f"the data set has {len(errors)} errors{way_out}:", *listed(errors)]
-        raise UserError("\n".join(several) if len(errors) > 1 else errors[0] + way_out)
+        raise _error_of(errors, can_skip=is_strict and bool(file_errors))
     pixel_max = mcfg.pixelMax or _pixel_max(data)
     digests = {name: image.info.digest for name, image in images.items() if image.annotation and image.info}
     copies = _copies_to_report(find_copies(source, pairs, digests, verified), data)
@@ -139,6 +137,14 @@ def check_data(
     }
     expected = {name: len(ids[key]) for name, key in keys.items() if key is not None}
     return CheckedData(splits, expected, report, source, pixel_max)
+
+
+def _error_of(errors: Sequence[str], can_skip: bool) -> UserError:
+    """One error message: a single error, or a list of them."""
+    way_out = "; badFiles=skip leaves out and counts images with errors" if can_skip else ""
+    if len(errors) == 1:
+        return UserError(errors[0] + way_out)
+    return UserError("\n".join([f"the data set has {len(errors)} errors{way_out}:", *listed(errors)]))
 
 
 def _examine(source: DataSource, image_id: str, verified: VerifiedImages) -> _ExaminedImage:

@@ -34,7 +34,8 @@ def select_labels(
     With replayed images, the images of the split are repeated, see `num_repeats`. `replay_from`: the images from which
     replayed images are chosen, except images of the split itself. Raises `UserError` if there is no object to train on.
     """
-    field = _selection_field(mcfg)
+    is_student = mcfg.modelName == "distillation" and mcfg.distilSelectedClasses is not None
+    field = "distilSelectedClasses" if is_student else "trainSelectedClasses"
     selected = getattr(mcfg, field)
     visible = annotations if selected is None else _with_classes(mcfg, split, annotations, field, selected)
     if not _num_with_objects(visible):
@@ -89,12 +90,6 @@ def select_classes(
 
 def _class_list(mcfg: ModelConfig) -> tuple[str, ...]:
     return mcfg.classList if isinstance(mcfg.classList, tuple) else locate(mcfg).class_list
-
-
-def _selection_field(mcfg: ModelConfig) -> str:
-    """The config field with the classes whose labels training uses; its value None means all classes."""
-    is_student = mcfg.modelName == "distillation" and mcfg.distilSelectedClasses is not None
-    return "distilSelectedClasses" if is_student else "trainSelectedClasses"
 
 
 def _with_classes(

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from config.errors import UserError
@@ -44,18 +43,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
         count = len(sample.labels)
         boxes[row, :count], labels[row, :count], valid[row, :count] = sample.boxes, sample.labels, True
     tensors = [torch.from_numpy(array) for array in (images, boxes, labels, valid)]
-    ids, letterboxes = tuple(sample.image_id for sample in samples), tuple(sample.letterbox for sample in samples)
-    return Batch(*tensors, image_ids=ids, letterboxes=letterboxes, labelled=_labelled(samples))
-
-
-def _labelled(samples: Sequence[Sample]) -> Tensor | None:
-    """The classes that are labelled on each image, (B, C) bool; None if all are, which is the usual case."""
     masks = [sample.labelled for sample in samples if sample.labelled is not None]
-    if not masks:
-        return None
-    all_classes = np.ones_like(masks[0])
-    rows = [all_classes if sample.labelled is None else sample.labelled for sample in samples]
-    return torch.from_numpy(np.stack(rows))
+    labelled = None  # the usual case: every class is labelled on every image
+    if masks:
+        every_class = np.ones_like(masks[0])
+        rows = [every_class if sample.labelled is None else sample.labelled for sample in samples]
+        labelled = torch.from_numpy(np.stack(rows))  # (B, C)
+    ids, letterboxes = tuple(sample.image_id for sample in samples), tuple(sample.letterbox for sample in samples)
+    return Batch(*tensors, image_ids=ids, letterboxes=letterboxes, labelled=labelled)
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
@@ -138,22 +133,18 @@ class BatchLoader:
         self.next_batch = self._first_batch
         for batch, errors in self._workers.items(self._first_batch):
             self.next_batch += 1
-            if errors:
-                self._handle_errors(errors)
+            if errors and not self.skip_bad:
+                self.close()
+                raise UserError(next(iter(errors.values())))
+            for image_id, error in errors.items():
+                if image_id not in self.skipped:
+                    self.skipped[image_id] = error
+                    log.warning("image skipped from now on (badFiles=skip): %s", error)
             if batch is not None:
                 num_batches += 1
                 yield batch
         if not num_batches and self.skipped and self._first_batch == 0:
             raise UserError(f"all images have become unreadable, e.g. {next(iter(self.skipped.values()))}")
-
-    def _handle_errors(self, errors: dict[str, str]) -> None:
-        if not self.skip_bad:
-            self.close()
-            raise UserError(next(iter(errors.values())))
-        for image_id, error in errors.items():
-            if image_id not in self.skipped:
-                self.skipped[image_id] = error
-                log.warning("image skipped from now on (badFiles=skip): %s", error)
 
 
 class _LoadedBatch(NamedTuple):

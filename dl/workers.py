@@ -78,7 +78,13 @@ class Workers:
                 item = self.source.__getitems__(item_keys)
                 yield item.pin_memory() if self.pin_memory else item
             return
-        self._begin()
+        self._deaths = 0
+        self._iteration += 1
+        for _ in range(self.num_workers - len(self._workers)):
+            self._workers.append(self._new_worker())
+        for place, worker in enumerate(self._workers):
+            while worker.pending:  # discard the items that an unfinished epoch had requested
+                self._receive(place)
         iteration, ahead = self._iteration, _AHEAD * self.num_workers
         for number in range(first, min(first + ahead, len(keys))):
             self._worker_of(number).request(number, keys[number])
@@ -96,16 +102,6 @@ class Workers:
             worker.end()
         self._workers = []
         self._iteration += 1
-
-    def _begin(self) -> None:
-        """Start missing processes, and discard the items that an unfinished epoch had requested."""
-        self._deaths = 0
-        self._iteration += 1
-        for _ in range(self.num_workers - len(self._workers)):
-            self._workers.append(self._new_worker())
-        for place, worker in enumerate(self._workers):
-            while worker.pending:
-                self._receive(place)
 
     def _receive(self, number: int) -> Any:
         while True:

@@ -178,7 +178,7 @@ MUTATIONS = {
         ),
         (
             "labels selected as for a teacher", "dl/label_selection.py",
-            'return "distilSelectedClasses" if is_student else', 'return "trainSelectedClasses" if is_student else',
+            'field = "distilSelectedClasses" if is_student else', 'field = "trainSelectedClasses" if is_student else',
             "tests/dl/test_label_selection.py::test_a_student_has_a_selection_of_its_own",
         ),
         (

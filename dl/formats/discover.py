@@ -48,7 +48,7 @@ def locate(mcfg: ModelConfig) -> DataSource:
     if base and not (image_dir or annotation_dir):
         base, name = _find_home(base, mcfg.annotationFormat, notes)
     else:
-        name = _explicit_format(mcfg.annotationFormat, annotation_dir or base)
+        name = mcfg.annotationFormat if mcfg.annotationFormat != "auto" else _guess_format(annotation_dir or base)
     assert not isinstance(mcfg.classList, str), "load_config replaces the file of a class list by its names"
     class_list = check_class_list(mcfg.classList, "classList") if mcfg.classList else None
     request = SplitRequest.from_config(mcfg)
@@ -81,14 +81,11 @@ def _existing_folder(text: str, field_name: str) -> Path:
     return path
 
 
-def _explicit_format(requested: str, folder: Path | None) -> str:
+def _guess_format(folder: Path | None) -> str:
     """The format of the annotations in a folder that the config names."""
-    if requested != "auto":
-        return requested
     if folder is None or has_file(folder, XML_SUFFIXES):
         return "voc"
-    found = _formats_in(folder, requested)
-    if found:
+    if found := _formats_in(folder, "auto"):
         return found[0]
     has_labels = any(has_file(place, LABEL_SUFFIXES) for place in [folder, *subfolders(folder).values()])
     return "yolo" if has_labels else "voc"

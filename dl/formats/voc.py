@@ -49,7 +49,7 @@ from dl.formats.lists import (
     tree_splits,
     unused_images_note,
 )
-from dl.formats.pairing import ANNOTATION_FOLDERS, IMAGE_FOLDERS, ImageTree, Pairs, count_annotated, pair
+from dl.formats.pairing import ANNOTATION_FOLDERS, IMAGE_FOLDERS, ImageTree, count_annotated, pair
 from dl.formats.source import DataSource, PairedReader, Search, Size, check_class_list, unused_annotations_warning
 from dl.splits import canonical_name
 from ops.text import counted, shown
@@ -265,7 +265,13 @@ def find_voc(search: Search) -> DataSource:
     images, xml_files = walk_files(image_dir, IMAGE_SUFFIXES), walk_files(annotation_dir, XML_SUFFIXES)
     if not images and not xml_files:
         raise UserError(f"{image_dir} has no images, and {annotation_dir} has no xml files")
-    if _are_in_folders(pair(images, xml_files), reader):
+    annotation_of = pair(images, xml_files).annotation_of
+    in_folders = {image: xml for image, xml in annotation_of.items() if "/" in image or "/" in xml}
+    if reader.images.keys() & reader.annotations.keys():
+        is_tree = bool(folder_splits(in_folders) or folder_splits(in_folders.values()))
+    else:  # no pair is outside of folders, so folders of any name may be meant
+        is_tree = bool(annotation_of) or not reader.images
+    if is_tree:
         return _find_in_tree(search, image_dir, annotation_dir)
     below = [path for path in images if "/" in path]
     if below and not is_explicit:
@@ -273,14 +279,6 @@ def find_voc(search: Search) -> DataSource:
     splits = _stem_splits(search, reader)
     classes = _classes(search, annotation_dir, (path for paths in reader.annotations.values() for path in paths))
     return DataSource(image_dir, annotation_dir, classes, splits, reader, notes)
-
-
-def _are_in_folders(pairs: Pairs, reader: VocFolder) -> bool:
-    """Whether pairs of image and xml are in folders of splits; or in any folders, if no pair is outside of folders."""
-    if not reader.images.keys() & reader.annotations.keys():
-        return bool(pairs.annotation_of) or not reader.images
-    in_folders = {image: xml for image, xml in pairs.annotation_of.items() if "/" in image or "/" in xml}
-    return bool(folder_splits(in_folders) or folder_splits(in_folders.values()))
 
 
 def _find_in_tree(search: Search, image_dir: Path, annotation_dir: Path) -> DataSource:
