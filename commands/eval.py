@@ -15,6 +15,7 @@ from ops.log import RESULT, ProgressBar, log_to_file
 if TYPE_CHECKING:
     from dl.check import CheckedData
     from dl.formats.source import DataSource
+    from model.weightsfile import WeightsFile
 
 log = logging.getLogger("mars")
 
@@ -29,9 +30,9 @@ def _run(args: argparse.Namespace) -> int:
     mcfg = load(args, args.settings)
     from commands.weights import as_trained, weights_of
 
-    settings = {**as_trained(weights_of(mcfg, args.weights), args.settings), **args.settings}
-    mcfg = find_data(args, mcfg, settings)
-    evaluate(mcfg, args.split or mcfg.testSplitName, args.weights, args.quiet)
+    weights = weights_of(mcfg, args.weights)
+    mcfg = find_data(args, mcfg, {**as_trained(weights, args.settings), **args.settings})
+    evaluate(mcfg, args.split or mcfg.testSplitName, weights, args.quiet, is_own=not args.weights)
     return 0
 
 
@@ -39,32 +40,41 @@ EVAL = Command("evaluate a run on a split of its data set", "CFGNAME", _add_argu
 
 
 def evaluate(
-    mcfg: ModelConfig, split: str, weights: str | None, quiet: bool, data: "CheckedData | None" = None
+    mcfg: ModelConfig,
+    split: str,
+    weights: "WeightsFile",
+    quiet: bool,
+    data: "CheckedData | None" = None,
+    is_own: bool = True,
 ) -> None:
-    """Evaluate a split with the run's weights (or those in the file `weights`): table, metrics.json and pictures."""
-    from commands.weights import refuse_other_splits, trained_model, weights_of
+    """Evaluate a split: print a table, and write metrics.json and painted images.
+
+    `data`: if it is checked already; `is_own`: the weights are those of the run, which must not have been trained on
+    this split.
+    """
+    from commands.weights import refuse_other_splits, trained_model
     from eval.evaluator import Evaluator
     from eval.painter import refuse_overwriting_pictures, remove_painted
     from eval.report import ap_table
-    from model.weightsfile import read_weights
     from runs.folder import EVAL_FILES, METRICS, PICTURES, RunFolder
 
-    folder, path = RunFolder.of(mcfg), weights_of(mcfg, weights)
+    folder = RunFolder.of(mcfg)
     if data is None:
         if mcfg.pixelMax is None:
-            mcfg = mcfg.with_values(pixelMax=(read_weights(path).config or {}).get("pixelMax"))
+            mcfg = mcfg.with_values(pixelMax=(weights.config or {}).get("pixelMax"))
         data = check(mcfg, [split], folder.data_check, quiet)
-        if weights is None:
-            refuse_other_splits(mcfg, path, data)
+        if is_own:
+            refuse_other_splits(mcfg, weights, data)
         log_to_file(folder.log)
         log_report(data.report)
     place = folder.eval_folder(split)
     if mcfg.paintImages:
         ids = [annotation.image_id for annotation in data.splits[split]]
         refuse_overwriting_pictures(place / PICTURES, ids, ", or leave pictures out with --set paintImages=no")
-    model = trained_model(mcfg, path)
+    model = trained_model(mcfg, weights)
     evaluator = Evaluator(mcfg)
-    name = str(path.relative_to(folder.path)) if path.is_relative_to(folder.path) else str(path)
+    path = weights.path
+    name = str(path.relative_to(folder.path) if path.is_relative_to(folder.path) else path)
     with ProgressBar(f"evaluating {split}", quiet) as bar:
         result = evaluator.evaluate(model, split, data.splits[split], name, bar, data.expected[split])
     result = replace(result, test_is_validation=_is_validation(mcfg, split, data.source))

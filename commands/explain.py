@@ -52,10 +52,10 @@ def _run(args: argparse.Namespace) -> int:
     from runs.folder import RunFolder
     from train.loss import DetectionLoss
 
-    path = weights_of(mcfg, args.weights)
-    mcfg = find_data(args, mcfg, {**as_trained(path, args.settings), **args.settings})
+    weights = weights_of(mcfg, args.weights)
+    mcfg = find_data(args, mcfg, {**as_trained(weights, args.settings), **args.settings})
     split, annotation = find_image(mcfg, args.image)
-    model = trained_model(mcfg, path)
+    model = trained_model(mcfg, weights)
     dataset = DetectionDataset([annotation], mcfg.inputShape)
     names = tuple(mcfg.classList or ())
     explanation = explain(
@@ -69,7 +69,8 @@ def _run(args: argparse.Namespace) -> int:
     image = FileImages().read(annotation)
     folder = RunFolder.of(mcfg).path / FOLDER
     picture = folder / file_names([annotation.image_id])[annotation.image_id]
-    text = f"{annotation.image_id} of '{split}', with {path}:\n{object_table(explanation, names, model.strides)}\n"
+    table = object_table(explanation, names, model.strides)
+    text = f"{annotation.image_id} of '{split}', with {weights.path}:\n{table}\n"
     write_jpeg(picture, paint_explanation(image, explanation, annotation, names))
     write_atomic(picture.with_suffix(".txt"), text)
     log.log(RESULT, "%sdrawn in %s", text, picture)

@@ -33,7 +33,7 @@ def _check(args: argparse.Namespace) -> None:
         given = f"--format {args.format}: no such format{nearest(args.format, FORMATS)}; " if args.format else ""
         raise UserError(f"{given}export: --format is missing; add --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if args.nms and args.format != "onnx":
-        raise UserError(f"--nms: only --format onnx can hold it; leave it out, or take onnx instead of {args.format}")
+        raise UserError(f"--nms: works only with --format onnx; leave it out, or use onnx instead of {args.format}")
     check_weights(args)
     check_out_file(args.out)
     if args.out and Path(absolute(args.out)).exists():
@@ -48,17 +48,19 @@ def _run(args: argparse.Namespace) -> int:
     from runs.folder import RunFolder
     from runs.provenance import file_origin, origin_text
 
-    path = weights_of(mcfg, args.weights)
-    if args.weights and not args.out and not path.is_relative_to(mcfg.run_dir):
-        raise UserError(f"{path}: is not of {mcfg.run_dir}; --out FILE says where the result belongs")
+    weights = weights_of(mcfg, args.weights)
     if not args.out:
+        if args.weights and not weights.path.is_relative_to(mcfg.run_dir):
+            raise UserError(
+                f"{weights.path}: does not belong to {mcfg.run_dir}; name the file to write with --out FILE"
+            )
         RunFolder.of(mcfg).check_is_run_folder()
-    mcfg = with_classes_of(path, mcfg, args.settings)
-    model = trained_model(mcfg, path).cpu()
+    mcfg = with_classes_of(weights, mcfg, args.settings)
+    model = trained_model(mcfg, weights).cpu()
     default = mcfg.run_dir / "export" / f"{mcfg.runName}{SUFFIXES[args.format]}"
     target = Path(absolute(args.out)) if args.out else default
     nms = NmsSettings(mcfg.scoreThreshold, mcfg.nmsIou, mcfg.maxDetections) if args.nms else None
-    origin = origin_text(file_origin(path), with_paths=False)
+    origin = origin_text(file_origin(weights.path), with_paths=False)
     report = export(model, args.format, target, tuple(mcfg.classList or ()), mcfg.inputShape, nms, origin)
     log.log(RESULT, "%s", report)
     return 0

@@ -35,14 +35,14 @@ def _add_arguments(parser: Parser) -> None:
 def _check(args: argparse.Namespace) -> None:
     check = both(positive, at_most(MOST_DRAWS, "each is a training for every method"))
     args.draws = number("--draws", args.draws, int, check)
+    args.cfgname = args.cfgname or DEFAULT_CFGNAME.rpartition(".")[0]  # without its tag: each run adds its own
     wanted_methods(args.methods, args.novel_only)
 
 
 def _run(args: argparse.Namespace) -> int:
     """Train what is not trained yet, evaluate, and write table, figures and plot into `ROOT/NAME.incremental`."""
     # Mistakes in the CFGNAME and in settings are reported before torch is imported.
-    stage = argparse.Namespace(**{**vars(args), "cfgname": args.cfgname or DEFAULT_CFGNAME.rpartition(".")[0]})
-    load(stage, {**args.settings, "replayImages": 0})
+    load(args, {**args.settings, "replayImages": 0})
     from commands.study import Study
 
     study = Study(args, args.settings)
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     runs = {name: [study.learn(name, draw) for draw in study.draws_of(name)] for name in study.wanted}
     log.log(RESULT, "\n%s", study.write(runs))
     if study.cut_short:
-        log.log(RESULT, "\n%s\n%s", "\n".join(study.cut_short), study.how_to_continue(args.words))
+        log.log(RESULT, "\n%s\n%s", "\n".join(study.cut_short), study.how_to_continue())
     return 0
 
 

@@ -29,10 +29,11 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
 
     `novel_only`: the classes that the small split labels; empty: all of them.
     """
-    labels = {"trainSelectedClasses": tuple(novel_only), "distilSelectedClasses": tuple(novel_only)}
-    no_replay = {"replayImages": 0, **(labels if novel_only else {})}
-    replay = {"replayImages": replayed, **(labels if novel_only else {})}
-    masked, background = ({"unlabelledClasses": word} if novel_only else {} for word in ("mask", "background"))
+    labels, masked, background = {}, {}, {}
+    if novel_only:
+        labels = {"trainSelectedClasses": tuple(novel_only), "distilSelectedClasses": tuple(novel_only)}
+        masked, background = {"unlabelledClasses": "mask"}, {"unlabelledClasses": "background"}
+    no_replay, replay = {"replayImages": 0, **labels}, {"replayImages": replayed, **labels}
     methods = {
         "finetune": Plan(
             "trained on the small split, from the teacher's weights", {**_NO_TEACHER, **no_replay, **background}
@@ -69,5 +70,5 @@ def wanted_methods(text: str | None, novel_only: bool) -> list[str]:
     for name in names:
         if name not in known:
             fault = "only with --novel-only" if name in ALL_METHODS else f"no such method{nearest(name, known)}"
-            raise UserError(f"--methods {name}: {fault}; there are {', '.join(known)}")
+            raise UserError(f"--methods {name}: {fault}; the methods are {', '.join(known)}")
     return names

@@ -4,8 +4,10 @@ import argparse
 import logging
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from commands.options import (
     PROGRAM,
@@ -68,16 +70,16 @@ def _run(args: argparse.Namespace) -> int:
     from ops.device import usable_cores
     from runs.folder import RunFolder
 
-    path = weights_of(mcfg, args.weights)
+    weights = weights_of(mcfg, args.weights)
     out = Path(absolute(args.out)) if args.out else None
     earlier = mcfg.run_dir / "predict"
     files = find_images(args.paths, out / PAINTED if out else earlier)
-    _refuse_place(mcfg, path, args.data, out)
+    _refuse_place(mcfg, weights.config or {}, args.data, out)
     paint_conf = mcfg.paintConf if args.settings.get("paintImages", True) else None
     if out:
         refuse_overwriting_files(out, files, paints=paint_conf is not None)
-    mcfg = with_classes_of(path, mcfg, args.settings)
-    predictor = Predictor.from_config(mcfg, trained_model(mcfg, path))
+    mcfg = with_classes_of(weights, mcfg, args.settings)
+    predictor = Predictor.from_config(mcfg, trained_model(mcfg, weights))
     num_threads = max(1, min(8, usable_cores()) if mcfg.dcore is None else mcfg.dcore)
     job = PredictJob(
         mcfg.inputShape, tuple(mcfg.classList or ()), mcfg.batchSize, num_threads, paint_conf, mcfg.pixelMax
@@ -96,13 +98,14 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_place(mcfg: ModelConfig, weights: Path, data: str | None, out: Path | None) -> None:
-    """Raise `UserError` when painted copies would lie where training images are read, or among other files."""
-    from model.weightsfile import read_weights
+def _refuse_place(mcfg: ModelConfig, trained_with: Mapping[str, Any], data: str | None, out: Path | None) -> None:
+    """Raise `UserError` when painted copies would lie where training images are read, or among other files.
+
+    `trained_with`: the config in the weights file.
+    """
     from runs.folder import RunFolder
 
-    config = read_weights(weights).config or {}
-    folders = [data, config.get("dataDir"), *image_folders(config)]
+    folders = [data, trained_with.get("dataDir"), *image_folders(trained_with)]
     if out is None:
         RunFolder.of(mcfg).check_is_run_folder()
         refuse_run_in_data(mcfg, folders, ", or give a folder outside of it with --out")

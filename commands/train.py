@@ -18,24 +18,18 @@ def _add_arguments(parser: Parser) -> None:
     )
 
 
-def _train(args: argparse.Namespace) -> int:
-    return _run(args, evaluates=False)
-
-
-def _pipe(args: argparse.Namespace) -> int:
-    return _run(args, evaluates=True)
-
-
-def _run(args: argparse.Namespace, evaluates: bool) -> int:
+def _run(args: argparse.Namespace) -> int:
+    evaluates = args.command == "pipe"
     mcfg = find_data(args, load(args, args.settings), args.settings)
     from commands.training import report_cut_short, train
+    from commands.weights import weights_of
 
     data = train(mcfg, args.quiet, also=(mcfg.testSplitName,) if evaluates else (), trace=args.trace)
     if evaluates:
-        evaluate(mcfg, mcfg.testSplitName, None, args.quiet, data)
-    report_cut_short(mcfg, args, args.words)
+        evaluate(mcfg, mcfg.testSplitName, weights_of(mcfg), args.quiet, data)
+    report_cut_short(mcfg, args)
     return 0
 
 
-TRAIN = Command("train, or continue a run that was stopped or gets more epochs", "CFGNAME", _add_arguments, _train)
-PIPE = Command("train, then evaluate and paint the test split; the default command", "CFGNAME", _add_arguments, _pipe)
+TRAIN = Command("train, or continue a run that was stopped or gets more epochs", "CFGNAME", _add_arguments, _run)
+PIPE = Command("train, then evaluate and paint the test split; the default command", "CFGNAME", _add_arguments, _run)

@@ -45,7 +45,13 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
         mcfg = with_pixel_max(mcfg, None if is_fresh else folder.saved_config())
         data = check(mcfg, list(names), None if mcfg.nobuf else folder.data_check, quiet)
         log_report(data.report)
-        _warn_without_figures(mcfg, data)
+        validation = mcfg.validationSplitName
+        # Before hours are spent: without a validation AP no epoch is the best.
+        if mcfg.epochValidation and (reason := reason_without_ap(validation, data.splits[validation])):
+            log.warning(
+                "%s; so there is no validation AP, no best weights can be chosen, and the last weights are evaluated; "
+                "--set validationSplitName=NAME names another split", reason,
+            )  # fmt: skip
         # All checks come before this line, so that an error leaves an older run where it is.
         trainer = Trainer(mcfg, data, quiet, report_bad_step, report_first_step if trace else None)
         lock.hold()  # again, because the folder may have been moved
@@ -56,16 +62,6 @@ def train(mcfg: ModelConfig, quiet: bool, also: Sequence[str] = (), trace: bool 
             log.info("the older run is kept in %s", aside)
         trainer.run()
     return data
-
-
-def _warn_without_figures(mcfg: ModelConfig, data: CheckedData) -> None:
-    """Warn before hours are spent: without a validation AP no epoch is the best."""
-    name = mcfg.validationSplitName
-    if mcfg.epochValidation and (reason := reason_without_ap(name, data.splits[name])):
-        log.warning(
-            "%s; so there is no validation AP, no best weights can be chosen, and the last weights are evaluated; "
-            "--set validationSplitName=NAME names another split", reason,
-        )  # fmt: skip
 
 
 @contextmanager
@@ -79,10 +75,10 @@ def _explained_interrupt() -> Iterator[None]:
         ) from None
 
 
-def report_cut_short(mcfg: ModelConfig, args: Namespace, arguments: Sequence[str]) -> None:
+def report_cut_short(mcfg: ModelConfig, args: Namespace) -> None:
     """Log as the last line that trainMinutes left out epochs, and the command that trains them; else log nothing."""
     if text := cut_short(mcfg):
-        log.log(RESULT, "%s; continue with: %s", text, command_to_continue(mcfg, args, arguments))
+        log.log(RESULT, "%s; continue with: %s", text, command_to_continue(mcfg, args))
 
 
 def cut_short(mcfg: ModelConfig) -> str | None:
@@ -97,28 +93,22 @@ def cut_short(mcfg: ModelConfig) -> str | None:
     return verdict(trained["maxEpoch"] - mcfg.startEpoch, mcfg.maxEpoch - mcfg.startEpoch)
 
 
-def command_to_continue(mcfg: ModelConfig, args: Namespace, arguments: Sequence[str], name: str | None = None) -> str:
+def command_to_continue(mcfg: ModelConfig, args: Namespace, name: str | None = None) -> str:
     """The user's own command for a shell in this folder, without a time limit and without --nobuf.
 
-    `name`: a new --name, which replaces the one in `arguments`.
+    `name`: a new --name, which replaces the user's.
     """
-    words = [word for word in arguments if word not in ("--nobuf", "-nobuf")]
+    words = [word for word in args.words if word not in ("--nobuf", "-nobuf")]
     if args.cfgname is None:
         words.append(DEFAULT_CFGNAME)
     if args.root is None and "MARS_ROOT" in os.environ:  # the variable may be set for this command only
         words += ["--root", mcfg.root]
     if name is not None:
         words += ["--name", name]  # the last --name counts
-    program = [_from_here(Path(sys.executable)), _from_here(CODE_DIR / "mars.py")]
-    return shlex.join([*program, *words, "--set", *_sets_nobuf(args), "trainMinutes=none"])
-
-
-def _sets_nobuf(args: Namespace) -> list[str]:
-    """The setting against nobuf where the recipe or --set, not only the option, sets it: else the run is renamed."""
-    without_flag = load(Namespace(**{**vars(args), "nobuf": False}), parse_settings(args.set))
-    return ["nobuf=no"] if without_flag.nobuf else []
-
-
-def _from_here(path: Path) -> str:
-    """The path, relative where it lies below the current folder."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    without_option = load(Namespace(**{**vars(args), "nobuf": False}), parse_settings(args.set))
+    # nobuf in the recipe or behind --set would rename the run instead of continuing it.
+    words += ["--set", *(["nobuf=no"] if without_option.nobuf else []), "trainMinutes=none"]
+    here = Path.cwd()
+    program = (Path(sys.executable), CODE_DIR / "mars.py")
+    places = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in program]
+    return shlex.join([*places, *words])

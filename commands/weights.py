@@ -22,73 +22,70 @@ log = logging.getLogger("mars")
 AS_TRAINED = ("inputShape", "regMax", "pixelMax")  # fields taken from the config in the weights file, unless --set
 
 
-def weights_of(mcfg: ModelConfig, given: str | None) -> Path:
-    """The weights to evaluate: the given file, else those of the run."""
+def weights_of(mcfg: ModelConfig, given: str | None = None) -> WeightsFile:
+    """The weights in the given file, else those of the run. Raises `UserError` if the file is missing or unusable."""
     path = Path(absolute(given)) if given else RunFolder.of(mcfg).evaluated_weights(mcfg)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; train first: python mars.py train {mcfg.cfgname}")
-    return path
+    return read_weights(path)
 
 
-def as_trained(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def as_trained(weights: WeightsFile, settings: dict[str, Any]) -> dict[str, Any]:
     """The fields of AS_TRAINED as the weights file holds them, except those that --set names."""
-    return _as_trained(read_weights(path), path, settings)
-
-
-def _as_trained(file: WeightsFile, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    config = file.config or {}
-    known = {field: config[field] for field in AS_TRAINED if config.get(field) is not None}
-    values = {field: value for field, value in known.items() if field not in settings}
+    config = weights.config or {}
+    values = {name: config[name] for name in AS_TRAINED if config.get(name) is not None and name not in settings}
     for field, value in values.items():
         try:
             checked_value(field, value)
         except UserError as error:
             raise UserError(
-                f"{path}: the weights were trained with a value that is not allowed ({error}); set another one with "
-                f"--set {field}=VALUE"
+                f"{weights.path}: the weights were trained with a value that is not allowed ({error}); set another "
+                f"value with --set {field}=VALUE"
             ) from error
     if values:
-        log.info("settings from %s: %s", path.name, ", ".join(f"{field}={value}" for field, value in values.items()))
+        fields = ", ".join(f"{field}={value}" for field, value in values.items())
+        log.info("settings from %s: %s", weights.path.name, fields)
     return values
 
 
-def with_classes_of(path: Path, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
+def with_classes_of(weights: WeightsFile, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
     """The config with the class list and the input of the weights file; `settings` have precedence over both."""
-    file = read_weights(path)
-    found = {"classList": file.class_list} if file.class_list and "classList" not in settings else {}
-    mcfg = mcfg.with_values(**_as_trained(file, path, settings), **found)
+    names = weights.class_list
+    found = {"classList": names} if names and "classList" not in settings else {}
+    mcfg = mcfg.with_values(**as_trained(weights, settings), **found)
     if mcfg.classList is None:
-        raise UserError(f"{path}: does not name its classes; --set classList=NAME,NAME,... names them in label order")
+        raise UserError(
+            f"{weights.path}: does not name its classes; --set classList=NAME,NAME,... names them in label order"
+        )
     return mcfg
 
 
-def refuse_other_splits(mcfg: ModelConfig, path: Path, data: CheckedData) -> None:
+def refuse_other_splits(mcfg: ModelConfig, weights: WeightsFile, data: CheckedData) -> None:
     """Raise `UserError` where the run's own weights may have been trained on the images to evaluate."""
-    file = read_weights(path)
-    was = {what: digest for what, digest in (file.data or {}).items() if what.startswith("split ")}
+    was = {what: digest for what, digest in (weights.data or {}).items() if what.startswith("split ")}
     now = data_identity(data.source, [what.removeprefix("split ") for what in was])
-    if other := data_differences(was, now, file.config, mcfg.to_dict()):
+    if differences := data_differences(was, now, weights.config, mcfg.to_dict()):
         raise UserError(
-            f"{path}: trained on another data set ({other}), so its test images may have been trained on; evaluate "
-            f"with the splits and classes of {path.parent.parent / 'config.json'}, or name the file: --weights {path}"
+            f"{weights.path}: trained on another data set ({differences}), so its test images may have been trained "
+            f"on; evaluate with the splits and classes of {weights.path.parent.parent / 'config.json'}, or name the "
+            f"file: --weights {weights.path}"
         )
 
 
-def trained_model(mcfg: ModelConfig, path: Path) -> YoloModel:
+def trained_model(mcfg: ModelConfig, weights: WeightsFile) -> YoloModel:
     """The network with all weights from the file, on the device of the config."""
     device = pick_device(mcfg.device, mcfg.cuda)
     if device.type == "cpu":
         use_all_cores()
-    file = read_weights(path)
+    classes = mcfg.classList or ()
     # keepHeadWidth may be none in the run's config: the file tells the width.
-    keep_width = file.has_official_width(len(mcfg.classList or ()))
-    model = build_model(mcfg.with_values(keepHeadWidth=keep_width))
-    report = load_weights(model, file)
+    model = build_model(mcfg.with_values(keepHeadWidth=weights.has_official_width(len(classes))))
+    report = load_weights(model, weights)
     log.debug("%s", report)
-    trained_on = report.class_list
-    if report.missing or trained_on not in (None, mcfg.classList):
+    if report.missing or report.class_list not in (None, mcfg.classList):
+        trained_on = ", ".join(report.class_list) if report.class_list else "another number of classes"
         raise UserError(
-            f"{path}: trained on {', '.join(trained_on) if trained_on else 'another number of classes'}, but classList "
-            f"is {', '.join(mcfg.classList or ())}; the class list must be that of the weights"
+            f"{weights.path}: trained on {trained_on}, but classList is {', '.join(classes)}; the class list must be "
+            "that of the weights"
         )
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -352,7 +352,7 @@ def study(squares, tmp_path):
 
 
 def student(study: Study, name: str, draw: int = 0):
-    return study._student(name, draw, {}, "")
+    return study.student_config(name, draw)
 
 
 def changes(study: Study, name: str) -> dict:
@@ -385,7 +385,7 @@ def test_ways_differ_from_the_recipes_student_in_what_they_say(study):
     assert changes(one, "both") == {"replayImages": 10}
     assert one.ours == "both", "the recipe replays ten images of its one base class"
     assert study("--ways", "finetune,distillation").ours == "distillation"
-    joint = one._joint()
+    joint = one.joint_config()
     assert (joint.trainSelectedClasses, joint.trainSplitName, joint.modelName) == (None, "train", "base")
 
 
@@ -413,7 +413,7 @@ def test_where_only_new_classes_are_labelled_there_are_more_ways(study):
     assert changes(one, "masked") == {"modelName": "base", **seen}
     assert {student(one, name).unlabelledClasses for name in ("distillation", "both", "masked")} == {"mask"}
     assert changes(one, "pseudo") == {"unlabelledClasses": "pseudo", **seen}
-    assert one._joint().trainSelectedClasses is None
+    assert one.joint_config().trainSelectedClasses is None
 
 
 def test_only_ways_that_replay_do_so_however_many_are_asked_for(study):
@@ -421,7 +421,7 @@ def test_only_ways_that_replay_do_so_however_many_are_asked_for(study):
     replayed = {name: student(one, name).replayImages for name in one.wanted if name != "joint"}
     assert {name for name, count in replayed.items() if count == 3} == {"replay", "both"}
     assert set(replayed.values()) == {0, 3}
-    assert (one.teacher.replayImages, one._joint().replayImages) == (0, 0)
+    assert (one.teacher.replayImages, one.joint_config().replayImages) == (0, 0)
     assert "with 3 images of the base classes" in one.plans["replay"].description
 
 
@@ -440,7 +440,7 @@ def test_draws_start_at_the_seed_that_is_set(study):
 
 def test_official_weights_are_for_the_teacher_and_joint_training(study):
     one = study(settings=["pretrained=yolov8n"])
-    assert (one.teacher.pretrained, one._joint().pretrained) == ("yolov8n", "yolov8n")
+    assert (one.teacher.pretrained, one.joint_config().pretrained) == ("yolov8n", "yolov8n")
     for name in ("finetune", "distillation"):
         mcfg = student(one, name)
         assert (mcfg.pretrained, mcfg.checkpointModelFile) == (None, str(one.teacher.run_dir))
@@ -450,13 +450,13 @@ def test_official_weights_are_for_the_teacher_and_joint_training(study):
 def test_a_name_is_for_the_runs_and_not_for_the_teacher(study):
     one = study("--name", "mine")
     assert one.teacher.runName == TEACHER
-    assert (student(one, "finetune").runName, one._joint().runName) == ("mine.finetune-0", "mine.joint")
+    assert (student(one, "finetune").runName, one.joint_config().runName) == ("mine.finetune-0", "mine.joint")
 
 
 def test_joint_training_scales_images_as_its_teacher_did(study, monkeypatch):
     monkeypatch.setattr("commands.study.RunFolder.saved_config", lambda self: {"pixelMax": 4095})
-    assert study()._joint().pixelMax == 4095
-    assert study(settings=["pixelMax=2000"])._joint().pixelMax == 2000
+    assert study().joint_config().pixelMax == 4095
+    assert study(settings=["pixelMax=2000"]).joint_config().pixelMax == 2000
 
 
 def commands(out: str) -> list[list[str]]:

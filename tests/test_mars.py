@@ -204,7 +204,7 @@ def test_the_command_to_continue_is_the_users_own(monkeypatch, arguments, expect
     args = read_arguments(arguments)
     before = {**vars(args), "nobuf": False}
     mcfg = load(args, parse_settings(args.set))
-    words = continued(f"; continue with: {command_to_continue(mcfg, args, arguments)}")
+    words = continued(f"; continue with: {command_to_continue(mcfg, args)}")
     assert words == [*expected, *([] if expected[-1] == "nobuf=no" else ["--set"]), "trainMinutes=none"]
     after = vars(read_arguments(words))
     for name in ("command", "root", "data", "name", "quiet", "nobuf"):
@@ -214,7 +214,7 @@ def test_the_command_to_continue_is_the_users_own(monkeypatch, arguments, expect
     assert not load(read_arguments(words), parse_settings(after["set"])).nobuf
 
     monkeypatch.setenv("MARS_ROOT", "/elsewhere")
-    words = continued(f"; continue with: {command_to_continue(load(args, {}), args, arguments)}")
+    words = continued(f"; continue with: {command_to_continue(load(args, {}), args)}")
     assert ("--root" in words) == (args.root is None), "a root that was set for one command only"
 
 
