@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.options import Command, Parser, add_run_options
-from commands.setup import check, find_data, load
+from commands.setup import check, find_data
 from config.errors import UserError
 from config.load import absolute
 from config.mconfig import ModelConfig
@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
         return _replay(Path(absolute(args.replay)), args.settings)
     # As if started afresh: the record of its data that an older run left is neither read nor written.
     args = argparse.Namespace(**{**vars(args), "nobuf": True})
-    mcfg = find_data(args, load(args, args.settings), args.settings)
+    mcfg = find_data(args, args.settings)
     from runs.folder import RunFolder
     from runs.start import with_pixel_max
     from train.teacher_file import teacher_file

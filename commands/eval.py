@@ -31,7 +31,7 @@ def _run(args: argparse.Namespace) -> int:
     from commands.weights import as_trained, weights_of
 
     weights = weights_of(mcfg, args.weights)
-    mcfg = find_data(args, mcfg, {**as_trained(weights, args.settings), **args.settings})
+    mcfg = find_data(args, {**as_trained(weights, args.settings), **args.settings})
     evaluate(mcfg, args.split or mcfg.testSplitName, weights, args.quiet, is_own=not args.weights)
     return 0
 

@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     from train.loss import DetectionLoss
 
     weights = weights_of(mcfg, args.weights)
-    mcfg = find_data(args, mcfg, {**as_trained(weights, args.settings), **args.settings})
+    mcfg = find_data(args, {**as_trained(weights, args.settings), **args.settings})
     split, annotation = find_image(mcfg, args.image)
     model = trained_model(mcfg, weights)
     dataset = DetectionDataset([annotation], mcfg.inputShape)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from config.errors import UserError
 from config.load import DEFAULT_CFGNAME, absolute, load_config
 from config.mconfig import ModelConfig
-from dl.splits import find_split
+from dl.splits import count_objects, draw_shots, find_split
 from ops.log import ProgressBar
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
 
 
 def run_of_weights(args: argparse.Namespace, settings: dict[str, Any]) -> ModelConfig:
-    """The config of the run whose weights are used. No data set is needed: --data only names the run."""
+    """The config of the run whose weights are used. No data set is needed; --data only becomes part of the name."""
     asked = argparse.Namespace(**{**vars(args), "data": args.data or ANY_DATA})
     mcfg = load(asked, settings)
     if ANY_DATA in mcfg.runName and not (args.weights and args.out):
@@ -51,9 +51,8 @@ def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
             raise UserError(f"{weights}: does not name its run; --out PLACE says where the result belongs")
         return name
     runs = {file.parent.parent.name for file in Path(mcfg.root).glob(f"{mcfg.runName}/weights/*.pth")}
-    names = sorted(
-        name for name in runs if not re.search(r"\.\d{8}-\d{6}(-\d+)?$", name)
-    )  # not runs that --nobuf has renamed
+    # Without the runs that --nobuf has renamed.
+    names = sorted(name for name in runs if not re.search(r"\.\d{8}-\d{6}(-\d+)?$", name))
     if not names:
         raise UserError(
             f"{mcfg.run_dir}: no such run with weights; train first: python mars.py train {mcfg.cfgname} --data DIR"
@@ -63,11 +62,12 @@ def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
     return names[0]
 
 
-def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
-    """The config again, with the folders, classes and splits that were found in the data folder.
+def find_data(args: argparse.Namespace, settings: dict[str, Any]) -> ModelConfig:
+    """The config that the command names, with the folders, classes and splits that were found in the data folder.
 
     Raises `UserError` when the run's folder lies in the data or holds other files, before anything is written there.
     """
+    mcfg = load(args, settings)
     from dl.formats.discover import as_overrides, locate
 
     draws_scenes = mcfg.drawnScenes and mcfg.dataDir is not None
@@ -77,7 +77,10 @@ def find_data(args: argparse.Namespace, mcfg: ModelConfig, settings: dict[str, A
     RunFolder.of(mcfg).check_is_run_folder()
     refuse_run_in_data(mcfg, (mcfg.dataDir, mcfg.imageDir))
     if source is None:
-        _draw_scenes(mcfg.dataDir or "", mcfg.drawnScenes, args.quiet)
+        from scenes.dataset import make_data_set
+
+        with ProgressBar("drawing scenes", args.quiet) as bar:
+            make_data_set(mcfg.dataDir or "", num_images=mcfg.drawnScenes, on_image=bar)
         source = locate(mcfg)
     found = as_overrides(source)
     refuse_run_in_data(mcfg, image_folders(found))  # a data.yaml may name images outside of the data folder
@@ -134,16 +137,8 @@ def is_small_drawn(mcfg: ModelConfig, settings: Mapping[str, Any]) -> bool:
     return mcfg.smallShots is not None and "small" not in settings.get("subsetMap", ())
 
 
-def _draw_scenes(folder: str, count: int, quiet: bool) -> None:
-    from scenes.dataset import make_data_set
-
-    with ProgressBar("drawing scenes", quiet) as bar:
-        make_data_set(folder, num_images=count, on_image=bar)
-
-
 def _draw_small(mcfg: ModelConfig, quiet: bool) -> tuple[str, ...]:
     """The images of the split 'small', drawn from train by smallSeed, as subsetMap takes them."""
-    from dl.splits import count_objects, draw_shots
     from runs.folder import RunFolder
 
     data = check(mcfg, ["train"], None if mcfg.nobuf else RunFolder.of(mcfg).data_check, quiet)

@@ -19,12 +19,11 @@ from commands.options import (
     number,
 )
 from commands.setup import check, log_report
-from config.checks import objects, seed
+from config.checks import at_most, both, objects, positive, seed
 from config.errors import UserError
 from config.fields import nearest
 from config.load import absolute, load_config
-from config.mconfig import ModelConfig
-from dl.splits import USUAL_NAMES, canonical_name, find_split
+from dl.splits import USUAL_NAMES, canonical_name, count_objects, draw_share, draw_shots, find_split
 from ops.files import write_atomic
 from ops.log import RESULT
 from ops.text import align_columns
@@ -68,18 +67,14 @@ def _check(args: argparse.Namespace) -> None:
     if args.shots is not None:
         args.shots = number("--shots", args.shots, int, objects)
     else:
-        args.share = number("--share", args.share, float, _percentage)
+        args.share = number("--share", args.share, float, both(positive, at_most(100, "it is a percentage")))
     check_out_folder(args.out)
     if not re.fullmatch(r"\w[\w.-]*", args.name):
         raise UserError(
-            f"--name {args.name}: becomes a file name and a word behind --set; use letters, digits, - _ and . only"
+            f"--name {args.name}: becomes a file name and a value of --set; use only letters, digits, - _ and ."
         )
     if "," in absolute(args.out):
         raise UserError(f"--out {absolute(args.out)}: a comma ends an entry of subsetMap; give a folder without one")
-
-
-def _percentage(value: float) -> str | None:
-    return None if 0 < value <= 100 else "must be above 0 and at most 100, per cent of the images"
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -93,39 +88,31 @@ def _run(args: argparse.Namespace) -> int:
     source = locate(mcfg)
     for note in source.notes:
         log.info("%s", note)
-    held_out = _held_out(mcfg, source)
+    names = ("validation", "test", mcfg.validationSplitName, mcfg.testSplitName)
+    found = (find_split(name, source.splits) for name in names)
+    held_out = list(dict.fromkeys(key for key in found if key is not None))  # none of their images may be drawn
     origin = _origin_split(args.origin, args.name, source, held_out)
     mcfg = mcfg.with_values(**as_overrides(source))  # so that the folder is not searched twice
     data = check(mcfg, [origin, *held_out], None, args.quiet)
     annotations = data.splits[origin]
-    drawn = _draw(args, annotations, len(source.class_list))
-    keys = dict.fromkeys([find_split("train", source.splits) or origin, origin, *held_out])
-    lists = {**{_list_name(key): source.splits[key] for key in keys}, args.name: drawn}
-    files = _write(Path(absolute(args.out)), lists, source)
+    if args.share is not None:
+        drawn = draw_share(annotations, args.share / 100, args.seed)
+    elif not (drawn := draw_shots(annotations, len(source.class_list), args.shots, args.seed)):
+        raise UserError(f"--shots {args.shots}: no image of '{origin}' has an object that counts; use --share PERCENT")
+    lists = {}
+    for key in (find_split("train", source.splits) or origin, origin, *held_out):
+        usual = canonical_name(key)  # val -> validation
+        lists[usual if usual in USUAL_NAMES else key] = source.splits[key]
+    files = _write(Path(absolute(args.out)), {**lists, args.name: drawn}, source)
     log_report(data.report)
     log.log(RESULT, "\n%s", _table(annotations, drawn, source.class_list, args.shots))
     share = f"{len(drawn)} of the {len(annotations)} images of '{origin}'"
     log.log(RESULT, "%s, drawn by --seed %d: %s", share, args.seed, files[args.name])
-    log.log(RESULT, "train on them: %s", _usage(mcfg.dataDir or "", files, args.name, args.set))
+    subset_map = ",".join(f"{split}:{path}" for split, path in files.items())
+    words = ["--data", mcfg.dataDir or "", "--set", f"subsetMap={subset_map}", f"trainSplitName={args.name}"]
+    words += [word for word in args.set if not word.startswith("subsetMap=")]
+    log.log(RESULT, "train on them: %s %s %s", PROGRAM, CFGNAME, shlex.join(words))
     return 0
-
-
-def _draw(args: argparse.Namespace, annotations: "list[Annotation]", num_classes: int) -> list[str]:
-    """The ids of the drawn images."""
-    from dl.splits import draw_share, draw_shots
-
-    if args.share is not None:
-        return draw_share(annotations, args.share / 100, args.seed)
-    drawn = draw_shots(annotations, num_classes, args.shots, args.seed)
-    if not drawn:
-        raise UserError(f"--shots {args.shots}: no image there has an object that counts; --share PERCENT needs none")
-    return drawn
-
-
-def _held_out(mcfg: ModelConfig, source: "DataSource") -> list[str]:
-    """Splits whose images must not be among the drawn ones."""
-    names = ("validation", "test", mcfg.validationSplitName, mcfg.testSplitName)
-    return list(dict.fromkeys(key for name in names if (key := find_split(name, source.splits)) is not None))
 
 
 def _origin_split(asked: str, name: str, source: "DataSource", held_out: Sequence[str]) -> str:
@@ -144,11 +131,6 @@ def _origin_split(asked: str, name: str, source: "DataSource", held_out: Sequenc
     if canonical_name(name) in [canonical_name(key) for key in ("train", origin, *held_out)]:
         raise UserError(f"--name {name}: the data set has a split of that name already; give another name")
     return origin
-
-
-def _list_name(key: str) -> str:
-    """val -> validation; a name of its own stays."""
-    return canonical_name(key) if canonical_name(key) in USUAL_NAMES else key
 
 
 def _write(out: Path, splits: dict[str, Sequence[str]], source: "DataSource") -> dict[str, Path]:
@@ -170,8 +152,6 @@ def _write(out: Path, splits: dict[str, Sequence[str]], source: "DataSource") ->
 
 def _table(annotations: "list[Annotation]", drawn: Sequence[str], classes: Sequence[str], shots: int | None) -> str:
     """A row per class with the objects that were asked for and drawn; then the classes with too few objects."""
-    from dl.splits import count_objects
-
     drawn_ids = set(drawn)
     part = count_objects([annotation for annotation in annotations if annotation.image_id in drawn_ids], len(classes))
     whole = count_objects(annotations, len(classes))
@@ -189,14 +169,6 @@ def _table(annotations: "list[Annotation]", drawn: Sequence[str], classes: Seque
     return "\n".join(lines)
 
 
-def _usage(folder: str, files: dict[str, Path], name: str, given: Sequence[str]) -> str:
-    """The command that trains on what was drawn."""
-    subset_map = ",".join(f"{split}:{path}" for split, path in files.items())
-    settings = [word for word in given if not word.startswith("subsetMap=")]
-    words = ["--data", folder, "--set", f"subsetMap={subset_map}", f"trainSplitName={name}", *settings]
-    return f"python mars.py {CFGNAME} {shlex.join(words)}"
-
-
 SPLIT = Command(
     "select a small part of the training images at random, and write the lists of all splits",
     "DIR --out DIR --shots K",
@@ -206,7 +178,7 @@ SPLIT = Command(
     "Each split becomes a file with one image per line; the last line printed is the command that trains on them.",
     takes_paths=True,
     advice={
-        "--data": "the data set's folder is the word behind split",
+        "--data": "write the folder of the data set after split: split DIR",
         "--split": "--from NAME draws from another split",
     },
 )

@@ -54,7 +54,7 @@ class Study:
         self.prefix = load(self._stage(args.cfgname, args.name), {**settings, "replayImages": 0}).runName
         self.teacher_stage, self.student_stage = (self._stage(f"{args.cfgname}.{tag}") for tag in ("teacher", STUDENT))
         values = {**(settings if teacher_settings is None else teacher_settings), "replayImages": 0}
-        self.teacher = find_data(self.teacher_stage, load(self.teacher_stage, values), values)
+        self.teacher = find_data(self.teacher_stage, values)
         base = base_names(self.teacher)
         if base is None:
             raise UserError(
@@ -160,7 +160,7 @@ class Study:
             "smallSeed": self.settings.get("smallSeed", 0) + draw,
             **changed, **self.plans[name].settings, "runName": f"{self.prefix}.{name}-{label or draw}",
         }  # fmt: skip
-        return find_data(self.student_stage, load(self.student_stage, values), values)
+        return find_data(self.student_stage, values)
 
     def joint_config(self) -> ModelConfig:
         """The training of the teacher as it started, with the labels of all classes."""

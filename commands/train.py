@@ -4,7 +4,7 @@ import argparse
 
 from commands.eval import evaluate
 from commands.options import Command, Parser, add_run_options
-from commands.setup import find_data, load
+from commands.setup import find_data
 
 
 def _add_arguments(parser: Parser) -> None:
@@ -20,7 +20,7 @@ def _add_arguments(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     evaluates = args.command == "pipe"
-    mcfg = find_data(args, load(args, args.settings), args.settings)
+    mcfg = find_data(args, args.settings)
     from commands.training import report_cut_short, train
     from commands.weights import weights_of
 

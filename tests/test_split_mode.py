@@ -12,7 +12,7 @@ from PIL import Image
 
 import mars
 from commands.arguments import read_arguments
-from commands.setup import find_data, load
+from commands.setup import find_data
 from config.load import load_config, parse_settings
 from dl.check import check_data
 from ops.log import end_log, start_log
@@ -212,8 +212,8 @@ def test_the_same_command_again_changes_nothing(voc, run, tmp_path):
         ("{voc} --out {out} --shots 0", ["--shots 0: must be above 0"]),
         ("{voc} --out {out} --shots -4", ["--shots -4: must be above 0"]),
         ("{voc} --out {out} --shots few", ["--shots=few: must be a whole number"]),
-        ("{voc} --out {out} --share 0", ["--share 0: must be above 0 and at most 100"]),
-        ("{voc} --out {out} --share 100.5", ["--share 100.5: must be above 0 and at most 100"]),
+        ("{voc} --out {out} --share 0", ["--share 0: must be above 0"]),
+        ("{voc} --out {out} --share 100.5", ["--share 100.5: must be at most 100: it is a percentage"]),
         ("{voc} --out {out} --share nan", ["--share=nan: must be a number"]),
         ("{voc} --out {out} --shots 3 --seed -1", ["--seed -1: must not be negative"]),
         ("{voc} --out {out} --shots 3 --from trian", ["--from trian: no such split", "did you mean 'train'"]),
@@ -226,7 +226,7 @@ def test_the_same_command_again_changes_nothing(voc, run, tmp_path):
         ("{voc} --out {out} --shots 3 --set maxEpoch=3", ["--set maxEpoch: split reads only annotationFormat"]),
         (
             "{voc} --out {out} --shots 3 --data {voc}",
-            ["--data: does not belong to split; the data set's folder is the word behind split"],
+            ["--data: does not belong to split; write the folder of the data set after split: split DIR"],
         ),
         ("{voc} --out {out} --shots 3 --split train", ["--split: belongs to eval, not to split", "--from NAME"]),
         ("{voc} --out {out} --shots 3 --nobuf", ["--nobuf: belongs to pipe, train, not to split", "leave it out"]),
@@ -277,7 +277,9 @@ def test_a_split_that_overlaps_what_is_evaluated_is_not_drawn_from(voc, run, tmp
 def test_no_object_to_draw(scenes, run, tmp_path):
     bare = {split: [scene._replace(objects=()) for scene in some] for split, some in scenes.items()}
     voc = write_voc_copy(tmp_path / "bare", bare)
-    refused(run(voc, "--out", tmp_path / "out", "--shots", 1), "--shots 1: no image there has an object that counts")
+    refused(
+        run(voc, "--out", tmp_path / "out", "--shots", 1), "--shots 1: no image of 'train' has an object that counts"
+    )
     assert run(voc, "--out", tmp_path / "out", "--share", 10)[0] == 0
 
 
@@ -301,7 +303,7 @@ def found(data: Path, root: Path, *settings: str, mode: str = "train"):
     values = parse_settings(args.set)
     start_log(quiet=False)
     try:
-        return find_data(args, load(args, values), values)
+        return find_data(args, values)
     finally:
         end_log()
 
