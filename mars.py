@@ -1,4 +1,4 @@
-"""The command line: find the command, run it, and turn what ends it into an exit status.
+"""The command line: find the command, run it, and turn its errors into a message and an exit status.
 
 `python mars.py --help` lists the commands; each is a file in `commands/`. Modules that need torch are imported where
 they are used, so that the help and mistakes in the command are answered at once.
@@ -36,7 +36,7 @@ _REQUIRED = (
 def main(arguments: Sequence[str]) -> int:
     """Run one command; its exit status: 0 done, 2 a mistake of the user, 1 another reason with a message.
 
-    Such reasons are a finding of the doctor, a non-finite step, too little memory, and an interruption. Bugs are
+    Other reasons are a finding of the doctor, a non-finite step, too little memory, and an interruption. Bugs are
     raised.
     """
     try:
@@ -55,8 +55,10 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except FloatingPointError as error:  # the message says where a value became non-finite
         _say(str(error))
-        if report := _report_of(error):
-            print(f"\n{escaped(report)}", file=sys.stderr, end="")
+        from train.guard import BadStep
+
+        if isinstance(error, BadStep) and error.report:  # the operation that first produced a non-finite value
+            print(f"\n{escaped(error.report)}", file=sys.stderr, end="")
         return 1
     except KeyboardInterrupt as error:  # Ctrl-C or SIGTERM; a training is saved and the message says where
         _say(str(error) or "interrupted")
@@ -118,13 +120,6 @@ def _command() -> int:
         return status
     _say(f"stdout: cannot be written ({out.failure.strerror}); free some space, or redirect it to another place")
     return status or 1
-
-
-def _report_of(error: FloatingPointError) -> str:
-    """The report on the operation that first produced a non-finite value; empty where the step was not traced."""
-    from train.guard import BadStep
-
-    return error.report if isinstance(error, BadStep) else ""
 
 
 if __name__ == "__main__":

@@ -73,7 +73,11 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if len(set(split.commands)) > 1:
         listed = " and ".join(dict.fromkeys(split.commands))
         raise UserError(f"{listed}: only one command at a time; pipe trains and evaluates")
-    _refuse_bare_settings(split.plain, args.set, COMMANDS[name].takes_paths)
+    # FIELD=VALUE without --set, and a field after --set without a value; a path may have the name of a field.
+    fields = (word for word in split.plain if "=" in word or not COMMANDS[name].takes_paths)
+    for word in (*(word for word in args.set if "=" not in word), *fields):
+        if word.partition("=")[0] in field_names():
+            raise UserError(f"{word}: settings are written --set {word if '=' in word else word + '=VALUE'}")
     if unread:
         form = f"{name} {COMMANDS[name].form}" if split.commands else "[COMMAND] CFGNAME"
         guess = "" if split.commands else nearest(split.plain[0], COMMANDS)
@@ -173,14 +177,3 @@ def _unknown_option(option: str, name: str, parsers: dict[str, Parser]) -> str:
         f"{option}: belongs to {', '.join(owners)}, not to {name}; "
         f"{advice or f'leave it out, or write {PROGRAM} {owner} {example}'}"
     )
-
-
-def _refuse_bare_settings(plain: Sequence[str], settings: Sequence[str], takes_paths: bool) -> None:
-    """Raise `UserError` for FIELD=VALUE without --set, and for a field after --set without a value."""
-    bare = [word for word in settings if word in field_names()]
-    for word in plain:
-        name, equals, _ = word.partition("=")
-        if name in field_names() and (equals or not takes_paths):  # a folder may have the name of a field
-            bare.append(word)
-    for word in bare:
-        raise UserError(f"{word}: settings are written --set {word if '=' in word else word + '=VALUE'}")

@@ -4,10 +4,8 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from commands.options import (
     PROGRAM,
@@ -21,7 +19,6 @@ from commands.options import (
 from commands.setup import image_folders, refuse_in_data, refuse_run_in_data, run_of_weights
 from config.errors import UserError
 from config.load import absolute
-from config.mconfig import ModelConfig
 from config.recipes import recipe_names
 from dl.files import IMAGE_SUFFIXES
 from ops.log import RESULT, ProgressBar, log_to_file
@@ -74,7 +71,14 @@ def _run(args: argparse.Namespace) -> int:
     out = Path(absolute(args.out)) if args.out else None
     earlier = mcfg.run_dir / "predict"
     files = find_images(args.paths, out / PAINTED if out else earlier)
-    _refuse_place(mcfg, weights.config or {}, args.data, out)
+    # Painted copies must not lie where training images are read.
+    trained_with = weights.config or {}
+    folders = [args.data, trained_with.get("dataDir"), *image_folders(trained_with)]
+    if out is None:
+        RunFolder.of(mcfg).check_is_run_folder()
+        refuse_run_in_data(mcfg, folders, ", or give a folder outside of it with --out")
+    else:
+        refuse_in_data(out, folders, f"--out {out}", "give a folder outside of it with --out")
     paint_conf = mcfg.paintConf if args.settings.get("paintImages", True) else None
     if out:
         refuse_overwriting_files(out, files, paints=paint_conf is not None)
@@ -96,21 +100,6 @@ def _run(args: argparse.Namespace) -> int:
     for line in summary.lines():
         log.log(RESULT, "%s", line)
     return 0
-
-
-def _refuse_place(mcfg: ModelConfig, trained_with: Mapping[str, Any], data: str | None, out: Path | None) -> None:
-    """Raise `UserError` when painted copies would lie where training images are read, or among other files.
-
-    `trained_with`: the config in the weights file.
-    """
-    from runs.folder import RunFolder
-
-    folders = [data, trained_with.get("dataDir"), *image_folders(trained_with)]
-    if out is None:
-        RunFolder.of(mcfg).check_is_run_folder()
-        refuse_run_in_data(mcfg, folders, ", or give a folder outside of it with --out")
-    else:
-        refuse_in_data(out, folders, f"--out {out}", "give a folder outside of it with --out")
 
 
 PREDICT = Command(

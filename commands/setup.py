@@ -33,23 +33,22 @@ def load(args: argparse.Namespace, overrides: dict[str, Any]) -> ModelConfig:
 
 
 def run_of_weights(args: argparse.Namespace, settings: dict[str, Any]) -> ModelConfig:
-    """The config of the run whose weights are used. No data set is needed; --data only becomes part of the name."""
+    """The config of the run whose weights are used. No data set is needed; --data only becomes part of the name.
+
+    If the name of the run ends in the name of a data folder, but --data is not given, the weights name the run, else
+    the only run with weights below root is meant. Raises `UserError` if there is none or more than one.
+    """
     asked = argparse.Namespace(**{**vars(args), "data": args.data or ANY_DATA})
     mcfg = load(asked, settings)
-    if ANY_DATA in mcfg.runName and not (args.weights and args.out):
-        mcfg = load(asked, {**settings, "runName": _name_of_run(mcfg, args.weights)})
-    return mcfg
-
-
-def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
-    """The name of the run where it ends in the name of a data folder that was not given."""
+    if ANY_DATA not in mcfg.runName or (args.weights and args.out):
+        return mcfg
     from model.weightsfile import read_weights
 
-    if weights:
-        name = (read_weights(weights).config or {}).get("runName")
+    if args.weights:
+        name = (read_weights(args.weights).config or {}).get("runName")
         if not name:
-            raise UserError(f"{weights}: does not name its run; --out PLACE says where the result belongs")
-        return name
+            raise UserError(f"{args.weights}: does not name its run; --out PLACE names the place of the result")
+        return load(asked, {**settings, "runName": name})
     runs = {file.parent.parent.name for file in Path(mcfg.root).glob(f"{mcfg.runName}/weights/*.pth")}
     # Without the runs that --nobuf has renamed.
     names = sorted(name for name in runs if not re.search(r"\.\d{8}-\d{6}(-\d+)?$", name))
@@ -59,7 +58,7 @@ def _name_of_run(mcfg: ModelConfig, weights: str | None) -> str:
         )
     if len(names) > 1:
         raise UserError(f"{mcfg.cfgname}: which run? {mcfg.root} holds {', '.join(names)}; add --name NAME")
-    return names[0]
+    return load(asked, {**settings, "runName": names[0]})
 
 
 def find_data(args: argparse.Namespace, settings: dict[str, Any]) -> ModelConfig:

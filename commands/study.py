@@ -197,13 +197,17 @@ class Study:
         evaluate(mcfg.with_values(testSelectedClasses=None), split, weights_of(mcfg), self.args.quiet, data)
 
     def _measured(self, mcfg: ModelConfig, split: str) -> MeasuredRun:
-        if split not in self._annotations:
-            data = check(self.teacher, [split], RunFolder.of(self.teacher).data_check, self.args.quiet)
-            self._annotations.update(data.splits)
-        truth = self._annotations[split]
+        truth = self.truth(split)
         results = RunFolder.of(mcfg).results_folder(split) / DETECTIONS
         detections = read_results(results, [annotation.image_id for annotation in truth])
         return measure_run(truth, detections, self.class_list, self.base, mcfg.paintConf)
+
+    def truth(self, split: str) -> list[Annotation]:
+        """The ground truth of a split, which is read once."""
+        if split not in self._annotations:
+            data = check(self.teacher, [split], RunFolder.of(self.teacher).data_check, self.args.quiet)
+            self._annotations.update(data.splits)
+        return self._annotations[split]
 
     def how_to_continue(self) -> str:
         """The commands that finish runs that trainMinutes has cut short."""

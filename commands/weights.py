@@ -40,7 +40,7 @@ def as_trained(weights: WeightsFile, settings: dict[str, Any]) -> dict[str, Any]
         except UserError as error:
             raise UserError(
                 f"{weights.path}: the weights were trained with a value that is not allowed ({error}); set another "
-                f"value with --set {field}=VALUE"
+                f"one with --set {field}=VALUE"
             ) from error
     if values:
         fields = ", ".join(f"{field}={value}" for field, value in values.items())

@@ -88,26 +88,22 @@ def _check_classes(mcfg: ModelConfig) -> None:
 
 def _check_teacher(mcfg: ModelConfig) -> None:
     """A student without a teacher, or with a teacher that would have no effect."""
-    if mcfg.modelName == "distillation":
-        _check_distillation(mcfg)
-    elif mcfg.unlabelledClasses == "pseudo":
-        raise UserError(
-            "unlabelledClasses=pseudo: the labels come from a teacher, but modelName=base has no teacher; "
-            "use unlabelledClasses=mask"
-        )
-    indexes = mcfg.teacherClassIndexes
-    if indexes is None or mcfg.classList is None:
+    indexes, classes = mcfg.teacherClassIndexes, mcfg.classList
+    if indexes is not None and classes is not None:
+        if len(set(indexes)) < len(indexes):
+            raise UserError(f"teacherClassIndexes={listed(indexes)}: names a class more than once; name it once")
+        last = len(classes) - 1
+        if indexes and max(indexes) > last:
+            raise UserError(
+                f"teacherClassIndexes={max(indexes)}: classList has {last + 1} classes, so indexes run from 0 to {last}"
+            )
+    if mcfg.modelName != "distillation":
+        if mcfg.unlabelledClasses == "pseudo":
+            raise UserError(
+                "unlabelledClasses=pseudo: the labels come from a teacher, but modelName=base has no teacher; "
+                "use unlabelledClasses=mask"
+            )
         return
-    if len(set(indexes)) < len(indexes):
-        raise UserError(f"teacherClassIndexes={listed(indexes)}: names a class more than once; remove the repetition")
-    last = len(mcfg.classList) - 1
-    if indexes and max(indexes) > last:
-        raise UserError(
-            f"teacherClassIndexes={max(indexes)}: classList has {last + 1} classes, so indexes run from 0 to {last}"
-        )
-
-
-def _check_distillation(mcfg: ModelConfig) -> None:
     if mcfg.teacherModelFile is None:
         raise UserError(
             "modelName=distillation: a student needs a teacher; give its weights, "

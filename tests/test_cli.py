@@ -94,7 +94,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         # export and backbone
         ("export c1", ["export: --format is missing", "--format onnx, torch or ultralytics"]),
         ("export c1 --format onxx", ["onxx", "did you mean 'onnx'"]),
-        ("export c1 --format torch --nms", ["--nms", "take onnx instead of torch"]),
+        ("export c1 --format torch --nms", ["--nms", "use onnx instead of torch"]),
         ("export c1 --format onnx", ["no such weights file", "train first"]),
         ("export c1 --format onnx --nobuf", ["--nobuf: belongs to pipe, train, not to export", "leave it out"]),
         ("c1 --format onnx", ["--format: belongs to export, not to pipe", "export CFGNAME --format FORMAT"]),

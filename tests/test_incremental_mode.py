@@ -142,7 +142,7 @@ def test_the_files_hold_the_figures_of_every_run(done):
 def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
     """Squares that are told to be found: AP50 of a class is 1, or 51 of 101 recall points when one of two is found."""
     one = study("--draws", "2", "--ways", "finetune,distillation")
-    truth = one._truth("test")
+    truth = one.truth("test")
 
     def put(name: str, **found: int) -> None:
         rows = []
