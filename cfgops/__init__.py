@@ -1,1 +1,1 @@
-"""Recipes: the files to copy and edit. `python mars.py NAME.TAG.TAG` calls mcfg(tags) of cfgops/NAME.py."""
+"""Recipes: files to copy and edit. `python mars.py NAME.TAG.TAG` calls mcfg(tags) of cfgops/NAME.py."""

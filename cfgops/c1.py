@@ -1,4 +1,4 @@
-"""MAR20: twenty types of aircraft from above, at once (full) or ten after ten (teacher, then distillation)."""
+"""MAR20: twenty types of aircraft from above, all at once (full) or in two halves (teacher, distillation)."""
 
 from config import mconfig
 from config.errors import UserError
@@ -6,20 +6,20 @@ from config.errors import UserError
 TAGS = {
     "full": "all twenty classes from random weights",
     "teacher": "the labels of A1 to A10 only",
-    "distillation": "a student that starts from the teacher and learns A11 to A20 on the small split",
-    "backbone": "start from official backbone weights, frozen for five epochs; `mars.py backbone FILE.pt` makes them",
-    "assignment": "the same as distillation alone: the earlier name of what is now the default",
-    "modern": "distillation with the newer losses and no frozen epochs (not tried on MAR20)",
-    "ema": "evaluate and save the moving average of the weights",
+    "distillation": "a student that starts from the teacher's weights and learns A11 to A20 on the split 'small'",
+    "backbone": "start from an official backbone, frozen for five epochs; `mars.py backbone FILE.pt` writes its file",
+    "assignment": "the same as distillation alone; kept for older commands",
+    "modern": "distillation with newer losses, without frozen epochs (not tested on MAR20)",
+    "ema": "evaluate and save the exponential moving average (EMA) of the weights",
 }
 
 AIRCRAFT = [f"A{number}" for number in range(1, 21)]
-OLD = 10  # the teacher knows the first ten
+NUM_BASE = 10  # the teacher is trained on the first ten
 
 
 def mcfg(tags):
     mcfg = mconfig.ModelConfig()
-    mcfg.dataDir = "{root}/mar20"  # the course's layout or the official download's; --data DIR for another place
+    mcfg.dataDir = "{root}/mar20"  # in the layout of the course or of the official download; --data DIR: another place
     mcfg.classList = AIRCRAFT
     mcfg.paintImages = True
 
@@ -27,11 +27,11 @@ def mcfg(tags):
         raise UserError("c1: full, teacher and distillation are runs of their own; keep one of these tags")
 
     if "full" in tags:
-        # No backboneFreezeEpochs: a frozen backbone with random weights teaches the head to read noise.
+        # No backboneFreezeEpochs: from a frozen backbone with random weights, the head could only learn noise.
         mcfg.maxEpoch = 200
 
     if "teacher" in tags or "distillation" in tags:
-        mcfg.baseClasses = AIRCRAFT[:OLD]
+        mcfg.baseClasses = AIRCRAFT[:NUM_BASE]
 
     if "teacher" in tags:
         mcfg.maxEpoch = 200
@@ -46,10 +46,10 @@ def mcfg(tags):
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
 
-    ways = [tag for tag in ("modern", "assignment") if tag in tags]
-    if ways and ("distillation" not in tags or len(ways) > 1):
-        raise UserError("c1: modern and assignment are two ways to distil: take one of them, with the tag distillation")
-    if "modern" in ways:
+    losses = [tag for tag in ("modern", "assignment") if tag in tags]
+    if losses and ("distillation" not in tags or len(losses) > 1):
+        raise UserError("c1: modern and assignment choose the losses: take one of them, with the tag distillation")
+    if "modern" in losses:
         mcfg.distilling = "modern"
         mcfg.backboneFreezeEpochs = ()
 

@@ -6,7 +6,7 @@ from config.errors import UserError
 TAGS = {
     "full": "all twenty types from random weights",
     "teacher": "the labels of A1 to A10 only",
-    "distillation": "a student that starts from the teacher and learns A11 to A20 on a few images",
+    "distillation": "a student that starts from the teacher's weights and learns A11 to A20 on a few images",
     "assignment": "train with the settings of the course assignment instead of the newer ones",
 }
 
@@ -21,9 +21,9 @@ def mcfg(tags):
     mcfg.paintImages = True
 
     if "full" in tags:
-        mcfg.maxEpoch = 30  # at most; two cores with bfloat16 do some 24 in five minutes
-        mcfg.trainMinutes = 5  # other machines get fewer epochs, not a longer wait
-        mcfg.trainMinEpochs = 15  # but not fewer, so that the result means something: docs/experiments.md, section 4
+        mcfg.maxEpoch = 30  # at most: two cores with bfloat16 train about 24 epochs in five minutes
+        mcfg.trainMinutes = 5  # a slower machine trains fewer epochs instead of longer
+        mcfg.trainMinEpochs = 15  # at least, for a useful result: docs/experiments.md, section 4
 
     if sum(tag in tags for tag in ("full", "teacher", "distillation")) > 1:
         raise UserError("demo: full, teacher and distillation are runs of their own; keep one of these tags")
@@ -45,10 +45,10 @@ def mcfg(tags):
         mcfg.maxEpoch = 30
         mcfg.trainMinutes = 2
         mcfg.trainSplitName = "small"
-        mcfg.smallShots = 5  # objects of each type: the list that comes with the scenes is a quarter of the images
+        mcfg.smallShots = 5  # objects of each type; the list that comes with the scenes has a quarter of the images
         mcfg.epochValidation = False
         if "assignment" not in tags:
-            mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())  # ten of each old class are seen again
+            mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())  # ten images of each base class
             mcfg.set_fields(mconfig.FEW_IMAGES)
 
     if "assignment" in tags:

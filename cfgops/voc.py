@@ -6,8 +6,8 @@ from config.errors import UserError
 TAGS = {
     "full": "all classes from random weights",
     "teacher": "the labels of baseClasses only: --set baseClasses=4 takes the first four, or name them",
-    "distillation": "a student that starts from the teacher and learns the other classes on the split small",
-    "pretrained": "start from Ultralytics' official weights of COCO, which are fetched once",
+    "distillation": "a student that starts from the teacher's weights and learns the other classes on split 'small'",
+    "pretrained": "start from the official weights of Ultralytics for COCO, which are downloaded once",
     "assignment": "train with the settings of the course assignment instead of the newer ones",
 }
 
@@ -43,7 +43,7 @@ def mcfg(tags):
         mcfg.trainSplitName = "small"
         mcfg.epochValidation = False
         if "assignment" not in tags:
-            # Ten images of each old class are seen again: else they are taken for new ones (docs/experiments.md).
+            # Ten images of each base class: else their objects are detected as new classes (docs/experiments.md).
             mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())
             mcfg.set_fields(mconfig.FEW_IMAGES)
 
@@ -52,7 +52,7 @@ def mcfg(tags):
         mcfg.maxEpoch = 100
 
     if "distillation" not in tags and (mcfg.pretrained or mcfg.checkpointModelFile):
-        mcfg.nominalBatch = 64  # calmer steps for weights that know something: docs/experiments.md
+        mcfg.nominalBatch = 64  # larger steps suit weights that are trained already: docs/experiments.md
 
     if "assignment" in tags:
         mcfg.training = mcfg.distilling = "assignment"

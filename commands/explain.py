@@ -26,7 +26,9 @@ FOLDER = "explain"
 
 def _add_arguments(parser: Parser) -> None:
     add_run_options(parser)
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="its file, or its name in the data set")
+    parser.add_argument(
+        "image", nargs="?", metavar="IMAGE", help="an image file of the data set, or the name of an image in it"
+    )
     add_weights(parser)
 
 

@@ -83,7 +83,7 @@ def add_settings(group: argparse._ActionsContainer) -> None:
     """The option --set."""
     group.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE",
-        help="change config fields, above recipe and tags; several may follow: --set maxEpoch=60 inputShape=320",
+        help="set config fields, with precedence over recipe and tags; several may follow: --set maxEpoch=60 seed=1",
     )  # fmt: skip
 
 
@@ -148,6 +148,7 @@ def fields_text() -> str:
     lines = [
         "Config fields with default, meaning and [type]. A recipe sets them with mcfg.FIELD = VALUE; the command line",
         "sets them with --set FIELD=VALUE: lists with commas (a,b,c), none for no value, yes or no.",
+        "'The assignment' is an exercise of the university course that Mars grew out of; its settings are the default.",
         "",
     ]
     for name in field_names():

@@ -67,10 +67,10 @@ def _run(args: argparse.Namespace) -> int:
     from ops.device import usable_cores
     from runs.folder import RunFolder
 
-    weights = weights_of(mcfg, args.weights)
     out = Path(absolute(args.out)) if args.out else None
     earlier = mcfg.run_dir / "predict"
     files = find_images(args.paths, out / PAINTED if out else earlier)
+    weights = weights_of(mcfg, args.weights)
     # Painted copies must not lie where training images are read.
     trained_with = weights.config or {}
     folders = [args.data, trained_with.get("dataDir"), *image_folders(trained_with)]

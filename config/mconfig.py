@@ -26,7 +26,7 @@ class ModelConfig(CheckedConfig):
     cfgname: str = declare("", "the name on the command line, e.g. c1.nano.full; set by Mars", alters="nothing")
     runName: str = declare(
         "",
-        "name of the run's folder below root; --name, else cfgname without machine tags",
+        "name of the run's folder below root; --name, else cfgname without the tags cuda@N and workers@N",
         checks.folder_name,
         alters="nothing",
     )
