@@ -54,7 +54,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     mcfg = run_of_weights(args, args.settings)
-    from commands.weights import trained_model, weights_of, with_classes_of
+    from commands.weights import trained_model, weights_file, with_classes_of
     from eval.predict import (
         PAINTED,
         PredictJob,
@@ -64,13 +64,15 @@ def _run(args: argparse.Namespace) -> int:
         refuse_overwriting_files,
     )
     from eval.predictor import Predictor
+    from model.weightsfile import read_weights
     from ops.device import usable_cores
     from runs.folder import RunFolder
 
     out = Path(absolute(args.out)) if args.out else None
     earlier = mcfg.run_dir / "predict"
+    path = weights_file(mcfg, args.weights)
     files = find_images(args.paths, out / PAINTED if out else earlier)
-    weights = weights_of(mcfg, args.weights)
+    weights = read_weights(path)
     # Painted copies must not lie where training images are read.
     trained_with = weights.config or {}
     folders = [args.data, trained_with.get("dataDir"), *image_folders(trained_with)]

@@ -22,12 +22,17 @@ log = logging.getLogger("mars")
 AS_TRAINED = ("inputShape", "regMax", "pixelMax")  # fields taken from the config in the weights file, unless --set
 
 
-def weights_of(mcfg: ModelConfig, given: str | None = None) -> WeightsFile:
-    """The weights in the given file, else those of the run. Raises `UserError` if the file is missing or unusable."""
+def weights_file(mcfg: ModelConfig, given: str | None = None) -> Path:
+    """The given weights file, else that of the run. Raises `UserError` if it is missing."""
     path = Path(absolute(given)) if given else RunFolder.of(mcfg).evaluated_weights(mcfg)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; train first: python mars.py train {mcfg.cfgname}")
-    return read_weights(path)
+    return path
+
+
+def weights_of(mcfg: ModelConfig, given: str | None = None) -> WeightsFile:
+    """The content of the given weights file, else that of the run. Raises `UserError` if it is missing or unusable."""
+    return read_weights(weights_file(mcfg, given))
 
 
 def as_trained(weights: WeightsFile, settings: dict[str, Any]) -> dict[str, Any]:
