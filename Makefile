@@ -8,8 +8,9 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 # One thread per process, because the tests run one process per core. A process gets tests that are neighbours, which
-# share their fixtures. A process without work takes half of the remaining tests of another one.
-TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
+# share their fixtures. A process without work takes half of the remaining tests of another one. Byte code is written
+# even where the environment forbids it: without it each process, also those that tests start, compiles Mars again.
+TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 .PHONY: help setup demo test test-slow mutations parity chaos faults attacks check lint format clean
 

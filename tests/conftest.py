@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests: shape checks, one thread per process, the folder of real data sets."""
 
+import functools
 import importlib
 import math
 import os
@@ -98,16 +99,29 @@ def _fixed_step_times(pytestconfig: pytest.Config) -> None:
     ops.device._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
 
 
-@pytest.fixture(scope="module")
-def narrow_nano() -> Iterator[None]:
-    """Phase nano with all its layers and a quarter of their channels, for tests that do not depend on the network.
+@pytest.fixture(autouse=True, scope="session")
+def _scan_each_pickle_once() -> None:
+    """A command reads its checkpoint several times; the result of the scan depends on the bytes only.
 
-    A training of a few steps then takes half the time; most of it is spent on checkpoints.
+    A refusal is an exception, which is not cached. Tests of the scan itself call `model.picklescan.check_pickle`.
     """
-    from model.base.scales import SCALES, Scale
+    import model.unpickle
+
+    model.unpickle.check_pickle = functools.lru_cache(maxsize=32)(model.unpickle.check_pickle)
+
+
+@pytest.fixture(scope="module")
+def narrow_networks() -> Iterator[None]:
+    """The phases nano, small and medium with all their layers and fewer channels.
+
+    For tests that do not depend on the network. A training of a few steps then takes half the time; most of it is
+    spent on checkpoints. The first layers differ in width (8, 16 and 24), because that tells the phase of a file.
+    """
+    from model.base.scales import SCALES
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SCALES, "nano", Scale(depth=0.33, width=1 / 16, max_channels=1024))
+        for phase, width in {"nano": 1 / 16, "small": 1 / 4, "medium": 3 / 8}.items():
+            patch.setitem(SCALES, phase, SCALES[phase]._replace(width=width))
         yield
 
 

@@ -41,7 +41,7 @@ from runs.folder import RunFolder
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("dcore=0", "warmupEpochs=0", "cacheImages=none")
 
-pytestmark = pytest.mark.usefixtures("narrow_nano")
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from config.errors import UserError
 from model import YoloModel
 from ops.files import file_digest
 
-pytestmark = pytest.mark.usefixtures("narrow_nano")
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 CFGNAME = "voc.nano.batch@4.size@64.workers@0.epochs@100"
 NAME = "voc.nano.batch@4.size@64.epochs@100-squares"
 SETTINGS = ("precision=float32", "device=cpu", "augmentation=none", "paintImages=no")

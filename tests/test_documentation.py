@@ -57,7 +57,7 @@ def test_readme_is_short():
     assert len(text.split()) <= 1200
 
 
-def test_readme_example_trains_and_evaluates(narrow_nano, code_folder, capsys):
+def test_readme_example_trains_and_evaluates(narrow_networks, code_folder, capsys):
     (block,) = python_blocks(README)
     names = run([block], README)
     assert names["result"].images_evaluated == 2
@@ -65,7 +65,7 @@ def test_readme_example_trains_and_evaluates(narrow_nano, code_folder, capsys):
     assert (code_folder.parent / "mars-running/voc.nano.full-squares/weights/best.pth").is_file()
 
 
-def test_custom_loss_trains(narrow_nano, code_folder):
+def test_custom_loss_trains(narrow_networks, code_folder):
     page = ROOT / "docs/custom-losses.md"
     names = run(python_blocks(page), page)
     (row,) = names["trainer"].history
@@ -79,7 +79,7 @@ def test_recipe_example_is_a_recipe():
     assert mcfg(["slow"]).baseLearningRate == 1e-3
 
 
-def test_probe_example_prints_every_documented_value(narrow_nano, capsys):
+def test_probe_example_prints_every_documented_value(narrow_networks, capsys):
     page = ROOT / "docs/probes.md"
     mcfg = load_config("voc.nano.full", data="d", overrides={"classList": ["red", "blue"]})
     model = build_model(mcfg)

@@ -23,7 +23,7 @@ from ops.files import file_digest
 from runs.checkpoint import load_checkpoint
 from train.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("narrow_nano")
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 CFGNAME = "voc.nano.batch@4.size@64.workers@0.epochs@2"
 PREFIX, TEACHER = "voc.nano.batch@4.size@64.epochs@2-squares", "voc.nano.batch@4.size@64.epochs@2.teacher-squares"
 SETTINGS = ("baseClasses=1", "smallShots=2", "paintImages=no", "precision=float32", "device=cpu", "mosaic=0")

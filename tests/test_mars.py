@@ -20,7 +20,7 @@ from config.load import parse_settings
 from model import YoloModel
 from model.weightsfile import their_key
 
-pytestmark = pytest.mark.usefixtures("narrow_nano")
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 
 XML = """<annotation><size><width>64</width><height>64</height><depth>3</depth></size>
 <object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>

@@ -14,7 +14,7 @@ from PIL import Image
 import mars
 from runs.interrupt import WATCHED
 
-pytestmark = pytest.mark.usefixtures("narrow_nano")
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 ROOT = Path(__file__).resolve().parent.parent
 XML = """<annotation><size><width>64</width><height>64</height><depth>3</depth></size><object><name>red</name><bndbox>
 <xmin>10</xmin><ymin>10</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object></annotation>"""

@@ -14,6 +14,7 @@ from dl.check import check_data
 from eval.evaluator import Evaluator
 from runs.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 NAME = "run"
 BOX = "<object><name>bone</name><bndbox><xmin>8</xmin><ymin>8</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object>"
 XML = f"<annotation><size><width>64</width><height>64</height></size>{BOX}</annotation>"

@@ -14,6 +14,7 @@ from config.load import load_config
 from eval.results import read_results
 from model import build_model
 
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 NAMES = ("red", "blue")
 
 
@@ -67,7 +68,7 @@ def test_results_of_each_call_lie_in_a_new_folder_of_the_run(make_run, photos, p
         folder = root / "voc.nano.full-cats/predict" / number
         assert (status, err) == (0, "")
         assert f"skipped: {photos / 'broken.jpg'}: the image cannot be read" in out
-        assert f"3 images, 1 could not be read; 236 detections: {folder}" in out
+        assert f"3 images, 1 could not be read; 252 detections: {folder}" in out
         assert sorted(path.name for path in folder.iterdir()) == [
             "detections.json", "images.json", "mars.log", "painted",
         ]  # fmt: skip
@@ -244,7 +245,7 @@ def test_quietly_only_what_came_of_it_is_said(make_run, photos, predict, tmp_pat
     _, out, _ = predict("voc.nano.full", photos, "--out", tmp_path / "out", "--quiet")
     assert [line.split(":")[0] for line in out.splitlines()] == [
         "skipped",
-        "3 images, 1 could not be read; 236 detections",
+        "3 images, 1 could not be read; 252 detections",
     ]
 
 
@@ -284,7 +285,7 @@ def test_eval_and_predict_find_the_same(make_run, photos, predict, root, tmp_pat
     assert predict("voc.nano.full", photos, "--out", tmp_path / "out")[0] == 0
     evaluated = read_results(root / "voc.nano.full-cats/eval/detections.json", ["0", "1", "2"])
     predicted = read_results(tmp_path / "out/detections.json", ["0", "1", "2"])
-    assert sum(len(one.scores) for one in evaluated) == 236
+    assert sum(len(one.scores) for one in evaluated) == 252
     for one, other in zip(evaluated, predicted, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))
     truth = json.loads((root / "voc.nano.full-cats/eval/truth.json").read_text())

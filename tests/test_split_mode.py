@@ -17,7 +17,7 @@ from config.load import load_config, parse_settings
 from dl.check import check_data
 from ops.log import end_log, start_log
 
-pytestmark = pytest.mark.usefixtures("narrow_nano")
+pytestmark = pytest.mark.usefixtures("narrow_networks")
 FORMATS = {
     "VOC": write_voc_copy,
     "YOLO": write_roboflow_yolo,

@@ -36,7 +36,7 @@ def squares_config(squares, tmp_path):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _narrow(narrow_nano):
+def _narrow(narrow_networks):
     """The tests here are about what happens around a network."""
 
 

@@ -156,7 +156,7 @@ def test_a_large_class_list_passes_and_is_checked_quickly():
         "optimizerMomentum", "optimizerWeightDecay", "warmupEpochs", "warmupBiasRate", "temperature", "nominalBatch",
     ],
 )  # fmt: skip
-@pytest.mark.usefixtures("narrow_nano")
+@pytest.mark.usefixtures("narrow_networks")
 def test_what_is_accepted_can_be_built(field):
     """The largest and the smallest values that a config takes raise nothing in the parts that are made of it."""
     from model import build_model

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.chaos import is_same
 from config.errors import UserError
 from model import YoloModel
 from ops.batch import Batch
@@ -30,8 +31,8 @@ def test_all_epochs_count_alike_unless_told_otherwise():
 def test_a_cosine_goes_down_over_the_epochs_that_are_distilled():
     strengths = [distill_weight(epoch, (), range(4), "cosine") for epoch in range(4)]
     assert strengths == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
-    for some in ((1, 2), (2, 1), (1, 2, 9)):  # there is no epoch 9
-        found = [distill_weight(epoch, some, range(4), "cosine") for epoch in range(4)]
+    for distilled in ((1, 2), (2, 1), (1, 2, 9)):  # there is no epoch 9
+        found = [distill_weight(epoch, distilled, range(4), "cosine") for epoch in range(4)]
         assert found == pytest.approx([0, 1, 0.5, 0])
     late = [distill_weight(epoch, (), range(10, 14), "cosine") for epoch in range(10, 14)]
     assert late == strengths, "a run that starts in epoch 10 starts with the whole teacher"
@@ -65,14 +66,13 @@ def test_the_teacher_is_asked_only_in_its_epochs(squares_config, teacher, monkey
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, monkeypatch, precision):
     """With projectors, which are trained and saved beside it: the teacher here is of another phase."""
-    from model import YoloModel
 
     class Stopped(Exception):
         pass
 
     torch.manual_seed(0)
     torch.save(YoloModel("small", 2).state_dict(), tmp_path / "small.pth")
-    fields = {"modelName": "distillation", "teacherModelFile": str(tmp_path / "small.pth"), "maxEpoch": 4}
+    fields = {"modelName": "distillation", "teacherModelFile": str(tmp_path / "small.pth"), "maxEpoch": 2}
     monkeypatch.setattr("ops.device.cpu_has_bfloat16", lambda: True)  # it computes everywhere
     fields["precision"] = precision
     whole = Trainer(squares_config("whole", **fields)).run()
@@ -81,17 +81,17 @@ def test_a_student_that_was_stopped_goes_on_exactly(squares_config, tmp_path, mo
 
     def save_and_stop(epoch, row):
         save(epoch, row)
-        if epoch == 1:
+        if epoch == 0:
             raise Stopped
 
     trainer.save = save_and_stop
     with pytest.raises(Stopped):
         trainer.run()
     parts = Trainer(squares_config("parts", **fields)).run()
-    one, other = load_checkpoint(whole.last), load_checkpoint(parts.last)
-    assert one["learned"] and one["learned"][0].keys() == other["learned"][0].keys()
-    for mine, theirs in ((one["model"], other["model"]), (one["learned"][0], other["learned"][0])):
-        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    expected, found = load_checkpoint(whole.last), load_checkpoint(parts.last)
+    assert expected["learned"] and len(expected["learned"][0]) > 0
+    for part in ("model", "learned", "optimizer"):
+        assert is_same(expected[part], found[part]), part
 
 
 @pytest.mark.usefixtures("no_checkpoints")
@@ -105,15 +105,15 @@ def test_a_student_keeps_nearer_to_its_teacher(squares_config, teacher):
         )
     )
     images = torch.rand(2, 3, 64, 64)
-    told = student.objective.teacher(images)
-    apart = []
+    teacher_maps = student.objective.teacher(images).raw_maps
+    distances = []
     for trainer in (plain, student):
         trainer.run()
         with torch.no_grad():
             raw_maps = trainer.model.eval()(images)
-        pairs = zip(raw_maps, told.raw_maps, strict=True)
-        apart.append(sum((ours[:, 65] - theirs[:, 65]).abs().mean().item() for ours, theirs in pairs))
-    assert apart[1] < apart[0]
+        pairs = zip(raw_maps, teacher_maps, strict=True)
+        distances.append(sum((ours[:, 65] - theirs[:, 65]).abs().mean().item() for ours, theirs in pairs))
+    assert distances[1] < distances[0]
 
 
 def test_a_run_goes_on_with_its_own_teacher_only(squares_config, teacher, tmp_path):
