@@ -81,7 +81,7 @@ def no_training(monkeypatch):
 
 @pytest.fixture(scope="module")
 def done(squares, tmp_path_factory) -> Path:
-    """The root of a comparison of two ways on two draws."""
+    """The root of a comparison of two methods on two draws."""
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.trainer.plot_curves", lambda *_: None)  # of each run, longer than its epochs
@@ -140,9 +140,9 @@ def test_the_files_hold_the_figures_of_every_run(done):
 
 
 def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
-    """Squares that are told to be found: AP50 of a class is 1, or 51 of 101 recall points when one of two is found."""
-    one = study("--draws", "2", "--ways", "finetune,distillation")
-    truth = one.truth("test")
+    """Detections of given squares: AP50 of a class is 1, or 51 of 101 recall points when one of two is found."""
+    comparison = study("--draws", "2", "--ways", "finetune,distillation")
+    truth = comparison.truth("test")
 
     def put(name: str, **found: int) -> None:
         rows = []
@@ -152,13 +152,13 @@ def test_the_table_is_made_of_what_was_found_on_the_test_split(study):
             rows.append(
                 Detections(annotation.image_id, boxes, torch.full((len(labels),), 0.9), torch.tensor(labels).long())
             )
-        write_results(Path(one.teacher.root) / name / "eval/test/detections.json", rows)
+        write_results(Path(comparison.teacher.root) / name / "eval/test/detections.json", rows)
 
     put(TEACHER, red=2)
     for name, blue in zip(RUNS, (1, 1, 2, 1), strict=True):
         put(name, red=2 if "distillation" in name else 1, blue=blue)
-    runs = {way: [one._measured(student(one, way, draw), "test") for draw in range(2)] for way in WAYS}
-    lines = [line.split() for line in one.write(runs).splitlines()]
+    runs = {way: [comparison._measured(student(comparison, way, draw), "test") for draw in range(2)] for way in WAYS}
+    lines = [line.split() for line in comparison.write(runs).splitlines()]
     half = 100 * 51 / 101  # 50.5
     assert lines[1][:5] == ["teacher", "100.0", "0.0", "50.0", "0.0"]
     assert (
@@ -207,7 +207,9 @@ def test_every_run_keeps_a_log_of_its_own(done):
     for name, text in logs.items():
         assert text.count(" epoch 1/2 |") == text.count(" epoch 2/2 |") == 1
         assert [
-            other for other in logs if other != name and f"/{other}" in text.replace(f"{TEACHER}/weights", "")
+            run_name
+            for run_name in logs
+            if run_name != name and f"/{run_name}" in text.replace(f"{TEACHER}/weights", "")
         ] == []
         assert text.count("Average precision on 'test'") == 1
         if name != TEACHER:
@@ -271,7 +273,7 @@ def test_a_teacher_that_was_trained_alone_is_taken_as_it_is(run, tmp_path):
     joint, teacher = (load_checkpoint(tmp_path / name / "weights/last.pth") for name in (f"{PREFIX}.joint", TEACHER))
     assert joint["weights_origin"] == teacher["weights_origin"], "where the teacher began, and not from it"
     assert joint["epoch"] == 1, "as long as the teacher was"
-    ours, theirs = (json.loads(one["config"]) for one in (joint, teacher))
+    ours, theirs = (json.loads(checkpoint["config"]) for checkpoint in (joint, teacher))
     assert {name for name in ours if ours[name] != theirs[name]} <= {
         "trainSelectedClasses", "runName", "nobuf", "cfgname",
     }  # fmt: skip
@@ -279,18 +281,18 @@ def test_a_teacher_that_was_trained_alone_is_taken_as_it_is(run, tmp_path):
 
 
 def test_students_of_an_older_teacher_are_not_compared_with_it(run, tmp_path):
-    once, ways = (*SETTINGS, "maxEpoch=1"), ("finetune", "both")
-    assert run("--ways", ",".join(ways), settings=once)[0] == 0
+    once, methods = (*SETTINGS, "maxEpoch=1"), ("finetune", "both")
+    assert run("--ways", ",".join(methods), settings=once)[0] == 0
     before = states(tmp_path)
     alone = CFGNAME.replace("epochs@2", "teacher")
     assert run("--name", TEACHER, "--nobuf", mode="train", cfgname=alone, settings=(*once, "seed=7"))[0] == 0
-    for way in ways:
+    for method in methods:
         refused(
-            run("--ways", way, settings=once),
-            f"{PREFIX}.{way}-0: started from other weights than those now in",
+            run("--ways", method, settings=once),
+            f"{PREFIX}.{method}-0: started from other weights than those now in",
             "--name",
         )
-        assert {name: one for name, one in states(tmp_path).items() if way in name}.items() <= before.items()
+        assert {name: state for name, state in states(tmp_path).items() if method in name}.items() <= before.items()
 
 
 def test_a_teacher_with_a_damaged_checkpoint_goes_on_from_the_one_before(done, squares, tmp_path):
@@ -325,8 +327,8 @@ def test_what_was_stopped_goes_on(run, tmp_path, monkeypatch):
         assert (status, err.count("\n"), "the same command continues" in err) == (1, 1, True)
         assert run_names(tmp_path) == there
         assert load_checkpoint(tmp_path / name / "weights/last.pth")["epoch"] == 1
-        other = run("--ways", "finetune", settings=(*SETTINGS, "talTopk=5"))
-        refused(other, f"{tmp_path / name}: holds another training: talTopk 10 -> 5")
+        result = run("--ways", "finetune", settings=(*SETTINGS, "talTopk=5"))
+        refused(result, f"{tmp_path / name}: holds another training: talTopk 10 -> 5")
     monkeypatch.setattr(Trainer, "fit_one_epoch", fit)
     before = states(tmp_path)
     assert run("--ways", "finetune")[0] == 0
@@ -376,16 +378,16 @@ AS_ASSIGNED = {
 
 
 def test_ways_differ_from_the_recipes_student_in_what_they_say(study):
-    one = study()
-    assert one.wanted == ["finetune", "assignment", "replay", "distillation", "both", "joint"]
-    assert changes(one, "distillation") == {}
-    assert changes(one, "finetune") == {"modelName": "base"}
-    assert changes(one, "assignment") == AS_ASSIGNED
-    assert changes(one, "replay") == {"modelName": "base", "replayImages": 10}
-    assert changes(one, "both") == {"replayImages": 10}
-    assert one.ours == "both", "the recipe replays ten images of its one base class"
+    comparison = study()
+    assert comparison.wanted == ["finetune", "assignment", "replay", "distillation", "both", "joint"]
+    assert changes(comparison, "distillation") == {}
+    assert changes(comparison, "finetune") == {"modelName": "base"}
+    assert changes(comparison, "assignment") == AS_ASSIGNED
+    assert changes(comparison, "replay") == {"modelName": "base", "replayImages": 10}
+    assert changes(comparison, "both") == {"replayImages": 10}
+    assert comparison.ours == "both", "the recipe replays ten images of its one base class"
     assert study("--ways", "finetune,distillation").ours == "distillation"
-    joint = one.joint_config()
+    joint = comparison.joint_config()
     assert (joint.trainSelectedClasses, joint.trainSplitName, joint.modelName) == (None, "train", "base")
 
 
@@ -401,34 +403,43 @@ def test_a_student_with_the_assignments_losses_is_trained_once(study, caplog):
 
 
 def test_where_only_new_classes_are_labelled_there_are_more_ways(study):
-    one = study("--novel-only")
-    assert one.wanted == ["finetune", "assignment", "replay", "distillation", "both", "joint", "masked", "pseudo"]
+    comparison = study("--novel-only")
+    assert comparison.wanted == [
+        "finetune",
+        "assignment",
+        "replay",
+        "distillation",
+        "both",
+        "joint",
+        "masked",
+        "pseudo",
+    ]
     seen = {"trainSelectedClasses": ["blue"], "distilSelectedClasses": ["blue"]}
     background = {"unlabelledClasses": "background"}  # the recipe masks
-    assert changes(one, "finetune") == {"modelName": "base", **background, **seen}
-    assert changes(one, "assignment") == {**AS_ASSIGNED, **seen}
-    assert changes(one, "replay") == {"modelName": "base", "replayImages": 10, **background, **seen}
-    assert changes(one, "distillation") == seen
-    assert changes(one, "both") == {"replayImages": 10, **seen}
-    assert changes(one, "masked") == {"modelName": "base", **seen}
-    assert {student(one, name).unlabelledClasses for name in ("distillation", "both", "masked")} == {"mask"}
-    assert changes(one, "pseudo") == {"unlabelledClasses": "pseudo", **seen}
-    assert one.joint_config().trainSelectedClasses is None
+    assert changes(comparison, "finetune") == {"modelName": "base", **background, **seen}
+    assert changes(comparison, "assignment") == {**AS_ASSIGNED, **seen}
+    assert changes(comparison, "replay") == {"modelName": "base", "replayImages": 10, **background, **seen}
+    assert changes(comparison, "distillation") == seen
+    assert changes(comparison, "both") == {"replayImages": 10, **seen}
+    assert changes(comparison, "masked") == {"modelName": "base", **seen}
+    assert {student(comparison, name).unlabelledClasses for name in ("distillation", "both", "masked")} == {"mask"}
+    assert changes(comparison, "pseudo") == {"unlabelledClasses": "pseudo", **seen}
+    assert comparison.joint_config().trainSelectedClasses is None
 
 
 def test_only_ways_that_replay_do_so_however_many_are_asked_for(study):
-    one = study("--novel-only", settings=["replayImages=3"])
-    replayed = {name: student(one, name).replayImages for name in one.wanted if name != "joint"}
+    comparison = study("--novel-only", settings=["replayImages=3"])
+    replayed = {name: student(comparison, name).replayImages for name in comparison.wanted if name != "joint"}
     assert {name for name, count in replayed.items() if count == 3} == {"replay", "both"}
     assert set(replayed.values()) == {0, 3}
-    assert (one.teacher.replayImages, one.joint_config().replayImages) == (0, 0)
-    assert "with 3 images of the base classes" in one.plans["replay"].description
+    assert (comparison.teacher.replayImages, comparison.joint_config().replayImages) == (0, 0)
+    assert "with 3 images of the base classes" in comparison.plans["replay"].description
 
 
 def test_replay_may_be_set_where_the_recipe_says_which_classes_are_base(tmp_path):
     words = read_arguments(["incremental", "demo.nano", "--root", str(tmp_path), "--quiet"])
-    one = Study(words, parse_settings(["drawnScenes=6", "replayImages=3"]))
-    assert (student(one, "both").replayImages, one.prefix) == (3, "demo.nano")
+    comparison = Study(words, parse_settings(["drawnScenes=6", "replayImages=3"]))
+    assert (student(comparison, "both").replayImages, comparison.prefix) == (3, "demo.nano")
 
 
 def test_draws_start_at_the_seed_that_is_set(study):
@@ -439,18 +450,21 @@ def test_draws_start_at_the_seed_that_is_set(study):
 
 
 def test_official_weights_are_for_the_teacher_and_joint_training(study):
-    one = study(settings=["pretrained=yolov8n"])
-    assert (one.teacher.pretrained, one.joint_config().pretrained) == ("yolov8n", "yolov8n")
+    comparison = study(settings=["pretrained=yolov8n"])
+    assert (comparison.teacher.pretrained, comparison.joint_config().pretrained) == ("yolov8n", "yolov8n")
     for name in ("finetune", "distillation"):
-        mcfg = student(one, name)
-        assert (mcfg.pretrained, mcfg.checkpointModelFile) == (None, str(one.teacher.run_dir))
+        mcfg = student(comparison, name)
+        assert (mcfg.pretrained, mcfg.checkpointModelFile) == (None, str(comparison.teacher.run_dir))
         assert splits_to_train(mcfg) == ["small"]
 
 
 def test_a_name_is_for_the_runs_and_not_for_the_teacher(study):
-    one = study("--name", "mine")
-    assert one.teacher.runName == TEACHER
-    assert (student(one, "finetune").runName, one.joint_config().runName) == ("mine.finetune-0", "mine.joint")
+    comparison = study("--name", "mine")
+    assert comparison.teacher.runName == TEACHER
+    assert (student(comparison, "finetune").runName, comparison.joint_config().runName) == (
+        "mine.finetune-0",
+        "mine.joint",
+    )
 
 
 def test_joint_training_scales_images_as_its_teacher_did(study, monkeypatch):
@@ -540,6 +554,6 @@ def test_a_list_of_the_data_set_gives_way_to_a_draw_that_is_asked_for(study, tmp
     with pytest.raises(UserError, match="--draws 2: the data set has a split 'small' of its own"):
         study("--draws", "2", data=data, settings=["smallShots=none"])
     assert student(study(data=data, settings=["smallShots=none"]), "finetune").subsetMap["small"] == ("00", "01")
-    one = study("--draws", "2", data=data)
-    drawn = {student(one, "finetune", draw).subsetMap["small"] for draw in range(2)}
+    comparison = study("--draws", "2", data=data)
+    drawn = {student(comparison, "finetune", draw).subsetMap["small"] for draw in range(2)}
     assert len(drawn) == 2 and ("00", "01") not in drawn

@@ -1,4 +1,4 @@
-"""The modes, end to end on a data set that trains in a second: what is said, and what lies in the run's folder."""
+"""The modes, end to end on a data set that trains in a second: the output, and what lies in the run's folder."""
 
 import json
 import logging
@@ -98,8 +98,7 @@ def test_pipe_trains_evaluates_and_paints(run, folder, real_curves):
     assert all(line in log for line in out.strip().splitlines())
 
 
-def test_train_then_longer_then_otherwise_then_afresh(run, folder):
-    assert run("train", "--set", "maxEpoch=1")[0] == 0
+def test_train_then_longer_then_otherwise_then_afresh(run, folder, trained):
     assert not (folder / "eval").exists()
     status, out, _ = run("train", "--set", "maxEpoch=2")
     assert status == 0
@@ -127,8 +126,7 @@ def test_a_mistake_behind_nobuf_leaves_the_older_run_where_it_is(run, folder, tr
     assert len(rows(folder)) == 1
 
 
-def test_eval_of_a_split_quietly(run, folder):
-    assert run("train", "--set", "maxEpoch=1", "paintImages=no")[0] == 0
+def test_eval_of_a_split_quietly(run, folder, trained):
     status, out, err = run("eval", "--split", "validation", "--quiet", "--set", "paintImages=no")
     assert (status, err) == (0, "")
     assert out.strip().splitlines()[0].startswith("Average precision on 'validation'")
@@ -307,8 +305,8 @@ def test_wrong_starting_weights_behind_nobuf_leave_the_older_run(run, folder, tr
 RESULTS = ("metrics.json", "detections.json", "truth.json")
 
 
-def test_each_split_keeps_its_results_and_no_picture_of_the_user_is_deleted(run, folder):
-    assert run("pipe", "--set", "maxEpoch=1")[0] == 0
+def test_each_split_keeps_its_results_and_no_picture_of_the_user_is_deleted(run, folder, trained):
+    assert run("eval")[0] == 0
     pictures, older = folder / "eval/test/images", folder / "eval/images"
     of_test = {name: (folder / "eval/test" / name).read_bytes() for name in RESULTS}
     assert {name: (folder / "eval" / name).read_bytes() for name in RESULTS} == of_test
@@ -327,8 +325,7 @@ def test_each_split_keeps_its_results_and_no_picture_of_the_user_is_deleted(run,
     assert (older / "6.jpg").is_file()
 
 
-def test_a_file_of_the_user_in_the_place_of_a_picture_is_named_before_any_work(run, folder, monkeypatch):
-    assert run("train", "--set", "maxEpoch=1")[0] == 0
+def test_a_file_of_the_user_in_the_place_of_a_picture_is_named_before_any_work(run, folder, trained, monkeypatch):
     picture = folder / "eval/test/images/7.jpg"
     picture.parent.mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(picture)

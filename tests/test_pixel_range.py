@@ -73,7 +73,7 @@ def evaluated(monkeypatch):
     seen, evaluate = [], Evaluator.evaluate
 
     def watched(self, model, split, annotations=None, *rest, **named):
-        seen.append({one.pixel_max for one in annotations})
+        seen.append({annotation.pixel_max for annotation in annotations})
         return evaluate(self, model, split, annotations, *rest, **named)
 
     monkeypatch.setattr(Evaluator, "evaluate", watched)
@@ -91,7 +91,7 @@ def test_test_images_have_no_say_unless_they_are_alone(trained, config):
     mcfg = config(trained / "data")
     for splits in (["train"], ["train", "validation", "test"], ["test", "train"]):
         checked = check_data(mcfg, splits)
-        assert {one.pixel_max for annotations in checked.splits.values() for one in annotations} == {4095}
+        assert {annotation.pixel_max for annotations in checked.splits.values() for annotation in annotations} == {4095}
     assert check_data(mcfg, ["test"]).pixel_max == 65535
     assert check_data(mcfg, ["validation"]).pixel_max == 1023
     given = check_data(config(trained / "data", pixelMax=2000), ["train"])

@@ -108,7 +108,7 @@ def test_weights_from_elsewhere(make_run, photos, predict, root, tmp_path):
     assert (root / "voc.nano.full-cats/predict/001/images.json").is_file()
     assert predict("c1.nano.full", photos, "--weights", weights)[0] == 0  # the classes are the file's, not the recipe's
     content = json.loads((root / "c1.nano.full/predict/001/images.json").read_text())
-    assert [one["name"] for one in content["categories"]] == list(NAMES)
+    assert [category["name"] for category in content["categories"]] == list(NAMES)
 
     plain = tmp_path / "plain.pth"
     torch.save(torch.load(weights, weights_only=True)["model"], plain)
@@ -192,7 +192,7 @@ def test_a_call_that_was_killed_between_its_files_does_not_stop_the_next(
     with monkeypatch.context() as patch:
         patch.setattr("eval.predict.write_images", killed)
         assert predict("voc.nano.full", photos, "--out", out)[0] == 1
-    assert {one["image_id"] for one in json.loads((out / "detections.json").read_text())} == {"0", "1", "2"}
+    assert {row["image_id"] for row in json.loads((out / "detections.json").read_text())} == {"0", "1", "2"}
     assert predict("voc.nano.full", photos, "--out", out)[0] == 0
     (out / "detections.json").write_text("[]")
     assert predict("voc.nano.full", photos, "--out", out)[0] == 2, "changed since"
@@ -285,9 +285,9 @@ def test_eval_and_predict_find_the_same(make_run, photos, predict, root, tmp_pat
     assert predict("voc.nano.full", photos, "--out", tmp_path / "out")[0] == 0
     evaluated = read_results(root / "voc.nano.full-cats/eval/detections.json", ["0", "1", "2"])
     predicted = read_results(tmp_path / "out/detections.json", ["0", "1", "2"])
-    assert sum(len(one.scores) for one in evaluated) == 252
-    for one, other in zip(evaluated, predicted, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))
+    assert sum(len(detections.scores) for detections in evaluated) == 252
+    for expected, found in zip(evaluated, predicted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected[1:], found[1:], strict=True))
     truth = json.loads((root / "voc.nano.full-cats/eval/truth.json").read_text())
     assert [(row["image_id"], row["bbox"]) for row in truth["annotations"]] == [
         (str(number), [4, 5, 26, 35]) for number in range(3)

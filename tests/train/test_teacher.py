@@ -53,11 +53,11 @@ def test_it_says_what_the_network_says(tmp_path):
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         raw_maps, features = network.eval().forward_features(images)
-    told = teacher(images)
+    outputs = teacher(images)
     assert teacher.classes == TeacherClasses(("b", "d"), (1, 3), (0, 1))
-    for ours, theirs in zip(told.raw_maps, raw_maps, strict=True):
+    for ours, theirs in zip(outputs.raw_maps, raw_maps, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert set(told.features) == set(features)
+    assert set(outputs.features) == set(features)
 
 
 def test_nothing_of_it_moves_or_learns(tmp_path):
@@ -68,7 +68,7 @@ def test_nothing_of_it_moves_or_learns(tmp_path):
     for _ in range(3):
         teacher(torch.rand(4, 3, 64, 64) * 5)
     second = teacher(images)
-    assert all(torch.equal(one, other) for one, other in zip(first.raw_maps, second.raw_maps, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first.raw_maps, second.raw_maps, strict=True))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in teacher._network.modules())
     teacher._network.train()
     with pytest.raises(RuntimeError, match="the teacher is in train mode"):
@@ -142,7 +142,7 @@ def test_a_teacher_that_sees_nothing_is_warned_of(squares_config, tmp_path, capl
     with caplog.at_level("INFO"):
         assert check_teacher(teacher, mcfg, "validation", data["validation"]) == pytest.approx(0, abs=0.05)
     assert "on its own classes in 'validation': it detects almost nothing" in caplog.text
-    nothing = [one for one in data["train"] if not len(one.labels)]
+    nothing = [annotation for annotation in data["train"] if not len(annotation.labels)]
     with caplog.at_level("INFO"):
         assert check_teacher(teacher, mcfg, "train", nothing) is None
     assert "has no object of its classes" in caplog.text

@@ -147,7 +147,8 @@ def test_the_time_left_counts_validation_and_this_start_only(squares_config, mon
     trainer.started, trainer.first_epoch = 1000.0, trainer.epoch
     # One more epoch since this start, 90 seconds ago with all that belongs to it.
     monkeypatch.setattr("train.trainer.time.perf_counter", lambda: 1090.0)
-    trainer.save(1, {**trainer.history[-1], "epoch": 1, "is_best": False})
+    with caplog.at_level("INFO", logger="mars"):
+        trainer.save(1, {**trainer.history[-1], "epoch": 1, "is_best": False})
     line = caplog.messages[-1]
     assert line.startswith("epoch 2/5 | box ") and line.endswith("4:30 left")
 
