@@ -1,6 +1,6 @@
-"""Annotations -> samples: read the image, then augment or letterbox it."""
+"""Annotations -> samples: read the image, then augment or letterbox it, and apply the transforms of the recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +10,12 @@ from dl.annotations import Annotation
 from dl.augment import AugmentRanges, apply_plan, draw_plan, letterbox
 from dl.files import DataError
 from dl.image_cache import FileImages, Images
-from dl.mosaic import ModernRanges, MosaicPlan, apply_mosaic, draw_mosaic
+from dl.mosaic import ModernRanges, apply_mosaic, draw_mosaic
+from dl.transforms import BuiltIn, Transform, checked
 from ops.batch import Sample
 
 # Random streams of one seed must differ in their first number: numpy pads seeds with zeros, so [1, 2] is [1, 2, 0].
-AUGMENT_STREAM, ORDER_STREAM = 1, 2
+AUGMENT_STREAM, ORDER_STREAM, TRANSFORM_STREAM = 1, 2, 3
 
 SampleKey = tuple[int, int]  # epoch, index
 
@@ -28,7 +29,8 @@ class DetectionDataset(Dataset[Sample]):
     """Samples of the network's input size. `ranges` None: letterboxed, with the inverse; else augmented.
 
     A key is (epoch, index). The augmentation of an image, and its partners in a mosaic, depend only on (seed, epoch,
-    index). `images` None: images are read from their files.
+    index). `images` None: images are read from their files. `transforms`: before and after the built-in augmentation,
+    whose place is `BuiltIn()`; a list without it comes after it.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class DetectionDataset(Dataset[Sample]):
         seed: int = 0,
         ranges: AugmentRanges | ModernRanges | None = None,
         images: Images | None = None,
+        transforms: Sequence[Transform | BuiltIn] = (),
     ) -> None:
         self.annotations = list(annotations)
         sizes = [(annotation.height, annotation.width) for annotation in annotations]
@@ -46,6 +49,8 @@ class DetectionDataset(Dataset[Sample]):
         self.seed = seed
         self.ranges = ranges
         self.images = FileImages() if images is None else images
+        has_place = any(isinstance(transform, BuiltIn) for transform in transforms)
+        self.stages = [*transforms] if has_place else [BuiltIn(), *transforms]
         self._same_group = _group_by_labelled_classes(self.annotations)
 
     def __len__(self) -> int:
@@ -64,35 +69,59 @@ class DetectionDataset(Dataset[Sample]):
 
         Every unreadable image is added to `errors`: image id -> error message that starts with the path.
         """
-        epoch, index = key
+        return self._after(len(self.stages), key, key[1], errors)
+
+    def _after(self, num_stages: int, place: tuple[int, ...], index: int, errors: dict[str, str]) -> Sample | None:
+        """Image `index` after the first stages. `place` sets its random numbers: the key, or more numbers for a partner
+        of another image, so that the same image looks different there."""
         annotation = self.annotations[index]
-        rng = random_stream(AUGMENT_STREAM, self.seed, epoch, index)
+        if not num_stages:
+            image = self._read(annotation, errors)
+            return image if image is None else _sample(image, annotation.boxes, annotation.labels, annotation)
+        stage = self.stages[num_stages - 1]
+
+        def load(position: int, index: int) -> Sample | None:
+            """The image itself (position 0), or a partner, after the stages before this one."""
+            partner = (num_stages, position, index) if position else ()
+            return self._after(num_stages - 1, (*place, *partner), index, errors)
+
+        if isinstance(stage, BuiltIn):
+            return self._built_in(place, index, load)
+        sample = load(0, index)
+        if sample is None:
+            return None
+        rng = random_stream(TRANSFORM_STREAM, self.seed, num_stages, *place)
+        if not (num_partners := getattr(stage, "num_partners", 0)):
+            return checked(stage, sample, stage(sample, rng))
+        group = range(len(self)) if self._same_group is None else self._same_group[index]
+        partners = [
+            load(position + 1, int(group[i])) for position, i in enumerate(rng.integers(len(group), size=num_partners))
+        ]
+        return checked(stage, sample, stage(sample, rng, [partner for partner in partners if partner is not None]))
+
+    def _built_in(self, place: tuple[int, ...], index: int, load: Callable[[int, int], Sample | None]) -> Sample | None:
+        """The built-in augmentation, or the letterbox. `load`: (position in the mosaic, image) -> the image."""
+        own, rng = self.annotations[index], random_stream(AUGMENT_STREAM, self.seed, *place)
         if isinstance(self.ranges, ModernRanges):
             same_group = None if self._same_group is None else self._same_group[index]
-            plan = draw_mosaic(rng, index, self.sizes, self.input_shape, self.ranges, epoch, same_group)
-            return self._load_mosaic(plan, index, errors)
-        image = self._read(annotation, errors)
-        if image is None:
+            plan = draw_mosaic(rng, index, self.sizes, self.input_shape, self.ranges, place[0], same_group)
+            samples = [load(position, tile.index) for position, tile in enumerate(plan.tiles)]
+            readable = [(tile, sample) for tile, sample in zip(plan.tiles, samples, strict=True) if sample is not None]
+            tiles = tuple(tile for tile, _ in readable)
+            if any(tile.index == index for tile in plan.tiles) and not any(tile.index == index for tile in tiles):
+                return None
+            parts = [(sample.image, sample.boxes, sample.labels) for _, sample in readable]
+            images, boxes, labels = zip(*parts, strict=True) if parts else ((), (), ())
+            # Every tile has the same labelled classes.
+            return _sample(*apply_mosaic(replace(plan, tiles=tiles), images, boxes, labels), own)
+        sample = load(0, index)
+        if sample is None:
             return None
         if self.ranges is None:
-            canvas, inverse = letterbox(image, self.input_shape)
-            boxes, labels = inverse.apply(annotation.boxes), annotation.labels
-            return Sample(canvas, boxes, labels, annotation.image_id, inverse, annotation.labelled)
-        plan = draw_plan(rng, image.shape[:2], self.input_shape, self.ranges)
-        augmented = apply_plan(plan, image, annotation.boxes, annotation.labels)
-        return Sample(*augmented, annotation.image_id, labelled=annotation.labelled)
-
-    def _load_mosaic(self, plan: MosaicPlan, index: int, errors: dict[str, str]) -> Sample | None:
-        images = [self._read(self.annotations[tile.index], errors) for tile in plan.tiles]
-        readable = [(tile, image) for tile, image in zip(plan.tiles, images, strict=True) if image is not None]
-        tiles = tuple(tile for tile, _ in readable)
-        if any(tile.index == index for tile in plan.tiles) and not any(tile.index == index for tile in tiles):
-            return None
-        parts = [self.annotations[tile.index] for tile in tiles]
-        boxes, labels = [part.boxes for part in parts], [part.labels for part in parts]
-        augmented = apply_mosaic(replace(plan, tiles=tiles), [image for _, image in readable], boxes, labels)
-        own = self.annotations[index]
-        return Sample(*augmented, own.image_id, labelled=own.labelled)  # every tile has the same labelled classes
+            canvas, inverse = letterbox(sample.image, self.input_shape)
+            return replace(sample, image=canvas, boxes=inverse.apply(sample.boxes), letterbox=inverse)
+        plan = draw_plan(rng, sample.image.shape[:2], self.input_shape, self.ranges)
+        return _sample(*apply_plan(plan, sample.image, sample.boxes, sample.labels), own)
 
     def _read(self, annotation: Annotation, errors: dict[str, str]) -> np.ndarray | None:
         try:
@@ -100,6 +129,10 @@ class DetectionDataset(Dataset[Sample]):
         except DataError as error:
             errors[annotation.image_id] = str(error)
             return None
+
+
+def _sample(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, annotation: Annotation) -> Sample:
+    return Sample(image, boxes, labels, annotation.image_id, labelled=annotation.labelled)
 
 
 def _group_by_labelled_classes(annotations: Sequence[Annotation]) -> list[np.ndarray] | None:

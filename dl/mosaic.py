@@ -2,8 +2,8 @@
 
 In theory four images are placed on a canvas with twice the sides of the input, and the canvas is scaled and shifted
 onto the input. In practice the plan has, in whole pixels, the visible part of each image and its position, and only
-that part is resized and pasted. Boxes follow exactly these pixels. Ranges, order and the rule for keeping boxes are
-those of Ultralytics' training with rotation, shear and perspective 0.
+that part is resized and pasted. Boxes follow exactly these pixels. With rotation, shear or perspective, the whole
+scaled canvas is made and warped onto the input. Ranges, order and the rule for keeping boxes are those of Ultralytics.
 """
 
 import math
@@ -16,13 +16,11 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from dl.augment import Shape, change_colours, resize
+from dl.warp import MIN_SIDE, Matrix, clip_boxes, large_enough, warp_boxes, warp_image, warp_matrix
 
 MOSAIC_GREY = 114  # colour of the padding; Ultralytics' value
 
 MAX_CLOSED_SHARE = 1 / 3  # at most this share of all epochs runs without mosaic: docs/experiments.md, section 4
-
-# A box is kept if both sides are above 2 px, a tenth of its area is visible, and its aspect ratio is below 100.
-_MIN_SIDE, _MIN_AREA, _MAX_ASPECT = 2, 0.1, 100
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,20 @@ class ModernRanges:
     hue: float = 0.015  # shift by U(-1, 1) * x of the colour circle
     saturation: float = 0.7  # times 1 + U(-1, 1) * x
     value: float = 0.4
+    flip_vertical: float = 0.0  # probability of upside down
+    rotate: float = 0.0  # by U(-1, 1) * x degrees, about the centre of the canvas
+    shear: float = 0.0  # by U(-1, 1) * x degrees, in both directions
+    perspective: float = 0.0  # the scale changes by U(-1, 1) * x from the centre of the input to its edge
+
+    @property
+    def has_warp(self) -> bool:
+        """Whether the canvas has to be warped; without, images are only resized and pasted, which is faster."""
+        return self.rotate > 0 or self.shear > 0 or self.perspective > 0
 
     @property
     def always_dropped(self) -> float:
         """Boxes of at most this side length (in pixels of the letterboxed image) are dropped at every scale."""
-        return _MIN_SIDE / (1 + self.scale)
+        return MIN_SIDE / (1 + self.scale)
 
     def has_mosaic(self, epoch: int) -> bool:
         """Whether this epoch may have mosaics."""
@@ -93,6 +100,8 @@ class MosaicPlan:
     hue: float  # of the circle; 0 changes nothing
     saturation: float  # gains; 1 changes nothing
     value: float
+    is_upside_down: bool = False
+    warp: Matrix | None = None  # of the input, before the flips; None: no rotation, shear or perspective
 
 
 def draw_mosaic(
@@ -107,7 +116,8 @@ def draw_mosaic(
     """A random augmentation of image `index`; it depends only on `rng`. `sizes`: height and width of all N images.
 
     Partners are chosen from all images, or from the indexes `same_group`; the same image may be chosen twice. Every
-    random number is drawn, used or not, so that an image has the same colours and flip with and without mosaic.
+    random number is drawn, used or not, so that an image has the same colours and flip with and without mosaic. Those
+    of the vertical flip and the warp come last and only where they are used, so that they do not change the others.
     """
     is_mosaic = bool(rng.random() < ranges.mosaic) and ranges.has_mosaic(epoch)
     partners = rng.integers(len(sizes), size=3) if same_group is None else rng.choice(same_group, size=3)
@@ -117,16 +127,28 @@ def draw_mosaic(
     centre = rng.uniform(0.5 - ranges.translate, 0.5 + ranges.translate, 2) * side
     is_flipped = bool(rng.random() < ranges.flip)
     hue, saturation, value = rng.uniform(-1, 1, 3) * (ranges.hue, ranges.saturation, ranges.value)
+    is_upside_down = ranges.flip_vertical > 0 and bool(rng.random() < ranges.flip_vertical)
+    warp = _draw_warp(rng, centre, side, ranges) if ranges.has_warp else None
+
+    extent = 2 * side * scale if is_mosaic else _extent(sizes[index], side, scale)
+    canvas = _rect(centre - extent / 2, centre + extent / 2)
+    limits = _on_input(canvas, side) if warp is None else canvas  # the warp may turn any part of the canvas into view
     if is_mosaic:
         corner = np.round(centre + joint * scale)
-        canvas = _rect(centre - side * scale, centre + side * scale)
-        tiles = _four_tiles(corner, [index, *map(int, partners)], sizes, side, scale, canvas)
+        tiles = _four_tiles(corner, [index, *map(int, partners)], sizes, side, scale, limits)
     else:
-        extent = _extent(sizes[index], side, scale)
-        canvas = _rect(centre - extent / 2, centre + extent / 2)
-        tiles = [_tile(index, sizes[index], canvas, _on_input(canvas, side))]
+        tiles = [_tile(index, sizes[index], canvas, limits)]
     visible = tuple(tile for tile in tiles if tile is not None)
-    return MosaicPlan(input_shape, visible, canvas, is_flipped, float(hue), float(1 + saturation), float(1 + value))
+    gains = float(hue), float(1 + saturation), float(1 + value)
+    return MosaicPlan(input_shape, visible, canvas, is_flipped, *gains, is_upside_down, warp)
+
+
+def _draw_warp(rng: np.random.Generator, centre: np.ndarray, side: np.ndarray, ranges: ModernRanges) -> Matrix:
+    """Turns, shears and tilts the input about the centre of the canvas. Its scale and position are in the tiles."""
+    angle, shear_x, shear_y, *tilts = rng.uniform(-1, 1, 5)
+    tilt_x, tilt_y = np.array(tilts) * ranges.perspective / (side / 2)
+    shear = shear_x * ranges.shear, shear_y * ranges.shear
+    return warp_matrix(centre, centre, angle * ranges.rotate, shear, (tilt_x, tilt_y))
 
 
 def apply_mosaic(
@@ -143,27 +165,34 @@ def apply_mosaic(
     (0,).
     """
     height, width = plan.input_shape
-    canvas = np.full((height, width, 3), MOSAIC_GREY, dtype=np.uint8)
+    # Without a warp, tiles are pasted directly onto the input; else onto the whole canvas, which is warped afterwards.
+    whole = PixelRect(0, 0, width, height) if plan.warp is None else plan.canvas
+    canvas = np.full((whole.bottom - whole.top, whole.right - whole.left, 3), MOSAIC_GREY, dtype=np.uint8)
     out_boxes, out_labels = [np.zeros((0, 4), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
     for tile, image, image_boxes, image_labels in zip(plan.tiles, images, boxes, labels, strict=True):
-        _paste(tile, image, canvas)
-        moved, is_valid = _move_boxes(tile, plan.canvas, image_boxes)
+        _paste(tile, image, canvas, whole)
+        moved, is_valid = _move_boxes(tile, plan, image_boxes)
         out_boxes.append(moved[is_valid])
         out_labels.append(image_labels[is_valid])
+    if plan.warp is not None:
+        from_canvas = plan.warp @ warp_matrix((0, 0), whole[:2])
+        canvas = warp_image(canvas, from_canvas, plan.input_shape, MOSAIC_GREY)
     hues = np.arange(256) + plan.hue * 180
     canvas = change_colours(canvas, hues, plan.saturation, plan.value)
     all_boxes = np.concatenate(out_boxes)
     if plan.is_flipped:
         canvas = cv2.flip(canvas, 1)
         all_boxes[:, [0, 2]] = width - all_boxes[:, [2, 0]]
+    if plan.is_upside_down:
+        canvas = cv2.flip(canvas, 0)
+        all_boxes[:, [1, 3]] = height - all_boxes[:, [3, 1]]
     return canvas, all_boxes, np.concatenate(out_labels)
 
 
 def _four_tiles(
-    corner: np.ndarray, indexes: Sequence[int], sizes: np.ndarray, side: np.ndarray, scale: float, canvas: PixelRect
+    corner: np.ndarray, indexes: Sequence[int], sizes: np.ndarray, side: np.ndarray, scale: float, limits: PixelRect
 ) -> list[Tile | None]:
     """Tiles above left, above right, below left and below right of the corner where they meet."""
-    limits = _on_input(canvas, side)
     tiles = []
     for index, is_right_or_below in zip(indexes, ((0, 0), (1, 0), (0, 1), (1, 1)), strict=True):
         extent = _extent(sizes[index], side, scale)
@@ -215,26 +244,27 @@ def _on_input(rect: PixelRect, side: np.ndarray) -> PixelRect:
     return PixelRect(max(rect.left, 0), max(rect.top, 0), min(rect.right, width), min(rect.bottom, height))
 
 
-def _paste(tile: Tile, image: np.ndarray, canvas: np.ndarray) -> None:
+def _paste(tile: Tile, image: np.ndarray, canvas: np.ndarray, whole: PixelRect) -> None:
+    """`whole`: the rectangle of the input that `canvas` covers."""
     source, target, window = tile.source, tile.target, tile.window
     part = image[source.rows, source.columns]
     resized = resize(part, target.right - target.left, target.bottom - target.top)
     rows = slice(window.top - target.top, window.bottom - target.top)
     columns = slice(window.left - target.left, window.right - target.left)
-    canvas[window.rows, window.columns] = resized[rows, columns]
+    visible = canvas[window.top - whole.top : window.bottom - whole.top, window.left - whole.left :]
+    visible[:, : window.right - window.left] = resized[rows, columns]
 
 
-def _move_boxes(tile: Tile, canvas: PixelRect, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _move_boxes(tile: Tile, plan: MosaicPlan, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes of the tile's image on the input (before the flip), and whether each is kept."""
     source, target, window = (np.array(rect, dtype=np.float64) for rect in (tile.source, tile.target, tile.window))
     factor = (target[2:] - target[:2]) / (source[2:] - source[:2])
     placed = (boxes - np.tile(source[:2], 2)) * np.tile(factor, 2) + np.tile(target[:2], 2)
-    on_canvas, visible = _clipped(placed, np.array(canvas)), _clipped(placed, window)
-    sides = visible[:, 2:] - visible[:, :2]
-    is_large = (sides > _MIN_SIDE).all(axis=1)
-    has_area = sides.prod(axis=1) > _MIN_AREA * (on_canvas[:, 2:] - on_canvas[:, :2]).prod(axis=1)
-    has_aspect = sides.max(axis=1) < _MAX_ASPECT * sides.min(axis=1)
-    return visible.astype(np.float32), is_large & has_area & has_aspect
+    on_canvas, visible = _clipped(placed, np.array(plan.canvas)), _clipped(placed, window)
+    if plan.warp is not None:
+        on_canvas = warp_boxes(on_canvas, plan.warp)
+        visible = clip_boxes(warp_boxes(visible, plan.warp), plan.input_shape)
+    return visible.astype(np.float32), large_enough(visible, (on_canvas[:, 2:] - on_canvas[:, :2]).prod(axis=1))
 
 
 def _clipped(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
