@@ -106,7 +106,7 @@ def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackT
     print(escaped("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
-def _command() -> int:
+def command() -> int:
     """Run the command of this process; its exit status, which is 1 where stdout could not be written."""
     sys.excepthook = _show_bug
     out = protect_console()
@@ -123,4 +123,4 @@ def _command() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_command())
+    sys.exit(command())

@@ -63,6 +63,12 @@ def one_of(*words: str) -> Check:
     return check
 
 
+def one_of_or_part(*words: str) -> Check:
+    """Accept these words, and classes with their module: `cfgops.mine:Lion()`."""
+    check_word = one_of(*words)
+    return lambda value: None if ":" in value else check_word(value)
+
+
 def each(check: Check) -> Check:
     """The same check for every entry of a list."""
 
@@ -132,6 +138,10 @@ def file_address(address: str) -> str | None:
     if "://" in address:
         return "only file:// addresses can be read; download the file and give file:///path/to/it"
     return f"must be an address; for a file on this machine write file://{cut(address)}"
+
+
+def below_half(value: float) -> str | None:
+    return None if 0 <= value < 0.5 else "must be at least 0 and below 0.5, where a side of the image reaches infinity"
 
 
 def not_empty(value: str) -> str | None:

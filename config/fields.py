@@ -40,6 +40,20 @@ TYPE_WORDS = {
 }
 
 
+class Stored(str):
+    """A text that stands for an object. The type of a field derives from it: see `config.parts.PartText`."""
+
+    @classmethod
+    def of(cls, value: Any) -> "Stored":
+        """The text of an object. Raises `UserError` if it cannot be stored."""
+        raise NotImplementedError
+
+    @classmethod
+    def list_of(cls, text: str) -> "tuple[Stored, ...]":
+        """The texts in a list that was written on the command line."""
+        raise NotImplementedError
+
+
 def declare(
     default: Any,
     doc: str,
@@ -117,10 +131,10 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(arg) for arg in args)
     if origin is tuple and args[-1] is Ellipsis:
         numbers = f"a list of at most {MOST_EPOCHS:,} whole numbers, e.g. 0-4,9"
-        return {int: numbers, str: "a list of names"}[args[0]]
+        return {int: numbers, str: "a list of names"}.get(args[0], "a list of classes, e.g. MixUp(probability=0.1)")
     if origin is tuple:
         return f"{len(args)} values ({', '.join(describe(arg) for arg in args)})"
-    return TYPE_WORDS[origin or annotation]
+    return TYPE_WORDS.get(origin or annotation, "a class and its values, e.g. DetectionHead()")
 
 
 def _coerce(value: Any, annotation: Any) -> Any:
@@ -131,6 +145,8 @@ def _coerce(value: Any, annotation: Any) -> Any:
         return _coerce_tuple(value, args)
     if origin is dict:
         return {_coerce(key, args[0]): _coerce(entry, args[1]) for key, entry in dict(value).items()}
+    if isinstance(annotation, type) and issubclass(annotation, Stored):
+        return annotation.of(value)
     if annotation is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif annotation is str and type(value).__name__ == "device":
@@ -176,10 +192,12 @@ def _parse(text: str, annotation: Any) -> Any:
         if text.lower() not in BOOL_WORDS:
             raise ValueError
         return BOOL_WORDS[text.lower()]
-    return annotation(text)
+    return annotation.of(text) if issubclass(annotation, Stored) else annotation(text)
 
 
 def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if issubclass(args[0], Stored):
+        return args[0].list_of(text)
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if args == (int, ...):
         ranges = []

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from config import checks
 from config.checked import CheckedConfig
-from config.checks import each, fraction, one_of, unless_none
+from config.checks import each, fraction, one_of, one_of_or_part, unless_none
 from config.fields import declare
+from config.parts import PartText, WordOrPart
 from config.training import FEW_IMAGES  # noqa: F401 (for recipes)
 
 PHASES = ("nano", "small", "medium", "large", "extra")
@@ -142,6 +143,9 @@ class ModelConfig(CheckedConfig):
         "channels of the class branch: True: as in the official weights for 80 classes (nano: 80 instead of 64), "
         "False: by the number of classes; none: as in the weights that training starts from",
     )
+    head: PartText = declare(
+        "DetectionHead()", "class of the head, e.g. one of a recipe without bins: docs/extending.md"
+    )
     pretrained: str | None = declare(
         None,
         "official weights to start from, by name: yolov8n, yolov8s, ...; downloaded once into resources/pretrained",
@@ -184,6 +188,18 @@ class ModelConfig(CheckedConfig):
         "multiplied by 1 - x to 1 + x",
         each(fraction),
     )
+    flipVertical: float = declare(0.0, "augmentation=modern: probability of a vertical flip", fraction)
+    rotate: float = declare(0.0, "augmentation=modern: largest rotation, in degrees", checks.degrees)
+    shear: float = declare(0.0, "augmentation=modern: largest shear, in degrees", checks.shear)
+    perspective: float = declare(
+        0.0,
+        "augmentation=modern: largest change of the scale from the centre of the input to its edge, as a fraction",
+        checks.below_half,
+    )
+    transforms: tuple[PartText, ...] = declare(
+        (),
+        "more augmentations, before or after BuiltIn(), which stands for the field `augmentation`: docs/extending.md",
+    )
     startEpoch: int = declare(
         0, "first epoch, e.g. to continue from checkpointModelFile with another schedule", checks.epoch
     )
@@ -214,6 +230,9 @@ class ModelConfig(CheckedConfig):
     lossWeights: tuple[float, float, float] = declare(
         (7.5, 0.5, 1.5), "weights of the box, class and distribution losses", each(checks.gain)
     )
+    lossParts: tuple[PartText, ...] = declare(
+        (), "more parts of the detection loss, with their weights: docs/extending.md"
+    )
     lossReduction: str = declare(
         "mean",
         "mean: loss per image, as in the assignment; sum: multiplied by the batch size, as in Ultralytics",
@@ -225,15 +244,17 @@ class ModelConfig(CheckedConfig):
         "box side in pixels to which smaller sides are enlarged in the test whether an anchor point lies inside",
         checks.pixels,
     )
-    optimizerType: str = declare("SGD", "SGD (with Nesterov momentum) or AdamW", one_of("SGD", "AdamW"))
+    optimizerType: WordOrPart = declare(
+        "SGD", "SGD (with Nesterov momentum), AdamW, or a class: docs/extending.md", one_of_or_part("SGD", "AdamW")
+    )
     optimizerMomentum: float = declare(0.937, "momentum of SGD, or beta1 of AdamW", checks.momentum)
     optimizerWeightDecay: float = declare(5e-4, "weight decay, for convolution weights only", checks.decay)
-    schedulerType: str = declare(
+    schedulerType: WordOrPart = declare(
         "COS",
         "COS (of the assignment: quadratic warm-up, half a cosine, a constant end), plateau (the same warm-up, then "
         "divided by ten when validation stops improving), linear or cosine (warm-up by steps, then down to "
-        "minLearningRate)",
-        one_of("COS", "plateau", "linear", "cosine"),
+        "minLearningRate), or a class: docs/extending.md",
+        one_of_or_part("COS", "plateau", "linear", "cosine"),
     )
     baseLearningRate: float = declare(1e-2, "largest learning rate", checks.highest_rate, alters="schedule")
     minLearningRate: float = declare(1e-4, "learning rate of the last epochs", checks.rate, alters="schedule")
@@ -330,6 +351,7 @@ class ModelConfig(CheckedConfig):
     distilLossWeights: tuple[float, float, float] = declare(
         (1.0, 0.2, 0.01), "weights of the detection, CWD and response losses", each(checks.gain)
     )
+    distilParts: tuple[PartText, ...] = declare((), "more distillation losses, with their weights: docs/extending.md")
     boxResponseWeight: float = declare(
         0.0, "weight of the loss on the box distributions, relative to the response loss", checks.gain
     )

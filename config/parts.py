@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from config.errors import UserError, is_out_of_memory
-from config.fields import nearest, shown_value
+from config.fields import Stored, nearest, shown_value
 
 # Modules whose classes need no `module:` before their name.
 OWN_MODULES = ("dl.transforms", "train.loss", "train.distilloss", "model.base.head")
@@ -25,7 +25,7 @@ _classes: dict[str, type] = {}
 _NAME = re.compile(r"(?:(?P<module>[\w.]+):)?(?P<name>\w+)(?P<values>\(.*\))?", re.DOTALL)
 
 
-class PartText(str):
+class PartText(Stored):
     """The text of a part, `Class(field=value, ...)`; the type of config fields that hold parts."""
 
     @classmethod
@@ -58,18 +58,46 @@ class PartText(str):
                 )
         return cls(f"{name}({', '.join(f'{field_name}={value!r}' for field_name, value in values.items())})")
 
+    @classmethod
+    def list_of(cls, text: str) -> "tuple[PartText, ...]":
+        """Split at the commas that are outside of parentheses, brackets and quotes: `A(x=(1, 2)),B()` -> two parts."""
+        parts, depth, quote = [""], 0, ""
+        for letter in text if text.lower() != "none" else "":
+            if letter == "," and not depth and not quote:
+                parts.append("")
+                continue
+            if letter in "\"'":
+                quote = "" if letter == quote else quote or letter
+            elif not quote:
+                depth += (letter in "([{") - (letter in ")]}")
+            parts[-1] += letter
+        return tuple(cls.of(part) for part in parts if part.strip())
 
-def build_part(text: str, field: str, home: str) -> Any:
-    """The object that a part's text describes. A class without a module is looked for in the module `home`.
+    def build(self, field: str, home: str, *arguments: Any, kind: type = object) -> Any:
+        """The object: its class is called with `arguments` and the values of the text.
 
-    Raises `UserError` with the config field and the class if it is missing or does not accept the values.
-    """
-    name, values = _read(text)
-    part_class = _classes.get(name) or _find_class(name, f"{field}={text}", home)
-    try:
-        return part_class(**values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{field}={text}: {error}") from error
+        A class without a module is looked for in the module `home`. Raises `UserError` with the config field and the
+        class if it is missing, does not accept the values, or makes no `kind`.
+        """
+        name, values = _read(self)
+        part_class = _classes.get(name) or _find_class(name, f"{field}={self}", home)
+        try:
+            part = part_class(*arguments, **values)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{field}={self}: {error}") from error
+        if not isinstance(part, kind):
+            wanted = ", ".join([*(key for key in vars(kind) if key[0] != "_"), "__call__"])
+            raise UserError(f"{field}={self}: a {kind.__name__} needs {wanted}; add what is missing to the class")
+        return part
+
+
+class WordOrPart(PartText):
+    """A word for one of Mars' own choices, such as `SGD`, or the text of a part with its module."""
+
+    @classmethod
+    def of(cls, part: Any) -> "WordOrPart":
+        """The word as it is, or the text as in `PartText.of`."""
+        return cls(part) if isinstance(part, str) and ":" not in part else cls(PartText.of(part))
 
 
 def _find_class(name: str, setting: str, home: str) -> type:
@@ -92,21 +120,6 @@ def _find_class(name: str, setting: str, home: str) -> type:
             f"it has {', '.join(own)}"
         )
     return classes[class_name]
-
-
-def split_parts(text: str) -> list[str]:
-    """Split at the commas that are outside of parentheses, brackets and quotes: `A(x=(1, 2)),B()` -> two texts."""
-    parts, depth, quote = [""], 0, ""
-    for letter in text:
-        if letter == "," and not depth and not quote:
-            parts.append("")
-            continue
-        if letter in "\"'":
-            quote = "" if letter == quote else quote or letter
-        elif not quote:
-            depth += (letter in "([{") - (letter in ")]}")
-        parts[-1] += letter
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _name_of(part_class: type) -> str:

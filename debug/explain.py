@@ -131,7 +131,7 @@ def explain(
     assigned = assign_points(loss, raw_maps, batch)
     anchors = assigned.anchors
     distributions, logits = flatten_maps(raw_maps, loss.reg_max)
-    boxes = letterbox.undo(decode_boxes(distributions, *anchors)[0].cpu())
+    boxes = letterbox.undo(decode_boxes(distributions, *anchors, loss.distances)[0].cpu())
     losses, background, metrics = _share_loss(loss, raw_maps, logits, batch, assigned)
     predictions = Predictions(boxes, logits[0].sigmoid().cpu(), detections)
     analysis = ErrorAnalysis(predictor, predictions, annotation, limits, class_names)
@@ -216,11 +216,12 @@ def _share_loss(
     target = assigned.assignment.target_scores[0]
     weight = target.sum(dim=-1)
     cls = F.binary_cross_entropy_with_logits(logits[0], target, reduction="none").sum(dim=-1)
+    gains = {part.name: part.weight for part in loss.parts}
     columns = torch.stack(
         (
-            (1 - probes["loss.ciou"][0]) * weight * loss.box_gain,
-            cls * loss.cls_gain,
-            probes["loss.dfl"][0] * weight * loss.dfl_gain,
+            (1 - probes["loss.ciou"][0]) * weight * gains["box"],
+            cls * gains["cls"],
+            probes["loss.dfl"][0] * weight * gains["dfl"] if "dfl" in gains else torch.zeros_like(cls),
         ),
         dim=-1,
     )  # (A, 3)

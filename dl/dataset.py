@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -29,8 +30,8 @@ class DetectionDataset(Dataset[Sample]):
     """Samples of the network's input size. `ranges` None: letterboxed, with the inverse; else augmented.
 
     A key is (epoch, index). The augmentation of an image, and its partners in a mosaic, depend only on (seed, epoch,
-    index). `images` None: images are read from their files. `transforms`: before and after the built-in augmentation,
-    whose place is `BuiltIn()`; a list without it comes after it.
+    index). `images` None: images are read from their files. `stages`: the transforms of the recipe, with the built-in
+    augmentation, or the letterbox, at the place of `BuiltIn()`.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class DetectionDataset(Dataset[Sample]):
         seed: int = 0,
         ranges: AugmentRanges | ModernRanges | None = None,
         images: Images | None = None,
-        transforms: Sequence[Transform | BuiltIn] = (),
+        stages: Sequence[Transform] = (BuiltIn(),),
     ) -> None:
         self.annotations = list(annotations)
         sizes = [(annotation.height, annotation.width) for annotation in annotations]
@@ -49,8 +50,7 @@ class DetectionDataset(Dataset[Sample]):
         self.seed = seed
         self.ranges = ranges
         self.images = FileImages() if images is None else images
-        has_place = any(isinstance(transform, BuiltIn) for transform in transforms)
-        self.stages = [*transforms] if has_place else [BuiltIn(), *transforms]
+        self.stages = list(stages)
         self._same_group = _group_by_labelled_classes(self.annotations)
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class DetectionDataset(Dataset[Sample]):
         if not num_stages:
             image = self._read(annotation, errors)
             return image if image is None else _sample(image, annotation.boxes, annotation.labels, annotation)
-        stage = self.stages[num_stages - 1]
+        stage: Any = self.stages[num_stages - 1]
 
         def load(position: int, index: int) -> Sample | None:
             """The image itself (position 0), or a partner, after the stages before this one."""

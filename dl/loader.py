@@ -18,6 +18,7 @@ from dl.dataset import ORDER_STREAM, DetectionDataset, SampleKey, random_stream
 from dl.image_cache import Images, build_images
 from dl.label_selection import select_labels
 from dl.mosaic import ModernRanges, first_epoch_without_mosaic
+from dl.transforms import build_transforms
 from dl.workers import Workers, num_workers
 from ops.anchors import STRIDES
 from ops.batch import Batch, Sample
@@ -193,7 +194,9 @@ def build_loader(
     if train:
         annotations = select_labels(mcfg, split, annotations, replay_from)
         images = build_images(mcfg, split, annotations) if images is None else images
-    dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, _ranges(mcfg) if train else None, images)
+    ranges, transforms = (_ranges(mcfg), mcfg.transforms) if train else (None, ())
+    stages = build_transforms(transforms)
+    dataset = DetectionDataset(annotations, mcfg.inputShape, mcfg.seed, ranges, images, stages)
     min_batch = _smallest_batch(mcfg, len(dataset)) if train else 1
     pin_memory = pick_device(mcfg.device, mcfg.cuda).type == "cuda"
     shuffle_seed, skip_bad = mcfg.seed if train else None, mcfg.badFiles == "skip"
@@ -227,7 +230,10 @@ def _ranges(mcfg: ModelConfig) -> AugmentRanges | ModernRanges | None:
     mosaic_end = first_epoch_without_mosaic(mcfg.maxEpoch, mcfg.closeMosaic)
     if mcfg.mosaic:
         log.info("%s", _mosaic_text(mcfg, mosaic_end))
-    return ModernRanges(mcfg.mosaic, mosaic_end, mcfg.scaleRange, mcfg.translate, mcfg.flip, *mcfg.hsv)
+    return ModernRanges(
+        mcfg.mosaic, mosaic_end, mcfg.scaleRange, mcfg.translate, mcfg.flip, *mcfg.hsv,
+        mcfg.flipVertical, mcfg.rotate, mcfg.shear, mcfg.perspective,
+    )  # fmt: skip
 
 
 def _mosaic_text(mcfg: ModelConfig, mosaic_end: int) -> str:

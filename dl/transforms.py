@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from config.errors import UserError
 from config.fields import nearest
+from config.parts import PartText
 from dl.warp import MIN_AREA, MIN_SIDE, clip_boxes, large_enough, warp_boxes, warp_image, warp_matrix
 from ops.batch import Sample
 
@@ -41,6 +42,10 @@ class BuiltIn:
     Transforms before it change the images as they are in the files, also those of a mosaic; transforms after it change
     the network's input. A list without it runs after it.
     """
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The data set replaces it."""
+        raise AssertionError("BuiltIn only marks a place")
 
 
 @dataclass(frozen=True)
@@ -318,8 +323,9 @@ class Jpeg(Adapter):
         quality = int(rng.integers(self.lowest, self.highest, endpoint=True))
         # OpenCV writes and reads BGR; the same change of order on both sides keeps RGB.
         _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        decoded = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
-        return decoded, boxes, np.ones(len(boxes), dtype=bool)
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert decoded is not None  # OpenCV wrote it
+        return np.ascontiguousarray(decoded[..., ::-1]), boxes, np.ones(len(boxes), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -347,7 +353,7 @@ class Torchvision(Adapter):
         self, image: UInt8[np.ndarray, "H W 3"], boxes: Float32[np.ndarray, "N 4"], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " N"]]:
         pixels = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
-        frames = tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=image.shape[:2])
+        frames = tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=image.shape[:2])  # type: ignore[call-overload]
         pixels, frames = self._transform(pixels, frames)  # type: ignore[attr-defined]
         changed = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
         return changed, frames.numpy(), np.ones(len(frames), dtype=bool)
@@ -370,3 +376,15 @@ def checked(transform: Transform, before: Sample, after: Any) -> Sample:
             "is not finite; a box is (x1, y1, x2, y2) in pixels"
         )
     return replace(after, boxes=boxes.astype(np.float32), labels=after.labels.astype(np.int64), letterbox=None)
+
+
+def build_transforms(parts: Sequence[PartText]) -> list[Transform]:
+    """The transforms of the config field `transforms`, with the place of the built-in augmentation among them.
+
+    Raises `UserError` for a class that is missing or no transform, for wrong values, and for two `BuiltIn`.
+    """
+    transforms = [part.build("transforms", __name__, kind=Transform) for part in parts]
+    places = sum(isinstance(transform, BuiltIn) for transform in transforms)
+    if places > 1:
+        raise UserError("transforms: holds BuiltIn() twice; keep one of them")
+    return transforms if places else [BuiltIn(), *transforms]

@@ -111,7 +111,7 @@ class DecodedModel(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
         distributions, logits = flatten_maps(self.model(images), self.model.reg_max)
-        return decode_boxes(distributions, self.points, self.strides), logits.sigmoid()
+        return decode_boxes(distributions, self.points, self.strides, self.model.distances), logits.sigmoid()
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class Predictor:
         with _eval_mode(self.model), autocast(self.device, self.precision):
             raw_maps = self.model(images)
         distributions, logits = flatten_maps(raw_maps, cast(int, self.model.reg_max))
-        boxes = decode_boxes(distributions, *anchors_of(raw_maps, cast("tuple[int, ...]", self.model.strides)))
+        anchors = anchors_of(raw_maps, cast("tuple[int, ...]", self.model.strides))
+        boxes = decode_boxes(distributions, *anchors, cast("Callable[[Tensor], Tensor]", self.model.distances))
         # Without this check a bad image would look empty: NaN is not above any score threshold.
         is_finite = (boxes.isfinite().all(dim=2) & logits.isfinite().all(dim=2)).all(dim=1).tolist()
         if bad_images := [name for name, finite in zip(batch.image_ids, is_finite, strict=True) if not finite]:

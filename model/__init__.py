@@ -1,5 +1,7 @@
 """The network (`model.base`), and reading of its weights from files."""
 
+from functools import partial
+
 import torch
 
 from config.errors import UserError
@@ -20,4 +22,5 @@ def build_model(mcfg: ModelConfig) -> YoloModel:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mcfg.seed)
-        return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax, bool(mcfg.keepHeadWidth))
+        head = partial(mcfg.head.build, "head", "model.base.head")
+        return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax, bool(mcfg.keepHeadWidth), head)

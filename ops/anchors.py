@@ -5,7 +5,7 @@ A raw map is (B, 4R + C, h, w). The box channels come first: R for each of left,
 A distance is measured from an anchor point to a side of its box, in strides of the point's map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -107,12 +107,14 @@ def boxes_to_distances(points: Float[Tensor, "A 2"], boxes: Float[Tensor, "*B A 
 
 
 def decode_boxes(
-    distributions: Float[Tensor, "B A four_R"], points: Float[Tensor, "A 2"], strides: Float[Tensor, " A"]
+    distributions: Float[Tensor, "B A four_R"],
+    points: Float[Tensor, "A 2"],
+    strides: Float[Tensor, " A"],
+    distances: Callable[[Tensor], Tensor] = expected_distances,
 ) -> Float[Tensor, "B A 4"]:
-    """Distributions -> boxes in pixels of the network input."""
+    """Distributions -> boxes in pixels of the network input. `distances`: how the head decodes its box channels."""
     # Distances are in strides of each map; times the stride they are pixels, the unit of the anchor points.
-    distances = expected_distances(distributions) * strides[:, None]
-    return distances_to_boxes(points, distances)
+    return distances_to_boxes(points, distances(distributions) * strides[:, None])
 
 
 def full_precision(value: Tensor) -> Tensor:

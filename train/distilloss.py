@@ -7,7 +7,7 @@ negative, finite for any finite input. Pass the teacher's values without gradien
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -122,6 +122,23 @@ class ModelOutputs(NamedTuple):
     features: Mapping[str, Tensor]
 
 
+@runtime_checkable
+class DistillationPart(Protocol):
+    """A distillation loss that a recipe adds: `mcfg.distilParts = [FeatureDistance(weight=0.1)]`."""
+
+    @property
+    def name(self) -> str:
+        """On the progress bar, in the plots and in metrics.jsonl."""
+        ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs, batch: Batch) -> Float[Tensor, ""]:
+        """The loss without its weight: 0 or more. The teacher's values have no gradients."""
+        ...
+
+
 class DistillationWeights(NamedTuple):
     """Weights of the detection loss, of CWD, and of the distillation of class logits and box distributions."""
 
@@ -138,7 +155,7 @@ class DistillationLoss(nn.Module):
     with the student and are not part of it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what the losses compare, and how)
         self,
         detection: DetectionLoss,
         class_indexes: Sequence[int],
@@ -147,6 +164,7 @@ class DistillationLoss(nn.Module):
         feature_widths: Mapping[str, tuple[int, int]] | None = None,
         mode: str = "binary",
         temperature: float = 1.0,
+        more_parts: Sequence[DistillationPart] = (),
     ):
         """`class_indexes`: the student's indexes of the teacher's classes. `teacher_columns`: the teacher's own indexes
         of the same classes; None: the same numbers. `feature_widths`: name -> channels in student and teacher, of the
@@ -160,7 +178,8 @@ class DistillationLoss(nn.Module):
         widths = feature_widths or {}
         self.feature_names = tuple(widths)
         terms = (("cwd", weights.cwd), ("response", weights.response), ("box_response", weights.box_response))
-        self.part_names = tuple(name for name, weight in terms if weight)
+        self.more_parts = tuple(more_parts)
+        self.part_names = (*(name for name, weight in terms if weight), *(part.name for part in more_parts))
         self.projectors = nn.ModuleDict(
             {name: nn.Conv2d(ours, theirs, 1) for name, (ours, theirs) in widths.items() if ours != theirs}
         )
@@ -219,6 +238,8 @@ class DistillationLoss(nn.Module):
                 terms["response"] = self.response(ours.mT, theirs.mT, counts) * weights.response
             if weights.box_response:
                 terms["box_response"] = self._boxes_loss(student, teacher, theirs, counts) * weights.box_response
+        for part in self.more_parts:
+            terms[part.name] = part(student, teacher, batch) * part.weight
         return terms
 
     def _class_rows(self, outputs: ModelOutputs, rows: Int64[Tensor, " C"]) -> Float[Tensor, "N C A"]:

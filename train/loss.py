@@ -6,12 +6,12 @@ background has weight zero: a boolean index would make the host wait for the dev
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,14 +40,104 @@ class LossResult:
     top_logit: Float[Tensor, ""] | None = None
 
 
+class LossInputs(NamedTuple):
+    """What each part of the detection loss is computed from. Boxes, anchor points and distances are in strides."""
+
+    logits: Float[Tensor, "B A C"]
+    target_scores: Float[Tensor, "B A C"]  # 0 in the background
+    labelled: Bool[Tensor, "B C"] | None  # the classes that are labelled on each image; None: all
+    distributions: Float[Tensor, "B A four_R"]
+    cells: Float[Tensor, "A 2"]  # anchor points
+    pred_boxes: Float[Tensor, "B A 4"]
+    target_boxes: Float[Tensor, "B A 4"]  # without meaning in the background
+    weight: Float[Tensor, "B A"]  # sum of the target scores of an anchor point, 0 in the background
+    normaliser: Float[Tensor, ""]  # sum of all weights, at least 1
+
+
+@runtime_checkable
+class LossPart(Protocol):
+    """One term of the detection loss. A recipe adds its own: `mcfg.lossParts = [CentreLoss(weight=0.5)]`."""
+
+    @property
+    def name(self) -> str:
+        """On the progress bar, in the plots and in metrics.jsonl."""
+        ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """The term without its weight: 0 or more, finite also without any object."""
+        ...
+
+
+@dataclass(frozen=True)
+class BoxLoss:
+    """sum over points of weight * (1 - CIoU) / normaliser (arXiv 1911.08287)."""
+
+    weight: float = 7.5
+    name = "box"
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        # In units of the stride, as in Ultralytics. IoU does not depend on the unit.
+        overlap = probe("loss.ciou", ciou(inputs.pred_boxes, inputs.target_boxes))
+        return ((1 - overlap) * inputs.weight).sum() / inputs.normaliser
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """sum over points and classes of BCE(logit, target score) / normaliser.
+
+    Classes that are not labelled on an image are ignored, except at the anchor points of a labelled object, which is
+    not an object of any other class.
+    """
+
+    weight: float = 0.5
+    name = "cls"
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        logits, target_scores = inputs.logits, inputs.target_scores
+        if inputs.labelled is None:
+            # A sigmoid for each class: BCE = -(t log p + (1 - t) log(1 - p)), with the soft target t of the assigner.
+            loss = F.binary_cross_entropy_with_logits(logits, target_scores, reduction="sum")
+        else:
+            counts = inputs.labelled[:, None] | (target_scores > 0).any(dim=-1, keepdim=True)  # (B, A, C)
+            loss = (F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none") * counts).sum()
+        return loss / inputs.normaliser
+
+
+@dataclass(frozen=True)
+class DistributionLoss:
+    """sum over points of weight * distribution focal loss, mean over the four sides, / normaliser (arXiv 2006.04388).
+
+    The true distance y lies between the bins l and l + 1: -((l + 1 - y) log p(l) + (y - l) log p(l + 1)).
+    """
+
+    weight: float = 1.5
+    name = "dfl"
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        bins = inputs.distributions.shape[-1] // 4
+        last = bins - 1
+        # A side beyond the last bin cannot be represented; the target is the nearest distance that can.
+        distances = boxes_to_distances(inputs.cells, inputs.target_boxes)
+        target = distances.clamp(0, last - LAST_BIN_MARGIN)  # (B, A, 4)
+        left = target.long().clamp(0, last - 1)  # NaN as an index would kill a GPU process; it reaches the loss below
+        right_weight = target - left
+        # A cross-entropy with two targets, linear in the distance to each bin: its minimum has the expectation y.
+        # log_softmax stays finite where log(softmax) is -inf.
+        log_p = inputs.distributions.unflatten(-1, (4, bins)).log_softmax(dim=-1)
+        log_left = log_p.gather(-1, left[..., None])[..., 0]
+        log_right = log_p.gather(-1, left[..., None] + 1)[..., 0]
+        loss = -(log_left * (1 - right_weight) + log_right * right_weight)
+        return (probe("loss.dfl", loss.mean(dim=-1)) * inputs.weight).sum() / inputs.normaliser
+
+
 class DetectionLoss:
     """(raw maps, batch) -> `LossResult` with the parts box, cls and dfl. An image without boxes is all background.
 
-        box = sum over points of weight * (1 - CIoU) / normaliser                          (arXiv 1911.08287)
-        cls = sum over points and classes of BCE(logit, target score) / normaliser
-        dfl = sum over points of weight * distribution focal loss / normaliser             (arXiv 2006.04388)
-
-    weight: the target score of the anchor point; normaliser: the sum of all weights.
+    The parts are `BoxLoss`, `ClassLoss` and `DistributionLoss`, then those that a recipe adds. A head with one bin per
+    side predicts distances directly, so it has no `dfl`.
     """
 
     def __init__(
@@ -57,16 +147,23 @@ class DetectionLoss:
         gains: tuple[float, float, float] = (7.5, 0.5, 1.5),  # box, cls, dfl
         assigner: TaskAlignedAssigner | None = None,
         strides: tuple[int, ...] = STRIDES,
+        distances: Callable[[Tensor], Tensor] = expected_distances,
+        more_parts: Sequence[LossPart] = (),
     ):
-        self.num_classes, self.reg_max, self.strides = num_classes, reg_max, strides
-        self.box_gain, self.cls_gain, self.dfl_gain = gains
+        """`distances`: how the head turns its box channels into distances. Names of parts must differ."""
+        self.num_classes, self.reg_max, self.strides, self.distances = num_classes, reg_max, strides, distances
+        parts = (BoxLoss(gains[0]), ClassLoss(gains[1]), *([DistributionLoss(gains[2])] if reg_max > 1 else []))
+        self.parts: tuple[LossPart, ...] = (*parts, *more_parts)
         self.assigner = assigner or TaskAlignedAssigner(num_classes=num_classes)
 
     @classmethod
     def from_config(cls, mcfg: Any, model: Any) -> "DetectionLoss":
-        """The loss for `model` (num_classes, reg_max, strides), with gains and assigner settings of a ModelConfig."""
+        """The loss for `model` (num_classes, reg_max, strides, head), with the settings of a ModelConfig."""
         assigner = TaskAlignedAssigner(mcfg.talTopk, model.num_classes, min_side=mcfg.talMinSide)
-        return cls(model.num_classes, model.reg_max, mcfg.lossWeights, assigner, model.strides)
+        more = [part.build("lossParts", __name__, kind=LossPart) for part in mcfg.lossParts]
+        return cls(
+            model.num_classes, model.reg_max, mcfg.lossWeights, assigner, model.strides, model.head.distances, more
+        )
 
     def __call__(self, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         """Raw maps [(B, 4R + C, h, w), ...] and a batch with padded boxes in pixels of the network input.
@@ -80,7 +177,7 @@ class DetectionLoss:
         points, strides = anchors_of(raw_maps, self.strides)
         distributions, logits = flatten_maps(raw_maps, self.reg_max)
         cells = points / strides[:, None]  # anchor points in units of the stride, in which the head predicts distances
-        pred_boxes = distances_to_boxes(cells, expected_distances(distributions))  # (B, A, 4), in strides
+        pred_boxes = distances_to_boxes(cells, self.distances(distributions))  # (B, A, 4), in strides
         probe("loss.logits", logits)
         probe("loss.pred_boxes", pred_boxes)
 
@@ -93,19 +190,21 @@ class DetectionLoss:
             batch.boxes,
             batch.valid[..., None],
         )
-        target_scores = assigned.target_scores
-        weight = target_scores.sum(dim=-1)  # (B, A), zero for background
-        # One normaliser for all three parts keeps their ratio independent of the number of objects.
+        weight = assigned.target_scores.sum(dim=-1)  # (B, A), zero for background
+        # One normaliser for all parts keeps their ratio independent of the number of objects.
         normaliser = probe("loss.normaliser", weight.sum().clamp(min=1))
         target_boxes = assigned.target_bboxes / strides[:, None]
-
-        cls_loss = self._class_loss(logits, target_scores, batch.labelled) / normaliser
-        # In units of the stride, as in Ultralytics. IoU does not depend on the unit.
-        overlap = probe("loss.ciou", ciou(pred_boxes, target_boxes))
-        box_loss = ((1 - overlap) * weight).sum() / normaliser
-        dfl_loss = (self._distribution_loss(distributions, cells, target_boxes) * weight).sum() / normaliser
-        summed = self._sum_up(box=box_loss * self.box_gain, cls=cls_loss * self.cls_gain, dfl=dfl_loss * self.dfl_gain)
-        return replace(summed, top_logit=logits.detach().amax())
+        inputs = LossInputs(
+            logits, assigned.target_scores, batch.labelled, distributions, cells, pred_boxes, target_boxes, weight,
+            normaliser,
+        )  # fmt: skip
+        parts: dict[str, Tensor] = {}
+        for part in self.parts:
+            parts[part.name] = probe(f"loss.{part.name}_part", part(inputs) * part.weight)
+        total = sum(parts.values(), start=torch.zeros_like(normaliser))
+        return LossResult(
+            total, {name: value.detach() for name, value in parts.items()}, top_logit=logits.detach().amax()
+        )
 
     def _with_checks(self, result: LossResult, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         """The result with the numbers that the guard checks. Also correct for subclasses with their own `_compute`."""
@@ -114,43 +213,4 @@ class DetectionLoss:
         labels = torch.where(is_unknown.any(), math.nan, 0.0)
         return replace(
             result, must_be_finite={**result.must_be_finite, "raw maps": total_of(raw_maps), "labels": labels}
-        )
-
-    @staticmethod
-    def _class_loss(logits: Tensor, target_scores: Tensor, labelled: Tensor | None) -> Tensor:
-        """Sum over all anchor points and classes.
-
-        Classes that are not labelled on an image are ignored, except at the anchor points of a labelled object, which
-        is not an object of any other class.
-        """
-        if labelled is None:
-            # A sigmoid for each class: BCE = -(t log p + (1 - t) log(1 - p)), with the soft target t of the assigner.
-            return F.binary_cross_entropy_with_logits(logits, target_scores, reduction="sum")
-        counts = labelled[:, None] | (target_scores > 0).any(dim=-1, keepdim=True)  # (B, A, C)
-        return (F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none") * counts).sum()
-
-    def _distribution_loss(self, distributions: Tensor, cells: Tensor, target_boxes: Tensor) -> Tensor:
-        """(B, A): distribution focal loss, the mean over the four sides.
-
-        The true distance y lies between the bins l and l + 1: -((l + 1 - y) log p(l) + (y - l) log p(l + 1)).
-        """
-        last = self.reg_max - 1
-        # A side beyond the last bin cannot be represented; the target is the nearest distance that can.
-        target = boxes_to_distances(cells, target_boxes).clamp(0, last - LAST_BIN_MARGIN)  # (B, A, 4)
-        left = target.long().clamp(0, last - 1)  # NaN as an index would kill a GPU process; it reaches the loss below
-        right_weight = target - left
-        # A cross-entropy with two targets, linear in the distance to each bin: its minimum has the expectation y.
-        # log_softmax stays finite where log(softmax) is -inf.
-        log_p = distributions.unflatten(-1, (4, self.reg_max)).log_softmax(dim=-1)
-        log_left = log_p.gather(-1, left[..., None])[..., 0]
-        log_right = log_p.gather(-1, left[..., None] + 1)[..., 0]
-        loss = -(log_left * (1 - right_weight) + log_right * right_weight)
-        return probe("loss.dfl", loss.mean(dim=-1))
-
-    @staticmethod
-    def _sum_up(**parts: Tensor) -> LossResult:
-        for name, value in parts.items():
-            probe(f"loss.{name}_part", value)
-        return LossResult(
-            sum(parts.values(), start=torch.zeros_like(parts["cls"])), {n: v.detach() for n, v in parts.items()}
         )

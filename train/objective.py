@@ -16,9 +16,6 @@ from train.distilloss import DistillationLoss, ModelOutputs
 from train.loss import DetectionLoss, LossResult
 from train.teacher import PseudoLabels, Teacher
 
-# The order of columns in log and plots.
-DETECTION_PARTS = ("box", "cls", "dfl")
-
 
 @runtime_checkable
 class Objective(Protocol):
@@ -38,12 +35,12 @@ class Objective(Protocol):
 class DetectionObjective:
     """The detection loss of the labels."""
 
-    parts: tuple[str, ...] = DETECTION_PARTS
     extra_modules: tuple[nn.Module, ...] = ()
     teacher_checksum: str | None = None
 
     def __init__(self, loss: DetectionLoss):
         self.loss = loss
+        self.parts: tuple[str, ...] = tuple(part.name for part in loss.parts)
 
     def set_epoch(self, epoch: int) -> None:
         """All epochs are the same."""
@@ -67,7 +64,7 @@ class DistillationObjective:
     ):
         self.loss, self.teacher, self.pseudo_labels = loss, teacher, pseudo_labels
         self.extra_modules: tuple[nn.Module, ...] = (loss,)
-        self.parts: tuple[str, ...] = DETECTION_PARTS + loss.part_names
+        self.parts: tuple[str, ...] = (*(part.name for part in loss.detection.parts), *loss.part_names)
         self.teacher_checksum = teacher.checksum
         self.distill_weight_at = distill_weight_at
         # So that the objective can be called before the first epoch, as the doctor does.

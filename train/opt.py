@@ -38,6 +38,7 @@ def parameter_groups(weight_decay: float, *models: nn.Module) -> list[dict]:
 def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW with the momentum as its first beta, for all parameters of `models`.
 
+    Any other class is called with the parameter groups and the learning rate, as the optimizers of torch.
     With `nominalBatch`, weight decay is scaled by the share of the nominal batch that a step really contains.
     """
     # Ultralytics' recipe: the decay is meant for a step of `nominalBatch` images; fewer images per step, less decay.
@@ -51,6 +52,8 @@ def build_optimizer(mcfg: ModelConfig, *models: nn.Module) -> torch.optim.Optimi
     fused = True if next(models[0].parameters()).is_cuda else None
     if mcfg.optimizerType == "AdamW":
         return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
+    if mcfg.optimizerType != "SGD":
+        return mcfg.optimizerType.build("optimizerType", __name__, groups, rate, kind=torch.optim.Optimizer)
     # Nesterov: the step is gradient + momentum * v, where v sums up the gradients so far, each decayed by momentum.
     nesterov = momentum > 0  # Nesterov without momentum is an error in torch
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused, nesterov=nesterov)

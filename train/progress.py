@@ -6,6 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+# The columns of metrics.jsonl besides the parts of the loss, which therefore cannot have these names.
+COLUMNS = frozenset((
+    "epoch", "lr", "frozen", "loss", "grad_norm", "bad_steps", "odd_batches", "spikes", "worst_spike", "weight_change",
+    "top_score", "no_effect", "images_per_s", "seconds", "map50", "map50_95", "is_best",
+))  # fmt: skip
+
 
 class EpochProgress:
     """Batches, images and seconds of an epoch, and the means of its losses. The clock runs from the construction on."""

@@ -1,6 +1,8 @@
 """Learning-rate schedules by epoch, and the warm-up by batch."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 SHORTEST_WARM_UP = 100  # batches; epochs of a small data set have only a few, as in Ultralytics
@@ -104,6 +106,14 @@ class DecaySchedule(FixedSchedule):
         return self.lowest + (self.base - self.lowest) * part
 
 
+SCHEDULES: dict[str, Callable[[float, float, int], Schedule]] = {
+    "COS": CosineSchedule,
+    "plateau": PlateauSchedule,
+    "linear": DecaySchedule,
+    "cosine": partial(DecaySchedule, is_cosine=True),
+}
+
+
 class Pace(NamedTuple):
     """Settings of the optimizer for one batch."""
 
@@ -146,11 +156,11 @@ class WarmUp:
 
 
 def build_schedule(mcfg: Any) -> Schedule:
-    """The schedule of a ModelConfig."""
+    """The schedule of a ModelConfig. A class of a recipe is called with the highest rate, the lowest and `maxEpoch`."""
     rates = (mcfg.baseLearningRate, mcfg.minLearningRate, mcfg.maxEpoch)
-    if mcfg.schedulerType in ("linear", "cosine"):
-        return DecaySchedule(*rates, is_cosine=mcfg.schedulerType == "cosine")
-    return {"COS": CosineSchedule, "plateau": PlateauSchedule}[mcfg.schedulerType](*rates)
+    if mcfg.schedulerType in SCHEDULES:
+        return SCHEDULES[mcfg.schedulerType](*rates)
+    return mcfg.schedulerType.build("schedulerType", __name__, *rates, kind=Schedule)
 
 
 def build_warm_up(mcfg: Any, batches_an_epoch: int) -> WarmUp:

@@ -4,7 +4,8 @@ The trainer, the doctor and the replay of a bad step all build it here.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,11 @@ from ops.batch import Batch, network_input
 from ops.device import Precision, autocast, pick_device, pick_precision, use_all_cores
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
-from train.distilloss import DistillationLoss, DistillationWeights
+from train.distilloss import DistillationLoss, DistillationPart, DistillationWeights
 from train.loss import DetectionLoss, LossResult
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
 from train.opt import build_optimizer
+from train.progress import COLUMNS
 from train.sched import Schedule, WarmUp, build_schedule, build_warm_up
 from train.teacher import PseudoLabels
 from train.teacher_file import load_teacher
@@ -131,6 +133,7 @@ def build_training(
     objective = None
     with _collecting(errors, "teacher"):
         objective = build_objective(mcfg, model, precision.dtype)
+        _check_names(objective.parts)
     if objective is None:  # a teacher that cannot be used: the other checks of the doctor run without it
         objective = DetectionObjective(DetectionLoss.from_config(mcfg, model))
     # Before any epoch freezes the backbone: its parameters have to be in the optimizer.
@@ -175,8 +178,9 @@ def build_objective(
     with torch.random.fork_rng(devices=[]):  # projectors are drawn from the seed; other random numbers stay the same
         torch.manual_seed(mcfg.seed)
         loss = DistillationLoss(
-            detection, classes.student, classes.teacher, weights, widths, mcfg.responseMode, mcfg.temperature
-        )
+            detection, classes.student, classes.teacher, weights, widths, mcfg.responseMode, mcfg.temperature,
+            [part.build("distilParts", "train.distilloss", kind=DistillationPart) for part in mcfg.distilParts],
+        )  # fmt: skip
     pseudo = None
     if mcfg.unlabelledClasses == "pseudo":
         pseudo = PseudoLabels(classes, mcfg.pseudoScore, model.reg_max, model.strides, mcfg.nmsIou)
@@ -185,6 +189,16 @@ def build_objective(
         return distill_weight(epoch, mcfg.distilEpochs, range(mcfg.startEpoch, mcfg.maxEpoch), mcfg.distilSchedule)
 
     return DistillationObjective(loss.to(device), teacher, weight_at, pseudo)
+
+
+def _check_names(parts: Sequence[str]) -> None:
+    """Raise `UserError` if a part of the loss has the name of another part or of another column of metrics.jsonl."""
+    for name in parts:
+        if parts.count(name) > 1 or name in COLUMNS or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UserError(
+                f"lossParts, distilParts: a part is called {name!r}, which is taken or no plain name; "
+                "give it a name of its own, of small letters, digits and _"
+            )
 
 
 @contextmanager

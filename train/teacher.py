@@ -80,7 +80,7 @@ class TeacherView(nn.Module):
     def __init__(self, network: YoloModel, classes: TeacherClasses, num_classes: int):
         super().__init__()
         self.network, self.classes, self.num_classes = network, classes, num_classes
-        self.reg_max, self.strides = network.reg_max, network.strides
+        self.reg_max, self.strides, self.distances = network.reg_max, network.strides, network.distances
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         raw_maps = []

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.base.components import ConvModule
-from ops.anchors import STRIDES
+from ops.anchors import STRIDES, expected_distances
 
 BOX_BIAS = 2.0  # as in Ultralytics today; its release of 2023 had 1.0
 OBJECTS_AN_IMAGE = 5  # expected objects on an image of 640 pixels; sets the initial class bias
@@ -22,7 +22,7 @@ REFERENCE_SIDE = 640
 OFFICIAL_CLASSES = 80  # of COCO, which the official weights were trained on
 
 
-class Head(nn.Module):
+class DetectionHead(nn.Module):
     """For each of three maps, one branch for box distributions and one for class logits, concatenated to a raw map.
 
     `official_width`: the class branch is as wide as for 80 classes, so that the official weights fit. This changes only
@@ -47,6 +47,11 @@ class Head(nn.Module):
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Tensor]:
         """Three maps (B, c, h, w) -> three raw maps (B, 4R + C, h, w), box channels first."""
         return [torch.cat((box(x), cls(x)), dim=1) for box, cls, x in zip(self.box, self.cls, features, strict=True)]
+
+    @staticmethod
+    def distances(box_channels: Float[Tensor, "*A four_R"]) -> Float[Tensor, "*A 4"]:
+        """The box channels of a raw map -> distances to the four sides, in strides. Loss and predictor call it."""
+        return expected_distances(box_channels)
 
 
 def class_branch_width(channels: int, num_classes: int, official_width: bool = False) -> int:

@@ -1,6 +1,7 @@
 """The whole network, freezing of its backbone, and folding of its batch norms for inference."""
 
 import copy
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.base.backbone import Backbone
 from model.base.components import ConvModule
-from model.base.head import Head
+from model.base.head import DetectionHead
 from model.base.neck import Neck
 from model.base.scales import SCALES
 from ops.anchors import STRIDES
@@ -23,14 +24,22 @@ class YoloModel(nn.Module):
 
     strides = STRIDES
 
-    def __init__(self, phase: str, num_classes: int, reg_max: int = 16, official_width: bool = False):
-        """`phase`: a key of `SCALES`. `official_width`: the class branch is as wide as in the official weights."""
+    def __init__(
+        self,
+        phase: str,
+        num_classes: int,
+        reg_max: int = 16,
+        official_width: bool = False,
+        head: Callable[..., DetectionHead] = DetectionHead,
+    ):
+        """`phase`: a key of `SCALES`. `official_width`: the class branch is as wide as in the official weights. `head`:
+        builds the head from the arguments of `DetectionHead`."""
         super().__init__()
         scale = SCALES[phase]
         self.phase, self.num_classes, self.reg_max = phase, num_classes, reg_max
         self.backbone = Backbone(scale)
         self.neck = Neck(self.backbone.out_channels, scale)
-        self.head = Head(self.neck.out_channels, num_classes, reg_max, official_width)
+        self.head = head(self.neck.out_channels, num_classes, reg_max, official_width)
         self._trainable_before_freeze: list[nn.Parameter] | None = None
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
@@ -43,6 +52,10 @@ class YoloModel(nn.Module):
         joined = self.neck(features.feat1, features.feat2, features.feat3)
         raw_maps = self.head((joined.X, joined.Y, joined.Z))
         return raw_maps, {**features._asdict(), **joined._asdict()}
+
+    def distances(self, box_channels: Float[Tensor, "*A four_R"]) -> Float[Tensor, "*A 4"]:
+        """The box channels of raw maps -> distances from the anchor points to the four sides, in strides."""
+        return self.head.distances(box_channels)
 
     @property
     def is_backbone_frozen(self) -> bool:

@@ -12,6 +12,7 @@ from config.compare import schedule_differences, training_differences
 from config.errors import UserError
 from config.fields import coerce, describe, nearest, parse
 from config.mconfig import ModelConfig, field_alters, field_doc, field_names, field_type
+from config.parts import PartText, WordOrPart
 
 ASSIGNMENT_FIELDS = """
 phase modelName imageDir annotationDir classList subsetMap suffix dcore inputShape regMax talTopk lossWeights startEpoch
@@ -82,7 +83,10 @@ def test_numpy_and_paths_and_devices_are_taken_as_written(tmp_path):
     mcfg.device = torch.device("cuda", 1)
     assert (mcfg.batchSize, mcfg.baseLearningRate, mcfg.backboneFreezeEpochs) == (4, 0.5, (0, 1, 2))
     assert (mcfg.imageDir, mcfg.device) == (str(tmp_path), "cuda:1")
-    assert all(type(value) in (int, float, str, bool, tuple, dict, type(None)) for value in mcfg.__dict__.values())
+    assert all(
+        type(value) in (int, float, str, PartText, WordOrPart, bool, tuple, dict, type(None))
+        for value in mcfg.__dict__.values()
+    )
 
 
 @given(

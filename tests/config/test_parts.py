@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.errors import UserError
-from config.parts import PartText, build_part, split_parts
+from config.parts import PartText
 from dl.transforms import Affine, MixUp
 
 HERE = __name__
@@ -38,11 +38,11 @@ def test_text_and_back(height, names, options):
     wave = Wave(height, names, options)
     text = PartText.of(wave)
     assert PartText.of(text) == text
-    assert build_part(text, "transforms", "dl.transforms") == wave
+    assert PartText.of(text).build("transforms", "dl.transforms") == wave
 
 
 def test_mars_own_classes_are_found_by_name():
-    assert build_part("MixUp(probability=0.3)", "transforms", "dl.transforms") == MixUp(0.3)
+    assert PartText.of("MixUp(probability=0.3)").build("transforms", "dl.transforms") == MixUp(0.3)
 
 
 def test_a_class_of_a_recipe_is_found_by_its_module(tmp_path, monkeypatch):
@@ -52,22 +52,22 @@ def test_a_class_of_a_recipe_is_found_by_its_module(tmp_path, monkeypatch):
     cfgops = __import__("cfgops")
     monkeypatch.setattr(cfgops, "__path__", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "cfgops.mine", raising=False)
-    assert build_part("cfgops.mine:Ripple(height=2.0)", "transforms", "dl.transforms").height == 2.0
+    assert PartText.of("cfgops.mine:Ripple(height=2.0)").build("transforms", "dl.transforms").height == 2.0
     with pytest.raises(UserError, match=r"no class Riple in cfgops.mine \(did you mean 'Ripple'\?\)"):
-        build_part("cfgops.mine:Riple()", "transforms", "dl.transforms")
+        PartText.of("cfgops.mine:Riple()").build("transforms", "dl.transforms")
     monkeypatch.delitem(sys.modules, "cfgops.mine", raising=False)
     (tmp_path / "mine.py").unlink()
     with pytest.raises(UserError, match=r"transforms=cfgops.gone:Ripple\(\): cfgops.gone cannot be imported"):
-        build_part("cfgops.gone:Ripple()", "transforms", "dl.transforms")
+        PartText.of("cfgops.gone:Ripple()").build("transforms", "dl.transforms")
 
 
 def test_unknown_names_are_refused_with_the_nearest_known():
     with pytest.raises(UserError, match=r"no class MixUpp in dl.transforms \(did you mean 'MixUp'\?\)"):
-        build_part("MixUpp()", "transforms", "dl.transforms")
+        PartText.of("MixUpp()").build("transforms", "dl.transforms")
     with pytest.raises(UserError, match=r"transforms=MixUp\(chance=1\): .*unexpected keyword argument 'chance'"):
-        build_part("MixUp(chance=1)", "transforms", "dl.transforms")
+        PartText.of("MixUp(chance=1)").build("transforms", "dl.transforms")
     with pytest.raises(UserError, match="perspective must be between"):
-        build_part("Affine(perspective=3)", "transforms", "dl.transforms")
+        PartText.of("Affine(perspective=3)").build("transforms", "dl.transforms")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_unknown_names_are_refused_with_the_nearest_known():
 def test_a_text_cannot_name_any_class(text):
     """A config may come from a file of somebody else."""
     with pytest.raises(UserError, match="was not loaded by the recipe"):
-        build_part(PartText.of(text), "transforms", "dl.transforms")
+        PartText.of(text).build("transforms", "dl.transforms")
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_values_that_cannot_be_saved_are_refused():
 
 @pytest.mark.parametrize(
     ("text", "parts"),
-    [("", []), ("MixUp", ["MixUp"]), ("A(x=1,y=2),B()", ["A(x=1,y=2)", "B()"]), (" A() , B ", ["A()", "B"]),
-     ("A(x=(1,2),y=[3,4]),B", ["A(x=(1,2),y=[3,4])", "B"]), ("A(x='a,(b'),B", ["A(x='a,(b')", "B"]),
-     ('A(x="it\'s,"),B', ['A(x="it\'s,")', "B"])],
+    [("", ()), ("none", ()), ("MixUp", ("MixUp()",)), ("A(x=1,y=2),B()", ("A(x=1, y=2)", "B()")),
+     (" A() , B ", ("A()", "B()")), ("A(x=(1,2),y=[3,4]),B", ("A(x=(1, 2), y=[3, 4])", "B()")),
+     ("A(x='a,(b'),B", ("A(x='a,(b')", "B()")), ('A(x="it\'s,"),B', ('A(x="it\'s,")', "B()"))],
 )  # fmt: skip
-def test_split_parts(text, parts):
-    assert split_parts(text) == parts
+def test_a_list_on_the_command_line(text, parts):
+    assert PartText.list_of(text) == parts

@@ -223,7 +223,8 @@ def test_from_config_takes_what_the_model_has():
     mcfg = ModelConfig()
     mcfg.lossWeights, mcfg.talTopk = (1, 2, 3), 7
     loss = DetectionLoss.from_config(mcfg, YoloModel("nano", 4, reg_max=8))
-    assert (loss.num_classes, loss.reg_max, loss.box_gain, loss.assigner.topk) == (4, 8, 1, 7)
+    assert (loss.num_classes, loss.reg_max, loss.assigner.topk) == (4, 8, 7)
+    assert [(part.name, part.weight) for part in loss.parts] == [("box", 1), ("cls", 2), ("dfl", 3)]
 
 
 class HostRoundTrips(TorchDispatchMode):

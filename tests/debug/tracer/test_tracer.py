@@ -1,6 +1,8 @@
 """Faults of loss, batch and weights, injected from outside: does the tracer name the place of the fault?"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -83,17 +85,29 @@ def test_a_softmax_whose_logarithm_is_taken_as_in_cwd():
 def test_a_divergence_below_zero():
     model, objective = tiny_step()
 
-    def unequal(logits, target, labelled):
-        share = logits.softmax(dim=-1)
+    def unequal(inputs):
+        share = inputs.logits.softmax(dim=-1)
         entropy = -(share * share.clamp(min=1e-2).log()).sum(dim=-1)
         crossed = -(share * share.clamp(min=0.5).log()).sum(dim=-1)
         return (crossed - entropy).sum() * 3
 
-    objective.loss._class_loss = unequal
+    objective.loss.parts = (*objective.loss.parts[:1], ClassPart(unequal))
     found = traced(model, objective)
     assert found.parts["cls"] < 0
     assert (found.phase, found.cause.name, line_of(found)) == ("loss", "negative divergence", (HERE, "unequal"))
     assert found.producer.base in ("sub", "sum")
+
+
+@dataclass
+class ClassPart:
+    """A class loss that is computed by a function."""
+
+    compute: Callable
+    weight: float = 0.5
+    name: str = "cls"
+
+    def __call__(self, inputs):
+        return self.compute(inputs)
 
 
 def test_several_divergences_below_zero_that_are_joined():
@@ -104,10 +118,10 @@ def test_several_divergences_below_zero_that_are_joined():
         log_s = logits.log_softmax(dim=-1).clamp(min=-0.05)
         return (log_t.exp() * (log_t - log_s)).sum(dim=-1)
 
-    def joined(logits, target, labelled):
-        return torch.stack([divergence(logits * scale).sum() for scale in (1, 2, 3)]).sum()
+    def joined(inputs):
+        return torch.stack([divergence(inputs.logits * scale).sum() for scale in (1, 2, 3)]).sum()
 
-    objective.loss._class_loss = joined
+    objective.loss.parts = (*objective.loss.parts[:1], ClassPart(joined))
     found = traced(model, objective)
     assert (found.phase, found.cause.name, line_of(found)) == ("loss", "negative divergence", (HERE, "divergence"))
 

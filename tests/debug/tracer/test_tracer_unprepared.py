@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from debug.tracer.report import report_text
+from train.loss import BoxLoss, ClassLoss
 
 HERE = Path(__file__).name
 
@@ -209,7 +210,7 @@ def test_gradients_of_others_stay_as_they_were():
 
 def test_a_gain_below_zero_is_no_divergence():
     model, objective = tiny_step()
-    objective.loss.cls_gain = -0.5
+    objective.loss.parts = (BoxLoss(), ClassLoss(-0.5))
     found = traced(model, objective)
     assert (found.phase, found.producer.base, found.cause.name) == ("loss", "mul", "negative loss weight")
     assert line_of(found) == ("loss.py", "_compute")
