@@ -230,6 +230,6 @@ softness = within(0.01, 1000, "outside of this range softmax saturates")
 
 
 def bins(value: int) -> str | None:
-    if value < 2:
-        return "must be 2 or more"
+    if value < 1:
+        return "must be 1 or more"
     return at_most(256, "a box of 2 x 255 bins on the coarsest map is wider than any input")(value)

@@ -143,6 +143,9 @@ class ModelConfig(CheckedConfig):
         "channels of the class branch: True: as in the official weights for 80 classes (nano: 80 instead of 64), "
         "False: by the number of classes; none: as in the weights that training starts from",
     )
+    block: PartText = declare(
+        "C2f()", "class of the layers of several convolutions in backbone and neck: docs/extending.md"
+    )
     head: PartText = declare(
         "DetectionHead()", "class of the head, e.g. one of a recipe without bins: docs/extending.md"
     )

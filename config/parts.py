@@ -18,7 +18,7 @@ from config.errors import UserError, is_out_of_memory
 from config.fields import Stored, nearest, shown_value
 
 # Modules whose classes need no `module:` before their name.
-OWN_MODULES = ("dl.transforms", "train.loss", "train.distilloss", "model.base.head")
+OWN_MODULES = ("dl.transforms", "train.loss", "train.distilloss", "model.base.head", "model.base.components")
 RECIPES = "cfgops."
 # Class by its name in a text, for the classes whose objects were made in this process: by a recipe, or by a script.
 _classes: dict[str, type] = {}
@@ -73,8 +73,8 @@ class PartText(Stored):
             parts[-1] += letter
         return tuple(cls.of(part) for part in parts if part.strip())
 
-    def build(self, field: str, home: str, *arguments: Any, kind: type = object) -> Any:
-        """The object: its class is called with `arguments` and the values of the text.
+    def build(self, field: str, home: str, *arguments: Any, kind: type = object, **keywords: Any) -> Any:
+        """The object: its class is called with `arguments`, `keywords` and the values of the text.
 
         A class without a module is looked for in the module `home`. Raises `UserError` with the config field and the
         class if it is missing, does not accept the values, or makes no `kind`.
@@ -82,7 +82,7 @@ class PartText(Stored):
         name, values = _read(self)
         part_class = _classes.get(name) or _find_class(name, f"{field}={self}", home)
         try:
-            part = part_class(*arguments, **values)
+            part = part_class(*arguments, **keywords, **values)
         except (TypeError, ValueError) as error:
             raise UserError(f"{field}={self}: {error}") from error
         if not isinstance(part, kind):

@@ -23,4 +23,5 @@ def build_model(mcfg: ModelConfig) -> YoloModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mcfg.seed)
         head = partial(mcfg.head.build, "head", "model.base.head")
-        return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax, bool(mcfg.keepHeadWidth), head)
+        block = partial(mcfg.block.build, "block", "model.base.components")
+        return YoloModel(mcfg.phase, len(mcfg.classList), mcfg.regMax, bool(mcfg.keepHeadWidth), head, block)

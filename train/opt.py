@@ -77,7 +77,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
     Raises `ValueError`, `TypeError` and others for the state of a different optimizer.
     """
-    fused = [{"fused": group["fused"]} for group in optimizer.param_groups]
+    # The optimizer of a recipe may have no such flag.
+    fused = [{"fused": group["fused"]} if "fused" in group else {} for group in optimizer.param_groups]
     groups = [{**saved, **current} for saved, current in zip(state["param_groups"], fused, strict=True)]
     kinds = [{name: _kind(value) for name, value in group.items()} for group in optimizer.param_groups]
     optimizer.load_state_dict({**state, "param_groups": groups})

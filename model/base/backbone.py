@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.base.components import SPPF, C2f, ConvModule
+from model.base.components import SPPF, Block, C2f, ConvModule
 from model.base.scales import Scale
 
 
@@ -22,9 +22,12 @@ class BackboneFeatures(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Five convolutions with stride 2. A C2f with shortcuts follows each of them except the first; SPPF ends it."""
+    """Five convolutions with stride 2. A C2f with shortcuts follows each of them except the first; SPPF ends it.
 
-    def __init__(self, scale: Scale):
+    `block` takes the place of C2f.
+    """
+
+    def __init__(self, scale: Scale, block: Block = C2f):
         super().__init__()
         # Widths and repeats of the plan for scale 1; each phase multiplies them (see `scales.py`).
         c0, c1, c2, c3, c4 = (scale.channels(width) for width in (64, 128, 256, 512, 1024))
@@ -33,13 +36,13 @@ class Backbone(nn.Module):
         # because there they cost little.
         self.l0 = ConvModule(3, c0, 3, 2)
         self.l1 = ConvModule(c0, c1, 3, 2)
-        self.l2 = C2f(c1, c1, r2, add=True)
+        self.l2 = block(c1, c1, r2, add=True)
         self.l3 = ConvModule(c1, c2, 3, 2)
-        self.l4 = C2f(c2, c2, r4, add=True)
+        self.l4 = block(c2, c2, r4, add=True)
         self.l5 = ConvModule(c2, c3, 3, 2)
-        self.l6 = C2f(c3, c3, r6, add=True)
+        self.l6 = block(c3, c3, r6, add=True)
         self.l7 = ConvModule(c3, c4, 3, 2)
-        self.l8 = C2f(c4, c4, r8, add=True)
+        self.l8 = block(c4, c4, r8, add=True)
         # SPPF enlarges the receptive field of the coarsest map, so that large objects are seen with their surroundings.
         self.l9 = SPPF(c4, c4)
         self.out_channels = (c2, c3, c4)  # of feat1, feat2, feat3

@@ -3,6 +3,8 @@
 Legend: B images, h and w cells of a map.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -64,6 +66,10 @@ class C2f(nn.Module):
         for bottleneck in self.m:
             parts.append(bottleneck(parts[-1]))
         return self.cv2(torch.cat(parts, dim=1))
+
+
+# Builds a layer of several convolutions from (in_channels, out_channels, repeats, add); the size of the map stays.
+Block = Callable[[int, int, int, bool], nn.Module]
 
 
 class SPPF(nn.Module):

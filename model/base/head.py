@@ -31,6 +31,11 @@ class DetectionHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, reg_max: int, official_width: bool = False):
         super().__init__()
+        if reg_max < 2 and type(self).distances is DetectionHead.distances:
+            raise ValueError(
+                f"regMax={reg_max}: a distribution needs two bins or more; set regMax=16, or use a head that predicts "
+                "the distance directly (docs/extending.md)"
+            )
         box_width = max(16, in_channels[0] // 4, 4 * reg_max)
         cls_width = class_branch_width(in_channels[0], num_classes, official_width)
         # 4 * reg_max channels: one distribution of reg_max bins for each of left, top, right and bottom.

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.base.components import C2f, ConvModule
+from model.base.components import Block, C2f, ConvModule
 from model.base.scales import Scale
 
 
@@ -32,21 +32,21 @@ class Neck(nn.Module):
     """Two top-down steps (upsample, concatenate, C2f), then two bottom-up steps.
 
     A bottom-up step is a convolution with stride 2, a concatenation and a C2f. The bottlenecks of the neck have no
-    shortcuts (`add=False`).
+    shortcuts (`add=False`). `block` takes the place of C2f.
     """
 
-    def __init__(self, in_channels: tuple[int, int, int], scale: Scale):
+    def __init__(self, in_channels: tuple[int, int, int], scale: Scale, block: Block = C2f):
         super().__init__()
         c1, c2, c3 = in_channels
         repeats = scale.repeats(3)
         # Top-down: the input widths are those of the upsampled map plus those of the backbone's map.
-        self.l12 = C2f(c3 + c2, c2, repeats, add=False)
-        self.l15 = C2f(c2 + c1, c1, repeats, add=False)
+        self.l12 = block(c3 + c2, c2, repeats, add=False)
+        self.l15 = block(c2 + c1, c1, repeats, add=False)
         # Bottom-up
         self.l16 = ConvModule(c1, c1, 3, 2)
-        self.l18 = C2f(c1 + c2, c2, repeats, add=False)
+        self.l18 = block(c1 + c2, c2, repeats, add=False)
         self.l19 = ConvModule(c2, c2, 3, 2)
-        self.l21 = C2f(c2 + c3, c3, repeats, add=False)
+        self.l21 = block(c2 + c3, c3, repeats, add=False)
         self.out_channels = in_channels  # of X, Y, Z
 
     def forward(

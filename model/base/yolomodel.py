@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.base.backbone import Backbone
-from model.base.components import ConvModule
+from model.base.components import Block, C2f, ConvModule
 from model.base.head import DetectionHead
 from model.base.neck import Neck
 from model.base.scales import SCALES
@@ -31,14 +31,18 @@ class YoloModel(nn.Module):
         reg_max: int = 16,
         official_width: bool = False,
         head: Callable[..., DetectionHead] = DetectionHead,
+        block: Block = C2f,
     ):
-        """`phase`: a key of `SCALES`. `official_width`: the class branch is as wide as in the official weights. `head`:
-        builds the head from the arguments of `DetectionHead`."""
+        """`phase`: a key of `SCALES`. `official_width`: the class branch is as wide as in the official weights.
+
+        `head` and `block` build the head and the layers of several convolutions, from the arguments of the default
+        classes.
+        """
         super().__init__()
         scale = SCALES[phase]
         self.phase, self.num_classes, self.reg_max = phase, num_classes, reg_max
-        self.backbone = Backbone(scale)
-        self.neck = Neck(self.backbone.out_channels, scale)
+        self.backbone = Backbone(scale, block)
+        self.neck = Neck(self.backbone.out_channels, scale, block)
         self.head = head(self.neck.out_channels, num_classes, reg_max, official_width)
         self._trainable_before_freeze: list[nn.Parameter] | None = None
 

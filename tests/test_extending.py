@@ -1,0 +1,162 @@
+"""Every recipe of docs/extending.md trains, is stopped in an epoch, and ends as if it had not been stopped."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from training_fixtures import squares, trained_teacher  # noqa: F401 (fixtures)
+
+from benchmarks.chaos import is_same
+from config.errors import UserError
+from config.load import load_config
+from eval.evaluator import Evaluator
+from model import build_model
+from model.pretrained import load_weights
+from runs.checkpoint import load_checkpoint
+from runs.folder import RunFolder
+from runs.interrupt import Interrupted
+from train.step import Stepper
+from train.trainer import Trainer
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/extending.md"
+RECIPES = dict(
+    re.findall(r"^```python\n(?:# cfgops/(\w+)\.py\n)(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow(narrow_nano):
+    """The network has all its layers, but few channels."""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the recipes of the page."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for name, text in RECIPES.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def config(folder, squares, trained_teacher, tmp_path):  # noqa: F811
+    """A config of a recipe that trains in a moment."""
+
+    def make(recipe, name="run", **overrides):
+        fields = {
+            "classList": ["red", "blue"], "inputShape": 64, "batchSize": 3, "maxEpoch": 2, "dcore": 0,
+            "precision": "float32", "device": "cpu",
+        }  # fmt: skip
+        if recipe == "closer":
+            fields |= {
+                "baseClasses": 1, "teacherModelFile": str(trained_teacher / "weights/best.pth"),
+                "checkpointModelFile": None, "trainSplitName": "train", "replayImages": 0,
+            }  # fmt: skip
+        cfgname = f"{recipe}.nano.{'distillation' if recipe == 'closer' else 'full'}"
+        return load_config(
+            cfgname, root=str(tmp_path / "runs"), data=str(squares), overrides={**fields, **overrides}, name=name,
+            recipe_dir=folder,
+        )  # fmt: skip
+
+    return make
+
+
+def timeless(row):
+    return {key: value for key, value in row.items() if key not in ("seconds", "images_per_s")}
+
+
+def stop_after(monkeypatch, steps):
+    """Have the process interrupted in the step with this number."""
+    add, calls = Stepper.add, []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(Stepper, "add", counted)
+
+
+def test_the_page_has_a_recipe_for_each_row():
+    rows = re.findall(r"^\| \[[\w ]+\]\(#([\w-]+)\)", PAGE.read_text(encoding="utf-8"), re.M)
+    assert len(rows) == len(RECIPES) == 7
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_trains_and_resumes_exactly(recipe, config, monkeypatch):
+    whole = Trainer(config(recipe, "whole")).run()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            Trainer(config(recipe, "stopped")).run()
+    resumed = Trainer(config(recipe, "stopped")).run()
+    before, after = (load_checkpoint(folder.last) for folder in (whole, resumed))
+    for key in ("model", "ema", "optimizer", "schedule", "progress"):
+        assert is_same(before[key], after[key]), key
+    histories = [[timeless(row) for row in json.loads(saved["history"])] for saved in (before, after)]
+    assert histories[0] == histories[1] and len(histories[0]) == 2
+    stored = json.loads(before["config"])
+    fields = {"lossParts", "transforms", "head", "block", "distilParts", "schedulerType", "optimizerType"}
+    assert any(f"cfgops.{recipe}:" in str(stored[field]) for field in fields)
+
+
+@pytest.mark.parametrize(("recipe", "part"), [("centre", "centre"), ("closer", "feature_distance")])
+def test_a_part_is_a_column_of_the_metrics(recipe, part, config):
+    run = Trainer(config(recipe, maxEpoch=1)).run()
+    row = json.loads(run.metrics.read_text().splitlines()[0])
+    assert row[part] > 0
+    parts = ["box", "cls", "dfl", *(["response", "box_response"] if recipe == "closer" else []), part]
+    named = sum(row[name] for name in parts if name in row) + row.get("cwd", 0.0)
+    assert row["loss"] == pytest.approx(named, rel=1e-3)
+
+
+def test_a_head_without_bins_has_four_box_channels(config):
+    mcfg = config("plain", maxEpoch=1)
+    run = Trainer(mcfg).run()
+    assert "dfl" not in json.loads(run.metrics.read_text().splitlines()[0])
+    model = build_model(mcfg)
+    load_weights(model, run.best)
+    assert model.head.box[0][-1].out_channels == 4
+    assert Evaluator(mcfg).evaluate(model, "test").images_evaluated == 2
+
+
+def test_evaluation_works_without_the_class_and_resume_is_refused(config, folder, monkeypatch):
+    mcfg = config("centre", maxEpoch=1)
+    run = Trainer(mcfg).run()
+    # The class is gone, and the recipe names it as text.
+    text = RECIPES["centre"].replace("[CentreLoss(weight=0.2)]", '["cfgops.centre:CentreLoss(weight=0.2)"]')
+    (folder / "centre.py").write_text(re.sub(r"@dataclass.*?(?=def mcfg)", "", text, flags=re.S), encoding="utf-8")
+    monkeypatch.setattr("config.parts._classes", {})
+    again = config("centre", maxEpoch=2)
+    model = build_model(again)
+    load_weights(model, run.best)
+    assert Evaluator(again).evaluate(model, "test").images_evaluated == 2
+    with pytest.raises(UserError, match=r"lossParts=cfgops.centre:CentreLoss\(weight=0.2\): .*cfgops.centre"):
+        Trainer(again)
+    assert RunFolder.of(again).last.is_file()
+
+
+def test_another_value_is_another_training(config, folder):
+    Trainer(config("centre", maxEpoch=1)).run()
+    text = RECIPES["centre"].replace("weight=0.2", "weight=0.25")
+    (folder / "centre.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"lossParts.*CentreLoss\(weight=0.2\).*CentreLoss\(weight=0.25\)"):
+        Trainer(config("centre", maxEpoch=2)).run()
+
+
+def test_names_are_checked_before_anything_is_written(config, tmp_path):
+    for field, value, message in (
+        ("transforms", "MixUpp()", r"no class MixUpp .*did you mean 'MixUp'"),
+        ("lossParts", "BoxLos()", r"did you mean 'BoxLoss'"),
+        ("lossParts", "BoxLoss()", "a part is called 'box', which is taken"),
+        ("transforms", "BuiltIn(),BuiltIn()", "BuiltIn.. twice"),
+        ("head", "Detectionhead()", r"did you mean 'DetectionHead'"),
+    ):
+        parts = tuple(value.split(",")) if field != "head" else value
+        with pytest.raises(UserError, match=message):
+            Trainer(config("centre", "wrong", **{field: parts}))
+    assert not (tmp_path / "runs/wrong/weights").exists()
