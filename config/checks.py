@@ -140,10 +140,6 @@ def file_address(address: str) -> str | None:
     return f"must be an address; for a file on this machine write file://{cut(address)}"
 
 
-def below_half(value: float) -> str | None:
-    return None if 0 <= value < 0.5 else "must be at least 0 and below 0.5, where a side of the image reaches infinity"
-
-
 def not_empty(value: str) -> str | None:
     return None if value.strip() else "must not be empty; use none to leave it out"
 
@@ -217,6 +213,9 @@ sixteen_bits = within(1, 65535)
 
 # Numbers. The bounds lie far outside of what is in use.
 fraction = within(0, 1)
+degrees = both(not_negative, at_most(180, "a larger rotation is the same as one in the other direction"))
+shear = both(not_negative, at_most(60, "hardly anything of the image would be left"))
+perspective = both(not_negative, at_most(0.4, "at 0.5 a corner of the image would reach infinity"))
 momentum = below_one("the optimizer would never forget a step")
 scale_range = below_one("images could shrink to nothing")
 minutes = both(positive, at_most(527_040, "a year has no more minutes"))

@@ -11,12 +11,9 @@ from config import checks
 from config.checked import CheckedConfig
 from config.checks import each, fraction, one_of, one_of_or_part, unless_none
 from config.fields import declare
+from config.names import OFFICIAL_WEIGHTS, PHASE_ALIASES, PHASES, base_names  # noqa: F401 (base_names: for recipes)
 from config.parts import PartText, WordOrPart
 from config.training import FEW_IMAGES  # noqa: F401 (for recipes)
-
-PHASES = ("nano", "small", "medium", "large", "extra")
-OFFICIAL_WEIGHTS = {phase: f"yolov8{phase[0] if phase != 'extra' else 'x'}" for phase in PHASES}
-PHASE_ALIASES = {"extended": "extra"}  # the assignment's word for x
 
 
 @dataclasses.dataclass(eq=False)
@@ -143,12 +140,8 @@ class ModelConfig(CheckedConfig):
         "channels of the class branch: True: as in the official weights for 80 classes (nano: 80 instead of 64), "
         "False: by the number of classes; none: as in the weights that training starts from",
     )
-    block: PartText = declare(
-        "C2f()", "class of the layers of several convolutions in backbone and neck: docs/extending.md"
-    )
-    head: PartText = declare(
-        "DetectionHead()", "class of the head, e.g. one of a recipe without bins: docs/extending.md"
-    )
+    block: PartText = declare("C2f()", "class of the blocks in backbone and neck: docs/extending.md")
+    head: PartText = declare("DetectionHead()", "class of the head: docs/extending.md")
     pretrained: str | None = declare(
         None,
         "official weights to start from, by name: yolov8n, yolov8s, ...; downloaded once into resources/pretrained",
@@ -196,13 +189,10 @@ class ModelConfig(CheckedConfig):
     shear: float = declare(0.0, "augmentation=modern: largest shear, in degrees", checks.shear)
     perspective: float = declare(
         0.0,
-        "augmentation=modern: largest change of the scale from the centre of the input to its edge, as a fraction",
-        checks.below_half,
+        "augmentation=modern: largest change of the scale between centre and edge, as a fraction",
+        checks.perspective,
     )
-    transforms: tuple[PartText, ...] = declare(
-        (),
-        "more augmentations, before or after BuiltIn(), which stands for the field `augmentation`: docs/extending.md",
-    )
+    transforms: tuple[PartText, ...] = declare((), "more augmentations, in their order: docs/extending.md")
     startEpoch: int = declare(
         0, "first epoch, e.g. to continue from checkpointModelFile with another schedule", checks.epoch
     )
@@ -233,9 +223,7 @@ class ModelConfig(CheckedConfig):
     lossWeights: tuple[float, float, float] = declare(
         (7.5, 0.5, 1.5), "weights of the box, class and distribution losses", each(checks.gain)
     )
-    lossParts: tuple[PartText, ...] = declare(
-        (), "more parts of the detection loss, with their weights: docs/extending.md"
-    )
+    lossParts: tuple[PartText, ...] = declare((), "more parts of the detection loss: docs/extending.md")
     lossReduction: str = declare(
         "mean",
         "mean: loss per image, as in the assignment; sum: multiplied by the batch size, as in Ultralytics",
@@ -354,7 +342,7 @@ class ModelConfig(CheckedConfig):
     distilLossWeights: tuple[float, float, float] = declare(
         (1.0, 0.2, 0.01), "weights of the detection, CWD and response losses", each(checks.gain)
     )
-    distilParts: tuple[PartText, ...] = declare((), "more distillation losses, with their weights: docs/extending.md")
+    distilParts: tuple[PartText, ...] = declare((), "more distillation losses: docs/extending.md")
     boxResponseWeight: float = declare(
         0.0, "weight of the loss on the box distributions, relative to the response loss", checks.gain
     )
@@ -401,15 +389,6 @@ class ModelConfig(CheckedConfig):
     def run_dir(self) -> Path:
         """The run's folder, ROOT/NAME."""
         return Path(self.root) / self.runName
-
-
-def base_names(mcfg: ModelConfig) -> tuple[str, ...] | None:
-    """The names of baseClasses in the order of classList; None without groups, and while classList is unknown."""
-    if mcfg.baseClasses is None or mcfg.classList is None or isinstance(mcfg.classList, str):
-        return None
-    if isinstance(mcfg.baseClasses, int):
-        return tuple(mcfg.classList[: mcfg.baseClasses])
-    return tuple(name for name in mcfg.classList if name in mcfg.baseClasses) or None
 
 
 # Short names for other modules.

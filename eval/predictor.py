@@ -3,7 +3,7 @@
 Legend: B images, A anchor points, R bins per side, C classes, K detections of one image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial

@@ -30,7 +30,7 @@ def main(onnx_file: Path, image_file: Path) -> list[tuple[str, float, tuple[floa
     # Each row: number of the image in the batch, x1, y1, x2, y2, score, label.
     (detections,) = session.run(None, {"images": pixels})
     found = []
-    for _, *box, score, label in detections.tolist():
+    for _, *box, score, label in np.asarray(detections).tolist():
         corners = [(value - offset) / scale for value, offset in zip(box, (left, top, left, top), strict=True)]
         found.append((class_names[int(label)], score, tuple(corners)))
         print(f"{class_names[int(label)]} {score:.2f}", *(f"{value:.0f}" for value in corners))

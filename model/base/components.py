@@ -68,8 +68,8 @@ class C2f(nn.Module):
         return self.cv2(torch.cat(parts, dim=1))
 
 
-# Builds a layer of several convolutions from (in_channels, out_channels, repeats, add); the size of the map stays.
-Block = Callable[[int, int, int, bool], nn.Module]
+# Builds a layer like C2f from its arguments (in_channels, out_channels, repeats, add); the size of the map stays.
+Block = Callable[..., nn.Module]
 
 
 class SPPF(nn.Module):
