@@ -209,6 +209,7 @@ label = both(not_negative, at_most(MOST_CLASSES - 1, "no network has more classe
 images_per_step = both(positive, at_most(10_000_000, "no data set has more images"))
 choices = both(positive, at_most(100_000, "no object has more anchor points, and no image has more objects"))
 steps = both(positive, at_most(1_000_000_000, "no training has more steps"))
+bins = both(positive, at_most(256, "a box of 2 x 255 bins on the coarsest map is wider than any input"))
 sixteen_bits = within(1, 65535)
 
 # Numbers. The bounds lie far outside of what is in use.

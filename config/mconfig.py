@@ -187,11 +187,7 @@ class ModelConfig(CheckedConfig):
     flipVertical: float = declare(0.0, "augmentation=modern: probability of a vertical flip", fraction)
     rotate: float = declare(0.0, "augmentation=modern: largest rotation, in degrees", checks.degrees)
     shear: float = declare(0.0, "augmentation=modern: largest shear, in degrees", checks.shear)
-    perspective: float = declare(
-        0.0,
-        "augmentation=modern: largest change of the scale between centre and edge, as a fraction",
-        checks.perspective,
-    )
+    perspective: float = declare(0.0, "augmentation=modern: largest change of scale at an edge", checks.perspective)
     transforms: tuple[PartText, ...] = declare((), "more augmentations, in their order: docs/extending.md")
     startEpoch: int = declare(
         0, "first epoch, e.g. to continue from checkpointModelFile with another schedule", checks.epoch

@@ -16,7 +16,7 @@ from train.trainer import Trainer
 
 
 def main(data: Path, root: Path, epochs: int = 2, size: int = 64) -> float | None:
-    """Returns the mAP50 of the test split, None without objects. A second call with more epochs continues the training."""
+    """Returns the mAP50 of the test split. A second call with more epochs continues the training."""
     if not data.exists():
         draw_squares(data)
     mcfg = load_config("voc.nano.full", root=root, data=data, overrides={"inputShape": size, "maxEpoch": epochs})
