@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from commands.augment import AUGMENT
 from commands.backbone import BACKBONE
 from commands.doctor import DOCTOR
 from commands.eval import EVAL
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "predict": PREDICT,
     "doctor": DOCTOR,
     "explain": EXPLAIN,
+    "augment": AUGMENT,
     "export": EXPORT,
     "backbone": BACKBONE,
     "split": SPLIT,

@@ -2,13 +2,16 @@
 
 import argparse
 import os
+import platform
 import textwrap
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
+from config import __version__
 from config.errors import UserError
 from config.fields import Check, describe, parse
 from config.load import absolute
@@ -94,6 +97,19 @@ def add_console_options(parser: Parser) -> None:
         "--quiet", action="store_true", help="print results only; the run's mars.log has all other lines"
     )
     group.add_argument("--fields", action="store_true", help="list all config fields with default and meaning")
+    group.add_argument(
+        "--version", action="version", version=version_text(), help="print the versions of Mars, Python and torch"
+    )
+
+
+@cache
+def version_text() -> str:
+    """`mars 1.2.3, Python 3.13.0, torch 2.9.0`; torch is not imported for this."""
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "is not installed"
+    return f"mars {__version__}, Python {platform.python_version()}, torch {torch}"
 
 
 def add_weights(parser: Parser) -> None:

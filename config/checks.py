@@ -227,9 +227,3 @@ decay = both(not_negative, at_most(1e3, "at a learning rate of 0.001 it would tu
 norm = both(positive, at_most(1e30, "this value clips nothing, and float32 cannot hold much larger numbers"))
 pixels = both(not_negative, at_most(LONGEST_SIDE, "no input is larger"))
 softness = within(0.01, 1000, "outside of this range softmax saturates")
-
-
-def bins(value: int) -> str | None:
-    if value < 1:
-        return "must be 1 or more"
-    return at_most(256, "a box of 2 x 255 bins on the coarsest map is wider than any input")(value)

@@ -346,7 +346,7 @@ def test_the_help_of_a_command_shows_what_it_accepts_and_nothing_else(capsys, na
     assert out.startswith(f"usage: python mars.py {name} {form}\n")
     assert COMMANDS[name].summary[1:] in out
     shown = {line.strip().partition("  ")[0] for line in out.splitlines() if line.startswith("  -")}
-    assert shown == options | {"-h, --help", "--quiet", "--fields"}
+    assert shown == options | {"-h, --help", "--quiet", "--fields", "--version"}
     assert max(map(len, out.splitlines())) <= 120
 
 
