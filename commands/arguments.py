@@ -42,7 +42,7 @@ COMMANDS: dict[str, Command] = {
 }
 DEFAULT_COMMAND = "pipe"
 
-_MOST_OWNERS = 4  # commands that a message names
+_MOST_OWNERS = 5  # commands that a message names
 _SEED_ADVICE = "the seed of a training is written --set seed=N"
 
 

@@ -15,20 +15,17 @@ MOST = 100  # images on one sheet; more are too small to see anything
 def _add_arguments(parser: Parser) -> None:
     add_run_options(parser)
     parser.add_argument("--count", type=int, default=16, metavar="N", help="number of images (default: 16)")
-    parser.add_argument("--epoch", type=int, default=1, metavar="N", help="of this epoch, counted from 1 (default: 1)")
     parser.add_argument("--out", metavar="FILE", help="the picture (default: augmented.jpg in the folder of the run)")
 
 
 def _check(args: argparse.Namespace) -> None:
     if not 1 <= args.count <= MOST:
         raise UserError(f"--count {args.count}: must be from 1 to {MOST}")
-    if args.epoch < 1:
-        raise UserError(f"--epoch {args.epoch}: must be 1 or more")
     check_out_file(args.out)
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Paint the first training images as the network gets them in one epoch."""
+    """Paint the first training images as the network gets them in the first epoch."""
     mcfg = find_data(args, args.settings)
     import numpy as np
 
@@ -41,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
         mcfg.with_values(dcore=0), split, check(mcfg, [split], None, args.quiet).splits[split]
     ).dataset
     names, no_points = tuple(mcfg.classList or ()), (np.zeros((0, 2)), np.zeros(0))
-    samples = [dataset[args.epoch - 1, index] for index in range(min(args.count, len(dataset)))]
+    samples = [dataset[mcfg.startEpoch, index] for index in range(min(args.count, len(dataset)))]
     painted = []
     for sample in samples:
         objects = [
@@ -52,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     out = Path(absolute(args.out)) if args.out else RunFolder.of(mcfg).path / "augmented.jpg"
     write_jpeg(out, contact_sheet(painted))
     num_boxes = sum(len(sample.boxes) for sample in samples)
-    log.log(RESULT, "%d images of epoch %d with %d boxes: %s", len(samples), args.epoch, num_boxes, out)
+    log.log(RESULT, "%d images of the first epoch with %d boxes: %s", len(samples), num_boxes, out)
     return 0
 
 
@@ -62,5 +59,5 @@ AUGMENT = Command(
     _add_arguments,
     _run,
     _check,
-    "The images of one epoch, in the order of the data set, exactly as the network gets them.",
+    "The first images of the data set, exactly as the network gets them in the first epoch.",
 )

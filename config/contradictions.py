@@ -9,10 +9,15 @@ from config.recipes import CODE_DIR
 
 # Fields that Mars reads only with certain values of another field: (that field, these values, the fields).
 _CONDITIONAL_FIELDS = (
-    ("augmentation", ("modern",), ("mosaic", "closeMosaic", "scaleRange", "translate", "flip", "hsv")),
+    (
+        "augmentation", ("modern",),
+        ("mosaic", "closeMosaic", "scaleRange", "translate", "flip", "hsv", "flipVertical", "rotate", "shear",
+         "perspective"),
+    ),
+    ("modelName", ("distillation",), ("distilParts",)),
     ("schedulerType", ("linear", "cosine"), ("warmupEpochs", "warmupMomentum", "warmupBiasRate")),
     ("onBadStep", ("skip",), ("badStepsInARow",)),
-)
+)  # fmt: skip
 
 
 def refuse_contradictions(mcfg: ModelConfig) -> None:
@@ -45,11 +50,16 @@ def _check_run(mcfg: ModelConfig) -> None:
     for chooser, readers, fields in _CONDITIONAL_FIELDS:
         choice = getattr(mcfg, chooser)
         changed = [name for name in fields if getattr(mcfg, name) != field_default(name)]
-        if choice not in readers and changed:
+        if choice not in readers and ":" not in choice and changed:  # the class of a recipe may read any field
             raise UserError(
                 f"{changed[0]}={getattr(mcfg, changed[0])}: only {chooser}={' or '.join(readers)} uses it, but "
                 f"{chooser} is {choice}; set {chooser}={readers[0]}, or do not set {changed[0]}"
             )
+    if mcfg.regMax < 2 and mcfg.head == field_default("head"):
+        raise UserError(
+            f"regMax={mcfg.regMax}: a distribution needs two bins or more; set regMax=16, or a head that predicts the "
+            "distance directly (docs/extending.md)"
+        )
     fitting = OFFICIAL_WEIGHTS[mcfg.phase]
     if mcfg.pretrained not in (None, fitting):
         raise UserError(

@@ -61,10 +61,10 @@ class ModelConfig(CheckedConfig):
     annotationDir: str | None = declare(
         None, "folder with the annotations: xml, json or txt", checks.path, alters="data"
     )
-    annotationFormat: str = declare(
+    annotationFormat: WordOrPart | str = declare(
         "auto",
         "voc (Pascal VOC xml), coco (json), yolo (txt), or auto: the format that is found",
-        one_of("auto", "voc", "coco", "yolo"),
+        one_of_or_part("auto", "voc", "coco", "yolo"),
         alters="data",
     )
     classList: tuple[str, ...] | str | None = declare(
@@ -313,6 +313,7 @@ class ModelConfig(CheckedConfig):
         one_of("coco", "voc07", "ultralytics", "assignment"),
         alters="nothing",
     )
+    metrics: tuple[PartText, ...] = declare((), "more metrics: docs/extending.md", alters="nothing")
     minIou: float = declare(
         0.5,
         "IoU from which a painted detection is correct; also for apStyle=assignment",

@@ -1,11 +1,12 @@
 """Evaluation of a split: detections of all its images, AP, groups, confusion."""
 
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from dl.loader import build_loader
 from eval.groups import GroupConfusion, GroupedAp, group_ap, group_confusion
 from eval.label_layout import drawable_names
 from eval.matching import pair_up
-from eval.metrics import ApResult, average_precision
+from eval.metrics import ApResult, Metric, average_precision
 from eval.painter import file_names, paint, write_jpeg
 from eval.predictor import Detections, Predictor
 from eval.results import ImageRecord, write_images, write_results
 from ops.files import write_atomic
+
+log = logging.getLogger("mars")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class EvalResult:
     base_names: tuple[str, ...] | None = None  # the classes that were learned first; None: there are no groups
     confusion: GroupConfusion | None = None  # between base and novel classes
     test_is_validation: bool = False  # the best weights were chosen on these images
+    more_metrics: Mapping[str, float | None] = field(default_factory=dict)  # those of the recipe, by name
 
     @property
     def groups(self) -> GroupedAp | None:
@@ -79,6 +83,7 @@ class EvalResult:
                 name: ({"group": group_of[name]} if group_of else {}) | ap._asdict()
                 for name, ap in self.ap.per_class.items()
             },
+            **({"metrics": dict(self.more_metrics)} if self.more_metrics else {}),
             "groups": None if self.groups is None else self.groups.to_dict(),
             "confusion": None if self.confusion is None else self.confusion.to_dict(),
             "settings": self.settings,
@@ -107,6 +112,12 @@ class Evaluator:
         if not mcfg.classList or isinstance(mcfg.classList, str):
             raise UserError(f"classList={mcfg.classList!r}: evaluation needs the class names")
         self.mcfg = mcfg
+        self.more_metrics: list[Metric] = []
+        for part in mcfg.metrics:
+            try:
+                self.more_metrics.append(part.build("metrics", "eval.metrics", kind=Metric))
+            except UserError as error:  # an evaluation is possible without it
+                log.warning("%s; this metric is left out", error)
         self.class_names = tuple(mcfg.classList)
         selected = self.class_names if mcfg.testSelectedClasses is None else mcfg.testSelectedClasses
         for name in selected:
@@ -177,6 +188,7 @@ class Evaluator:
             detections=tuple(found),
             base_names=self.base_names,
             confusion=confusion,
+            more_metrics={metric.name: metric(truth, found) for metric in self.more_metrics},
         )
 
     def paint(self, result: EvalResult, folder: Path | str, on_image: Callable[[int, int], None] | None = None) -> int:

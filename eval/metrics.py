@@ -7,7 +7,7 @@ Legend: D detections, T ground-truth objects, L = 10 IoU thresholds.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,19 @@ class ClassAp(NamedTuple):
     ap50: float | None
     ap50_95: float | None  # mean over IoU .50, .55, ... .95
     n_gt: int  # ground-truth objects that count
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A metric that a recipe adds to every evaluation: `mcfg.metrics = [SmallRecall()]`."""
+
+    @property
+    def name(self) -> str:
+        """In metrics.json and below the table."""
+        ...
+
+    def __call__(self, truth: Sequence[Annotation], detections: Sequence[Detections]) -> float | None:
+        """The value for all images of a split, in the same order; None where it has no meaning."""
 
 
 class ApResult(NamedTuple):

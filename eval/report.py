@@ -39,6 +39,7 @@ def ap_table(result: EvalResult) -> str:
     title = f"Average precision on '{result.split}' ({_STYLES[result.ap_style]}){weights}"
     noun = "image" if result.images_expected == 1 else "images"
     lines = [title, head, rule, *body, rule, *last, *_notes(result)]
+    lines += [f"{name}: {'-' if value is None else f'{value:.4f}'}" for name, value in result.more_metrics.items()]
     lines.append(f"{result.images_evaluated} of {result.images_expected} {noun} evaluated")
     if (confusion := result.confusion) is not None:
         thresholds = f"score >= {confusion.score_threshold:g}, IoU >= {confusion.min_iou:g}"

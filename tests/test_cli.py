@@ -90,7 +90,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         ("explain c1 a.jpg", ["no such weights file", "train first"]),
         ("explain c1 a.jpg --weights x.pth", ["x.pth", "no such weights file"]),
         ("explain c1 a.jpg --split test", ["--split", "belongs to eval"]),
-        ("explain c1 a.jpg --out x", ["--out", "belongs to predict, export, backbone, split, not to explain"]),
+        ("explain c1 a.jpg --out x", ["--out", "belongs to predict, augment, export, backbone, split, not to explain"]),
         # export and backbone
         ("export c1", ["export: --format is missing", "--format onnx, torch or ultralytics"]),
         ("export c1 --format onxx", ["onxx", "did you mean 'onnx'"]),
@@ -322,6 +322,7 @@ RUN_OPTIONS = {"--data DIR", "--root DIR", "--name NAME", "--set FIELD=VALUE"}
         ("predict", "CFGNAME PATH... [options]", RUN_OPTIONS | {"--weights FILE", "--out DIR"}),
         ("doctor", "CFGNAME [options]", RUN_OPTIONS | {"--replay FILE"}),
         ("explain", "CFGNAME IMAGE [options]", RUN_OPTIONS | {"--weights FILE"}),
+        ("augment", "CFGNAME [options]", RUN_OPTIONS | {"--count N", "--out FILE"}),
         (
             "export", "CFGNAME --format FORMAT [options]",
             RUN_OPTIONS | {"--weights FILE", "--format FORMAT", "--nms", "--out FILE"},

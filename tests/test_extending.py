@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from training_fixtures import squares, trained_teacher  # noqa: F401 (fixtures)
@@ -12,6 +14,7 @@ from benchmarks.chaos import is_same
 from config.errors import UserError
 from config.load import load_config
 from eval.evaluator import Evaluator
+from eval.report import ap_table
 from model import build_model
 from model.pretrained import load_weights
 from runs.checkpoint import load_checkpoint
@@ -22,7 +25,7 @@ from train.trainer import Trainer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/extending.md"
 RECIPES = dict(
-    re.findall(r"^```python\n(?:# cfgops/(\w+)\.py\n)(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    re.findall(r"^```python\n(?:# (\w+)\.py in cfgops/\n)(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 )
 
 
@@ -55,13 +58,28 @@ def config(folder, squares, trained_teacher, tmp_path):  # noqa: F811
                 "baseClasses": 1, "teacherModelFile": str(trained_teacher / "weights/best.pth"),
                 "checkpointModelFile": None, "trainSplitName": "train", "replayImages": 0,
             }  # fmt: skip
+        data = squares if recipe != "table" else table_of(squares, tmp_path / "table")
         cfgname = f"{recipe}.nano.{'distillation' if recipe == 'closer' else 'full'}"
         return load_config(
-            cfgname, root=str(tmp_path / "runs"), data=str(squares), overrides={**fields, **overrides}, name=name,
+            cfgname, root=str(tmp_path / "runs"), data=str(data), overrides={**fields, **overrides}, name=name,
             recipe_dir=folder,
         )  # fmt: skip
 
     return make
+
+
+def table_of(data, folder):
+    """The squares with their boxes in one table; the names of the splits are kept as lists."""
+    if not folder.exists():
+        shutil.copytree(data, folder)
+        rows = []
+        for file in sorted((folder / "annotations").glob("*.xml")):
+            for node in ElementTree.parse(file).iter("object"):
+                corners = [node.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
+                rows.append(",".join([f"{file.stem}.png", *corners, node.findtext("name")]))
+        (folder / "boxes.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        shutil.rmtree(folder / "annotations")
+    return folder
 
 
 def timeless(row):
@@ -83,7 +101,7 @@ def stop_after(monkeypatch, steps):
 
 def test_the_page_has_a_recipe_for_each_row():
     rows = re.findall(r"^\| \[[\w ]+\]\(#([\w-]+)\)", PAGE.read_text(encoding="utf-8"), re.M)
-    assert len(rows) == len(RECIPES) == 7
+    assert len(rows) == len(RECIPES) + 1 == 10  # a command has no recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -100,7 +118,10 @@ def test_it_trains_and_resumes_exactly(recipe, config, monkeypatch):
     histories = [[timeless(row) for row in json.loads(saved["history"])] for saved in (before, after)]
     assert histories[0] == histories[1] and len(histories[0]) == 2
     stored = json.loads(before["config"])
-    fields = {"lossParts", "transforms", "head", "block", "distilParts", "schedulerType", "optimizerType"}
+    fields = [
+        "lossParts", "transforms", "head", "block", "distilParts", "schedulerType", "optimizerType", "metrics",
+        "annotationFormat",
+    ]  # fmt: skip
     assert any(f"cfgops.{recipe}:" in str(stored[field]) for field in fields)
 
 
@@ -112,6 +133,27 @@ def test_a_part_is_a_column_of_the_metrics(recipe, part, config):
     parts = ["box", "cls", "dfl", *(["response", "box_response"] if recipe == "closer" else []), part]
     named = sum(row[name] for name in parts if name in row) + row.get("cwd", 0.0)
     assert row["loss"] == pytest.approx(named, rel=1e-3)
+
+
+def test_a_table_gives_the_same_training_as_xml(config):
+    as_xml = Trainer(config("counting", "xml", maxEpoch=1)).run()
+    as_table = Trainer(config("table", "table", maxEpoch=1)).run()
+    first, second = (load_checkpoint(run.last)["model"] for run in (as_xml, as_table))
+    assert is_same(first, second)
+
+
+def test_a_metric_is_in_the_results_and_may_be_missing(config, monkeypatch, caplog):
+    mcfg = config("counting", metrics=("cfgops.counting:CountError(min_score=0.0)",))
+    model = build_model(mcfg)
+    result = Evaluator(mcfg).evaluate(model, "test")
+    counts = [len(annotation.labels) for annotation in result.annotations]
+    found = [len(detections.scores) for detections in result.detections]
+    expected = sum(abs(a - b) for a, b in zip(counts, found, strict=True)) / len(counts)
+    assert result.to_dict()["metrics"] == {"count_error": pytest.approx(expected)}
+    assert f"count_error: {expected:.4f}" in ap_table(result)
+    monkeypatch.setattr("config.parts._classes", {})
+    assert "metrics" not in Evaluator(mcfg).evaluate(model, "test").to_dict()
+    assert "this metric is left out" in caplog.text
 
 
 def test_a_head_without_bins_has_four_box_channels(config):

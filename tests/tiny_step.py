@@ -9,6 +9,7 @@ from torch import nn
 from debug.tracer.report import report_text
 from debug.tracer.rerun import TracedStep
 from debug.tracer.tracer import trace
+from ops.anchors import expected_distances
 from ops.batch import Batch
 from train.loss import DetectionLoss
 from train.objective import DetectionObjective
@@ -31,6 +32,7 @@ class TinyNetwork(nn.Module):
     """Raw maps at the strides 8, 16 and 32, like those of the real one."""
 
     num_classes, reg_max, strides = CLASSES, REG_MAX, (8, 16, 32)
+    distances = staticmethod(expected_distances)
 
     def __init__(self):
         super().__init__()

@@ -8,29 +8,35 @@ annotationFormat selects one. If two formats have equally many, the order is VOC
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from config.errors import UserError
 from config.load import absolute
 from config.mconfig import ModelConfig
+from config.parts import WordOrPart
 from dl.files import IMAGE_SUFFIXES, XML_SUFFIXES, check_file_name, file_suffixes, has_file, linked_folders, subfolders
 from dl.formats.coco import count_coco_images, find_coco, is_coco
-from dl.formats.source import FORMATS, DataSource, Search, SplitRequest, check_class_list
+from dl.formats.source import DataSource, Format, Search, SplitRequest, check_class_list
 from dl.formats.voc import count_voc_images, find_voc, has_voc_names, is_voc
 from dl.formats.yolo import LABEL_SUFFIXES, count_yolo_images, find_yolo, is_yolo
 
 
-class _Format(NamedTuple):
-    is_in: Callable[[Path], bool]  # whether a folder has a data set of this format
+@dataclass(frozen=True)
+class _OwnFormat:
+    """A format of Mars; the functions are those of `Format`."""
+
+    title: str
+    is_in: Callable[[Path], bool]
     find: Callable[[Search], DataSource]
-    count_images: Callable[[Path], int]  # images of a folder that are annotated in this format
+    count_images: Callable[[Path], int]
 
 
-_FORMATS = {
-    "voc": _Format(is_voc, find_voc, count_voc_images),
-    "coco": _Format(is_coco, find_coco, count_coco_images),
-    "yolo": _Format(is_yolo, find_yolo, count_yolo_images),
+_FORMATS: dict[str, Format] = {  # the first one wins a tie
+    "voc": _OwnFormat("Pascal VOC xml", is_voc, find_voc, count_voc_images),
+    "coco": _OwnFormat("COCO json", is_coco, find_coco, count_coco_images),
+    "yolo": _OwnFormat("YOLO labels", is_yolo, find_yolo, count_yolo_images),
 }
 _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"}
 _MAX_SUFFIXES = 8  # kinds of files that an error message counts
@@ -52,7 +58,8 @@ def locate(mcfg: ModelConfig) -> DataSource:
     assert not isinstance(mcfg.classList, str), "load_config replaces the file of a class list by its names"
     class_list = check_class_list(mcfg.classList, "classList") if mcfg.classList else None
     request = SplitRequest.from_config(mcfg)
-    return _FORMATS[name].find(Search(base, image_dir, annotation_dir, class_list, request, mcfg.suffix, notes))
+    found = _formats(name)[name].find(Search(base, image_dir, annotation_dir, class_list, request, mcfg.suffix, notes))
+    return replace(found, format=name)
 
 
 def as_overrides(source: DataSource) -> dict[str, Any]:
@@ -66,6 +73,15 @@ def as_overrides(source: DataSource) -> dict[str, Any]:
             name: tuple(source.files.get(image_id, image_id) for image_id in ids) for name, ids in source.splits.items()
         },
     }
+
+
+def _formats(requested: str) -> dict[str, Format]:
+    """The formats to look for: all of Mars, or the requested one, which may be a class of a recipe."""
+    if requested == "auto":
+        return _FORMATS
+    if requested in _FORMATS:
+        return {requested: _FORMATS[requested]}
+    return {requested: WordOrPart.of(requested).build("annotationFormat", "dl.formats.discover", kind=Format)}
 
 
 def _existing_folder(text: str, field_name: str) -> Path:
@@ -123,9 +139,9 @@ def _best_format(home: Path, formats: list[str], notes: list[str]) -> str:
             counts[name] = 0
             notes.append(f"not read: {error}")
     best = max(formats, key=lambda name: counts[name])
-    unused = [f"{FORMATS[name]} ({counts[name]}, annotationFormat={name})" for name in formats if name != best]
+    unused = [f"{_FORMATS[name].title} ({counts[name]}, annotationFormat={name})" for name in formats if name != best]
     notes.append(
-        f"{home} has several formats; read: {FORMATS[best]} (annotated images: {counts[best]}); not read: "
+        f"{home} has several formats; read: {_FORMATS[best].title} (annotated images: {counts[best]}); not read: "
         + ", ".join(unused)
     )
     return best
@@ -166,7 +182,7 @@ def _no_data_set_message(base: Path, requested: str, places: list[Path]) -> str:
 
 def _formats_in(folder: Path, requested: str) -> list[str]:
     """The formats in a folder in their order of priority; only the requested one unless it is "auto"."""
-    found = [name for name, entry in _FORMATS.items() if requested in ("auto", name) and entry.is_in(folder)]
+    found = [name for name, entry in _formats(requested).items() if entry.is_in(folder)]
     if not found and requested in ("auto", "voc") and has_voc_names(folder):
         return ["voc"]  # without any xml file; find_voc reports this
     return found

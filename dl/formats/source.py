@@ -14,8 +14,6 @@ from dl.files import DataError, walk_files
 from dl.formats.pairing import ImageTree, Pairs, pair, usual_label_path
 from ops.text import counted, shown
 
-FORMATS = {"voc": "Pascal VOC xml", "coco": "COCO json", "yolo": "YOLO labels"}  # the first one wins a tie
-
 Size = tuple[int, int]  # width, height
 
 
@@ -80,6 +78,28 @@ class DataSource:
     format: str = "voc"
     # Image id -> path below image_dir; empty if each id is the stem of a file in image_dir itself.
     files: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Format(Protocol):
+    """One way to store a data set. A recipe adds its own: `mcfg.annotationFormat = CsvFormat`."""
+
+    @property
+    def title(self) -> str:
+        """For messages, e.g. "COCO json"."""
+        ...
+
+    def is_in(self, folder: Path, /) -> bool:
+        """Has the folder a data set of this format?"""
+        ...
+
+    def count_images(self, folder: Path, /) -> int:
+        """Images of a folder that are annotated in this format. Asked only where a folder has several formats."""
+        ...
+
+    def find(self, search: Search, /) -> DataSource:
+        """Find images, classes and splits. Raises `UserError` with the absolute paths that were tried."""
+        ...
 
 
 class TreeReader:

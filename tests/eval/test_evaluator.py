@@ -18,6 +18,7 @@ from dl.image_cache import build_images
 from eval.evaluator import EvalResult, Evaluator
 from eval.metrics import ApResult, ClassAp
 from eval.painter import GREEN
+from ops.anchors import expected_distances
 from ops.batch import Batch, Letterbox
 from ops.boxes import pairwise_iou
 
@@ -31,6 +32,7 @@ class BlockFinder(torch.nn.Module):
     """
 
     strides, reg_max, num_classes = (8, 16, 32), 16, 3
+    distances = staticmethod(expected_distances)
 
     def __init__(self):
         super().__init__()
