@@ -23,7 +23,7 @@ ONLY_ONNX = {"json", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _narrow(narrow_nano):
+def _narrow(narrow_networks):
     """The network has all its layers, but few channels."""
 
 

@@ -30,7 +30,7 @@ RECIPES = dict(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _narrow(narrow_nano):
+def _narrow(narrow_networks):
     """The network has all its layers, but few channels."""
 
 
