@@ -61,13 +61,8 @@ class Teacher:
 
     def feature_widths(self, names: Sequence[str], student: YoloModel) -> dict[str, tuple[int, int]]:
         """Channels of the named feature maps in student and teacher."""
-        widths = []
-        for network in (student, self._network):
-            # Measured with a small image on the meta device, where nothing is computed.
-            with torch.device("meta"):
-                _, features = YoloModel(network.phase, 1).forward_features(torch.zeros(1, 3, 64, 64))
-            widths.append({name: value.shape[1] for name, value in features.items()})
-        return {name: (widths[0][name], widths[1][name]) for name in names}
+        ours, theirs = student.feature_widths, self._network.feature_widths
+        return {name: (ours[name], theirs[name]) for name in names}
 
     def as_student(self, num_classes: int) -> "TeacherView":
         """The teacher with the student's class list, for evaluation."""

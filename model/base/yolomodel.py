@@ -57,6 +57,15 @@ class YoloModel(nn.Module):
         raw_maps = self.head((joined.X, joined.Y, joined.Z))
         return raw_maps, {**features._asdict(), **joined._asdict()}
 
+    @property
+    def feature_widths(self) -> dict[str, int]:
+        """Channels of every feature map of `forward_features`."""
+        feat1, feat2, feat3 = self.backbone.out_channels
+        x, y, z = self.neck.out_channels
+        feat0 = self.backbone.l1.conv.out_channels
+        # C is at the stride of Y and is concatenated to it, with the same width.
+        return {"feat0": feat0, "feat1": feat1, "feat2": feat2, "feat3": feat3, "C": y, "X": x, "Y": y, "Z": z}
+
     def distances(self, box_channels: Float[Tensor, "*A four_R"]) -> Float[Tensor, "*A 4"]:
         """The box channels of raw maps -> distances from the anchor points to the four sides, in strides."""
         return self.head.distances(box_channels)

@@ -7,6 +7,7 @@ from torch import nn
 from config.errors import UserError
 from config.mconfig import ModelConfig
 from model import YoloModel, build_model
+from model.base.scales import SCALES
 from model.base.yolomodel import fused
 
 # phase -> parameters at 80 and 20 classes, as the reference counts them, the frozen bins included
@@ -129,3 +130,11 @@ def test_a_fused_network_says_the_same_and_leaves_the_other_alone():
         found, own = copied.forward_features(images)
     for ours, theirs in zip([*found, *own.values()], [*expected, *features.values()], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("phase", SCALES)
+def test_feature_widths_are_those_of_the_maps(phase):
+    with torch.device("meta"):  # nothing is computed
+        model = YoloModel(phase, 3)
+        _, features = model.forward_features(torch.zeros(1, 3, 64, 64))
+    assert model.feature_widths == {name: value.shape[1] for name, value in features.items()}
