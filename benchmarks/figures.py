@@ -1,6 +1,6 @@
 """Size and shape of the code in one table, of this checkout and of another: python -m benchmarks.figures --tree OTHER
 
-The product is mars.py and the packages, without benchmarks and tests. A helper used once is a private function or
+The product is mars.py and the packages, without benchmarks, examples and tests. A helper used once is a private function or
 method that the product names exactly once outside its definition.
 """
 
@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_PRODUCT = ("benchmarks", "tests", "docs")
+NOT_PRODUCT = ("benchmarks", "tests", "docs", "examples")
 # The files that a reader needs to understand how a network is trained; `*` matches folders, too.
 CORE = (
     "model/base/*", "ops/boxes.py", "ops/anchors.py", "ops/nms.py", "ops/batch.py", "train/tal.py", "train/loss.py",
