@@ -42,11 +42,11 @@ def plans(replayed: int, novel_only: Sequence[str] = ()) -> dict[str, Plan]:
             "the assignment's losses: softmax over the classes, eight feature maps", {**_ASSIGNMENT_LOSSES, **no_replay}
         ),
         "replay": Plan(
-            f"as finetune, with {replayed} images of the base classes", {**_NO_TEACHER, **replay, **background}
+            f"as finetune, with up to {replayed} images of the base classes", {**_NO_TEACHER, **replay, **background}
         ),
         STUDENT: Plan("the recipe's distillation, without images of the base classes", {**no_replay, **masked}),
         REPLAYING_STUDENT: Plan(
-            f"the recipe's distillation, with {replayed} images of the base classes", {**replay, **masked}
+            f"the recipe's distillation, with up to {replayed} images of the base classes", {**replay, **masked}
         ),
         "joint": Plan("all labels of all training images, from the same start as the teacher", {}),
     }

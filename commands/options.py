@@ -123,7 +123,7 @@ def add_weights(parser: Parser) -> None:
 def check_weights(args: argparse.Namespace) -> None:
     """Raise `UserError` when the file behind --weights is missing."""
     if args.weights and not os.path.isfile(absolute(args.weights)):
-        raise UserError(f"{absolute(args.weights)}: no such weights file")
+        raise UserError(f"{absolute(args.weights)}: no such weights file; correct --weights")
 
 
 def check_out_folder(out: str | None) -> None:

@@ -99,7 +99,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     """
     path = Path(absolute(path))
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise UserError(f"{path}: no such weights file; correct the path")
     content = read_untrusted(path)
     with reading_untrusted(path):
         file = _understand(content)._replace(path=path)

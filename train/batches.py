@@ -93,8 +93,9 @@ class FirstBatches:
             return "first batches: none"
         pixels, sizes = figures["pixels"], figures["box_sizes"]
         (red, green, blue), empty = pixels["mean_rgb"], 100 * figures["empty_images"]
+        first = "first batch" if figures["batches"] == 1 else f"first {figures['batches']} batches"
         lines = [
-            f"first {figures['batches']} batch{'es' * (figures['batches'] > 1)}: {figures['images']} images",
+            f"{first}: {figures['images']} images",
             f"  pixels: {pixels['lowest']:.0f}-{pixels['highest']:.0f} (mean {red:.0f} {green:.0f} {blue:.0f} in RGB)",
             f"  boxes per image: {_range_text(figures['boxes_an_image'])}; images without boxes: {empty:.0f} %",
         ]

@@ -333,7 +333,7 @@ def test_first_batches_are_told_when_one_of_them_is_bad(squares_config, said):
     spoil(trainer, (0, 1))
     with pytest.raises(BadStep):
         trainer.run()
-    assert said.text.count("first 1 batch: 3 images") == 1
+    assert said.text.count("first batch: 3 images") == 1
     assert (trainer.folder.health / "first-batches.json").is_file()
 
 
