@@ -1,7 +1,7 @@
 """Size and shape of the code in one table, of this checkout and of another: python -m benchmarks.figures --tree OTHER
 
-The product is mars.py and the packages, without benchmarks, examples and tests. A helper used once is a private function or
-method that the product names exactly once outside its definition.
+The product is mars.py and the packages, without benchmarks, examples and tests. A helper used once is a private
+function or method that the product names exactly once outside its definition.
 """
 
 import argparse

@@ -114,9 +114,7 @@ def build_training(
     # A resumed run takes its weights from the checkpoint; the starting file may have been deleted since.
     start = None if is_resumed else starting_weights(mcfg)
     if start is not None and not start.path.is_file():
-        raise UserError(
-            f"{start.path}: no such weights file; correct checkpointModelFile or pretrainedBackboneUrl, or make the file first"
-        )
+        raise UserError(f"{start.path}: no such weights file; correct its path in the config")
     file = load_report = None
     with _collecting(errors, "weights"):
         file = read_weights(start.path) if start is not None else None
