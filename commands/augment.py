@@ -29,14 +29,17 @@ def _run(args: argparse.Namespace) -> int:
     mcfg = find_data(args, args.settings)
     import numpy as np
 
+    from dl.label_selection import REPLAYED_SPLIT
     from dl.loader import build_loader
     from eval.painter import MarkedObject, class_colour, contact_sheet, paint_objects, write_jpeg
     from runs.folder import RunFolder
 
     split = mcfg.trainSplitName
-    dataset = build_loader(
-        mcfg.with_values(dcore=0), split, check(mcfg, [split], None, args.quiet).splits[split]
-    ).dataset
+    replayed = [REPLAYED_SPLIT] if mcfg.replayImages else []
+    splits = check(mcfg, [split, *replayed], None, args.quiet).splits
+    mcfg = mcfg.with_values(dcore=0, cacheImages="none")
+    replay_from = [annotation for name in replayed for annotation in splits[name]]
+    dataset = build_loader(mcfg, split, splits[split], replay_from=replay_from).dataset
     names, no_points = tuple(mcfg.classList or ()), (np.zeros((0, 2)), np.zeros(0))
     samples = [dataset[mcfg.startEpoch, index] for index in range(min(args.count, len(dataset)))]
     painted = []

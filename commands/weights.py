@@ -19,7 +19,8 @@ from runs.provenance import data_differences, data_identity
 
 log = logging.getLogger("mars")
 
-AS_TRAINED = ("inputShape", "regMax", "pixelMax")  # fields taken from the config in the weights file, unless --set
+# Fields taken from the config in the weights file, unless --set.
+AS_TRAINED = ("inputShape", "regMax", "pixelMax", "head", "block")
 
 
 def weights_file(mcfg: ModelConfig, given: str | None = None) -> Path:

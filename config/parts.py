@@ -40,15 +40,12 @@ class PartText(Stored):
             name, values = _name_of(part), {}
         elif dataclasses.is_dataclass(part):
             name = _name_of(type(part))
-            values = {
-                field.name: getattr(part, field.name)
-                for field in dataclasses.fields(part)
-                if field.init and getattr(part, field.name) != field.default
-            }
+            # All of them: if a default changes later, the text of an old checkpoint still has the old value.
+            values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
         else:
             raise UserError(
-                f"{shown_value(part)} is not an object of a dataclass; Mars stores a part as the name of its class and "
-                "the values of its fields: write @dataclass above the class, or give its text"
+                f"an object of {type(part).__name__} is no dataclass; Mars stores the name of the class and the values "
+                "of its fields: write @dataclass(frozen=True) above the class, or give the class itself"
             )
         for field_name, value in values.items():
             if not _is_plain(value):
@@ -81,14 +78,13 @@ class PartText(Stored):
         """
         name, values = _read(self)
         part_class = _classes.get(name) or _find_class(name, f"{field}={self}", home)
+        # Before it is built: a config of somebody else may name any class of a recipe, with any values.
+        if missing := _missing(part_class, kind):
+            raise UserError(f"{field}={self}: a {kind.__name__} needs {', '.join(missing)}; add it to the class")
         try:
-            part = part_class(*arguments, **keywords, **values)
-        except (TypeError, ValueError) as error:
+            return part_class(*arguments, **keywords, **values)
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{field}={self}: {error}") from error
-        if not isinstance(part, kind):
-            wanted = ", ".join([*(key for key in vars(kind) if key[0] != "_"), "__call__"])
-            raise UserError(f"{field}={self}: a {kind.__name__} needs {wanted}; add what is missing to the class")
-        return part
 
 
 class WordOrPart(PartText):
@@ -108,7 +104,7 @@ def _find_class(name: str, setting: str, home: str) -> type:
         )
     try:
         module = importlib.import_module(module_name or home)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{setting}: {module_name} cannot be imported ({error}); restore the file") from error
@@ -122,8 +118,19 @@ def _find_class(name: str, setting: str, home: str) -> type:
     return classes[class_name]
 
 
+def _missing(part_class: type, kind: type) -> list[str]:
+    """What a class lacks to be a `kind`, which is a class or a protocol; empty if nothing."""
+    if not getattr(kind, "_is_protocol", False):
+        return [] if issubclass(part_class, kind) else [f"{kind.__name__} as its base class"]
+    members = [key for key in vars(kind) if key[0] != "_" or key == "__call__"]
+    fields = getattr(part_class, "__dataclass_fields__", {})
+    return [key for key in members if not hasattr(part_class, key) and key not in fields]
+
+
 def _name_of(part_class: type) -> str:
-    """The name of a class in a text. From now on the text can be built."""
+    """The name of a class in a text, which can be built from now on. Raises `UserError` for a class in a function."""
+    if "<locals>" in part_class.__qualname__:
+        raise UserError(f"{part_class.__name__} is defined inside a function; define it at the top level of its file")
     is_own = part_class.__module__ in OWN_MODULES
     name = part_class.__name__ if is_own else f"{part_class.__module__}:{part_class.__name__}"
     _classes[name] = part_class

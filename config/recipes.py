@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import re
+import sys
 import traceback
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
@@ -163,6 +164,8 @@ def run_recipe(cfgname: CfgName, folder: Path = RECIPE_DIR) -> ModelConfig:
     assert spec is not None and spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)  # a fresh module, without the state of an earlier import
     with _errors_with_line(file):
+        # Known by its name, so that loader processes can import the classes of the recipe.
+        sys.modules[spec.name] = recipe
         spec.loader.exec_module(recipe)
         if not callable(getattr(recipe, "mcfg", None)):
             raise UserError(f"{file}: a recipe needs a function mcfg(tags) that returns a config.mconfig.ModelConfig")

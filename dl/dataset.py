@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from dl.augment import AugmentRanges, apply_plan, draw_plan, letterbox
 from dl.files import DataError
 from dl.image_cache import FileImages, Images
 from dl.mosaic import ModernRanges, apply_mosaic, draw_mosaic
-from dl.transforms import BuiltIn, Transform, checked
+from dl.stages import checked
+from dl.transforms import BuiltIn, Transform
 from ops.batch import Sample
 
 # Random streams of one seed must differ in their first number: numpy pads seeds with zeros, so [1, 2] is [1, 2, 0].
@@ -76,8 +78,10 @@ class DetectionDataset(Dataset[Sample]):
         of another image, so that the same image looks different there."""
         annotation = self.annotations[index]
         if not num_stages:
-            image = self._read(annotation, errors)
-            return image if image is None else _sample(image, annotation.boxes, annotation.labels, annotation)
+            if (image := self._read(annotation, errors)) is None:
+                return None
+            # Copies: a transform of a recipe may change the arrays in place.
+            return _sample(image, annotation.boxes.copy(), annotation.labels.copy(), annotation)
         stage: Any = self.stages[num_stages - 1]
 
         def load(position: int, index: int) -> Sample | None:
@@ -91,13 +95,16 @@ class DetectionDataset(Dataset[Sample]):
         if sample is None:
             return None
         rng = random_stream(TRANSFORM_STREAM, self.seed, num_stages, *place)
-        if not (num_partners := getattr(stage, "num_partners", 0)):
+        if not getattr(stage, "uses_partners", False):
             return checked(stage, sample, stage(sample, rng))
         group = range(len(self)) if self._same_group is None else self._same_group[index]
-        partners = [
-            load(position + 1, int(group[i])) for position, i in enumerate(rng.integers(len(group), size=num_partners))
-        ]
-        return checked(stage, sample, stage(sample, rng, [partner for partner in partners if partner is not None]))
+        positions = count(1)
+
+        def load_partner() -> Sample | None:
+            """Another image at random, which may be the same. Read only where the transform calls it."""
+            return load(next(positions), int(group[rng.integers(len(group))]))
+
+        return checked(stage, sample, stage(sample, rng, load_partner))
 
     def _built_in(self, place: tuple[int, ...], index: int, load: Callable[[int, int], Sample | None]) -> Sample | None:
         """The built-in augmentation, or the letterbox. `load`: (position in the mosaic, image) -> the image."""

@@ -18,7 +18,7 @@ from dl.dataset import ORDER_STREAM, DetectionDataset, SampleKey, random_stream
 from dl.image_cache import Images, build_images
 from dl.label_selection import select_labels
 from dl.mosaic import ModernRanges, first_epoch_without_mosaic
-from dl.transforms import build_transforms
+from dl.stages import build_transforms
 from dl.workers import Workers, num_workers
 from ops.anchors import STRIDES
 from ops.batch import Batch, Sample

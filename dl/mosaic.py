@@ -38,7 +38,7 @@ class ModernRanges:
     flip_vertical: float = 0.0  # probability of upside down
     rotate: float = 0.0  # by U(-1, 1) * x degrees, about the centre of the canvas
     shear: float = 0.0  # by U(-1, 1) * x degrees, in both directions
-    perspective: float = 0.0  # the scale changes by U(-1, 1) * x from the centre of the input to its edge
+    perspective: float = 0.0  # the scale changes by U(-1, 1) * x from the centre of the canvas to its edge
 
     @property
     def has_warp(self) -> bool:
@@ -128,9 +128,8 @@ def draw_mosaic(
     is_flipped = bool(rng.random() < ranges.flip)
     hue, saturation, value = rng.uniform(-1, 1, 3) * (ranges.hue, ranges.saturation, ranges.value)
     is_upside_down = ranges.flip_vertical > 0 and bool(rng.random() < ranges.flip_vertical)
-    warp = _draw_warp(rng, centre, side, ranges) if ranges.has_warp else None
-
     extent = 2 * side * scale if is_mosaic else _extent(sizes[index], side, scale)
+    warp = _draw_warp(rng, centre, extent, ranges) if ranges.has_warp else None
     canvas = _rect(centre - extent / 2, centre + extent / 2)
     limits = _on_input(canvas, side) if warp is None else canvas  # the warp may turn any part of the canvas into view
     if is_mosaic:
@@ -143,10 +142,10 @@ def draw_mosaic(
     return MosaicPlan(input_shape, visible, canvas, is_flipped, *gains, is_upside_down, warp)
 
 
-def _draw_warp(rng: np.random.Generator, centre: np.ndarray, side: np.ndarray, ranges: ModernRanges) -> Matrix:
-    """Turns, shears and tilts the input about the centre of the canvas. Its scale and position are in the tiles."""
+def _draw_warp(rng: np.random.Generator, centre: np.ndarray, extent: np.ndarray, ranges: ModernRanges) -> Matrix:
+    """Turns, shears and tilts the canvas of this extent about its centre. Scale and position are in the tiles."""
     angle, shear_x, shear_y, *tilts = rng.uniform(-1, 1, 5)
-    tilt_x, tilt_y = np.array(tilts) * ranges.perspective / (side / 2)
+    tilt_x, tilt_y = np.array(tilts) * ranges.perspective / (extent / 2)
     shear = shear_x * ranges.shear, shear_y * ranges.shear
     return warp_matrix(centre, centre, angle * ranges.rotate, shear, (tilt_x, tilt_y))
 

@@ -2,11 +2,12 @@
 
 A transform is an object of a small dataclass that turns a `Sample` into another one: `transform(sample, rng)`. It draws
 all its random numbers from `rng`, which depends only on (seed, epoch, image), and returns an image of the same size.
-With `num_partners`, it is called with a third argument: that many samples of other images, in the same stage.
+With `uses_partners`, it is called with a third argument: a function that loads another image at random, in the same
+stage, or None if that image is unreadable.
 The text of the transform is part of the config, so its fields hold plain values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -19,7 +20,6 @@ from torchvision.transforms import v2
 
 from config.errors import UserError
 from config.fields import nearest
-from config.parts import PartText
 from dl.warp import MIN_AREA, MIN_SIDE, clip_boxes, large_enough, warp_boxes, warp_image, warp_matrix
 from ops.batch import Sample
 
@@ -28,9 +28,12 @@ MOST_COVERED = 0.3  # an object is not pasted where it would cover a larger shar
 PLACES = 10  # attempts to find a place for a pasted object
 
 
+LoadPartner = Callable[[], Sample | None]
+
+
 @runtime_checkable
 class Transform(Protocol):
-    """What the data set calls. `partners` is passed only where the class has `num_partners`."""
+    """What the data set calls; with a `LoadPartner` as third argument where the class has `uses_partners`."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator, /) -> Sample: ...
 
@@ -142,13 +145,13 @@ class MixUp:
 
     probability: float = 0.1
     alpha: float = 32.0
-    num_partners: ClassVar[int] = 1
+    uses_partners: ClassVar[bool] = True
 
-    def __call__(self, sample: Sample, rng: np.random.Generator, partners: Sequence[Sample]) -> Sample:
-        if rng.random() >= self.probability or not partners:
+    def __call__(self, sample: Sample, rng: np.random.Generator, load_partner: LoadPartner) -> Sample:
+        if rng.random() >= self.probability or (partner := load_partner()) is None:
             return sample
         share = rng.beta(self.alpha, self.alpha)
-        partner = _same_size(partners[0], sample.image.shape[:2])
+        partner = _same_size(partner, sample.image.shape[:2])
         image = cv2.addWeighted(sample.image, share, partner.image, 1 - share, 0)
         return _with_objects(replace(sample, image=image), partner.boxes, partner.labels)
 
@@ -162,13 +165,13 @@ class CutMix:
 
     probability: float = 0.1
     alpha: float = 1.0
-    num_partners: ClassVar[int] = 1
+    uses_partners: ClassVar[bool] = True
 
-    def __call__(self, sample: Sample, rng: np.random.Generator, partners: Sequence[Sample]) -> Sample:
-        if rng.random() >= self.probability or not partners:
+    def __call__(self, sample: Sample, rng: np.random.Generator, load_partner: LoadPartner) -> Sample:
+        if rng.random() >= self.probability or (partner := load_partner()) is None:
             return sample
         height, width = sample.image.shape[:2]
-        partner = _same_size(partners[0], (height, width))
+        partner = _same_size(partner, (height, width))
         sides = np.round(np.array([width, height]) * np.sqrt(rng.beta(self.alpha, self.alpha))).astype(int)
         left, top = rng.integers(0, np.array([width, height]) - sides, endpoint=True)
         window = np.array([left, top, left + sides[0], top + sides[1]])
@@ -191,12 +194,11 @@ class CopyPaste:
 
     probability: float = 0.5
     most: int = 3
-    num_partners: ClassVar[int] = 1
+    uses_partners: ClassVar[bool] = True
 
-    def __call__(self, sample: Sample, rng: np.random.Generator, partners: Sequence[Sample]) -> Sample:
-        if rng.random() >= self.probability or not partners or not len(partners[0].boxes):
+    def __call__(self, sample: Sample, rng: np.random.Generator, load_partner: LoadPartner) -> Sample:
+        if rng.random() >= self.probability or (partner := load_partner()) is None or not len(partner.boxes):
             return sample
-        partner = partners[0]
         number = int(rng.integers(1, self.most, endpoint=True))
         for index in rng.permutation(len(partner.boxes))[:number]:
             # Whole pixels, so that the box of the pasted object is exact.
@@ -345,7 +347,7 @@ class Torchvision(Adapter):
             raise ValueError(f"torchvision.transforms.v2 has no {self.name}{nearest(self.name, names)}")
         try:
             transform = getattr(v2, self.name)(**self.values)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{self.name}: {error}") from error
         object.__setattr__(self, "_transform", transform)
 
@@ -355,36 +357,7 @@ class Torchvision(Adapter):
         pixels = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
         frames = tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=image.shape[:2])  # type: ignore[call-overload]
         pixels, frames = self._transform(pixels, frames)  # type: ignore[attr-defined]
+        if len(frames) != len(boxes):
+            raise UserError(f"transforms: Torchvision({self.name}) drops boxes, which this adapter cannot follow")
         changed = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
         return changed, frames.numpy(), np.ones(len(frames), dtype=bool)
-
-
-def checked(transform: Transform, before: Sample, after: Any) -> Sample:
-    """The result of a transform. Raises `UserError` with its class if it is not a sample that Mars can train on."""
-    name = type(transform).__name__
-    if not isinstance(after, Sample):
-        raise UserError(f"transforms: {name} returned {type(after).__name__}, but a Sample is required")
-    if after.image.dtype != np.uint8 or after.image.shape != before.image.shape:
-        raise UserError(
-            f"transforms: {name} returned an image of {after.image.dtype} {after.image.shape}, but the size must stay "
-            f"uint8 {before.image.shape}"
-        )
-    boxes = np.asarray(after.boxes)
-    if boxes.shape != (len(after.labels), 4) or not np.isfinite(boxes).all():
-        raise UserError(
-            f"transforms: {name} returned boxes of shape {boxes.shape} for {len(after.labels)} labels, or a box that "
-            "is not finite; a box is (x1, y1, x2, y2) in pixels"
-        )
-    return replace(after, boxes=boxes.astype(np.float32), labels=after.labels.astype(np.int64), letterbox=None)
-
-
-def build_transforms(parts: Sequence[PartText]) -> list[Transform]:
-    """The transforms of the config field `transforms`, with the place of the built-in augmentation among them.
-
-    Raises `UserError` for a class that is missing or no transform, for wrong values, and for two `BuiltIn`.
-    """
-    transforms = [part.build("transforms", __name__, kind=Transform) for part in parts]
-    places = sum(isinstance(transform, BuiltIn) for transform in transforms)
-    if places > 1:
-        raise UserError("transforms: holds BuiltIn() twice; keep one of them")
-    return transforms if places else [BuiltIn(), *transforms]

@@ -188,8 +188,19 @@ class Evaluator:
             detections=tuple(found),
             base_names=self.base_names,
             confusion=confusion,
-            more_metrics={metric.name: metric(truth, found) for metric in self.more_metrics},
+            more_metrics=self._more_metrics(truth, found),
         )
+
+    def _more_metrics(self, truth: Sequence[Annotation], found: Sequence[Detections]) -> dict[str, float | None]:
+        """The metrics of the recipe. One that fails is left out with a warning: the AP must not be lost with it."""
+        values: dict[str, float | None] = {}
+        for metric in self.more_metrics:
+            try:
+                value = metric(truth, found)
+                values[metric.name] = None if value is None else float(value)
+            except Exception as error:
+                log.warning("metric %s is left out: %s: %s", metric.name, type(error).__name__, error)
+        return values
 
     def paint(self, result: EvalResult, folder: Path | str, on_image: Callable[[int, int], None] | None = None) -> int:
         """Paint every image of `result` into `folder`/image_id.jpg. Returns the number of images.

@@ -1,9 +1,11 @@
 """Every recipe of docs/extending.md trains, is stopped in an epoch, and ends as if it had not been stopped."""
 
 import json
+import pickle
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -152,6 +154,7 @@ def test_a_metric_is_in_the_results_and_may_be_missing(config, monkeypatch, capl
     assert result.to_dict()["metrics"] == {"count_error": pytest.approx(expected)}
     assert f"count_error: {expected:.4f}" in ap_table(result)
     monkeypatch.setattr("config.parts._classes", {})
+    monkeypatch.delitem(sys.modules, "cfgops.counting")
     assert "metrics" not in Evaluator(mcfg).evaluate(model, "test").to_dict()
     assert "this metric is left out" in caplog.text
 
@@ -202,3 +205,51 @@ def test_names_are_checked_before_anything_is_written(config, tmp_path):
         with pytest.raises(UserError, match=message):
             Trainer(config("centre", "wrong", **{field: parts}))
     assert not (tmp_path / "runs/wrong/weights").exists()
+
+
+MISTAKES = {
+    "a vector": ("inputs.weight.sum(dim=-1)", "lossParts=.*a tensor without dimensions is required"),
+    "a number": ("0.5", "lossParts=.*gives 0.5 on test values"),
+    "nothing": ("None", "lossParts=.*gives None on test values"),
+    "below zero": ("-inputs.weight.sum() - 1", "lossParts=.*not below 0"),
+    "an error": ("inputs.boxes.sum()", "lossParts=.*fails on test values .AttributeError"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_loss_part_is_refused_before_the_training(config, folder, mistake):
+    value, message = MISTAKES[mistake]
+    text = re.sub(r"return \(distance.*", f"return {value}", RECIPES["centre"])
+    (folder / "centre.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        Trainer(config("centre", "wrong"))
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ("Stripes(probability=2.0)", "probability must be from 0 to 1"),
+        ("CopyPaste(probability=1.0, most=0)", "fails on a test image .ValueError"),
+        ("MixUp(probability=1.0, alpha=-1.0)", "fails on a test image .ValueError"),
+    ],
+)
+def test_a_wrong_transform_is_refused_before_the_training(config, folder, transform, message):
+    text = RECIPES["stripes"].replace("Affine, BuiltIn, MixUp", "Affine, BuiltIn, CopyPaste, MixUp")
+    text = re.sub(r"mcfg.transforms = .*", f"mcfg.transforms = [{transform}]", text)
+    (folder / "stripes.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"transforms=.*{message}"):
+        Trainer(config("stripes", "wrong"))
+
+
+def test_a_head_with_other_channels_is_refused(config, folder):
+    wrong = "\n    def forward(self, features):\n        return [x[:, 1:] for x in super().forward(features)]\n"
+    text = RECIPES["plain"].replace("    @staticmethod", f"{wrong}\n    @staticmethod")
+    (folder / "plain.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="raw maps have shapes"):
+        Trainer(config("plain", "wrong"))
+
+
+def test_classes_of_a_recipe_can_be_sent_to_loader_processes(config):
+    config("stripes")
+    stage = pickle.loads(pickle.dumps(sys.modules["cfgops.stripes"].Stripes(0.5)))
+    assert stage.probability == 0.5

@@ -4,6 +4,7 @@ The trainer, the doctor and the replay of a bad step all build it here.
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -14,7 +15,9 @@ import torch
 from torch import nn
 
 from config.errors import UserError
+from config.fields import shown_value
 from config.mconfig import ModelConfig, base_names
+from config.parts import PartText
 from dl.check import CheckedData
 from dl.image_cache import Images
 from dl.label_selection import REPLAYED_SPLIT
@@ -22,12 +25,13 @@ from dl.loader import BatchLoader, build_loader
 from model import YoloModel, build_model
 from model.pretrained import LoadReport, load_weights
 from model.weightsfile import read_weights
+from ops.anchors import distances_to_boxes
 from ops.batch import Batch, network_input
 from ops.device import Precision, autocast, pick_device, pick_precision, use_all_cores
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
 from train.distilloss import DistillationLoss, DistillationPart, DistillationWeights
-from train.loss import DetectionLoss, LossResult
+from train.loss import DetectionLoss, LossInputs, LossPart, LossResult
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
 from train.opt import build_optimizer
 from train.progress import COLUMNS
@@ -159,6 +163,8 @@ def build_objective(
 ) -> DetectionObjective | DistillationObjective:
     """The objective of a config. A teacher is read from its file; raises `UserError` if it does not fit."""
     detection = DetectionLoss.from_config(mcfg, model)
+    for text, part in zip(mcfg.lossParts, detection.parts[len(detection.parts) - len(mcfg.lossParts) :], strict=True):
+        _try_loss_part(text, part, model)
     if mcfg.modelName != "distillation":
         return DetectionObjective(detection)
     device = next(model.parameters()).device
@@ -183,12 +189,44 @@ def build_objective(
         )  # fmt: skip
     pseudo = None
     if mcfg.unlabelledClasses == "pseudo":
-        pseudo = PseudoLabels(classes, mcfg.pseudoScore, model.reg_max, model.strides, mcfg.nmsIou)
+        pseudo = PseudoLabels(classes, mcfg.pseudoScore, model.reg_max, model.strides, mcfg.nmsIou, teacher.distances)
 
     def weight_at(epoch: int) -> float:
         return distill_weight(epoch, mcfg.distilEpochs, range(mcfg.startEpoch, mcfg.maxEpoch), mcfg.distilSchedule)
 
     return DistillationObjective(loss.to(device), teacher, weight_at, pseudo)
+
+
+def _try_loss_part(text: PartText, part: LossPart, model: YoloModel) -> None:
+    """Compute a loss part of a recipe on random values, with and without objects, before a training has begun.
+
+    Raises `UserError` if it fails, or if its value or weight is no finite number of at least 0.
+    """
+    if not (isinstance(part.weight, (int, float)) and 0 <= part.weight < math.inf):
+        raise UserError(f"lossParts={text}: the weight must be a finite number of at least 0")
+    random, num_points = torch.Generator().manual_seed(0), 84
+    logits, distributions = (
+        torch.randn(2, num_points, channels, generator=random).requires_grad_()
+        for channels in (model.num_classes, 4 * model.reg_max)
+    )
+    cells = torch.rand(num_points, 2, generator=random) * 8
+    pred_boxes = distances_to_boxes(cells, model.distances(distributions))
+    target_boxes = torch.cat((cells - 1, cells + 1), dim=-1).expand(2, -1, -1)
+    for score in (0.0, 0.5):
+        scores = torch.zeros_like(logits).index_fill(1, torch.arange(8), score)
+        weight = scores.sum(dim=-1)
+        inputs = LossInputs(
+            logits, scores, None, distributions, cells, pred_boxes, target_boxes, weight, weight.sum().clamp(min=1)
+        )
+        try:
+            value = part(inputs)
+        except Exception as error:
+            raise UserError(f"lossParts={text}: fails on test values ({type(error).__name__}: {error})") from error
+        if not (isinstance(value, torch.Tensor) and value.dim() == 0 and value >= 0 and value.isfinite()):
+            raise UserError(
+                f"lossParts={text}: gives {shown_value(value)} on test values, but a tensor without dimensions is "
+                "required, finite and not below 0: use sum() or mean()"
+            )
 
 
 def _check_names(parts: Sequence[str]) -> None:

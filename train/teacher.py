@@ -4,7 +4,7 @@ Its detections can also replace missing labels (pseudo-labels). It is not a subm
 EMA, optimizer or parameter count includes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from model import YoloModel
 from model.base.yolomodel import fused
-from ops.anchors import anchors_of, decode_boxes, flatten_maps
+from ops.anchors import anchors_of, decode_boxes, expected_distances, flatten_maps
 from ops.batch import Batch
 from ops.boxes import pairwise_iou
 from ops.device import autocast
@@ -47,7 +47,7 @@ class Teacher:
     ):
         """`model` is copied. `precision`: of the computation, as for the student. `checksum`: of the weights file."""
         self.classes, self.precision, self.checksum = classes, precision, checksum
-        self.phase = model.phase
+        self.phase, self.distances = model.phase, model.distances
         self._network = fused(model).requires_grad_(False)
         self.device = next(self._network.parameters()).device
 
@@ -97,10 +97,11 @@ class PseudoLabels:
         reg_max: int,
         strides: tuple[int, ...],
         nms_iou: float = 0.7,
+        distances: Callable[[Tensor], Tensor] = expected_distances,
     ):
-        """`nms_iou` as in `ops.nms`."""
+        """`nms_iou` as in `ops.nms`; `distances`: how the teacher's head decodes its box channels."""
         self.classes, self.min_score, self.reg_max, self.strides = classes, min_score, reg_max, strides
-        self.nms_iou = nms_iou
+        self.nms_iou, self.distances = nms_iou, distances
 
     @torch.no_grad()
     def __call__(self, batch: Batch, raw_maps: Sequence[Tensor]) -> Batch:
@@ -108,7 +109,7 @@ class PseudoLabels:
         if batch.labelled is None:
             return batch
         distributions, logits = flatten_maps(raw_maps, self.reg_max)
-        boxes = decode_boxes(distributions, *anchors_of(raw_maps, self.strides))
+        boxes = decode_boxes(distributions, *anchors_of(raw_maps, self.strides), self.distances)
         scores = logits[..., list(self.classes.teacher)].sigmoid()
         rows = [self._row(batch, row, boxes[row], scores[row]) for row in range(len(batch))]
         all_boxes, all_labels = zip(*rows, strict=True)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 
 from config.errors import UserError
-from config.mconfig import ModelConfig
+from config.mconfig import ModelConfig, field_default
+from config.parts import PartText
 from dl.annotations import Annotation
 from eval.evaluator import Evaluator
-from model import YoloModel
+from model import YoloModel, network
 from model.pretrained import load_weights
 from model.weightsfile import WeightsFile, read_weights
 from ops.files import file_digest
@@ -54,7 +55,15 @@ def read_teacher(mcfg: ModelConfig) -> TeacherFile:
         raise UserError(f"regMax={mcfg.regMax}: the teacher has {file.reg_max} bins a side; set regMax={file.reg_max}")
     classes = shared_classes(file, mcfg)
     official = file.has_official_width(file.num_classes)
-    return TeacherFile(file, YoloModel(file.phase, file.num_classes, file.reg_max, official), classes)
+    config = file.config or {}
+    head, block = (PartText.of(config.get(field) or field_default(field)) for field in ("head", "block"))
+    if head != mcfg.head and mcfg.boxResponseWeight:
+        raise UserError(
+            f"boxResponseWeight={mcfg.boxResponseWeight}: the teacher has another head ({head}), so its box channels "
+            "cannot be compared; set boxResponseWeight=0"
+        )
+    model = network(file.phase, file.num_classes, file.reg_max, official, head, block)
+    return TeacherFile(file, model, classes)
 
 
 def teacher_file(mcfg: ModelConfig) -> Path:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from config.errors import UserError
 from config.parts import PartText
-from dl.transforms import Affine, MixUp
+from dl.transforms import Affine, MixUp, Transform
+from train.loss import LossPart
 
 HERE = __name__
 
@@ -21,11 +22,13 @@ class Wave:
     options: dict = field(default_factory=dict)
 
 
-def test_an_object_becomes_text_with_the_values_that_are_not_defaults():
-    assert PartText.of(MixUp(probability=0.3)) == "MixUp(probability=0.3)"
-    assert PartText.of(MixUp()) == PartText.of(MixUp) == PartText.of("MixUp") == PartText.of(" MixUp() ") == "MixUp()"
-    assert PartText.of(Affine(10.0, shear=2.0)) == "Affine(rotate=10.0, shear=2.0)"
-    assert PartText.of(Wave(2.0)) == f"{HERE}:Wave(height=2.0, options={{}})"
+def test_an_object_becomes_text_with_all_its_values():
+    """Defaults, too: they may change between two starts of a run."""
+    assert PartText.of(MixUp(probability=0.3)) == "MixUp(probability=0.3, alpha=32.0)"
+    assert PartText.of(MixUp) == PartText.of("MixUp") == PartText.of(" MixUp() ") == "MixUp()"
+    affine = "Affine(rotate=10.0, shear=2.0, perspective=0.0, scale=0.0, translate=0.0)"
+    assert PartText.of(Affine(10.0, shear=2.0)) == affine
+    assert PartText.of(Wave(2.0)) == f"{HERE}:Wave(height=2.0, names=(), options={{}})"
     assert PartText.of("dl.transforms:MixUp(alpha=2)") == "MixUp(alpha=2)"  # one spelling, so that configs compare
 
 
@@ -94,7 +97,7 @@ def test_values_that_cannot_be_saved_are_refused():
         PartText.of(Wave(options={"f": print}))
     with pytest.raises(UserError, match=r"height=nan cannot be saved"):
         PartText.of(Wave(height=float("nan")))
-    with pytest.raises(UserError, match="is not an object of a dataclass"):
+    with pytest.raises(UserError, match="is no dataclass"):
         PartText.of(print)
 
 
@@ -106,3 +109,30 @@ def test_values_that_cannot_be_saved_are_refused():
 )  # fmt: skip
 def test_a_list_on_the_command_line(text, parts):
     assert PartText.list_of(text) == parts
+
+
+def test_a_class_in_a_function_is_refused():
+    @dataclass(frozen=True)
+    class Local:
+        height: float = 1.0
+
+    with pytest.raises(UserError, match="Local is defined inside a function; define it at the top level"):
+        PartText.of(Local())
+
+
+@pytest.mark.parametrize("text", ["Sample()", "Any()", "Transform()", "_Hidden()", "UserError()"])
+def test_a_name_that_a_module_only_imports_is_no_class_of_it(text):
+    with pytest.raises(UserError, match="no class|needs"):
+        PartText.of(text).build("transforms", "dl.transforms", kind=Transform)
+
+
+def test_a_class_of_another_kind_is_not_even_built(tmp_path, monkeypatch):
+    marker = tmp_path / "built"
+    (tmp_path / "cleaner.py").write_text(
+        f"class Cleaner:\n    def __init__(self, path):\n        open({str(marker)!r}, 'w').close()\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(__import__("cfgops"), "__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "cfgops.cleaner", raising=False)
+    with pytest.raises(UserError, match="a LossPart needs name, weight, __call__"):
+        PartText.of("cfgops.cleaner:Cleaner(path='/home')").build("lossParts", "train.loss", kind=LossPart)
+    assert not marker.exists()

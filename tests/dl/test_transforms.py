@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from config.errors import UserError
 from dl.mosaic import MOSAIC_GREY, ModernRanges, apply_mosaic, draw_mosaic
+from dl.stages import checked
 from dl.transforms import (
     Adapter,
     Affine,
@@ -20,7 +21,6 @@ from dl.transforms import (
     Jpeg,
     MixUp,
     Torchvision,
-    checked,
 )
 from dl.warp import warp_boxes, warp_image, warp_matrix
 from ops.batch import Sample
@@ -163,7 +163,7 @@ def test_a_crop_contains_an_object_larger_than_the_part():
 
 def test_mixup_averages_and_keeps_all_objects():
     own, partner = make_sample(BOXES[:1]), make_sample(BOXES[1:2], [1])
-    result = MixUp(1.0, 32.0)(own, rng(3), [partner])
+    result = MixUp(1.0, 32.0)(own, rng(3), lambda: partner)
     assert result.labels.tolist() == [0, 1]
     np.testing.assert_array_equal(result.boxes, BOXES[:2])
     share = rng(3)
@@ -171,15 +171,15 @@ def test_mixup_averages_and_keeps_all_objects():
     share = share.beta(32.0, 32.0)
     expected = own.image * share + partner.image * (1 - share)
     np.testing.assert_allclose(result.image, expected, atol=0.51)
-    assert MixUp(0.0)(own, rng(), [partner]) is own
-    assert MixUp(1.0)(own, rng(), []) is own  # the partner's image was unreadable
+    assert MixUp(0.0)(own, rng(), lambda: partner) is own
+    assert MixUp(1.0)(own, rng(), lambda: None) is own  # the partner's image was unreadable
 
 
 @given(seed=st.integers(0, 10**6))
 def test_cutmix_boxes_are_what_is_visible(seed):
     own = make_sample(BOXES[:2], [0, 1])
     partner = make_sample(np.array([(40, 30, 120, 100)]), [2])
-    result = CutMix(1.0)(own, rng(seed), [partner])
+    result = CutMix(1.0)(own, rng(seed), lambda: partner)
     for box, label in zip(result.boxes, result.labels, strict=True):
         # A hole or a covered corner does not change the box, and so the box may be larger than what is measured.
         np.testing.assert_allclose(box, measured_box(result.image, label), atol=0.51)
@@ -196,7 +196,7 @@ def test_cutmix_boxes_are_what_is_visible(seed):
 @given(seed=st.integers(0, 10**6))
 def test_copy_paste_boxes_are_what_is_visible(seed):
     own, partner = make_sample(BOXES[:2], [0, 1]), make_sample(np.array([(3, 3, 33, 23)]), [2])
-    result = CopyPaste(1.0, 1)(own, rng(seed), [partner])
+    result = CopyPaste(1.0, 1)(own, rng(seed), lambda: partner)
     assert 2 <= len(result.labels) <= 3
     assert_boxes_fit(result, tolerance=0.01)
     if len(result.labels) == 3:
@@ -206,7 +206,7 @@ def test_copy_paste_boxes_are_what_is_visible(seed):
 def test_copy_paste_finds_no_place_on_a_full_image():
     own = make_sample(np.array([(0, 0, 160, 120)]))
     partner = make_sample(np.array([(0, 0, 158, 118)]), [1])
-    result = CopyPaste(1.0, 3)(own, rng(), [partner])
+    result = CopyPaste(1.0, 3)(own, rng(), lambda: partner)
     assert result.labels.tolist() == [0]
     np.testing.assert_array_equal(result.image, own.image)
 
@@ -214,7 +214,7 @@ def test_copy_paste_finds_no_place_on_a_full_image():
 def test_partners_of_another_size_are_resized():
     own = make_sample(BOXES[:1])
     partner = make_sample(BOXES[1:2] * 2, [1], size=(240, 320))
-    result = MixUp(1.0)(own, rng(), [partner])
+    result = MixUp(1.0)(own, rng(), lambda: partner)
     np.testing.assert_allclose(result.boxes[1], BOXES[1])
 
 
@@ -288,9 +288,9 @@ def test_no_objects():
         result = transform(empty, rng())
         assert result.boxes.shape == (0, 4) and result.labels.shape == (0,)
     for transform in (MixUp(1.0), CopyPaste(1.0)):
-        assert len(transform(empty, rng(), [partner]).labels) == 1
-        assert len(transform(empty, rng(), [empty]).labels) == 0
-    assert transform(partner, rng(), [empty]).labels.tolist() == [0]
+        assert len(transform(empty, rng(), lambda: partner).labels) == 1
+        assert len(transform(empty, rng(), lambda: empty).labels) == 0
+    assert transform(partner, rng(), lambda: empty).labels.tolist() == [0]
 
 
 @given(seed=st.integers(0, 10**6), order=st.permutations(["affine", "flip", "crop", "shift"]))
