@@ -123,8 +123,10 @@ def _missing(part_class: type, kind: type) -> list[str]:
     if not getattr(kind, "_is_protocol", False):
         return [] if issubclass(part_class, kind) else [f"{kind.__name__} as its base class"]
     members = [key for key in vars(kind) if key[0] != "_" or key == "__call__"]
-    fields = getattr(part_class, "__dataclass_fields__", {})
-    return [key for key in members if not hasattr(part_class, key) and key not in fields]
+    # Not hasattr: every class itself can be called.
+    present = {key for base in part_class.__mro__ for key in vars(base)}
+    present |= set(getattr(part_class, "__dataclass_fields__", ()))
+    return [key for key in members if key not in present]
 
 
 def _name_of(part_class: type) -> str:
