@@ -11,6 +11,7 @@ from config.parts import PartText
 from model.base.head import DetectionHead
 from model.base.yolomodel import YoloModel
 from ops.anchors import STRIDES
+from ops.random_states import seeded
 
 __all__ = ["YoloModel", "build_model", "network"]
 
@@ -24,8 +25,7 @@ def build_model(mcfg: ModelConfig) -> YoloModel:
         raise UserError(
             f"classList={mcfg.classList!r}: the network needs class names; set classList, or give --data DIR"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mcfg.seed)
+    with seeded(mcfg.seed):
         return network(mcfg.phase, len(mcfg.classList), mcfg.regMax, bool(mcfg.keepHeadWidth), mcfg.head, mcfg.block)
 
 

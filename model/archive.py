@@ -7,7 +7,7 @@ record is compared with its checksum, and no record may be longer than the file.
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class Archive:
 
 
 @contextmanager
-def open_archive(path: Path) -> Iterator[Archive]:
+def open_archive(path: Path) -> Generator[Archive, None, None]:
     """Open a file of `torch.save` and check its structure before its content is read.
 
     Raises `UserError` for files of other kinds, programs and compressed archives. Raises `zipfile.BadZipFile`,

@@ -21,10 +21,10 @@ class LoadReport:
     """How the tensors of a file were used. `skipped`: not in the model; `missing`: the model keeps random values."""
 
     source: str
-    matched: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    carried: list[str] = field(default_factory=list)  # classes whose final rows were copied by name
+    matched: list[str] = field(default_factory=list[str])
+    skipped: list[str] = field(default_factory=list[str])
+    missing: list[str] = field(default_factory=list[str])
+    carried: list[str] = field(default_factory=list[str])  # classes whose final rows were copied by name
     class_list: tuple[str, ...] | None = None  # classes of the file, if it names them
     kind: str = "a state dict"
 

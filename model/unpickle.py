@@ -10,10 +10,10 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -40,6 +40,11 @@ class DamagedFile(UserError):
     """A file that changed after Mars wrote it, or that was not written completely."""
 
 
+def entries_of(content: Any) -> dict[Any, Any]:
+    """The dictionary itself. Of anything else: no entries."""
+    return cast("dict[Any, Any]", content) if isinstance(content, dict) else {}
+
+
 class StandIn:
     """Replaces an object whose class is not loaded. It stores the state of the object and does nothing."""
 
@@ -59,7 +64,7 @@ class StandIn:
 
     def attribute(self, name: str) -> Any:
         """The attribute of the object with this name, or None."""
-        return self.state.get(name) if isinstance(self.state, dict) else None
+        return entries_of(self.state).get(name)
 
 
 class OtherTensor(StandIn):
@@ -193,6 +198,7 @@ class _Unpickler(pickle.Unpickler):
         """Raise if a tensor would exceed its storage of `stored` elements, or be much larger than the storage."""
         if type(size) not in (tuple, torch.Size) or type(stride) is not tuple or len(size) > MOST_DIMENSIONS:
             raise Damaged("the shape of a tensor is not a short tuple")
+        size, stride = cast("tuple[int, ...]", size), cast("tuple[int, ...]", stride)
         if any(type(number) is not int or not 0 <= number < LARGEST_KEY for number in (offset, *size, *stride)):
             raise Damaged("the shape of a tensor is not a list of numbers")
         reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
@@ -212,9 +218,10 @@ class _Unpickler(pickle.Unpickler):
         """A tensor, or a stand-in for one of another type. Python attributes of the tensor are ignored."""
         is_function = isinstance(make, _Call) and make.function in (self._tensor, self._typed_tensor)
         is_known = is_function or (isinstance(make, type) and issubclass(make, OtherTensor))
-        if not is_known or type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
+        values = cast("tuple[Any, ...]", arguments)  # the next line checks it
+        if not is_known or type(values) is not tuple or len(values) > MOST_ARGUMENTS:
             raise Damaged("a tensor is not made as torch.save makes it")
-        return make(*arguments)
+        return make(*values)
 
     def _size(self, numbers: Any) -> torch.Size:
         self._count(numbers)
@@ -262,7 +269,7 @@ def read_untrusted(path: Path, is_plain: bool = False) -> Any:
 
 
 @contextmanager
-def reading_untrusted(path: Path | str, wanted: str = "weights") -> Iterator[None]:
+def reading_untrusted(path: Path | str, wanted: str = "weights") -> Generator[None, None, None]:
     """Around code that reads an untrusted file: every exception becomes a `UserError` with the name of the file."""
     try:
         with reading(path, wanted):
@@ -312,5 +319,4 @@ def module_tensors(module: StandIn) -> Iterator[tuple[str, Any]]:
 
 
 def _entries(module: StandIn, kind: str) -> list[tuple[str, Any]]:
-    entries = module.attribute(kind)
-    return [(str(name), value) for name, value in entries.items()] if isinstance(entries, dict) else []
+    return [(str(name), value) for name, value in entries_of(module.attribute(kind)).items()]

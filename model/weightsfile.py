@@ -8,7 +8,7 @@ Code in a file is never run: see `model.unpickle`.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,15 @@ from model.base.backbone import Backbone
 from model.base.head import class_branch_width
 from model.base.scales import SCALES
 from model.picklescan import Refused
-from model.unpickle import LONGEST_NAME, OtherTensor, StandIn, module_tensors, read_untrusted, reading_untrusted
+from model.unpickle import (
+    LONGEST_NAME,
+    OtherTensor,
+    StandIn,
+    entries_of,
+    module_tensors,
+    read_untrusted,
+    reading_untrusted,
+)
 from ops.text import shortened
 
 StateDict = dict[str, Tensor]
@@ -147,28 +155,27 @@ def their_key(key: str) -> str:
 
 def _understand(content: Any) -> WeightsFile:
     """The content of a file of any supported kind. A file of another kind gives no tensors."""
-    if isinstance(content, StandIn):
-        content = {"model": content}
-    if not isinstance(content, Mapping):
-        return WeightsFile({})
-    for network in (content.get("ema"), content.get("model")):
+    entries = entries_of({"model": content} if isinstance(content, StandIn) else content)
+    for network in (entries.get("ema"), entries.get("model")):
         if isinstance(network, StandIn):
-            return _of_ultralytics(network, content.get("train_args"))
-    tensors = {our_key(key.removeprefix("module.")): value for key, value in _find_tensors(content).items()}
+            return _of_ultralytics(network, entries.get("train_args"))
+    tensors = {our_key(key.removeprefix("module.")): value for key, value in _find_tensors(entries).items()}
     if tensors and all(re.match(r"l\d+\.", key) for key in tensors):
         tensors = {f"backbone.{key}": value for key, value in tensors.items()}
     tensors = _named(tensors)
-    if not {"class_list", "config"} <= content.keys():
+    if not {"class_list", "config"} <= entries.keys():
         is_backbone = bool(tensors) and WeightsFile(tensors).is_backbone
         return WeightsFile(tensors, kind="a backbone" if is_backbone else "a state dict")
     # A checkpoint of Mars
-    config = config_from_text(content["config"])
-    phase, data, names = config.get("phase"), content.get("data"), content["class_list"]
+    config = config_from_text(entries["config"])
+    phase, data, names = config.get("phase"), entries.get("data"), entries["class_list"]
     kind = f"a Mars network of phase {phase}" if isinstance(phase, str) and phase in SCALES else "a Mars network"
-    is_text = isinstance(data, dict) and all(isinstance(text, str) for pair in data.items() for text in pair)
+    is_text = isinstance(data, dict) and all(
+        isinstance(text, str) for pair in entries_of(data).items() for text in pair
+    )
     if not isinstance(names, (list, tuple)) or not (data is None or is_text):
         raise Refused("has a class list or a data identity of another type than Mars writes")
-    return WeightsFile(tensors, _class_names(names), config, data, kind)
+    return WeightsFile(tensors, _class_names(cast("Sequence[Any]", names)), config, data, kind)
 
 
 def _of_ultralytics(network: StandIn, settings: Any) -> WeightsFile:
@@ -176,19 +183,20 @@ def _of_ultralytics(network: StandIn, settings: Any) -> WeightsFile:
     tensors = _named({our_key(key): value for key, value in module_tensors(network)})
     names = network.attribute("names")
     if isinstance(names, dict):
-        names = [names[index] for index in range(len(names))] if set(names) == set(range(len(names))) else None
-    side = settings.get("imgsz") if isinstance(settings, dict) else None
+        by_index = entries_of(names)
+        indexes = range(len(by_index))
+        names = [by_index[index] for index in indexes] if set(by_index) == set(indexes) else None
+    side = entries_of(settings).get("imgsz")
     has_side = isinstance(side, int) and side > 0 and side % 32 == 0
     # The kind: `Ultralytics DetectionModel of yolov8n.yaml`.
-    recipe = network.attribute("yaml")
-    recipe_name = recipe.get("yaml_file") if isinstance(recipe, dict) else None
+    recipe_name = entries_of(network.attribute("yaml")).get("yaml_file")
     owner, _, class_name = network.place.rpartition(".")
     kind = f"{'Ultralytics' if owner.startswith('ultralytics') else owner} {class_name}"
     if isinstance(recipe_name, str):
         kind += " of " + shortened(recipe_name).strip('"')
     return WeightsFile(
         tensors,
-        _class_names(names) if isinstance(names, (list, tuple)) else None,
+        _class_names(cast("Sequence[Any]", names)) if isinstance(names, (list, tuple)) else None,
         {"inputShape": [side, side]} if has_side else None,
         kind=kind,
     )

@@ -43,7 +43,8 @@ def make_anchors(
     """The anchor points of maps with these (height, width). They are cached, so that no step builds them again."""
     # A tensor that is created in inference mode cannot be used in a loss later, and the cache would keep it.
     with torch.inference_mode(False):
-        points, steps = [], []
+        points: list[Tensor] = []
+        steps: list[Tensor] = []
         for (height, width), stride in zip(shapes, strides, strict=True):
             # The anchor point of a cell is its centre: (column + 0.5, row + 0.5) * stride.
             x = (torch.arange(width, device=device, dtype=dtype) + 0.5) * stride
@@ -81,7 +82,7 @@ def flatten_maps(raw_maps: Sequence[Tensor], reg_max: int) -> FlatMaps:
     """Raw maps [(B, 4R + C, h, w), ...] -> distributions (B, A, 4R) and logits (B, A, C), in float32 or float64."""
     # flatten(2) joins rows and columns, in the order of `make_anchors`; transpose puts the channels last.
     rows = torch.cat([full_precision(raw).flatten(2) for raw in raw_maps], dim=2).transpose(1, 2)
-    distributions, logits = rows.split((4 * reg_max, rows.shape[2] - 4 * reg_max), dim=2)
+    distributions, logits = torch.split(rows, [4 * reg_max, rows.shape[2] - 4 * reg_max], dim=2)
     return FlatMaps(distributions, logits)
 
 
@@ -92,7 +93,7 @@ def expected_distances(distributions: Float[Tensor, "*A four_R"]) -> Float[Tenso
     """
     with without_autocast(distributions.device):  # autocast would round the product to half precision
         # The expectation, not the most likely bin: it has a gradient, and it lies between the bins.
-        bins = full_precision(distributions).unflatten(-1, (4, -1)).softmax(dim=-1)
+        bins = torch.unflatten(full_precision(distributions), -1, (4, -1)).softmax(dim=-1)
         return bins @ torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
 
 

@@ -146,7 +146,7 @@ def _time_step(model: nn.Module, device: torch.device, input_shape: tuple[int, i
         started = time.perf_counter()
         with autocast(device, dtype):
             raw_maps = model(images)
-        torch.stack([raw.float().square().mean() for raw in raw_maps]).sum().backward()
+        torch.stack([raw.float().square().mean() for raw in raw_maps]).sum().backward()  # pyright: ignore[reportUnknownMemberType]
         if device.type == "cuda":  # kernels run asynchronously: wait for them before the clock is read
             torch.cuda.synchronize(device)
         if end == float("inf"):  # the first pass also selects kernels and allocates memory: not counted

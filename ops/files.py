@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -36,7 +36,7 @@ _BLOCK = 1 << 20
 
 
 @contextmanager
-def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path | str) -> Generator[BinaryIO, None, None]:
     """Open `path` for writing and create its folder. A reader sees the old file or the new one, never a part.
 
     When the block raises, the old file stays. After the block, the file and its name are on the disk. Raises
@@ -78,7 +78,7 @@ def copy_atomic(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def reporting_write_errors(path: Path, *other_paths: Path) -> Iterator[None]:
+def reporting_write_errors(path: Path, *other_paths: Path) -> Generator[None, None, None]:
     """Replace an `OSError` about `path`, or about `other_paths` that the block writes, by a `UserError` with advice."""
     try:
         yield
@@ -138,7 +138,7 @@ def remove_stale_drafts(folder: Path) -> list[Path]:
     Files of running processes stay. A file with the id of this process comes from an earlier one with the same id, so
     call this before this process writes anything.
     """
-    removed = []
+    removed: list[Path] = []
     for draft in sorted(folder.rglob(".*.part")):
         match = _DRAFT_NAME.fullmatch(draft.name)
         if match and (int(match[2]) == os.getpid() or not _is_alive(int(match[2]))):

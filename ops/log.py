@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ops.files import make_folder, reporting_write_errors
 from ops.text import escaped
@@ -38,7 +38,7 @@ class Console(io.RawIOBase):
     def isatty(self) -> bool:
         return self.raw.isatty()
 
-    def write(self, data: bytes | memoryview) -> int | None:
+    def write(self, data: Any) -> int | None:  # bytes or a memoryview
         try:
             return self.raw.write(data)
         except OSError as error:
@@ -102,7 +102,7 @@ class ProgressBar:
     def __call__(self, done: int, total: int, figures: Mapping[str, str] | None = None) -> None:
         self.bar.total = total
         if figures:
-            self.bar.set_postfix(figures, refresh=False)
+            self.bar.set_postfix(figures, refresh=False)  # pyright: ignore[reportUnknownMemberType]
         self.bar.update(done - self.bar.n)
 
     def __exit__(self, *_: object) -> None:

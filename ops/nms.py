@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms  # pyright: ignore[reportMissingTypeStubs]
 
 
 class Selection(NamedTuple):

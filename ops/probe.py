@@ -3,7 +3,7 @@
 Without a listener a probe costs one comparison with None. The names are stable; `docs/probes.md` lists them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -21,7 +21,7 @@ def probe(name: str, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(listener: Listener) -> Generator[None, None, None]:
     """Within the block, call `listener(name, tensor)` at every probe. In nested blocks only the inner one is called."""
     global _listener
     before, _listener = _listener, listener

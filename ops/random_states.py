@@ -1,8 +1,12 @@
 """The states of all global random generators (torch, CUDA, numpy, Python): seed, copy, save and restore them."""
 
+# manual_seed, fork_rng and from_numpy of torch have no annotations.
+# pyright: reportUnknownMemberType=false
+
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +27,17 @@ def seed_random_states(seed: int) -> None:
     torch.manual_seed(seed)  # also seeds all GPUs
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None, None, None]:
+    """Within the block, torch draws from this seed. Afterwards its CPU generator continues where it was before.
+
+    The generators of GPUs are seeded, too, and keep that state.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def capture_random_states() -> CapturedStates:

@@ -5,7 +5,7 @@ do not hide an error. Half precision is computed in float32; float64 stays float
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -38,7 +38,8 @@ def find_nonfinite(content: Any, name: str = "") -> str | None:
         return None if not content.is_floating_point() or content.isfinite().all() else name
     if not isinstance(content, (dict, list, tuple)):
         return None
-    entries = content.items() if isinstance(content, dict) else enumerate(content)
+    nested = cast("dict[Any, Any] | list[Any] | tuple[Any, ...]", content)
+    entries = nested.items() if isinstance(nested, dict) else enumerate(nested)
     names = (find_nonfinite(value, f"{name}.{key}" if name else str(key)) for key, value in entries)
     return next((found for found in names if found), None)
 

@@ -57,9 +57,9 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
+    lines: list[str] = []
     for row in rows:
-        cells = []
+        cells: list[str] = []
         for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
             space = " " * (width - display_width(cell))  # not str.ljust: a wide character takes two columns
             cells.append(space + cell if number else cell + space)

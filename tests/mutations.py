@@ -158,8 +158,33 @@ MUTATIONS = {
         ),
         (
             "what a mosaic cut off counts as area of a box", "dl/mosaic.py",
-            "on_canvas, visible = _clipped(placed, np.array(canvas))", "on_canvas, visible = placed",
+            "on_canvas, visible = _clipped(placed, np.array(plan.canvas))", "on_canvas, visible = placed",
             "tests/dl/test_mosaic.py::test_what_the_canvas_had_cut_off_counts_for_nothing",
+        ),
+        (
+            "a warp moves pixels half a pixel away from the boxes", "dl/warp.py",
+            "np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])", "np.eye(3)",
+            "tests/dl/test_transforms.py::test_a_warp_by_right_angles_is_exact",
+        ),
+        (
+            "boxes of a partner in MixUp keep the size of their image", "dl/transforms.py",
+            "factor = np.array([size[1] / width, size[0] / height] * 2)", "factor = np.ones(4)",
+            "tests/dl/test_transforms.py::test_partners_of_another_size_are_resized",
+        ),
+        (
+            "a covered object keeps its whole box", "dl/transforms.py",
+            "boxes[begins, low] = boxes[begins, low].clip(min=window[low + 2])", "pass",
+            "tests/dl/test_transforms.py::test_erase_boxes_are_what_is_visible",
+        ),
+        (
+            "a part of a recipe is stored without its defaults", "config/parts.py",
+            "for field in dataclasses.fields(part) if field.init}", "for field in dataclasses.fields(part) if False}",
+            "tests/config/test_parts.py::test_text_and_back",
+        ),
+        (
+            "any class of a recipe is built, whatever it is", "config/parts.py",
+            "if missing := _missing(part_class, kind):", "if missing := []:",
+            "tests/config/test_parts.py::test_a_class_of_another_kind_is_not_even_built",
         ),
         (
             "mosaic ends an epoch late", "dl/mosaic.py",

@@ -110,7 +110,7 @@ class BoxResponseLoss:
         """`scores`: the teacher's best score at each anchor point; zero where its box must not be used."""
         # A box of a background point has no meaning: its distribution is whatever the teacher's head happens to give.
         weight = scores * (scores >= FOREGROUND)
-        ours, theirs = (logits.unflatten(-1, (4, self.reg_max)) for logits in (student, teacher))
+        ours, theirs = (torch.unflatten(logits, -1, (4, self.reg_max)) for logits in (student, teacher))
         sides = divergence(ours, theirs, self.temperature).mean(dim=-1)
         return safe_divide((sides * weight).sum(), weight.sum(), least=1)
 
@@ -219,9 +219,10 @@ class DistillationLoss(nn.Module):
             return replace(found, total=total, parts=parts, must_be_finite=sums)
 
     def _terms(self, student: ModelOutputs, teacher: ModelOutputs, batch: Batch) -> dict[str, Tensor]:
-        weights, terms = self.weights, {}
+        weights = self.weights
+        terms: dict[str, Tensor] = {}
         if weights.cwd:
-            losses = []
+            losses: list[Tensor] = []
             for name in self.feature_names:
                 ours = student.features[name]
                 # Projected to the teacher's width: the teacher's map is the target and must not be changed.

@@ -7,10 +7,15 @@ is one flag on the device, 0 or 1, computed from sums: a sum is finite only if a
 `Guard` reads the flag before it lets the step continue. `train.deferred` reads it one step later.
 """
 
+# The base class of torch's batch norms, its buffers and the _foreach functions have no public names.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# Tensor.tolist and Tensor.norm have no annotations.
+# pyright: reportUnknownMemberType=false
+
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -90,7 +95,7 @@ class StepRecord:
         """The numbers on the host. Waits for the copy."""
         if self._copied is not None:
             self._copied.synchronize()
-        is_bad, is_held, scale = self._on_host[:3].tolist()
+        is_bad, is_held, scale = cast("list[float]", self._on_host[:3].tolist())
         numbers = dict(zip(self._numbers(), self._on_host[3:].unbind(), strict=True))
         return StepValues(bool(is_bad), bool(is_held), scale, numbers)
 
@@ -113,7 +118,8 @@ class BatchNormStatistics:
 
     def __init__(self, model: nn.Module):
         kind = nn.modules.batchnorm._BatchNorm
-        self._layers = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+        modules = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+        self._layers = {name: module for name, module in modules if isinstance(module, kind)}
         self._tables = [layer._buffers for layer in self._layers.values()]
 
     def _groups(self) -> list[list[Tensor]]:
@@ -139,7 +145,7 @@ class BatchNormStatistics:
         """Undo all changes since `capture`. With a flag: only where it is 1, without waiting for the device."""
         for before, group in zip(captured, self._groups(), strict=True):
             chosen = before if if_bad is None else torch.where(if_bad > 0, before, _flat(group))
-            torch._foreach_copy_(group, _pieces(chosen, group))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(group, _pieces(chosen, group))
 
     def named(self, captured: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Captured buffers by their names in the state dict."""
@@ -217,9 +223,10 @@ class Guard:
     def check_gradients(self, record: StepRecord, gradients: list[Tensor]) -> None:
         """Check a batch whose gradients wait for the optimizer, so that the message names the right batch."""
         # The norm of all gradients is the norm of their norms, and it is not finite if any element is not.
-        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
-        record.sums["grad_norm"] = torch.stack(norms).norm()
-        self.mark_bad(record, over_all_ranks(flag_of([record.sums["grad_norm"]])))
+        norms = torch._foreach_norm(gradients)
+        norm = cast(Tensor, torch.stack(norms).norm())
+        record.sums["grad_norm"] = norm
+        self.mark_bad(record, over_all_ranks(flag_of([norm])))
 
     def check_norm(self, record: StepRecord, norm: Tensor, scaler: torch.amp.GradScaler) -> None:
         """Check the gradient norm, from which the optimizer's step follows.
@@ -346,5 +353,5 @@ def _flat(group: list[Tensor]) -> Tensor:
 
 
 def _pieces(flat: Tensor, group: list[Tensor]) -> list[Tensor]:
-    pieces = flat.split([buffer.numel() for buffer in group])
+    pieces = torch.split(flat, [buffer.numel() for buffer in group])
     return [piece.view_as(buffer) for piece, buffer in zip(pieces, group, strict=True)]

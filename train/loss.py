@@ -35,8 +35,8 @@ class LossResult:
     """
 
     total: Float[Tensor, ""]
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    must_be_finite: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    must_be_finite: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     top_logit: Float[Tensor, ""] | None = None
 
 
@@ -126,7 +126,7 @@ class DistributionLoss:
         right_weight = target - left
         # A cross-entropy with two targets, linear in the distance to each bin: its minimum has the expectation y.
         # log_softmax stays finite where log(softmax) is -inf.
-        log_p = inputs.distributions.unflatten(-1, (4, bins)).log_softmax(dim=-1)
+        log_p = torch.unflatten(inputs.distributions, -1, (4, bins)).log_softmax(dim=-1)
         log_left = log_p.gather(-1, left[..., None])[..., 0]
         log_right = log_p.gather(-1, left[..., None] + 1)[..., 0]
         loss = -(log_left * (1 - right_weight) + log_right * right_weight)

@@ -1,8 +1,9 @@
 """Optimizers with three parameter groups: weights (with weight decay), norm weights and biases (without)."""
 
 import math
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,20 +12,22 @@ from config.mconfig import ModelConfig
 from train.sched import Pace
 
 
-def parameter_groups(weight_decay: float, *models: nn.Module) -> list[dict]:
+def parameter_groups(weight_decay: float, *models: nn.Module) -> list[dict[str, Any]]:
     """Convolution weights with weight decay; norm weights and biases without. Frozen parameters are left out.
 
     A backbone that is frozen only in some epochs has to be included: call this before freezing. While it is frozen, its
     parameters have no gradient, and optimizers skip them.
     """
-    decayed, norms, biases = [], [], []
+    decayed: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for module in (module for model in models for module in model.modules()):
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
             if name == "bias":
                 biases.append(parameter)
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
                 norms.append(parameter)
             else:
                 decayed.append(parameter)
@@ -90,7 +93,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
             raise ValueError("a tensor of the optimizer has a different shape than its parameter")
 
 
-def _kind(value: Any) -> type:
+def _kind(value: object) -> type:
     return float if type(value) is int else type(value)
 
 
@@ -120,7 +123,7 @@ def set_pace(optimizer: torch.optim.Optimizer, pace: Pace) -> None:
 def _is_finite(value: Any) -> bool:
     """Is every number in `value` finite? Flags, None and other values count as finite."""
     if isinstance(value, (list, tuple)):
-        return all(map(_is_finite, value))
+        return all(map(_is_finite, cast("Sequence[Any]", value)))
     if isinstance(value, torch.Tensor):
         return bool(value.isfinite().all())
     return not isinstance(value, Real) or math.isfinite(value)

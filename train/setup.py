@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,11 @@ from model.weightsfile import read_weights
 from ops.anchors import distances_to_boxes
 from ops.batch import Batch, network_input
 from ops.device import Precision, autocast, pick_device, pick_precision, use_all_cores
+from ops.random_states import seeded
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
 from train.distilloss import DistillationLoss, DistillationPart, DistillationWeights
-from train.loss import DetectionLoss, LossInputs, LossPart, LossResult
+from train.loss import DetectionLoss, LossInputs, LossResult
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
 from train.opt import build_optimizer
 from train.progress import COLUMNS
@@ -120,12 +121,12 @@ def build_training(
     if start is not None and not start.path.is_file():
         raise UserError(f"{start.path}: no such weights file; correct its path in the config")
     file = load_report = None
-    with _collecting(errors, "weights"):
+    with _Collecting(errors, "weights"):
         file = read_weights(start.path) if start is not None else None
     mcfg = with_head_width(mcfg, None if start is None or start.backbone_only else file, begun)
     model = build_network(mcfg, device)
     if start is not None and file is not None:
-        with _collecting(errors, "weights"):
+        with _Collecting(errors, "weights"):
             load_report = load_weights(model, file, mcfg.classList, start.backbone_only)
 
     # Timed only where a run starts. A resumed run keeps its precision and its number of epochs.
@@ -135,7 +136,7 @@ def build_training(
         mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), begun)
 
     objective = None
-    with _collecting(errors, "teacher"):
+    with _Collecting(errors, "teacher"):
         objective = build_objective(mcfg, model, precision.dtype)
         _check_names(objective.parts)
     if objective is None:  # a teacher that cannot be used: the other checks of the doctor run without it
@@ -181,8 +182,7 @@ def build_objective(
     weights = DistillationWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
     # Widths are needed only where feature maps are compared.
     widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
-    with torch.random.fork_rng(devices=[]):  # projectors are drawn from the seed; other random numbers stay the same
-        torch.manual_seed(mcfg.seed)
+    with seeded(mcfg.seed):  # projectors are drawn from the seed; other random numbers stay the same
         loss = DistillationLoss(
             detection, classes.student, classes.teacher, weights, widths, mcfg.responseMode, mcfg.temperature,
             [part.build("distilParts", "train.distilloss", kind=DistillationPart) for part in mcfg.distilParts],
@@ -197,7 +197,7 @@ def build_objective(
     return DistillationObjective(loss.to(device), teacher, weight_at, pseudo)
 
 
-def _try_loss_part(text: PartText, part: LossPart, model: YoloModel) -> None:
+def _try_loss_part(text: PartText, part: Any, model: YoloModel) -> None:
     """Compute a loss part of a recipe on random values, with and without objects, before a training has begun.
 
     Raises `UserError` if it fails, or if its value or weight is no finite number of at least 0.
@@ -239,11 +239,17 @@ def _check_names(parts: Sequence[str]) -> None:
             )
 
 
-@contextmanager
-def _collecting(errors: Errors | None, part: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        if errors is None:
-            raise
-        errors[part] = str(error)
+class _Collecting:
+    """Within the block, a `UserError` is kept in `errors` under the name of the part. `errors` None: it is raised."""
+
+    def __init__(self, errors: Errors | None, part: str):
+        self.errors, self.part = errors, part
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if self.errors is None or not isinstance(error, UserError):
+            return False
+        self.errors[self.part] = str(error)
+        return True

@@ -97,7 +97,7 @@ class Stepper:
 
         # 3. Backward. The weight depends on the batches before it in this step (see _batch_weight).
         loss = self.guard.prepare_loss(record, result.total * self._batch_weight(len(batch)))
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # pyright: ignore[reportUnknownMemberType]
 
         # 4. Optimizer, once enough batches are in. The scaler's gradients are checked only there, after unscaling.
         if self.pending >= accumulate:
@@ -112,7 +112,7 @@ class Stepper:
         if not self.sum_over_batch and self.pending > 1:
             # Each loss was weighted by images / first, so that the division gives the mean over all images.
             images, first = self.pending_images
-            torch._foreach_div_(self._gradients(), images / first)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_div_(self._gradients(), images / first)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
         self.scaler.unscale_(self.optimizer)
         # One factor min(1, clip / norm) for all gradients keeps the direction of the step.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)

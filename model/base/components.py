@@ -21,7 +21,8 @@ class ConvModule(nn.Module):
         super().__init__()
         # No bias: batch norm subtracts the mean, so a bias would have no effect.
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+        # An identity in the copy that `fused` of `model.base.yolomodel` makes.
+        self.bn: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(out_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.act = nn.SiLU(inplace=True)
 
     def forward(self, x: Float[Tensor, "B in_channels h w"]) -> Float[Tensor, "B out_channels h2 w2"]:

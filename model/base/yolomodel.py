@@ -110,5 +110,5 @@ def fused(model: YoloModel) -> YoloModel:
     for module in list(copied.modules()):
         if isinstance(module, ConvModule) and isinstance(module.bn, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()  # type: ignore[assignment]
+            module.bn = nn.Identity()
     return copied

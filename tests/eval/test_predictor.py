@@ -8,6 +8,7 @@ from torch import nn
 
 from config.mconfig import ModelConfig
 from eval.predictor import Predictor
+from ops.anchors import expected_distances
 from ops.batch import Batch, Letterbox
 
 NUM_CLASSES, REG_MAX, STRIDES = 3, 16, (8, 16, 32)
@@ -21,6 +22,7 @@ class PlantedModel(nn.Module):
     """
 
     strides, reg_max, num_classes = STRIDES, REG_MAX, NUM_CLASSES
+    distances = staticmethod(expected_distances)
 
     def __init__(self, plants=(), spoil=None):
         super().__init__()
