@@ -22,6 +22,7 @@ from config.errors import UserError
 from config.fields import nearest
 from dl.warp import MIN_AREA, MIN_SIDE, clip_boxes, large_enough, warp_boxes, warp_image, warp_matrix
 from ops.batch import Sample
+from ops.random_states import seeded
 
 GREY = 114  # of pixels outside of the image; Ultralytics' value
 MOST_COVERED = 0.3  # an object is not pasted where it would cover a larger share of another object
@@ -304,8 +305,7 @@ class Adapter:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if rng.random() >= self.probability:
             return sample
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))
+        with seeded(int(rng.integers(2**63))):
             image, boxes, is_kept = self.change(sample.image, sample.boxes, rng)
         boxes = clip_boxes(np.asarray(boxes).reshape(-1, 4), image.shape[:2])
         is_kept = np.asarray(is_kept, dtype=bool) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

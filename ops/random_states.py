@@ -31,12 +31,9 @@ def seed_random_states(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Generator[None, None, None]:
-    """Within the block, torch draws from this seed. Afterwards its CPU generator continues where it was before.
-
-    The generators of GPUs are seeded, too, and keep that state.
-    """
+    """Within the block, torch draws on the CPU from this seed. Afterwards its generator continues where it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also changes the generators of GPUs
         yield
 
 
