@@ -135,12 +135,11 @@ def build_training(
     if begun is not None or precision.seconds is not None:
         mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), begun)
 
-    objective = None
+    # Without a teacher that cannot be used, the other checks of the doctor still run.
+    objective = DetectionObjective(build_detection_loss(mcfg, model))
     with _Collecting(errors, "teacher"):
         objective = build_objective(mcfg, model, precision.dtype)
-        _check_names(objective.parts)
-    if objective is None:  # a teacher that cannot be used: the other checks of the doctor run without it
-        objective = DetectionObjective(DetectionLoss.from_config(mcfg, model))
+    _check_names(objective.parts)
     # Before any epoch freezes the backbone: its parameters have to be in the optimizer.
     optimizer = build_optimizer(mcfg, model, *objective.extra_modules)
     loader = build_loader(
@@ -148,8 +147,12 @@ def build_training(
         replay_from=data.splits[REPLAYED_SPLIT] if mcfg.replayImages else (),
     )  # fmt: skip
     # The schedule needs the number of epochs and the warm-up the number of batches, both of which are known only now.
+    schedule = build_schedule(mcfg)
+    rate: Any = schedule.rate(mcfg.startEpoch)  # of a recipe, it may be anything
+    if not isinstance(rate, (int, float)):
+        raise UserError(f"schedulerType={mcfg.schedulerType}: rate(epoch) gives {shown_value(rate)}, not a number")
     return TrainingSetup(
-        mcfg, data, device, precision, model, objective, optimizer, build_schedule(mcfg),
+        mcfg, data, device, precision, model, objective, optimizer, schedule,
         build_warm_up(mcfg, len(loader)), loader, start, load_report, errors or {},
     )  # fmt: skip
 
@@ -159,13 +162,19 @@ def build_network(mcfg: ModelConfig, device: torch.device) -> YoloModel:
     return build_model(mcfg).to(device).to(memory_format=torch.channels_last)
 
 
+def build_detection_loss(mcfg: ModelConfig, model: YoloModel) -> DetectionLoss:
+    """The loss of the labels, with the parts that a recipe adds. Raises `UserError` if a part fails on test values."""
+    detection = DetectionLoss.from_config(mcfg, model)
+    for text, part in zip(mcfg.lossParts, detection.parts[len(detection.parts) - len(mcfg.lossParts) :], strict=True):
+        _try_loss_part(text, part, model)
+    return detection
+
+
 def build_objective(
     mcfg: ModelConfig, model: YoloModel, precision: torch.dtype
 ) -> DetectionObjective | DistillationObjective:
     """The objective of a config. A teacher is read from its file; raises `UserError` if it does not fit."""
-    detection = DetectionLoss.from_config(mcfg, model)
-    for text, part in zip(mcfg.lossParts, detection.parts[len(detection.parts) - len(mcfg.lossParts) :], strict=True):
-        _try_loss_part(text, part, model)
+    detection = build_detection_loss(mcfg, model)
     if mcfg.modelName != "distillation":
         return DetectionObjective(detection)
     device = next(model.parameters()).device
