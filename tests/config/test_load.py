@@ -486,7 +486,7 @@ def test_what_a_recipe_raises_itself_is_its_own_sentence(recipe):
         ("", "raise ValueError('x' * 10**6)", 6, "ValueError: xxx"),
         ("", "mcfg.seed = (", 6, "SyntaxError: '(' was never closed"),
         ("", "import json; json.loads('{')", 6, "JSONDecodeError: Expecting property name"),
-        ("import cfgops.r", "", 2, "ModuleNotFoundError"),
+        ("import cfgops.missing", "", 2, "ModuleNotFoundError"),
     ],
 )
 def test_errors_of_the_recipe_are_told_with_file_and_line(recipe, head, body, line, words):
