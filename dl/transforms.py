@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from config.errors import UserError
 from config.fields import nearest
-from dl.warp import MIN_AREA, MIN_SIDE, clip_boxes, large_enough, warp_boxes, warp_image, warp_matrix
+from dl.warp import MIN_AREA, MIN_SIDE, Matrix, clip_boxes, large_enough, warp_boxes, warp_image, warp_matrix
 from ops.batch import Sample
 from ops.random_states import seeded
 
@@ -79,11 +79,17 @@ class Affine:
             tuple(np.array([tilt_x, tilt_y]) * self.perspective / (side / 2)),
             1 + larger * self.scale,
         )
-        moved = warp_boxes(sample.boxes, matrix)
-        visible = clip_boxes(moved, size)
-        is_kept = large_enough(visible, (moved[:, 2:] - moved[:, :2]).prod(axis=1))
-        image = warp_image(sample.image, matrix, size, GREY)
-        return replace(sample, image=image, boxes=visible[is_kept], labels=sample.labels[is_kept])
+        return _warped(sample, matrix)
+
+
+def _warped(sample: Sample, matrix: Matrix) -> Sample:
+    """Image and boxes moved by a matrix; boxes of which too little is visible are dropped."""
+    size = sample.image.shape[:2]
+    moved = warp_boxes(sample.boxes, matrix)
+    visible = clip_boxes(moved, size)
+    is_kept = large_enough(visible, (moved[:, 2:] - moved[:, :2]).prod(axis=1))
+    image = warp_image(sample.image, matrix, size, GREY)
+    return replace(sample, image=image, boxes=visible[is_kept], labels=sample.labels[is_kept])
 
 
 @dataclass(frozen=True)
@@ -130,11 +136,7 @@ class Crop:
             high = (1 - share) * side
         start = low + rng.random(2) * np.maximum(high - low, 0)
         matrix = np.array([[1 / share, 0, -start[0] / share], [0, 1 / share, -start[1] / share], [0, 0, 1.0]])
-        moved = warp_boxes(sample.boxes, matrix)
-        visible = clip_boxes(moved, size)
-        is_kept = large_enough(visible, (moved[:, 2:] - moved[:, :2]).prod(axis=1))
-        image = warp_image(sample.image, matrix, size, GREY)
-        return replace(sample, image=image, boxes=visible[is_kept], labels=sample.labels[is_kept])
+        return _warped(sample, matrix)
 
 
 @dataclass(frozen=True)
