@@ -31,13 +31,13 @@ from ops.device import Precision, autocast, pick_device, pick_precision, use_all
 from ops.random_states import seeded
 from runs.start import StartingWeights, starting_weights, with_head_width
 from train.budget import images_an_epoch, within_minutes
-from train.distilloss import DistillationLoss, DistillationPart, DistillationWeights
-from train.loss import DetectionLoss, LossInputs, LossResult
+from train.distilloss import DistillationLoss, DistillationPart, DistillationWeights, ModelOutputs
+from train.loss import DetectionLoss, LossInputs, LossPart, LossResult
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
 from train.opt import build_optimizer
 from train.progress import COLUMNS
 from train.sched import Schedule, WarmUp, build_schedule, build_warm_up
-from train.teacher import PseudoLabels
+from train.teacher import PseudoLabels, Teacher
 from train.teacher_file import load_teacher
 
 log = logging.getLogger("mars")
@@ -136,9 +136,10 @@ def build_training(
         mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), begun)
 
     # Without a teacher that cannot be used, the other checks of the doctor still run.
-    objective = DetectionObjective(build_detection_loss(mcfg, model))
+    detection = build_detection_loss(mcfg, model)
+    objective = DetectionObjective(detection)
     with _Collecting(errors, "teacher"):
-        objective = build_objective(mcfg, model, precision.dtype)
+        objective = build_objective(mcfg, model, precision.dtype, detection)
     _check_names(objective.parts)
     # Before any epoch freezes the backbone: its parameters have to be in the optimizer.
     optimizer = build_optimizer(mcfg, model, *objective.extra_modules)
@@ -171,10 +172,13 @@ def build_detection_loss(mcfg: ModelConfig, model: YoloModel) -> DetectionLoss:
 
 
 def build_objective(
-    mcfg: ModelConfig, model: YoloModel, precision: torch.dtype
+    mcfg: ModelConfig, model: YoloModel, precision: torch.dtype, detection: DetectionLoss | None = None
 ) -> DetectionObjective | DistillationObjective:
-    """The objective of a config. A teacher is read from its file; raises `UserError` if it does not fit."""
-    detection = build_detection_loss(mcfg, model)
+    """The objective of a config. A teacher is read from its file; raises `UserError` if it does not fit.
+
+    `detection`: the result of `build_detection_loss`; None: it is built here.
+    """
+    detection = detection or build_detection_loss(mcfg, model)
     if mcfg.modelName != "distillation":
         return DetectionObjective(detection)
     device = next(model.parameters()).device
@@ -191,10 +195,13 @@ def build_objective(
     weights = DistillationWeights(*mcfg.distilLossWeights, mcfg.boxResponseWeight)
     # Widths are needed only where feature maps are compared.
     widths = teacher.feature_widths(mcfg.distilFeatures, model) if weights.cwd else {}
+    parts = [part.build("distilParts", "train.distilloss", kind=DistillationPart) for part in mcfg.distilParts]
+    if parts:
+        _try_distillation_parts(mcfg, model, teacher, parts)
     with seeded(mcfg.seed):  # projectors are drawn from the seed; other random numbers stay the same
         loss = DistillationLoss(
             detection, classes.student, classes.teacher, weights, widths, mcfg.responseMode, mcfg.temperature,
-            [part.build("distilParts", "train.distilloss", kind=DistillationPart) for part in mcfg.distilParts],
+            parts,
         )  # fmt: skip
     pseudo = None
     if mcfg.unlabelledClasses == "pseudo":
@@ -206,13 +213,8 @@ def build_objective(
     return DistillationObjective(loss.to(device), teacher, weight_at, pseudo)
 
 
-def _try_loss_part(text: PartText, part: Any, model: YoloModel) -> None:
-    """Compute a loss part of a recipe on random values, with and without objects, before a training has begun.
-
-    Raises `UserError` if it fails, or if its value or weight is no finite number of at least 0.
-    """
-    if not (isinstance(part.weight, (int, float)) and 0 <= part.weight < math.inf):
-        raise UserError(f"lossParts={text}: the weight must be a finite number of at least 0")
+def _try_loss_part(text: PartText, part: LossPart, model: YoloModel) -> None:
+    """Compute a loss part of a recipe on random values, with and without objects. Raises `UserError` as `_try_part`."""
     random, num_points = torch.Generator().manual_seed(0), 84
     logits, distributions = (
         torch.randn(2, num_points, channels, generator=random).requires_grad_()
@@ -227,15 +229,42 @@ def _try_loss_part(text: PartText, part: Any, model: YoloModel) -> None:
         inputs = LossInputs(
             logits, scores, None, distributions, cells, pred_boxes, target_boxes, weight, weight.sum().clamp(min=1)
         )
-        try:
-            value = part(inputs)
-        except Exception as error:
-            raise UserError(f"lossParts={text}: fails on test values ({type(error).__name__}: {error})") from error
-        if not (isinstance(value, torch.Tensor) and value.dim() == 0 and value >= 0 and value.isfinite()):
-            raise UserError(
-                f"lossParts={text}: gives {shown_value(value)} on test values, but a tensor without dimensions is "
-                "required, finite and not below 0: use sum() or mean()"
-            )
+        _try_part(f"lossParts={text}", part, inputs)
+
+
+def _try_distillation_parts(
+    mcfg: ModelConfig, model: YoloModel, teacher: Teacher, parts: Sequence[DistillationPart]
+) -> None:
+    """Compute the distillation losses of a recipe on an empty image. Raises `UserError` as `_try_part`."""
+    images = torch.zeros(1, 3, 64, 64, device=teacher.device)
+    boxes, labels = torch.zeros(1, 0, 4, device=teacher.device), torch.zeros(1, 0, dtype=torch.long)
+    empty = Batch(images.byte(), boxes, labels, torch.zeros(1, 0, dtype=torch.bool), ("a test image",)).to(
+        teacher.device
+    )
+    was_training = model.training
+    model.eval()  # so that the statistics of batch norm stay as they are
+    student = ModelOutputs(*model.forward_features(images))
+    model.train(was_training)
+    for text, part in zip(mcfg.distilParts, parts, strict=True):
+        _try_part(f"distilParts={text}", part, student, teacher(images), empty)
+
+
+def _try_part(setting: str, part: Any, *arguments: Any) -> None:
+    """Call a part of the loss before a training has begun.
+
+    Raises `UserError` if it fails, or if its value or weight is not a finite number of at least 0.
+    """
+    if not (isinstance(part.weight, (int, float)) and 0 <= part.weight < math.inf):
+        raise UserError(f"{setting}: the weight must be a finite number of at least 0")
+    try:
+        value = part(*arguments)
+    except Exception as error:
+        raise UserError(f"{setting}: fails on test values ({type(error).__name__}: {error})") from error
+    if not (isinstance(value, torch.Tensor) and value.dim() == 0 and value >= 0 and value.isfinite()):
+        raise UserError(
+            f"{setting}: gives {shown_value(value)} on test values, but a tensor without dimensions is required, "
+            "finite and not below 0: use sum() or mean()"
+        )
 
 
 def _check_names(parts: Sequence[str]) -> None:
