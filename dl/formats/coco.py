@@ -286,7 +286,7 @@ def find_coco(search: Search) -> DataSource:
     if not (search.image_dir and search.annotation_dir):
         search.notes.append(f"COCO annotations in {', '.join(str(file.path) for file, _ in parts)}")
     reader = CocoReader(ImageTree(image_dir), annotation_dir, files, entries, errors)
-    return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, "coco", files)
+    return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, files=files)
 
 
 def _annotation_dir(folder: Path) -> Path:

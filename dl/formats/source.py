@@ -75,7 +75,7 @@ class DataSource:
     splits: dict[str, tuple[str, ...]]
     reader: Reader = field(compare=False, repr=False)
     notes: list[str] = field(default_factory=list)  # decisions that were made for the user, logged once
-    format: str = "voc"
+    format: str = ""  # its name in the config; `locate` sets it
     # Image id -> path below image_dir; empty if each id is the stem of a file in image_dir itself.
     files: Mapping[str, str] = field(default_factory=dict)
 

@@ -293,7 +293,7 @@ def _find_in_tree(search: Search, image_dir: Path, annotation_dir: Path) -> Data
         search.notes.extend(unused_images_note(image_dir, all_images, {"": tree.paths}))
     classes = _classes(search, annotation_dir, (annotation_dir / path for path in xml_files))
     reader = VocTree(tree, annotation_dir, files)
-    return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, "voc", files)
+    return DataSource(image_dir, annotation_dir, classes, splits, reader, search.notes, files=files)
 
 
 def _stem_splits(search: Search, reader: VocFolder) -> Splits:

@@ -301,7 +301,7 @@ def find_yolo(search: Search) -> DataSource:
     )
     class_list = search.class_list or check_class_list(list(data_yaml.names.values()), str(data_yaml.path))
     reader = YoloTree(tree, annotation_dir, files, data_yaml, is_whole)
-    return DataSource(image_dir, annotation_dir, class_list, splits, reader, notes, "yolo", files)
+    return DataSource(image_dir, annotation_dir, class_list, splits, reader, notes, files=files)
 
 
 def _find_class_names(homes: list[Path]) -> DataYaml:
