@@ -8,7 +8,8 @@ import numpy as np
 
 from config.errors import UserError
 from config.parts import PartText
-from dl.transforms import GREY, BuiltIn, Transform
+from dl.mosaic import MOSAIC_GREY
+from dl.transforms import BuiltIn, Transform
 from ops.batch import Sample
 
 _TRIALS = 8  # so that a transform with a probability is really executed
@@ -54,7 +55,7 @@ def _try(part: PartText, transform: Any) -> None:
     if not 0 <= getattr(transform, "probability", 0) <= 1:
         raise UserError(f"transforms={part}: probability must be from 0 to 1")
     boxes = np.array([[8, 8, 24, 20], [30, 34, 60, 60]], dtype=np.float32)
-    image = np.full((64, 64, 3), GREY, dtype=np.uint8)
+    image = np.full((64, 64, 3), MOSAIC_GREY, dtype=np.uint8)
     sample = Sample(image, boxes, np.zeros(2, dtype=np.int64), "a test image")
     empty = Sample(image, boxes[:0], np.zeros(0, dtype=np.int64), "a test image without objects")
     more = (lambda: sample,) if getattr(transform, "uses_partners", False) else ()

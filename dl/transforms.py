@@ -20,14 +20,13 @@ from torchvision.transforms import v2
 
 from config.errors import UserError
 from config.fields import nearest
+from dl.mosaic import MOSAIC_GREY
 from dl.warp import MIN_AREA, MIN_SIDE, Matrix, clip_boxes, large_enough, warp_boxes, warp_image, warp_matrix
 from ops.batch import Sample
 from ops.random_states import seeded
 
-GREY = 114  # of pixels outside of the image; Ultralytics' value
 MOST_COVERED = 0.3  # an object is not pasted where it would cover a larger share of another object
 PLACES = 10  # attempts to find a place for a pasted object
-
 
 LoadPartner = Callable[[], Sample | None]
 
@@ -88,7 +87,7 @@ def _warped(sample: Sample, matrix: Matrix) -> Sample:
     moved = warp_boxes(sample.boxes, matrix)
     visible = clip_boxes(moved, size)
     is_kept = large_enough(visible, (moved[:, 2:] - moved[:, :2]).prod(axis=1))
-    image = warp_image(sample.image, matrix, size, GREY)
+    image = warp_image(sample.image, matrix, size, MOSAIC_GREY)
     return replace(sample, image=image, boxes=visible[is_kept], labels=sample.labels[is_kept])
 
 
@@ -127,13 +126,14 @@ class Crop:
         size = sample.image.shape[:2]
         side = np.array(size[::-1], dtype=np.float64)
         share = rng.uniform(self.smallest, 1)
-        low, high = np.zeros(2), side.copy()  # the part has to contain the rectangle from `high` to `low`
+        box = None
         if len(sample.boxes):
             box = sample.boxes[rng.integers(len(sample.boxes))].astype(np.float64).clip(0, np.tile(side, 2))
             share = max(share, ((box[2:] - box[:2]) / side).max())
-            low, high = np.maximum(box[2:] - share * side, 0), np.minimum(box[:2], (1 - share) * side)
-        else:
-            high = (1 - share) * side
+        # The upper left corner of the part is between these two points.
+        low, high = np.zeros(2), (1 - share) * side
+        if box is not None:
+            low, high = np.maximum(low, box[2:] - share * side), np.minimum(high, box[:2])
         start = low + rng.random(2) * np.maximum(high - low, 0)
         matrix = np.array([[1 / share, 0, -start[0] / share], [0, 1 / share, -start[1] / share], [0, 0, 1.0]])
         return _warped(sample, matrix)
@@ -230,7 +230,7 @@ class Erase:
         sides = np.maximum(np.round(side * share), 1).astype(int)
         left, top = rng.integers(0, side - sides, endpoint=True)
         image = sample.image.copy()
-        image[top : top + sides[1], left : left + sides[0]] = GREY
+        image[top : top + sides[1], left : left + sides[0]] = MOSAIC_GREY
         return _cover(replace(sample, image=image), np.array([left, top, left + sides[0], top + sides[1]]))
 
 
