@@ -13,12 +13,14 @@ import pytest
 from training_fixtures import squares, trained_teacher  # noqa: F401 (fixtures)
 
 from benchmarks.chaos import is_same
+from commands.weights import as_trained
 from config.errors import UserError
 from config.load import load_config
 from eval.evaluator import Evaluator
 from eval.report import ap_table
 from model import build_model
 from model.pretrained import load_weights
+from model.weightsfile import read_weights
 from runs.checkpoint import load_checkpoint
 from runs.folder import RunFolder
 from runs.interrupt import Interrupted
@@ -253,3 +255,37 @@ def test_classes_of_a_recipe_can_be_sent_to_loader_processes(config):
     config("stripes")
     stage = pickle.loads(pickle.dumps(sys.modules["cfgops.stripes"].Stripes(0.5)))
     assert stage.probability == 0.5
+
+
+def test_a_metric_that_fails_costs_no_evaluation(config, folder, caplog):
+    text = RECIPES["counting"].replace("return sum(differences)", "return differences.mean()")
+    (folder / "counting.py").write_text(text, encoding="utf-8")
+    mcfg = config("counting")
+    assert "metrics" not in Evaluator(mcfg).evaluate(build_model(mcfg), "test").to_dict()
+    assert "metric count_error is left out: AttributeError" in caplog.text
+
+
+def test_weights_are_used_with_the_head_that_they_were_trained_with(config):
+    run = Trainer(config("plain", maxEpoch=1)).run()
+    assert as_trained(read_weights(run.best), {})["head"] == "cfgops.plain:PlainHead()"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("student.features[self.feature]", "a tensor without dimensions is required"),
+        ("student.features['W'].sum()", "fails on test values .KeyError"),
+    ],
+)
+def test_a_wrong_distillation_loss_is_refused_before_the_training(config, folder, value, message):
+    text = re.sub(r"return F.mse_loss.*", f"return {value}", RECIPES["closer"])
+    (folder / "closer.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"distilParts=.*{message}"):
+        Trainer(config("closer", "wrong"))
+
+
+def test_a_schedule_without_a_rate_is_refused(config, folder):
+    text = RECIPES["steps"].replace("return self.base if", "None if")
+    (folder / "steps.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"schedulerType=.*rate\(epoch\) gives None"):
+        Trainer(config("steps", "wrong"))

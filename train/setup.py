@@ -261,8 +261,10 @@ def _try_part(setting: str, part: Any, *arguments: Any) -> None:
     except Exception as error:
         raise UserError(f"{setting}: fails on test values ({type(error).__name__}: {error})") from error
     if not (isinstance(value, torch.Tensor) and value.dim() == 0 and value >= 0 and value.isfinite()):
+        is_array = isinstance(value, torch.Tensor) and value.dim() > 0
+        shown = f"a tensor of shape {tuple(value.shape)}" if is_array else shown_value(value)
         raise UserError(
-            f"{setting}: gives {shown_value(value)} on test values, but a tensor without dimensions is required, "
+            f"{setting}: gives {shown} on test values, but a tensor without dimensions is required, "
             "finite and not below 0: use sum() or mean()"
         )
 

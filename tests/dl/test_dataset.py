@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from dl.dataset import AUGMENT_STREAM, DetectionDataset, random_stream
 from dl.images import read_image
 from dl.label_selection import select_classes
 from dl.mosaic import MOSAIC_GREY, ModernRanges
+from dl.transforms import Affine, BuiltIn, Erase, MixUp
+from ops.batch import Sample
 
 
 @pytest.fixture
@@ -218,3 +220,75 @@ def test_select_classes_none_and_all(mixed):
 def test_select_classes_says_what_is_wrong(mixed):
     with pytest.raises(UserError, match=r"trainSelectedClasses: 'dgo' is not in the class list .did you mean 'dog'"):
         select_classes(mixed, ("cat", "dog"), ("dgo",))
+
+
+@dataclass(frozen=True)
+class MoveInPlace:
+    """Changes the arrays that it gets."""
+
+    def __call__(self, sample, rng):
+        sample.boxes[:] += rng.integers(1, 3)
+        return sample
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    """Makes a new sample of the image and the labels alone."""
+
+    def __call__(self, sample, rng):
+        return Sample(sample.image, sample.boxes, sample.labels, "another name")
+
+
+def test_a_transform_cannot_change_the_annotations(annotations):
+    before = [annotation.boxes.copy() for annotation in annotations]
+    data = DetectionDataset(annotations, (64, 64), ranges=AugmentRanges(), stages=[MoveInPlace(), BuiltIn()])
+    first, again = data[(0, 1)], data[(0, 1)]
+    assert np.array_equal(first.boxes, again.boxes)
+    assert all(np.array_equal(a, b.boxes) for a, b in zip(before, annotations, strict=True))
+
+
+def test_what_a_transform_leaves_out_of_its_sample_is_kept(annotations):
+    labelled = np.array([True, False, True])
+    annotations = [replace(annotation, labelled=labelled) for annotation in annotations]
+    sample = DetectionDataset(annotations, (64, 64), ranges=PLAIN, stages=[BuiltIn(), Forgetful()])[(0, 1)]
+    assert sample.image_id == "b" and sample.labelled.tolist() == labelled.tolist() and sample.letterbox is None
+
+
+@pytest.mark.parametrize("ranges", [None, AugmentRanges(), ModernRanges()])
+def test_stages_depend_on_seed_epoch_and_index_alone(annotations, ranges):
+    stages = [Affine(rotate=20.0), BuiltIn(), MixUp(1.0), Erase(1.0)]
+    data = DetectionDataset(annotations, (64, 64), seed=5, ranges=ranges, stages=stages)
+    first = data[(3, 1)]
+    data[(0, 0)]
+    again = DetectionDataset(annotations, (64, 64), seed=5, ranges=ranges, stages=stages)[(3, 1)]
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.boxes, again.boxes)
+    others = [data[(4, 1)], data[(3, 2)], DetectionDataset(annotations, (64, 64), 6, ranges, stages=stages)[(3, 1)]]
+    assert not any(np.array_equal(first.image, other.image) for other in others)
+
+
+def test_a_later_stage_does_not_change_the_earlier_ones(annotations):
+    alone = DetectionDataset(annotations, (64, 64), seed=5, ranges=ModernRanges())[(3, 1)]
+    before = DetectionDataset(annotations, (64, 64), seed=5, ranges=ModernRanges(), stages=[BuiltIn(), MixUp(0.0)])
+    assert np.array_equal(alone.image, before[(3, 1)].image)
+
+
+@pytest.mark.parametrize(("probability", "num_reads"), [(0.0, 1), (1.0, 2)])
+def test_partners_are_read_only_where_they_are_used(annotations, monkeypatch, probability, num_reads):
+    data = DetectionDataset(annotations, (64, 64), stages=[BuiltIn(), MixUp(probability)])
+    reads = []
+    monkeypatch.setattr(data, "_read", lambda *args, read=data._read: reads.append(args) or read(*args))
+    data[(0, 1)]
+    assert len(reads) == num_reads
+
+
+def test_partners_have_the_same_labelled_classes(annotations):
+    """Else an object of a class that is not labelled on the other image would count as background there."""
+    masks = [np.array([True, False]), np.array([True, True]), np.array([True, False])]
+    annotations = [replace(a, labelled=mask) for a, mask in zip(annotations, masks, strict=True)]
+    data = DetectionDataset(annotations, (64, 64), stages=[BuiltIn(), MixUp(1.0)])
+    read = set()
+    read_one = data._read
+    data._read = lambda annotation, errors: read.add(annotation.image_id) or read_one(annotation, errors)
+    for epoch in range(20):
+        data[(epoch, 0)]
+    assert read == {"a", "c"}

@@ -356,19 +356,24 @@ def test_the_warped_mosaic_without_a_warp_equals_the_fast_one(scale, shape):
         np.testing.assert_allclose(boxes, boxes2, atol=0.51)
 
 
-@given(seed=st.integers(0, 10**6))
-def test_the_warped_mosaic_moves_boxes_like_pixels(seed):
-    samples = [make_sample(BOXES[:0]) for _ in range(4)]
-    samples[0] = make_sample(np.array([(60, 45, 100, 75)]), [0])
-    ranges = replace(STILL, scale=0.2, rotate=20.0, shear=5.0, perspective=0.1, flip_vertical=0.5)
-    plan = draw_mosaic(rng(seed), 0, SIZES + np.array([[0, 0], [1, 0], [1, 0], [1, 0]]), SIZE, ranges)
-    chosen = [samples[tile.index] for tile in plan.tiles if tile.index == 0]
-    plan = replace(plan, tiles=tuple(tile for tile in plan.tiles if tile.index == 0)[:1])
-    image, boxes, _ = apply(plan, samples)
-    for box in boxes[: len(chosen)]:
-        measured = measured_box(image, 0)
-        assert measured is not None
-        assert (measured[:2] > box[:2] - 1.5).all() and (measured[2:] < box[2:] + 1.5).all()
+@pytest.mark.parametrize("perspective", [0.0, 0.1, 0.4])
+def test_the_warped_mosaic_moves_boxes_like_pixels(perspective):
+    """0.4 is the largest perspective of the config: no part of the canvas may come behind the camera."""
+    sample = make_sample(np.array([(60, 45, 100, 75)]), [0])
+    ranges = replace(STILL, scale=0.5, rotate=20.0, shear=5.0, perspective=perspective, flip_vertical=0.5)
+    num_boxes = 0
+    for seed in range(100):
+        plan = draw_mosaic(rng(seed), 0, SIZES, SIZE, ranges)
+        corners = np.array(plan.canvas)[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
+        assert (np.c_[corners, np.ones(4)] @ plan.warp[2] > 0.1).all()
+        plan = replace(plan, tiles=plan.tiles[:1])  # one image, so that there is one object of this colour
+        image, boxes, _ = apply(plan, [sample] * 4)
+        for box in boxes:
+            measured = measured_box(image, 0)
+            assert measured is not None
+            assert (measured[:2] > box[:2] - 1.5).all() and (measured[2:] < box[2:] + 1.5).all()
+            num_boxes += 1
+    assert num_boxes >= 30
 
 
 def test_the_border_of_a_warped_mosaic_is_grey():

@@ -8,7 +8,9 @@ from torch import nn
 
 from config.errors import UserError
 from config.load import load_config
+from config.parts import PartText
 from model import YoloModel
+from model.base.head import DetectionHead
 from train.progress import EpochProgress, bar_text
 from train.teacher import Teacher, TeacherClasses
 from train.teacher_file import check_teacher, load_teacher, read_teacher, shared_classes
@@ -212,3 +214,21 @@ def test_a_teacher_whose_predictions_are_not_finite_is_named(tmp_path, squares_c
     teacher = Teacher(trainer.model, TeacherClasses(("red",), (0,), (0,)))
     with pytest.raises(FloatingPointError, match=r"^teacher: the predictions of the network are not finite"):
         check_teacher(teacher, mcfg, "validation", trainer.splits["validation"])
+
+
+class Doubled(DetectionHead):
+    """Reads the same box channels as distances of twice the size."""
+
+    @staticmethod
+    def distances(box_channels):
+        return 2 * DetectionHead.distances(box_channels)
+
+
+def test_a_teacher_is_decoded_by_its_own_head(tmp_path):
+    model = YoloModel("nano", 2, head=Doubled)
+    file = checkpoint(tmp_path / "teacher.pth", model, ("a", "b"), classList=["a", "b"], head=PartText.of(Doubled))
+    teacher = teacher_of(file, classList=("a", "b"), boxResponseWeight=0.0)
+    channels = torch.randn(1, 5, 64)
+    assert torch.equal(teacher.distances(channels), Doubled.distances(channels))
+    with pytest.raises(UserError, match=r"boxResponseWeight=0.3: the teacher has another head .*Doubled"):
+        teacher_of(file, classList=("a", "b"), boxResponseWeight=0.3)
