@@ -10,10 +10,11 @@ from debug.tracer.operations import CodeLine, CodeLocation, Operation, tensor_st
 from debug.tracer.report import report_text
 
 
-def test_a_report_in_full():
+def full_trace() -> Trace:
+    """A trace with something in every section of the report."""
     bad = torch.tensor([[1.0, math.nan], [math.inf, 2.0]])
     weighting = CodeLocation("", (CodeLine("train/tal.py", 99, "_metric"),))
-    found = Trace(
+    return Trace(
         producer=Producer(
             "loss", "aten.pow.Tensor_Scalar", "", (CodeLine("train/tal.py", 98, "_metric"), CodeLine("a.py", 1, "f")),
             "tal.metric", None, (tensor_stats("self", torch.tensor([[-3.0, 4.0], [1.0, 2.0]])),),
@@ -35,9 +36,9 @@ def test_a_report_in_full():
         num_operations=11, error="ValueError: so", notes=["a note"], image_ids=("one", "two"), precision="float32",
         seconds=1.25,
     )  # fmt: skip
-    assert (
-        report_text(found, "loss not finite")
-        == """\
+
+
+FULL_REPORT = """\
 loss not finite
 
 bad value traced: first produced in the loss
@@ -87,7 +88,10 @@ growth, block by block:
 
 11 operations in float32, 1.2 s; 2 produced infinities without any effect
 """
-    )
+
+
+def test_a_report_in_full():
+    assert report_text(full_trace(), "loss not finite") == FULL_REPORT
 
 
 def test_an_empty_trace_reports_that_nothing_was_found():
