@@ -76,7 +76,7 @@ class PaintedScene(NamedTuple):
 
 def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> Scene:
     """Plan a scene; it depends only on the arguments. Raises `ValueError` for a class without a planform."""
-    rng = _stream(seed, index, 0)
+    rng = stream(seed, index, 0)
     types = planforms(class_list)
     # Some types are rarer. Large types get more weight, because they fit less often.
     rarity = 1 - 0.4 * (np.arange(len(types)) * 7 % len(types)) / len(types)
@@ -107,15 +107,15 @@ def plan_scene(seed: int, index: int, size: int, class_list: Sequence[str]) -> S
             occupied.add(outlines(plane), len(planes))
             parked += [] if stand.is_on_lane else [(len(planes), plane)]
     shelters = [shelter for number, plane in parked for shelter in _shelter(rng, plane, number, occupied)]
-    return Scene(seed, index, airfield, tuple(planes), (*airfield.roofs, *shelters), _draw_sky(rng))
+    return Scene(seed, index, airfield, tuple(planes), (*airfield.roofs, *shelters), draw_sky(rng))
 
 
 def paint_scene(scene: Scene) -> PaintedScene:
     """Paint a scene from the ground to the clouds."""
     size, sky = scene.airfield.frame.size, scene.sky
     sun = np.array(sky.sun)
-    ground = paint_ground(_stream(scene.seed, scene.index, _GROUND_STREAM), scene.airfield)
-    clouds = make_clouds(_stream(scene.seed, scene.index, _SKY_STREAM), size) if sky.has_clouds else None
+    ground = paint_ground(stream(scene.seed, scene.index, _GROUND_STREAM), scene.airfield)
+    clouds = make_clouds(stream(scene.seed, scene.index, _SKY_STREAM), size) if sky.has_clouds else None
     roofed = np.zeros((size, size), np.uint8)
     for roof in scene.roofs:
         fill(roofed, roof.outline, 255)
@@ -139,7 +139,7 @@ def paint_scene(scene: Scene) -> PaintedScene:
     for roof in scene.roofs:
         paint_roof(layer, roof, sun)
     image = cv2.blendLinear(layer, image, roof_share, 1 - roof_share)
-    image = _develop(image, clouds, sky, _stream(scene.seed, scene.index, _SENSOR_STREAM))
+    image = develop(image, clouds, sky, stream(scene.seed, scene.index, _SENSOR_STREAM))
     boxes = np.array([view.box for view in visible_planes], dtype=np.float32).reshape(-1, 4)
     return PaintedScene(image, boxes, np.array([view.plane.label for view in visible_planes], dtype=np.int64))
 
@@ -176,7 +176,7 @@ class _OccupancyMap:
         return not bool(((cells != 0) & (cells != allowed)).any())
 
 
-def _stream(seed: int, index: int, part: int) -> np.random.Generator:
+def stream(seed: int, index: int, part: int) -> np.random.Generator:
     """Each part of a scene has its own random numbers, so a change of one part does not change the others."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, part])))
 
@@ -220,7 +220,7 @@ def _shelter(rng: np.random.Generator, plane: Plane, number: int, occupied: _Occ
     return [Roof(outline, 0.2 * form.span * plane.pixels_per_metre, colour, is_open=True)]
 
 
-def _draw_sky(rng: np.random.Generator) -> Sky:
+def draw_sky(rng: np.random.Generator) -> Sky:
     angle, warm = 2 * np.pi * rng.random(), rng.random() - 0.5
     gain = 0.86 + 0.3 * rng.random()
     return Sky(
@@ -239,7 +239,7 @@ def _draw_sky(rng: np.random.Generator) -> Sky:
 def _visible_plane(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _VisiblePlane | None:
     """Paint a plane and compute its visible box; None if too little of it is visible."""
     sprite = paint_plane(plane, sky.sun)
-    in_image, in_sprite = _overlap(sprite, len(open_sky))
+    in_image, in_sprite = overlap(sprite, len(open_sky))
     visible = sprite.coverage[in_sprite] * open_sky[in_image]
     if float(visible.sum()) < MIN_VISIBLE_SHARE * float(sprite.coverage.sum()):
         return None
@@ -251,7 +251,7 @@ def _visible_plane(plane: Plane, sky: Sky, open_sky: np.ndarray) -> _VisiblePlan
     return _VisiblePlane(plane, sprite, (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
 
 
-def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """The overlap of image and sprite: rows and columns in the image, and rows and columns in the sprite."""
     in_image, in_sprite = [], []
     for start, length in zip((sprite.top, sprite.left), sprite.coverage.shape, strict=True):
@@ -262,7 +262,7 @@ def _overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slic
 
 
 def _paste(image: np.ndarray, sprite: Sprite) -> None:
-    in_image, in_sprite = _overlap(sprite, len(image))
+    in_image, in_sprite = overlap(sprite, len(image))
     share = sprite.coverage[in_sprite]
     under, over = np.ascontiguousarray(image[in_image]), np.ascontiguousarray(sprite.colour[in_sprite])
     image[in_image] = cv2.blendLinear(over, under, share, 1 - share)
@@ -270,7 +270,7 @@ def _paste(image: np.ndarray, sprite: Sprite) -> None:
 
 def _scatter(scene: Scene, ground: Ground, sun: np.ndarray) -> list[ClutterObject]:
     """Vehicles and masts on pavement, boats on water, groups of trees elsewhere; not on planes and roofs."""
-    rng = _stream(scene.seed, scene.index, _CLUTTER_STREAM)
+    rng = stream(scene.seed, scene.index, _CLUTTER_STREAM)
     size, unit = scene.airfield.frame.size, scene.airfield.frame.unit
     occupied = _OccupancyMap(size)
     occupied.add(
@@ -320,7 +320,7 @@ def _shadows(scene: Scene, planes: Sequence[Plane], clutter: Sequence[ClutterObj
     return cv2.GaussianBlur(shade, (0, 0), 0.9 * scene.airfield.frame.unit)
 
 
-def _develop(image: np.ndarray, clouds: np.ndarray | None, sky: Sky, rng: np.random.Generator) -> np.ndarray:
+def develop(image: np.ndarray, clouds: np.ndarray | None, sky: Sky, rng: np.random.Generator) -> np.ndarray:
     """Add clouds, haze, and the effects of lens and sensor."""
     if clouds is not None:
         white = np.full_like(image, 236)

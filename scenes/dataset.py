@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -23,14 +24,26 @@ from dl.splits import make_splits
 from ops.device import usable_cores
 from ops.files import write_atomic
 from scenes.aircraft import PLANFORMS
-from scenes.compose import paint_scene, plan_scene
+from scenes.compose import PaintedScene, paint_scene, plan_scene
 from scenes.export import export_scene, scene_name, start_worker
+from scenes.mixed import paint_mixed
+from scenes.objects import OBJECTS
 
 AIRCRAFT = tuple(PLANFORMS)  # A1 to A20
 SETTINGS_FILE = "drawn.json"  # written last, so its presence means a complete data set
 DRAWING = 2  # version of the drawn pixels; increase it if the same seed gives other pixels
 SMALL_PER_CLASS = 10
 MIN_SIZE = 64
+
+
+
+def _paint_airfield(seed: int, size: int, index: int) -> PaintedScene:
+    return paint_scene(plan_scene(seed, index, size, AIRCRAFT))
+
+
+_KINDS: dict[str, tuple[tuple[str, ...], Callable[[int, int, int], PaintedScene]]] = {
+    "airfields": (AIRCRAFT, _paint_airfield), "objects": (OBJECTS, paint_mixed),
+}  # fmt: skip
 
 OnImage = Callable[[int, int], None]  # called with (number of finished images, number of all images)
 
@@ -57,8 +70,11 @@ def make_data_set(
     size: int = 640,
     num_workers: int | None = None,
     on_image: OnImage | None = None,
+    kind: str = "airfields",
 ) -> Path:
     """Draw a data set in the course's layout, unless it is complete already. Returns its folder.
+
+    `kind`: "airfields" has the twenty types of aircraft, "objects" the classes of `scenes/objects.py`.
 
     Files: images/*.jpg, annotations/*.xml (Pascal VOC), classes.txt, splits/{train,validation,test,small}.txt. Train,
     validation and test have 70, 15 and 15 % of the images. `small` has training images until each class is on ten of
@@ -70,7 +86,9 @@ def make_data_set(
     if size < MIN_SIZE:
         raise UserError(f"size={size}: a scene must have at least {MIN_SIZE} x {MIN_SIZE} pixels")
     folder = Path(folder)
+    class_list = _KINDS[kind][0]
     settings = {"drawing": DRAWING, "num_images": num_images, "seed": seed, "size": size}
+    settings |= {} if kind == "airfields" else {"kind": kind}
     names = [scene_name(index) for index in range(num_images)]
     splits = make_splits(names, seed)
     try:
@@ -78,11 +96,11 @@ def make_data_set(
             return folder
         _clear(folder, names)
         labels: dict[str, set[int]] = {}
-        for name, labels_of_image in zip(names, _export_all(folder, settings, num_workers), strict=True):
+        for name, labels_of_image in zip(names, _export_all(folder, settings, kind, num_workers), strict=True):
             labels[name] = labels_of_image
             if on_image is not None:
                 on_image(len(labels), num_images)
-        write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in AIRCRAFT))
+        write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in class_list))
         for split, ids in {**splits, "small": _small(splits["train"], labels)}.items():
             write_atomic(folder / "splits" / f"{split}.txt", "".join(f"{image_id}.jpg\n" for image_id in ids))
         write_atomic(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
@@ -91,7 +109,7 @@ def make_data_set(
     return folder
 
 
-def _is_finished(folder: Path, settings: Mapping[str, int], names: Sequence[str]) -> bool:
+def _is_finished(folder: Path, settings: Mapping[str, Any], names: Sequence[str]) -> bool:
     try:
         found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -124,10 +142,11 @@ def _clear(folder: Path, names: Sequence[str]) -> None:
             (folder / part / f"{stem}.{suffix}").unlink()
 
 
-def _export_all(folder: Path, settings: Mapping[str, int], num_workers: int | None) -> Iterator[set[int]]:
+def _export_all(folder: Path, settings: Mapping[str, Any], kind: str, num_workers: int | None) -> Iterator[set[int]]:
     """Draw every image. Yields the labels of each image, in order."""
     total = settings["num_images"]
-    export = partial(export_scene, folder, settings["seed"], settings["size"], AIRCRAFT)
+    class_list, paint = _KINDS[kind]
+    export = partial(export_scene, folder, partial(paint, settings["seed"], settings["size"]), class_list)
     num_workers = min(usable_cores() if num_workers is None else num_workers, total)
     if num_workers <= 1:
         yield from map(export, range(total))

@@ -2,14 +2,14 @@
 
 import io
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
 from PIL import Image
 
-from scenes.compose import PaintedScene, paint_scene, plan_scene
+from scenes.compose import PaintedScene
 
 JPEG_QUALITY = 90
 
@@ -24,9 +24,9 @@ def start_worker() -> None:
     cv2.setNumThreads(0)
 
 
-def export_scene(folder: Path, seed: int, size: int, class_list: Sequence[str], index: int) -> set[int]:
-    """Draw one scene into images/ and annotations/. Returns the labels of its planes."""
-    scene = paint_scene(plan_scene(seed, index, size, class_list))
+def export_scene(folder: Path, paint: Callable[[int], PaintedScene], class_list: Sequence[str], index: int) -> set[int]:
+    """Draw one scene into images/ and annotations/. Returns the labels of its objects."""
+    scene = paint(index)
     stream = io.BytesIO()
     Image.fromarray(scene.image).save(stream, "JPEG", quality=JPEG_QUALITY)
     name = scene_name(index)
