@@ -8,6 +8,7 @@ TAGS = {
     "teacher": "the labels of A1 to A10 only",
     "distillation": "a student that starts from the teacher's weights and learns A11 to A20 on the split 'small'",
     "backbone": "start from an official backbone, frozen for five epochs; `mars.py backbone FILE.pt` writes its file",
+    "drawn": "start from the weights of Mars, which were trained on drawn images only (nano)",
     "assignment": "the same as distillation alone; kept for older commands",
     "modern": "distillation with newer losses, without frozen epochs (not tested on MAR20)",
     "ema": "evaluate and save the exponential moving average (EMA) of the weights",
@@ -59,6 +60,9 @@ def mcfg(tags):
         mcfg.pretrainedBackboneUrl = "file://{resources}/pretrained/backbone/backbone_{phase}.pth"
         mcfg.backboneFreezeEpochs = range(5)
         mcfg.maxEpoch = 120
+
+    if "drawn" in tags:
+        mconfig.start_from_drawings(mcfg)
 
     if "ema" in tags:
         mcfg.useEMA = True

@@ -4,9 +4,10 @@ from config import mconfig
 from config.errors import UserError
 
 TAGS = {
-    "full": "all twenty types from random weights",
+    "full": "all twenty types; nano starts from weights that were trained on other drawn images",
     "teacher": "the labels of A1 to A10 only",
     "distillation": "a student that starts from the teacher's weights and learns A11 to A20 on a few images",
+    "drawn": "start from these weights; without this tag, too, but not with the tag assignment",
     "assignment": "train with the settings of the course assignment instead of the newer ones",
 }
 
@@ -50,6 +51,10 @@ def mcfg(tags):
         if "assignment" not in tags:
             mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())  # ten images of each base class
             mcfg.set_fields(mconfig.FEW_IMAGES)
+
+    has_weights = mcfg.checkpointModelFile or mcfg.pretrained
+    if "drawn" in tags or (mcfg.phase == "nano" and "assignment" not in tags and not has_weights):
+        mconfig.start_from_drawings(mcfg)
 
     if "assignment" in tags:
         mcfg.training = mcfg.distilling = "assignment"

@@ -7,6 +7,7 @@ TAGS = {
     "full": "all classes from random weights",
     "teacher": "the labels of baseClasses only: --set baseClasses=4 takes the first four, or name them",
     "distillation": "a student that starts from the teacher's weights and learns the other classes on split 'small'",
+    "drawn": "start from the weights of Mars, which were trained on drawn images only (nano)",
     "pretrained": "start from the official weights of Ultralytics for COCO, which are downloaded once",
     "assignment": "train with the settings of the course assignment instead of the newer ones",
 }
@@ -46,6 +47,9 @@ def mcfg(tags):
             # Ten images of each base class: else their objects are detected as new classes (docs/experiments.md).
             mcfg.replayImages = 10 * len(mconfig.base_names(mcfg) or ())
             mcfg.set_fields(mconfig.FEW_IMAGES)
+
+    if "drawn" in tags:
+        mconfig.start_from_drawings(mcfg)
 
     if "pretrained" in tags:
         mcfg.pretrained = mconfig.OFFICIAL_WEIGHTS[mcfg.phase]

@@ -11,7 +11,7 @@ from config import checks
 from config.checked import CheckedConfig
 from config.checks import each, fraction, one_of, one_of_or_part, unless_none
 from config.fields import declare
-from config.names import OFFICIAL_WEIGHTS, PHASE_ALIASES, PHASES, base_names  # noqa: F401 (base_names: for recipes)
+from config.names import OFFICIAL_WEIGHTS, PHASE_ALIASES, PHASES, base_names, start_from_drawings  # noqa: F401 (for recipes)
 from config.parts import PartText, WordOrPart
 from config.training import FEW_IMAGES  # noqa: F401 (for recipes)
 

@@ -133,7 +133,7 @@ def paint_scene(scene: Scene) -> PaintedScene:
         for outline, colour in item.shapes:
             fill(image, outline, colour)
     for view in visible_planes:
-        _paste(image, view.sprite)
+        paste(image, view.sprite)
     # Roofs are painted with the same soft edges by which the boxes were computed.
     layer = image.copy()
     for roof in scene.roofs:
@@ -261,9 +261,12 @@ def overlap(sprite: Sprite, size: int) -> tuple[tuple[slice, slice], tuple[slice
     return (in_image[0], in_image[1]), (in_sprite[0], in_sprite[1])
 
 
-def _paste(image: np.ndarray, sprite: Sprite) -> None:
+def paste(image: np.ndarray, sprite: Sprite, opacity: float = 1.0) -> None:
+    """Paste a sprite into an image, in place. Parts outside of the image are cut off."""
     in_image, in_sprite = overlap(sprite, len(image))
-    share = sprite.coverage[in_sprite]
+    share = sprite.coverage[in_sprite] * np.float32(opacity)
+    if share.size == 0:
+        return
     under, over = np.ascontiguousarray(image[in_image]), np.ascontiguousarray(sprite.colour[in_sprite])
     image[in_image] = cv2.blendLinear(over, under, share, 1 - share)
 

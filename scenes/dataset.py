@@ -36,7 +36,6 @@ SMALL_PER_CLASS = 10
 MIN_SIZE = 64
 
 
-
 def _paint_airfield(seed: int, size: int, index: int) -> PaintedScene:
     return paint_scene(plan_scene(seed, index, size, AIRCRAFT))
 

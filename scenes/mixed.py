@@ -4,12 +4,23 @@ A box is tight around the visible pixels of an object. Objects may overlap. An o
 `MIN_VISIBLE_SHARE` of it is visible, or if the box would be narrower than `MIN_SIDE`.
 """
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from scenes.airfields import lay_out
-from scenes.compose import MIN_PIXEL_COVERAGE, MIN_VISIBLE_SHARE, PaintedScene, develop, draw_sky, overlap, stream
+from scenes.compose import (
+    MIN_PIXEL_COVERAGE,
+    MIN_VISIBLE_SHARE,
+    PaintedScene,
+    develop,
+    draw_sky,
+    overlap,
+    paste,
+    stream,
+)
 from scenes.objects import OBJECTS, draw_object
 from scenes.scenery import fractal, paint_ground
 from scenes.textures import Plane, Sprite, fill, paint_plane
@@ -32,19 +43,13 @@ def paint_mixed(seed: int, size: int, index: int) -> PaintedScene:
             form.skins[0], form.accents[0], wear=rng.random(), phase=2 * np.pi * rng.random(),
         )  # fmt: skip
         sprite = paint_plane(plane, sky.sun)
-        shade = overlap_of_shadow(sprite, sky.sun, rng.uniform(0.0, 0.12) * pixels, size)
-        if rng.random() < 0.5 and shade is not None:
-            place, share = shade
-            image[place] = (image[place] * (1 - 0.5 * share[..., None])).astype(np.uint8)
-        opacity = 1.0 if rng.random() < 0.85 else rng.uniform(0.5, 0.9)
-        in_image, in_sprite = overlap(sprite, size)
-        share = sprite.coverage[in_sprite] * np.float32(opacity)
-        if share.size == 0:
-            continue
-        under, over = np.ascontiguousarray(image[in_image]), np.ascontiguousarray(sprite.colour[in_sprite])
-        image[in_image] = cv2.blendLinear(over, under, share, 1 - share)
+        fall = rng.uniform(0.0, 0.12) * pixels
+        if rng.random() < 0.5:
+            _cast_shadow(image, sprite, sky.sun[0] * fall, sky.sun[1] * fall)
+        paste(image, sprite, opacity=1.0 if rng.random() < 0.85 else rng.uniform(0.5, 0.9))
         labels.append(label)
         areas.append(float((sprite.coverage >= MIN_PIXEL_COVERAGE).sum()))
+        in_image, in_sprite = overlap(sprite, size)
         owner[in_image][sprite.coverage[in_sprite] >= MIN_PIXEL_COVERAGE] = len(labels)
     image = develop(image, None, sky, stream(seed, index, 6))
     if rng.random() < 0.25:  # water, lamps: one colour over everything
@@ -54,12 +59,11 @@ def paint_mixed(seed: int, size: int, index: int) -> PaintedScene:
     return PaintedScene(image, boxes, np.array([labels[number] for number in kept], np.int64))
 
 
-def overlap_of_shadow(sprite: Sprite, sun: tuple[float, float], fall: float, size: int) -> "tuple[tuple[slice, slice], np.ndarray] | None":
-    """Where the shadow of a sprite falls, and how dark it is."""
-    moved = Sprite(sprite.left + round(sun[0] * fall), sprite.top + round(sun[1] * fall), sprite.colour, sprite.coverage)
-    in_image, in_sprite = overlap(moved, size)
-    share = moved.coverage[in_sprite]
-    return (in_image, share) if share.size else None
+def _cast_shadow(image: np.ndarray, sprite: Sprite, right: float, down: float) -> None:
+    """Darken the image where the sprite would be, shifted by these pixels."""
+    shadow = replace(sprite, left=sprite.left + round(right), top=sprite.top + round(down))
+    in_image, in_sprite = overlap(shadow, len(image))
+    image[in_image] = (image[in_image] * (1 - 0.5 * shadow.coverage[in_sprite][..., None])).astype(np.uint8)
 
 
 def _places(rng: np.random.Generator, size: int) -> list[tuple[int, tuple[float, float], float]]:
@@ -111,9 +115,14 @@ def _paint_ground(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "S S
     elif kind < 0.7:  # tiles or stripes
         rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
         angle, step = rng.uniform(0, np.pi), rng.uniform(8, 60) * size / 320
-        across, along = (np.float32(np.cos(angle)) * rows + np.float32(np.sin(angle)) * columns) / np.float32(step), (np.float32(np.cos(angle)) * columns - np.float32(np.sin(angle)) * rows) / np.float32(step)
+        across, along = (
+            (np.float32(np.cos(angle)) * rows + np.float32(np.sin(angle)) * columns) / np.float32(step),
+            (np.float32(np.cos(angle)) * columns - np.float32(np.sin(angle)) * rows) / np.float32(step),
+        )
         pattern = np.floor(across) % 2 if rng.random() < 0.5 else np.floor(across) + np.floor(along)
-        field = np.float32(rng.uniform(0.1, 0.5)) * field + np.float32(rng.uniform(0.1, 0.8)) * (pattern % 2 - np.float32(0.5))
+        field = np.float32(rng.uniform(0.1, 0.5)) * field + np.float32(rng.uniform(0.1, 0.8)) * (
+            pattern % 2 - np.float32(0.5)
+        )
     gradient = np.linspace(-1, 1, size, dtype=np.float32)[:, None] * np.float32(rng.uniform(0, 0.6))
     share = np.clip(field + gradient, -1, 1)[..., None] * np.float32(0.5) + np.float32(0.5)
     image = np.clip(low + (high - low) * share, 0, 255).astype(np.uint8)
@@ -122,7 +131,12 @@ def _paint_ground(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "S S
         angles = np.sort(rng.uniform(0, 2 * np.pi, sides))
         radii = size * rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1.2, sides)
         shape = centre + np.stack([np.cos(angles) * radii, np.sin(angles) * radii], 1)
-        colour = tuple(int(value) for value in np.clip(image[tuple(np.clip(centre[::-1].astype(int), 0, size - 1))] + rng.normal(0, 40, 3), 0, 255))
+        colour = tuple(
+            int(value)
+            for value in np.clip(
+                image[tuple(np.clip(centre[::-1].astype(int), 0, size - 1))] + rng.normal(0, 40, 3), 0, 255
+            )
+        )
         layer = image.copy()
         fill(layer, shape.astype(np.float32), colour)
         cv2.addWeighted(layer, 0.6, image, 0.4, 0, dst=image)

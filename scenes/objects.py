@@ -79,7 +79,9 @@ def _aircraft(own: Rng, rng: Rng) -> Parts:
         disc("dark", 0.6 * long, own.uniform(0.05, 0.12) * long),
         _block("accent", 0.3 * long, 0.36 * long, half),
     )[int(own.integers(5))]
-    front_window = windscreen(0.06 * long, half * 0.8) if own.random() < 0.6 else glass(0.1 * long, 0.3 * long, half * 0.5)
+    front_window = (
+        windscreen(0.06 * long, half * 0.8) if own.random() < 0.6 else glass(0.1 * long, 0.3 * long, half * 0.5)
+    )
     return (*below, *surfaces, *above, *fuselage, *front_window, *marks)
 
 
@@ -108,7 +110,11 @@ def _ship(own: Rng, rng: Rng) -> Parts:
     """A pointed hull with a deck, houses, and hatches or funnels."""
     long, half = 40.0, own.uniform(2.5, 7)
     bow = own.uniform(5, 14)
-    parts = [*hull("skin", (0, 0.2), (bow * 0.4, half * 0.7), (bow, half), (long, half * own.uniform(0.6, 1)), is_round=False)]
+    parts = [
+        *hull(
+            "skin", (0, 0.2), (bow * 0.4, half * 0.7), (bow, half), (long, half * own.uniform(0.6, 1)), is_round=False
+        )
+    ]
     deck = str(own.choice(["accent", "pale", "metal"]))
     parts += hull(deck, (2, 0.2), (bow, half * 0.8), (long - 1, half * 0.6), is_round=False)
     for start in np.sort(own.uniform(bow, long - 6, int(own.integers(1, 5)))):
@@ -131,13 +137,27 @@ def _tool(own: Rng, rng: Rng) -> Parts:
         return (*_block("skin", 0, 2, half * own.uniform(1.6, 2.6)), *_block("metal", 2, long, half), *threads)
     if kind == 2:  # a key
         teeth = [part for x in own.uniform(long * 0.6, long, 3) for part in _block("skin", x, x + 0.5, 0.5, half)]
-        return (*disc("skin", 0, 2.4), *disc("dark", -0.4, own.uniform(0.6, 1.4)), *_block("skin", 2, long, 0.5), *teeth)
+        return (
+            *disc("skin", 0, 2.4),
+            *disc("dark", -0.4, own.uniform(0.6, 1.4)),
+            *_block("skin", 2, long, 0.5),
+            *teeth,
+        )
     if kind == 3:  # a hammer
         head = own.uniform(1.8, 4)
-        return (*tube("accent", (1, long), half, 0.5, 1), *hull("skin", (0, head), (2, head * own.uniform(0.5, 1)), is_round=False))
+        return (
+            *tube("accent", (1, long), half, 0.5, 1),
+            *hull("skin", (0, head), (2, head * own.uniform(0.5, 1)), is_round=False),
+        )
     if kind == 4:  # a spanner
         open_end = _polygon("dark", np.array([[-2.4, -0.8], [0.6, -0.8], [0.6, 0.8], [-2.4, 0.8]]))
-        return (*_block("skin", 0, long, half), *disc("skin", 0, 2.1), *open_end, *disc("skin", long, 1.7), *disc("dark", long, 0.9))
+        return (
+            *_block("skin", 0, long, half),
+            *disc("skin", 0, 2.1),
+            *open_end,
+            *disc("skin", long, 1.7),
+            *disc("dark", long, 0.9),
+        )
     if kind == 5:  # scissors or pliers
         angle, turn = own.uniform(0.15, 0.5) * rng.uniform(0.6, 1.4), []
         for side in (-1, 1):
@@ -148,7 +168,9 @@ def _tool(own: Rng, rng: Rng) -> Parts:
     profile = [(float(x), float(own.uniform(0.4, 2.5))) for x in stations]
     middle = own.uniform(0.4, 0.8)
     cap = hull("accent", *[(x * 0.3, y * 0.7) for x, y in profile])
-    band = _block(str(own.choice(["dark", "pale", "accent"])), stations[0] + middle * 3, stations[0] + middle * 3 + 1, 1.0)
+    band = _block(
+        str(own.choice(["dark", "pale", "accent"])), stations[0] + middle * 3, stations[0] + middle * 3 + 1, 1.0
+    )
     return (*hull("skin", *profile), *cap, *band)
 
 
@@ -187,16 +209,40 @@ def _animal(own: Rng, rng: Rng) -> Parts:
     kind, bend = own.integers(5), rng.normal(0, 0.12)
     if kind == 0:  # a body with a tail and fins
         half, back = own.uniform(1.2, 3.4), own.uniform(8, 11)
-        stations = [(x, half * np.sin(np.pi * min(1, x / back) ** own.uniform(0.5, 0.8)) + 0.25) for x in np.linspace(0, back, 9)]
+        stations = [
+            (x, half * np.sin(np.pi * min(1, x / back) ** own.uniform(0.5, 0.8)) + 0.25)
+            for x in np.linspace(0, back, 9)
+        ]
         fork, fin = own.uniform(1, 3.4), own.uniform(0.5, 2)
-        tail = np.array([[back - 0.5, 0.3], [back + 2.5, fork + bend * 4], [back + 1.6, 0], [back + 2.5, -fork + bend * 4], [back - 0.5, -0.3]])
+        tail = np.array(
+            [
+                [back - 0.5, 0.3],
+                [back + 2.5, fork + bend * 4],
+                [back + 1.6, 0],
+                [back + 2.5, -fork + bend * 4],
+                [back - 0.5, -0.3],
+            ]
+        )
         fins = _polygon("accent", np.array([[3.4, half * 0.8], [5.5, half * 0.8 + fin], [6.4, half * 0.6]]))
-        stripes = [part for x in own.uniform(2.5, back - 1, int(own.integers(0, 4))) for part in _block("accent", x, x + 0.6, half * 0.55)]
-        return (*_polygon("accent", tail), *fins, *hull("skin", *stations), *stripes, *disc("dark", 1.6, 0.35, half * 0.3))
+        stripes = [
+            part
+            for x in own.uniform(2.5, back - 1, int(own.integers(0, 4)))
+            for part in _block("accent", x, x + 0.6, half * 0.55)
+        ]
+        return (
+            *_polygon("accent", tail),
+            *fins,
+            *hull("skin", *stations),
+            *stripes,
+            *disc("dark", 1.6, 0.35, half * 0.3),
+        )
     if kind == 1:  # a star
         arms, inner = int(own.integers(4, 9)), own.uniform(0.3, 0.6)
         radii = np.tile([1.0, inner], arms) * (1 + rng.normal(0, 0.07, 2 * arms)) * 5
-        return (*_polygon("skin", _ring(2 * arms, radii)), *_polygon("accent", _ring(2 * arms, radii * own.uniform(0.2, 0.55))))
+        return (
+            *_polygon("skin", _ring(2 * arms, radii)),
+            *_polygon("accent", _ring(2 * arms, radii * own.uniform(0.2, 0.55))),
+        )
     if kind == 2:  # a bell with threads
         count, parts = int(own.integers(3, 8)), []
         for y in np.linspace(-2.4, 2.4, count):
@@ -207,10 +253,24 @@ def _animal(own: Rng, rng: Rng) -> Parts:
     if kind == 3:  # a flat body with wide wings and a thin tail
         wide, at = own.uniform(3, 7), own.uniform(2, 5)
         wing = [(0, 0), (at, wide * (1 + bend)), (at + own.uniform(0.5, 3), wide * 0.8), (7.5, 0.6), (7.5, 0)]
-        return (*plate("skin", *wing), *_block("skin", 7, own.uniform(10, 15), 0.25), *hull("accent", (0.5, 0.2), (3, 0.9), (7, 0.4)))
+        return (
+            *plate("skin", *wing),
+            *_block("skin", 7, own.uniform(10, 15), 0.25),
+            *hull("accent", (0.5, 0.2), (3, 0.9), (7, 0.4)),
+        )
     wide, fold = own.uniform(5, 9), own.uniform(-2, 4) + 8 * bend  # bent wings
-    wings = panel("accent" if own.random() < 0.5 else "skin", (0, 3, 6.5), (wide * 0.5, 2.4 + fold * 0.3, 5.2 + fold * 0.4), (wide, 4 + fold, 5 + fold))
-    return (*wings, *tube("skin", (0, 11), own.uniform(0.7, 1.6), 2.5, 5), *disc("dark", 0.8, 0.35), *plate("accent", (9.5, 0), (12.5, own.uniform(0.6, 2)), (12.5, 0)))
+    wings = panel(
+        "accent" if own.random() < 0.5 else "skin",
+        (0, 3, 6.5),
+        (wide * 0.5, 2.4 + fold * 0.3, 5.2 + fold * 0.4),
+        (wide, 4 + fold, 5 + fold),
+    )
+    return (
+        *wings,
+        *tube("skin", (0, 11), own.uniform(0.7, 1.6), 2.5, 5),
+        *disc("dark", 0.8, 0.35),
+        *plate("accent", (9.5, 0), (12.5, own.uniform(0.6, 2)), (12.5, 0)),
+    )
 
 
 def _patch(own: Rng, rng: Rng) -> Parts:
@@ -224,7 +284,11 @@ def _patch(own: Rng, rng: Rng) -> Parts:
             continue
         for row, y in enumerate(np.arange(-3, 3, gap)):
             shift = (row % 2) * 0.5 * gap
-            parts += disc("accent", x + shift, 0.3 * gap, y) if kind == 1 else _block("accent", x + shift, x + shift + 0.5 * gap, 0.25 * gap, y)
+            parts += (
+                disc("accent", x + shift, 0.3 * gap, y)
+                if kind == 1
+                else _block("accent", x + shift, x + shift + 0.5 * gap, 0.25 * gap, y)
+            )
     return tuple(parts)
 
 
@@ -245,7 +309,10 @@ def draw_object(label: int, rng: Rng) -> Planform:
     stretch = np.array([[rng.uniform(0.85, 1.18), 0], [rng.normal(0, 0.08), rng.uniform(0.85, 1.18)]])
     is_flipped = rng.random() < 0.5
     stretched = [
-        part._replace(outline=(part.outline * (1, -1 if is_flipped else 1) @ stretch).astype(np.float32), axis=_axis(part, is_flipped))
+        part._replace(
+            outline=(part.outline * (1, -1 if is_flipped else 1) @ stretch).astype(np.float32),
+            axis=_axis(part, is_flipped),
+        )
         for part in parts
     ]
     fins = (Fin(0, 25, 29, 3),) if family == "aircraft" and own.random() < 0.7 else ()

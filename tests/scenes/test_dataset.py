@@ -95,7 +95,7 @@ def only_plane_number(number, monkeypatch):
                 share = sprite.coverage[row, column]
                 image[y, x] = np.rint(image[y, x] * (1 - share) + np.array(MAGENTA) * share)
 
-    monkeypatch.setattr(scenes.compose, "_paste", paste)
+    monkeypatch.setattr(scenes.compose, "paste", paste)
 
 
 def plainly_lit(scene):
@@ -136,7 +136,7 @@ def test_a_plane_that_is_mostly_hidden_is_in_neither_picture_nor_labels(monkeypa
     assert len(paint_scene(scene).boxes) == len(scene.planes) == 5
     plane = scene.planes[0]
     pasted = []
-    monkeypatch.setattr(scenes.compose, "_paste", lambda image, sprite: pasted.append(sprite))
+    monkeypatch.setattr(scenes.compose, "paste", lambda image, sprite: pasted.append(sprite))
     for share, is_left in ((0.2, True), (0.8, False)):  # a roof over that share of its length
         length = plane.planform.length
         corners = [(-length, -99), (-length, 99), (share * length, 99), (share * length, -99)]
