@@ -21,12 +21,14 @@ def _add_arguments(parser: Parser) -> None:
 def _run(args: argparse.Namespace) -> int:
     evaluates = args.command == "pipe"
     mcfg = find_data(args, args.settings)
-    from commands.training import report_cut_short, train
+    from commands.training import log_next_commands, report_cut_short, train
     from commands.weights import weights_of
 
     data = train(mcfg, args.quiet, also=(mcfg.testSplitName,) if evaluates else (), trace=args.trace)
     if evaluates:
         evaluate(mcfg, mcfg.testSplitName, weights_of(mcfg), args.quiet, data)
+        if mcfg.drawnScenes:
+            log_next_commands(args, data.splits[mcfg.testSplitName][0].image_path)
     report_cut_short(mcfg, args)
     return 0
 

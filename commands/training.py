@@ -108,7 +108,29 @@ def command_to_continue(mcfg: ModelConfig, args: Namespace, name: str | None = N
     without_option = load(Namespace(**{**vars(args), "nobuf": False}), parse_settings(args.set))
     # nobuf in the recipe or behind --set would rename the run instead of continuing it.
     words += ["--set", *(["nobuf=no"] if without_option.nobuf else []), "trainMinutes=none"]
-    here = Path.cwd()
-    program = (Path(sys.executable), CODE_DIR / "mars.py")
-    places = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in program]
-    return shlex.join([*places, *words])
+    return _shell_command(words)
+
+
+def log_next_commands(args: Namespace, image: Path) -> None:
+    """Log three commands to try after the demo. `image`: an image of the test split."""
+    own = [args.cfgname or DEFAULT_CFGNAME]
+    places = (("--root", args.root or os.environ.get("MARS_ROOT")), ("--name", args.name))
+    own += [word for option, value in places if value for word in (option, value)]
+    steps = (
+        ("why each object of an image was found or missed", ["explain", *own, str(_from_here(image))]),
+        ("check your own images and annotations", ["doctor", "voc.nano.full", "--data", "FOLDER"]),
+        ("train on them", ["voc.nano.full", "--data", "FOLDER"]),
+    )
+    log.info("what to try next:")
+    for title, words in steps:
+        log.info("  %s:\n    %s", title, _shell_command(words))
+
+
+def _shell_command(words: Sequence[str]) -> str:
+    """`python mars.py WORDS` for a shell in this folder, with this Python."""
+    return shlex.join([*map(str, map(_from_here, (Path(sys.executable), CODE_DIR / "mars.py"))), *words])
+
+
+def _from_here(path: Path) -> Path:
+    """The path relative to the working directory, if it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -469,6 +469,11 @@ def test_the_demo_draws_its_data_and_trains_on_it(tmp_path, capsys):
     assert mars.main(["demo.nano", "--root", str(tmp_path), "--set", *settings]) == 0
     out = capsys.readouterr().out
     assert "epoch 1/1" in out
+    end = out.partition("what to try next:")[2].splitlines()
+    commands = [shlex.split(line) for line in end if line.startswith("    ")]
+    assert [words[2] for words in commands] == ["explain", "doctor", "voc.nano.full"]
+    assert str(tmp_path / "demo.nano/plots/loss.png") in out and str(tmp_path / "demo.nano/eval/test/images") in out
+    assert mars.main(commands[0][2:]) == 0, "the command works as it is printed"
     assert len(list((tmp_path / "demo-data/images").iterdir())) == 10
     metrics = json.loads((tmp_path / "demo.nano/eval/metrics.json").read_text())
     assert metrics["images_evaluated"] == metrics["images_expected"] > 0

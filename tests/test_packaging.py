@@ -1,6 +1,8 @@
 """pyproject.toml says the same as the requirements, the folders and the code."""
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +30,22 @@ def test_requirements_are_complete():
     extras = project["optional-dependencies"]
     assert requirements("requirements.txt") == {*project["dependencies"], *extras["parity"]}
     assert set(extras["onnx"]) <= requirements("requirements-dev.txt")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("words", "needs_tools", "is_cpu_build"),
+    [(["demo"], False, False), (["demo", "TORCH=cpu"], False, True), (["test"], True, False), (["lint"], True, False)],
+)
+def test_the_demo_needs_no_development_tools(tmp_path, words, needs_tools, is_cpu_build):
+    """The commands that make would run in a new clone."""
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    plan = subprocess.run(["make", "-n", *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "pip install -r requirements.txt" in plan
+    assert ("pip install -r requirements-dev.txt" in plan) == needs_tools
+    assert ("--index-url https://download.pytorch.org/whl/cpu" in plan) == is_cpu_build
+    assert "CPU build" in plan and "to download" in plan and "--quiet -r" not in plan
 
 
 def test_every_package_is_installed():
