@@ -37,9 +37,9 @@ def random_stream(stream: int, seed: int, *place: int) -> np.random.Generator:
 class DetectionDataset(Dataset[Sample]):
     """Samples of the network's input size. `ranges` None: letterboxed, with the inverse; else augmented.
 
-    A key is (epoch, index) or a `SampleKey`. The augmentation of an image, and its partners in a mosaic, depend only on (seed, epoch,
-    index). `images` None: images are read from their files. `stages`: the transforms of the recipe, with the built-in
-    augmentation, or the letterbox, at the place of `BuiltIn()`.
+    A key is (epoch, index) or a `SampleKey`. The augmentation of an image, and its partners in a mosaic, depend only on
+    (seed, epoch, index). `images` None: images are read from their files. `stages`: the transforms of the recipe, with
+    the built-in augmentation, or the letterbox, at the place of `BuiltIn()`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DetectionDataset(Dataset[Sample]):
 
         Every unreadable image is added to `errors`: image id -> error message that starts with the path.
         """
-        epoch, index, has_mosaic = SampleKey(*key)
+        epoch, index, has_mosaic = key if isinstance(key, SampleKey) else SampleKey(*key)
         if has_mosaic is None:
             has_mosaic = isinstance(self.ranges, ModernRanges) and self.ranges.has_mosaic(epoch)
         return self._after(len(self.stages), (epoch, index), index, has_mosaic, errors)

@@ -188,7 +188,7 @@ MUTATIONS = {
         ),
         (
             "mosaic ends an epoch late", "dl/mosaic.py",
-            "epoch < self.mosaic_end", "epoch <= self.mosaic_end",
+            "position < self.mosaic_end", "position <= self.mosaic_end",
             "tests/dl/test_mosaic.py::test_closed_for_the_last_epochs",
         ),
         (

@@ -25,7 +25,7 @@ def clock() -> float:
     return time.perf_counter()
 
 
-class Limits(NamedTuple):
+class PlanSettings(NamedTuple):
     """The settings that a plan depends on."""
 
     start_epoch: int
@@ -34,7 +34,7 @@ class Limits(NamedTuple):
     min_epochs: int  # trained however long they take
 
     @classmethod
-    def of(cls, mcfg: ModelConfig) -> "Limits":
+    def of(cls, mcfg: ModelConfig) -> "PlanSettings":
         return cls(mcfg.startEpoch, mcfg.maxEpoch, mcfg.trainMinutes, mcfg.trainMinEpochs)
 
 
@@ -51,7 +51,7 @@ class EpochPlan:
     plan. `interval`: epochs from one validation to the next.
     """
 
-    def __init__(self, limits: Limits, interval: int = 1):
+    def __init__(self, limits: PlanSettings, interval: int = 1):
         self.limits, self.interval = limits, interval
         self.end = limits.max_epoch
         self.position: float = limits.start_epoch
@@ -115,7 +115,7 @@ class EpochPlan:
         self.used, self.in_epoch = state["used"], state["in_epoch"]
         self.measured, self.num_measured = list(state["measured"]), state["num_measured"]
         self.restart_clock()
-        if Limits(*(state["limits"][name] for name in Limits._fields)) != self.limits:
+        if PlanSettings(*(state["limits"][name] for name in PlanSettings._fields)) != self.limits:
             self._plan_again(epoch, is_inside)
 
     def _plan_again(self, epoch: int, is_inside: bool) -> None:
@@ -155,7 +155,9 @@ class EpochPlan:
     def _may_finish(self, measured: Sequence[float]) -> bool:
         """Whether one more epoch, with which the schedule reaches its end, is little above the budget."""
         left = self._seconds_left(self.used)
-        return (_seconds_per_epoch(measured, self.interval) or 0.0) - left <= _MOST_OVER * 60 * (self.limits.minutes or 0.0)
+        return (_seconds_per_epoch(measured, self.interval) or 0.0) - left <= _MOST_OVER * 60 * (
+            self.limits.minutes or 0.0
+        )
 
     def _seconds_left(self, used: float) -> float:
         return 60 * (self.limits.minutes or 0.0) - used
@@ -196,7 +198,7 @@ def _seconds_per_epoch(measured: Sequence[float], interval: int) -> float | None
     return max(_SHORTEST, median(means[-_MEDIAN_OF:]))
 
 
-def earlier_plan(checkpoint: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+def earlier_plan(checkpoint: Mapping[str, Any], limits: PlanSettings) -> dict[str, Any]:
     """The plan of a checkpoint without one, for `EpochPlan.load_state_dict`.
 
     Earlier versions chose the number of epochs once, at the start, and wrote it to the config as maxEpoch; `limits` has

@@ -12,7 +12,7 @@ from ops.random_states import random_states, restore_random_states
 from runs.checkpoint import FileParts
 from runs.folder import RunFolder
 from runs.provenance import code_commit, file_origin, identity_of, origin_text, random_origin
-from train.budget import EpochPlan, Limits, earlier_plan
+from train.budget import EpochPlan, PlanSettings, earlier_plan
 from train.ema import ModelEMA, ramp_for
 from train.guard import Guard
 from train.monitor import Monitor
@@ -40,7 +40,7 @@ class TrainingState:
             log.info("%s", setup.load_report)
             self.weights_origin = file_origin(setup.start.path)
             log.info("starting weights: %s", origin_text(self.weights_origin))
-        self.plan = EpochPlan(Limits.of(mcfg), mcfg.validationInterval if mcfg.epochValidation else 1)
+        self.plan = EpochPlan(PlanSettings.of(mcfg), mcfg.validationInterval if mcfg.epochValidation else 1)
         # After the starting weights are loaded: the EMA starts as a copy of them.
         self.ema = ModelEMA(self.model) if mcfg.useEMA else None
         self.fit_ema_ramp()
