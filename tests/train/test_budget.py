@@ -70,6 +70,24 @@ def test_the_number_of_epochs(clock, fields, seconds, num):
         assert plan.used <= 1.1 * 300
 
 
+def test_the_first_epoch_counts_until_there_is_another_one(clock):
+    plan, found = EpochPlan(limits()), []
+    for epoch, seconds in enumerate((40.0, 20.0, 22.0, 90.0)):
+        clock.seconds += seconds
+        plan.add_time()
+        plan.advance(epoch)
+        found.append(plan.seconds_per_epoch)
+    assert found == [40.0, 20.0, 21.0, 22.0]
+
+
+@pytest.mark.parametrize(("slow", "num", "position"), [(35.0, 15, 30.0), (60.0, 14, None)])
+def test_one_more_epoch_completes_the_schedule_if_it_exceeds_the_budget_little(clock, slow, num, position):
+    """The epoch before the last one is slow: 5 seconds are left for an epoch of 20, or it is late by 20."""
+    plan = EpochPlan(limits())
+    assert len(follow(plan, clock, lambda epoch: slow if epoch == 13 else 20.0)) == num
+    assert plan.position == pytest.approx(position) if position else plan.position < 29
+
+
 def test_positions_are_spread_evenly_over_what_is_left(clock):
     """Compared with a slow computation: after each epoch, the whole rest is divided anew."""
     speeds = [20.0, 10.0, 10.0, 10.0, 35.0, 30.0, 30.0, 12.0, 12.0, 12.0] + [15.0] * 20
