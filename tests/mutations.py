@@ -296,7 +296,7 @@ MUTATIONS = {
         ),
         (
             "a straight warm-up", "train/sched.py",
-            "(epoch / self.warmup) ** 2", "(epoch / self.warmup)",
+            "(position / self.warmup) ** 2", "(position / self.warmup)",
             "tests/train/test_schedules.py::test_cosine_has_the_assignments_shape",
         ),
         (
