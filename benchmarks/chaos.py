@@ -151,10 +151,12 @@ class CommandResult:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """A checkpoint without the parts that a second start may change: the commit and the folder."""
+    """A checkpoint without the parts that a second start may change: the commit, the folder and times."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     content["history"] = [without_times(row) for row in json.loads(content.get("history", "[]"))]
     content["random"] = {name: content.get("random", {}).get(name) for name in ("torch", "numpy", "python")}
+    if "plan" in content:  # of last.pth
+        content["plan"] = {name: content["plan"][name] for name in ("end", "position")}
     return {key: value for key, value in content.items() if key not in ("commit", "config")}
 
 

@@ -34,6 +34,7 @@ from ops.log import close_log_files
 from runs.checkpoint import FileParts
 from runs.folder import DETECTIONS, METRICS, RunFolder
 from runs.start import weights_at
+from train.budget import planned_end
 
 log = logging.getLogger("mars")
 
@@ -110,7 +111,7 @@ class Study:
         """Train the teacher, or continue it where it was stopped; a finished teacher is used as it is."""
         is_finished = weights_at(self.teacher.run_dir).is_file()
         if is_finished and (checkpoint := self._checkpoint(self.teacher)):  # none where the user put weights
-            is_finished = checkpoint["epoch"] >= json.loads(checkpoint["config"])["maxEpoch"]
+            is_finished = checkpoint["epoch"] >= planned_end(checkpoint)
         if not is_finished:
             self._train(self.teacher, self.teacher.testSplitName)
             return

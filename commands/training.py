@@ -84,13 +84,13 @@ def report_cut_short(mcfg: ModelConfig, args: Namespace) -> None:
 def cut_short(mcfg: ModelConfig) -> str | None:
     """How many epochs trainMinutes left out of a finished training, as text; None when none.
 
-    `mcfg`: the config of the command, with all epochs. The number of trained epochs comes from the newest checkpoint,
+    `mcfg`: the config of the command. The number of trained epochs comes from the newest checkpoint,
     because config.json may be missing or newer than the weights.
     """
-    trained = RunFolder.of(mcfg).saved_config()
+    trained = RunFolder.of(mcfg).num_epochs()
     if trained is None:  # no whole checkpoint
         return None
-    return verdict(trained["maxEpoch"] - mcfg.startEpoch, mcfg.maxEpoch - mcfg.startEpoch)
+    return verdict(trained - mcfg.startEpoch, mcfg.maxEpoch - mcfg.startEpoch)
 
 
 def command_to_continue(mcfg: ModelConfig, args: Namespace, name: str | None = None) -> str:

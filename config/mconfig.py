@@ -169,7 +169,7 @@ class ModelConfig(CheckedConfig):
     mosaic: float = declare(1.0, "augmentation=modern: probability that four images are combined into one", fraction)
     closeMosaic: int = declare(
         10,
-        "augmentation=modern: number of last epochs without mosaic, at most a third of all epochs",
+        "augmentation=modern: number of last epochs without mosaic, at most a third of maxEpoch",
         checks.epoch,
         alters="schedule",
     )
@@ -195,8 +195,8 @@ class ModelConfig(CheckedConfig):
     maxEpoch: int = declare(200, "number of epochs, counted from 0", checks.epochs, alters="schedule")
     trainMinutes: float | None = declare(
         None,
-        "lower maxEpoch to the number of epochs that fit into this time, estimated at the start, but not below "
-        "trainMinEpochs; none: no limit",
+        "time budget: after each epoch, plan how many of maxEpoch still fit, but not below trainMinEpochs; learning "
+        "rate, mosaic and distillation follow the plan; none: no limit",
         unless_none(checks.minutes),
         alters="schedule",
     )

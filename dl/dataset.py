@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,7 +20,13 @@ from ops.batch import Sample
 # Random streams of one seed must differ in their first number: numpy pads seeds with zeros, so [1, 2] is [1, 2, 0].
 AUGMENT_STREAM, ORDER_STREAM, TRANSFORM_STREAM = 1, 2, 3
 
-SampleKey = tuple[int, int]  # epoch, index
+
+class SampleKey(NamedTuple):
+    """Which sample: its random numbers depend on epoch and index only."""
+
+    epoch: int
+    index: int  # of the image
+    has_mosaic: bool | None = None  # whether the epoch may have mosaics; None: as in a run without trainMinutes
 
 
 def random_stream(stream: int, seed: int, *place: int) -> np.random.Generator:
@@ -31,9 +37,9 @@ def random_stream(stream: int, seed: int, *place: int) -> np.random.Generator:
 class DetectionDataset(Dataset[Sample]):
     """Samples of the network's input size. `ranges` None: letterboxed, with the inverse; else augmented.
 
-    A key is (epoch, index). The augmentation of an image, and its partners in a mosaic, depend only on (seed, epoch,
-    index). `images` None: images are read from their files. `stages`: the transforms of the recipe, with the built-in
-    augmentation, or the letterbox, at the place of `BuiltIn()`.
+    A key is (epoch, index) or a `SampleKey`. The augmentation of an image, and its partners in a mosaic, depend only on
+    (seed, epoch, index). `images` None: images are read from their files. `stages`: the transforms of the recipe, with
+    the built-in augmentation, or the letterbox, at the place of `BuiltIn()`.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: SampleKey | tuple[int, int]) -> Sample:
         """Raises `DataError` with the path of the image, or of its partner in a mosaic, that cannot be read."""
         errors: dict[str, str] = {}
         sample = self.load(key, errors)
@@ -66,16 +72,21 @@ class DetectionDataset(Dataset[Sample]):
             raise DataError(next(iter(errors.values())))
         return sample
 
-    def load(self, key: SampleKey, errors: dict[str, str]) -> Sample | None:
+    def load(self, key: SampleKey | tuple[int, int], errors: dict[str, str]) -> Sample | None:
         """The sample; None if its own image is unreadable. An unreadable partner in a mosaic stays grey.
 
         Every unreadable image is added to `errors`: image id -> error message that starts with the path.
         """
-        return self._after(len(self.stages), key, key[1], errors)
+        epoch, index, has_mosaic = key if isinstance(key, SampleKey) else SampleKey(*key)
+        if has_mosaic is None:
+            has_mosaic = isinstance(self.ranges, ModernRanges) and self.ranges.has_mosaic(epoch)
+        return self._after(len(self.stages), (epoch, index), index, has_mosaic, errors)
 
-    def _after(self, num_stages: int, place: tuple[int, ...], index: int, errors: dict[str, str]) -> Sample | None:
-        """Image `index` after the first stages. `place` sets its random numbers: the key, or more numbers for a partner
-        of another image, so that the same image looks different there."""
+    def _after(
+        self, num_stages: int, place: tuple[int, ...], index: int, has_mosaic: bool, errors: dict[str, str]
+    ) -> Sample | None:
+        """Image `index` after the first stages. `place` sets its random numbers: epoch and index, or more numbers for a
+        partner of another image, so that the same image looks different there."""
         annotation = self.annotations[index]
         if not num_stages:
             if (image := self._read(annotation, errors)) is None:
@@ -87,10 +98,10 @@ class DetectionDataset(Dataset[Sample]):
         def load(position: int, index: int) -> Sample | None:
             """The image itself (position 0), or a partner, after the stages before this one."""
             partner = (num_stages, position, index) if position else ()
-            return self._after(num_stages - 1, (*place, *partner), index, errors)
+            return self._after(num_stages - 1, (*place, *partner), index, has_mosaic, errors)
 
         if isinstance(stage, BuiltIn):
-            return self._built_in(place, index, load)
+            return self._built_in(place, index, has_mosaic, load)
         sample = load(0, index)
         if sample is None:
             return None
@@ -106,12 +117,14 @@ class DetectionDataset(Dataset[Sample]):
 
         return checked(stage, sample, stage(sample, rng, load_partner))
 
-    def _built_in(self, place: tuple[int, ...], index: int, load: Callable[[int, int], Sample | None]) -> Sample | None:
+    def _built_in(
+        self, place: tuple[int, ...], index: int, has_mosaic: bool, load: Callable[[int, int], Sample | None]
+    ) -> Sample | None:
         """The built-in augmentation, or the letterbox. `load`: (position in the mosaic, image) -> the image."""
         own, rng = self.annotations[index], random_stream(AUGMENT_STREAM, self.seed, *place)
         if isinstance(self.ranges, ModernRanges):
             same_group = None if self._same_group is None else self._same_group[index]
-            plan = draw_mosaic(rng, index, self.sizes, self.input_shape, self.ranges, place[0], same_group)
+            plan = draw_mosaic(rng, index, self.sizes, self.input_shape, self.ranges, has_mosaic, same_group)
             samples = [load(position, tile.index) for position, tile in enumerate(plan.tiles)]
             readable = [(tile, sample) for tile, sample in zip(plan.tiles, samples, strict=True) if sample is not None]
             tiles = tuple(tile for tile, _ in readable)

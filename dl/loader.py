@@ -55,7 +55,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
-    """Batches of (epoch, index) keys. The keys contain the epoch, so worker processes need no message about it.
+    """Batches of keys. They contain what depends on the epoch, so worker processes need no message about it.
 
     `shuffle_seed` None: in order. The last batch may be smaller; every index occurs once per epoch. A last batch of
     fewer than `min_batch` images is added to the batch before it.
@@ -66,6 +66,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.epoch = 0
+        self.has_mosaic: bool | None = None
         num_left = num_samples % batch_size
         self._joins_last = num_samples > batch_size and 0 < num_left < min_batch
 
@@ -79,7 +80,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         num_batches = len(self)
         for number in range(num_batches):
             stop = None if number == num_batches - 1 else (number + 1) * self.batch_size
-            yield [(self.epoch, index) for index in order[number * self.batch_size : stop]]
+            yield [SampleKey(self.epoch, index, self.has_mosaic) for index in order[number * self.batch_size : stop]]
 
 
 class BatchLoader:
@@ -115,9 +116,15 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Set order and augmentation of the next iteration, which starts at batch number `first_batch`."""
-        self.sampler.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0, position: float | None = None) -> None:
+        """Set order and augmentation of the next iteration, which starts at batch number `first_batch`.
+
+        `position`: of the epoch in the schedule, which decides about mosaic; None: the epoch itself.
+        """
+        ranges = self.dataset.ranges
+        self.sampler.epoch, self.sampler.has_mosaic = epoch, None
+        if position is not None and isinstance(ranges, ModernRanges):
+            self.sampler.has_mosaic = ranges.has_mosaic(position)
         self._first_batch = self.next_batch = first_batch
 
     def close(self) -> None:
@@ -249,4 +256,6 @@ def _mosaic_text(mcfg: ModelConfig, mosaic_end: int) -> str:
         text += "; the last epoch runs without it" if num_closed == 1 else f"; the last {num_closed} run without it"
     if num_closed < mcfg.closeMosaic:
         text += f" (closeMosaic={mcfg.closeMosaic}, limited to a third of all epochs)"
+    if num_closed and mcfg.trainMinutes is not None:
+        text += "; the same share if trainMinutes leaves out epochs"
     return text

@@ -28,7 +28,7 @@ class ModernRanges:
     """Ranges of the random augmentation; the defaults are Ultralytics'."""
 
     mosaic: float = 1.0  # probability of four images instead of one
-    mosaic_end: int | None = None  # first epoch without mosaic; None: every epoch has mosaic
+    mosaic_end: int | None = None  # first position without mosaic; None: every epoch has mosaic
     scale: float = 0.5  # size times U(1 - x, 1 + x)
     translate: float = 0.1  # the canvas' centre is at U(.5 - x, .5 + x) of the input
     flip: float = 0.5  # probability
@@ -50,15 +50,16 @@ class ModernRanges:
         """Boxes of at most this side length (in pixels of the letterboxed image) are dropped at every scale."""
         return MIN_SIDE / (1 + self.scale)
 
-    def has_mosaic(self, epoch: int) -> bool:
-        """Whether this epoch may have mosaics."""
-        return self.mosaic > 0 and (self.mosaic_end is None or epoch < self.mosaic_end)
+    def has_mosaic(self, position: float) -> bool:
+        """Whether an epoch at this position may have mosaics. The position is the epoch, unless trainMinutes is set."""
+        return self.mosaic > 0 and (self.mosaic_end is None or position < self.mosaic_end)
 
 
 def first_epoch_without_mosaic(max_epoch: int, close_mosaic: int) -> int:
     """Mosaic ends `close_mosaic` epochs before `max_epoch`. In a short run it ends later, so that most epochs have it.
 
-    Epochs are counted from 0, also in a run that starts at a later epoch, like the epochs of the learning rate.
+    Epochs are counted from 0, also in a run that starts at a later epoch, like the epochs of the learning rate. A run
+    that trainMinutes shortens passes through the same positions in fewer epochs, so mosaic has the same share of it.
     """
     return max_epoch - min(close_mosaic, round(MAX_CLOSED_SHARE * max_epoch))
 
@@ -110,16 +111,17 @@ def draw_mosaic(
     sizes: Int64[np.ndarray, "N 2"],
     input_shape: Shape,
     ranges: ModernRanges,
-    epoch: int = 0,
+    has_mosaic: bool = True,
     same_group: Int64[np.ndarray, " _"] | None = None,
 ) -> MosaicPlan:
     """A random augmentation of image `index`; it depends only on `rng`. `sizes`: height and width of all N images.
 
-    Partners are chosen from all images, or from the indexes `same_group`; the same image may be chosen twice. Every
-    random number is drawn, used or not, so that an image has the same colours and flip with and without mosaic. Those
-    of the vertical flip and the warp come last and only where they are used, so that they do not change the others.
+    `has_mosaic`: whether the epoch may have mosaics. Partners are chosen from all images, or from the indexes
+    `same_group`; the same image may be chosen twice. Every random number is drawn, used or not, so that an image has
+    the same colours and flip with and without mosaic. Those of the vertical flip and the warp come last and only where
+    they are used, so that they do not change the others.
     """
-    is_mosaic = bool(rng.random() < ranges.mosaic) and ranges.has_mosaic(epoch)
+    is_mosaic = bool(rng.random() < ranges.mosaic) and has_mosaic
     partners = rng.integers(len(sizes), size=3) if same_group is None else rng.choice(same_group, size=3)
     side = np.array(input_shape[::-1], dtype=np.float64)  # from here on: x before y
     joint = rng.uniform(-0.5, 0.5, 2) * side  # the point where four images meet, relative to the canvas' centre

@@ -19,11 +19,10 @@ _MAX_TIME_RATIO = 0.95  # a half precision that saves less than 5 % of the time 
 
 
 class Precision(NamedTuple):
-    """The type that the network computes in, the reason, and the time of a forward and backward pass per image."""
+    """The type that the network computes in, and the reason."""
 
     dtype: torch.dtype
     why: str  # for the log
-    seconds: float | None  # per image; None when nothing was timed
 
 
 def pick_device(name: str = "auto", allow_cuda: bool = True) -> torch.device:
@@ -91,42 +90,34 @@ def half_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     return (torch.bfloat16,) if cpu_has_bfloat16() else ()
 
 
-def pick_precision(
-    name: str, device: torch.device, model: nn.Module, input_shape: tuple[int, int], must_time: bool = False
-) -> Precision:
+def pick_precision(name: str, device: torch.device, model: nn.Module, input_shape: tuple[int, int]) -> Precision:
     """The type that `name` (auto, bfloat16, float16 or float32) stands for on this device.
 
     `auto` times the device's best half precision and float32 on a copy of `model` (forward and backward pass at
-    `input_shape`, height and width) for about two seconds, and takes the faster one. `must_time`: time the type even
-    when there is no choice. Raises `UserError` for float16 without CUDA, and for bfloat16 on a device without it.
+    `input_shape`, height and width) for about two seconds, and takes the faster one. Raises `UserError` for float16
+    without CUDA, and for bfloat16 on a device without it.
     """
     if name == "float16" and device.type != "cuda":
         raise UserError(f"precision=float16: needs a CUDA GPU, but this run is on {device.type}; use bfloat16 or auto")
-    halves = half_dtypes(device)[:1]
-    if name == "bfloat16" and torch.bfloat16 not in half_dtypes(device):
+    halves = half_dtypes(device)
+    if name == "bfloat16" and torch.bfloat16 not in halves:
         raise UserError(f"precision=bfloat16: {device} does not support it; use auto or float32")
     if name != "auto":
-        candidates, why = (DTYPES[name],), "as set"
-    elif not halves:
-        candidates, why = (torch.float32,), "this processor has no bfloat16"
-    else:
-        candidates, why = (torch.float32, *halves), ""
-    if len(candidates) == 1 and not must_time:
-        return Precision(candidates[0], f"precision: {dtype_name(candidates[0])}, {why}", None)
-    seconds = {dtype: _time_step(model, device, input_shape, dtype) for dtype in candidates}
-    # With one candidate, first and last are the same and it is chosen.
-    chosen = candidates[-1] if seconds[candidates[-1]] < _MAX_TIME_RATIO * seconds[candidates[0]] else candidates[0]
+        return Precision(DTYPES[name], f"precision: {name}, as set")
+    if not halves:
+        return Precision(torch.float32, "precision: float32, this processor has no bfloat16")
+    half = halves[0]
+    seconds = {dtype: _time_step(model, device, input_shape, dtype) for dtype in (torch.float32, half)}
+    chosen = half if seconds[half] < _MAX_TIME_RATIO * seconds[torch.float32] else torch.float32
     timings = ", ".join(f"{dtype_name(dtype)} {1000 * value:.1f} ms" for dtype, value in seconds.items())
-    why = f"{why}; " if why else ""
-    why = f"precision: {dtype_name(chosen)} ({why}forward and backward pass per image: {timings})"
-    return Precision(chosen, why, seconds[chosen])
+    return Precision(chosen, f"precision: {dtype_name(chosen)} (forward and backward pass per image: {timings})")
 
 
 def resumed_precision(name: str, device: torch.device) -> Precision:
     """The type of a resumed run: the type it started with, or float32 when this device does not support that type."""
     if name == "float32" or DTYPES[name] in half_dtypes(device):
-        return Precision(DTYPES[name], f"precision: {name}, as before", None)
-    return Precision(torch.float32, f"precision: float32; this run started in {name}, which {device} lacks", None)
+        return Precision(DTYPES[name], f"precision: {name}, as before")
+    return Precision(torch.float32, f"precision: float32; this run started in {name}, which {device} lacks")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -165,6 +165,7 @@ def dict_with(**checks: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(key in value and checks[key](value[key]) for key in checks)
 
 
+_is_limits = dict_with(start_epoch=is_count, max_epoch=is_count, minutes=or_none(is_number), min_epochs=is_count)
 _is_row = dict_with(epoch=is_count, is_best=lambda value: type(value) is bool)
 
 # Every weights file has these parts: they describe the weights.
@@ -186,6 +187,15 @@ STATE: dict[str, Check] = {
     "teacher": or_none(is_text),  # checksum of the teacher's file
     "learned": list_of(dict_of(is_tensor)),  # states of the modules that are trained beside the network
     "precision": is_precision,
+    "plan": dict_with(
+        limits=_is_limits,
+        end=is_count,
+        position=is_number,
+        used=is_number,
+        in_epoch=is_number,
+        measured=list_of(is_number),
+        num_measured=is_count,
+    ),  # of the number of epochs
     "best": or_none(is_number),
     "history": lambda value: is_text(value) and list_of(_is_row)(json.loads(value)),
     "spikes": dict_with(

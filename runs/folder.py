@@ -147,10 +147,19 @@ class RunFolder:
 
     def saved_config(self) -> dict[str, Any] | None:
         """The config of the run in this folder, as plain values, from its last checkpoint; None without a run."""
+        checkpoint = self._last_intact()
+        return None if checkpoint is None else config_from_text(checkpoint["config"])
+
+    def num_epochs(self) -> int | None:
+        """The epochs of the last checkpoint, counted like maxEpoch; None without a run."""
+        checkpoint = self._last_intact()
+        return None if checkpoint is None else checkpoint["epoch"]
+
+    def _last_intact(self) -> FileParts | None:
         for path in (self.last, self.previous):
             with suppress(DamagedFile):  # reported when the run is resumed
                 if path.exists():
-                    return config_from_text(load_checkpoint(path)["config"])
+                    return load_checkpoint(path)
         return None
 
     def write_config(self, mcfg: ModelConfig) -> None:

@@ -188,7 +188,7 @@ MUTATIONS = {
         ),
         (
             "mosaic ends an epoch late", "dl/mosaic.py",
-            "epoch < self.mosaic_end", "epoch <= self.mosaic_end",
+            "position < self.mosaic_end", "position <= self.mosaic_end",
             "tests/dl/test_mosaic.py::test_closed_for_the_last_epochs",
         ),
         (
@@ -296,7 +296,7 @@ MUTATIONS = {
         ),
         (
             "a straight warm-up", "train/sched.py",
-            "(epoch / self.warmup) ** 2", "(epoch / self.warmup)",
+            "(position / self.warmup) ** 2", "(position / self.warmup)",
             "tests/train/test_schedules.py::test_cosine_has_the_assignments_shape",
         ),
         (

@@ -162,7 +162,7 @@ def test_a_run_that_was_cut_short_says_so_and_how_to_continue(run, folder, mode,
     assert "--nobuf" not in words and words[-2:] == ["--set", "trainMinutes=none"]
 
     _, again, _ = run(mode, "--set", "paintImages=no", *limits)
-    assert "already trained: 1 of 1 epochs" in again and again.strip().splitlines()[-1].startswith(text)
+    assert "already trained: 1 of 3 epochs" in again and again.strip().splitlines()[-1].startswith(text)
     assert (mars.main(words), [row["epoch"] for row in rows(folder)]) == (0, [0, 1, 2])
     assert "continue with" not in capsys.readouterr().out, "all epochs are trained"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -174,7 +174,7 @@ def test_the_weights_not_config_json_say_how_much_was_cut_short(run, folder, tra
     (folder / "config.json").unlink()
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
-    status, out, _ = run("train", "--set", "maxEpoch=3", "trainMinutes=1000")
+    status, out, _ = run("train", "--set", "maxEpoch=3", "trainMinutes=0.0001", "trainMinEpochs=1")
     assert (status, "trained 1 of 3 epochs; this is not a meaningful result; continue with: " in out) == (0, True)
 
 

@@ -25,7 +25,7 @@ class Objective(Protocol):
     extra_modules: tuple[nn.Module, ...]  # trained beside the network, not part of it
     teacher_checksum: str | None  # of the teacher's file
 
-    def set_epoch(self, epoch: int) -> None: ...
+    def set_epoch(self, epoch: int, position: float | None = None) -> None: ...
 
     def compute_in(self, precision: torch.dtype) -> None: ...
 
@@ -42,7 +42,7 @@ class DetectionObjective:
         self.loss = loss
         self.parts: tuple[str, ...] = tuple(part.name for part in loss.parts)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, position: float | None = None) -> None:
         """All epochs are the same."""
 
     def compute_in(self, precision: torch.dtype) -> None:
@@ -53,13 +53,13 @@ class DetectionObjective:
 
 
 class DistillationObjective:
-    """The detection loss and a distillation loss, whose weight `distill_weight_at` gives for each epoch."""
+    """The detection loss and a distillation loss, whose weight `distill_weight_at(epoch, position)` gives."""
 
     def __init__(
         self,
         loss: DistillationLoss,
         teacher: Teacher,
-        distill_weight_at: Callable[[int], float] = lambda epoch: 1.0,
+        distill_weight_at: Callable[[int, float], float] = lambda epoch, position: 1.0,
         pseudo_labels: PseudoLabels | None = None,
     ):
         self.loss, self.teacher, self.pseudo_labels = loss, teacher, pseudo_labels
@@ -74,8 +74,9 @@ class DistillationObjective:
         """The teacher has its own autocast, inside the stepper's."""
         self.teacher.precision = precision
 
-    def set_epoch(self, epoch: int) -> None:
-        self.distill_weight = self.distill_weight_at(epoch)
+    def set_epoch(self, epoch: int, position: float | None = None) -> None:
+        """`position`: of the epoch in the schedule (`train.budget.EpochPlan`); None: the epoch itself."""
+        self.distill_weight = self.distill_weight_at(epoch, epoch if position is None else position)
 
     def __call__(self, model: YoloModel, images: Float[Tensor, "B 3 H W"], batch: Batch) -> LossResult:
         is_distilling = self.distill_weight != 0  # true for NaN and negative weights, so that the loss shows them
@@ -92,8 +93,11 @@ class DistillationObjective:
         return replace(result, must_be_finite={**sums, **result.must_be_finite})
 
 
-def distill_weight(epoch: int, epochs: Sequence[int], trained: range, schedule: str) -> float:
-    """Weight of the distillation loss in an epoch, 0 to 1. `epochs`: the epochs of `trained` that use it; none: all."""
+def distill_weight(epoch: int, position: float, epochs: Sequence[int], trained: range, schedule: str) -> float:
+    """Weight of the distillation loss in an epoch, 0 to 1. `epochs`: the epochs of `trained` that use it; none: all.
+
+    `position`: of the epoch in the schedule, in a training of the length of `trained`. A list of epochs has real ones.
+    """
     # Relative to the epochs that use it, so that a cosine always falls from 1 towards 0.
     used = [number for number in trained if number in epochs or not epochs]
     if epoch not in used:
@@ -101,4 +105,5 @@ def distill_weight(epoch: int, epochs: Sequence[int], trained: range, schedule: 
     if schedule == "constant":
         return 1.0
     # Half a cosine: the teacher guides the first epochs, and the labels decide the last.
-    return (1 + math.cos(math.pi * used.index(epoch) / len(used))) / 2
+    done = used.index(epoch) if epochs else position - trained.start
+    return (1 + math.cos(math.pi * done / len(used))) / 2

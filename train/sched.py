@@ -10,9 +10,13 @@ SHORTEST_WARM_UP = 100  # batches; epochs of a small data set have only a few, a
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What the trainer needs: the rate of an epoch, which may depend on the validation results before it."""
+    """What the trainer needs: the rate of an epoch, which may depend on the validation results before it.
 
-    def rate(self, epoch: int) -> float: ...
+    `position` is the epoch, counted from 0. With trainMinutes it may be fractional: it goes evenly from startEpoch to
+    maxEpoch in the epochs that the training has (`train.budget.EpochPlan`).
+    """
+
+    def rate(self, position: float) -> float: ...
 
     def observe(self, fitness: float | None) -> None: ...
 
@@ -22,7 +26,7 @@ class Schedule(Protocol):
 
 
 class FixedSchedule:
-    """A schedule that depends on the epoch alone, and so has no state."""
+    """A schedule that depends on the position alone, and so has no state."""
 
     def observe(self, fitness: float | None) -> None:
         """The validation result changes nothing."""
@@ -46,14 +50,14 @@ class CosineSchedule(FixedSchedule):
         self.warmup = min(max(0.05 * max_epoch, 1.0), 3.0)
         self.flat = min(max(0.05 * max_epoch, 1.0), 15.0)
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        if epoch <= self.warmup:
-            return self.start + (self.base - self.start) * (epoch / self.warmup) ** 2
-        if epoch >= self.max_epoch - self.flat:
+    def rate(self, position: float) -> float:
+        """The learning rate at a position, counted from 0."""
+        if position <= self.warmup:
+            return self.start + (self.base - self.start) * (position / self.warmup) ** 2
+        if position >= self.max_epoch - self.flat:
             return self.lowest
         # Half a cosine: slow at both ends, where the rate matters most (Loshchilov and Hutter, arXiv 1608.03983).
-        progress = (epoch - self.warmup) / (self.max_epoch - self.warmup - self.flat)
+        progress = (position - self.warmup) / (self.max_epoch - self.warmup - self.flat)
         return self.lowest + (self.base - self.lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -68,10 +72,10 @@ class PlateauSchedule:
         self.base, self.lowest, self.patience = base, lowest, patience
         self.reductions, self.best, self.waited = 0, -math.inf, 0
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0, after the reductions so far."""
-        if epoch <= self.warm.warmup:
-            return self.warm.rate(epoch)
+    def rate(self, position: float) -> float:
+        """The learning rate at a position, counted from 0, after the reductions so far."""
+        if position <= self.warm.warmup:
+            return self.warm.rate(position)
         return max(self.base * 0.1**self.reductions, self.lowest)
 
     def observe(self, fitness: float | None) -> None:
@@ -99,9 +103,9 @@ class DecaySchedule(FixedSchedule):
     def __init__(self, base: float, lowest: float, max_epoch: int, is_cosine: bool = False):
         self.base, self.lowest, self.max_epoch, self.is_cosine = base, lowest, max_epoch, is_cosine
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0, after warm-up."""
-        remaining = max(0.0, 1 - epoch / self.max_epoch)
+    def rate(self, position: float) -> float:
+        """The learning rate at a position, counted from 0, after warm-up."""
+        remaining = max(0.0, 1 - position / self.max_epoch)
         part = (1 - math.cos(math.pi * remaining)) / 2 if self.is_cosine else remaining
         return self.lowest + (self.base - self.lowest) * part
 

@@ -30,7 +30,6 @@ from ops.batch import Batch, network_input
 from ops.device import Precision, autocast, pick_device, pick_precision, use_all_cores
 from ops.random_states import seeded
 from runs.start import StartingWeights, starting_weights, with_head_width
-from train.budget import images_an_epoch, within_minutes
 from train.distilloss import DistillationLoss, DistillationPart, DistillationWeights, ModelOutputs
 from train.loss import DetectionLoss, LossInputs, LossPart, LossResult
 from train.objective import DetectionObjective, DistillationObjective, distill_weight
@@ -49,7 +48,7 @@ Errors = dict[str, str]  # "weights" or "teacher" -> why it cannot be used
 class TrainingSetup:
     """The parts of a training."""
 
-    mcfg: ModelConfig  # with the head width and the number of epochs settled
+    mcfg: ModelConfig  # with the head width settled
     data: CheckedData
     device: torch.device
     precision: Precision
@@ -71,7 +70,7 @@ class TrainingSetup:
 
     @property
     def epochs(self) -> range:
-        """The epochs of this training."""
+        """The epochs of this training; trainMinutes may leave out the last ones."""
         return range(self.mcfg.startEpoch, self.mcfg.maxEpoch)
 
     @property
@@ -129,11 +128,8 @@ def build_training(
         with _Collecting(errors, "weights"):
             load_report = load_weights(model, file, mcfg.classList, start.backbone_only)
 
-    # Timed only where a run starts. A resumed run keeps its precision and its number of epochs.
-    must_time = not is_resumed and mcfg.trainMinutes is not None
-    precision = pick_precision("float32" if is_resumed else mcfg.precision, device, model, mcfg.inputShape, must_time)
-    if begun is not None or precision.seconds is not None:
-        mcfg = within_minutes(mcfg, precision.seconds or 0.0, *images_an_epoch(mcfg, data.splits), begun)
+    # Timed only where a run starts: a resumed run takes its precision from the checkpoint.
+    precision = pick_precision("float32" if is_resumed else mcfg.precision, device, model, mcfg.inputShape)
 
     # Without a teacher that cannot be used, the other checks of the doctor still run.
     detection = build_detection_loss(mcfg, model)
@@ -149,9 +145,7 @@ def build_training(
     )  # fmt: skip
     # The schedule needs the number of epochs and the warm-up the number of batches, both of which are known only now.
     schedule = build_schedule(mcfg)
-    rate: Any = schedule.rate(mcfg.startEpoch)  # of a recipe, it may be anything
-    if not isinstance(rate, (int, float)):
-        raise UserError(f"schedulerType={mcfg.schedulerType}: rate(epoch) gives {shown_value(rate)}, not a number")
+    _try_schedule(mcfg, schedule)
     return TrainingSetup(
         mcfg, data, device, precision, model, objective, optimizer, schedule,
         build_warm_up(mcfg, len(loader)), loader, start, load_report, errors or {},
@@ -207,10 +201,27 @@ def build_objective(
     if mcfg.unlabelledClasses == "pseudo":
         pseudo = PseudoLabels(classes, mcfg.pseudoScore, model.reg_max, model.strides, mcfg.nmsIou, teacher.distances)
 
-    def weight_at(epoch: int) -> float:
-        return distill_weight(epoch, mcfg.distilEpochs, range(mcfg.startEpoch, mcfg.maxEpoch), mcfg.distilSchedule)
+    def weight_at(epoch: int, position: float) -> float:
+        trained = range(mcfg.startEpoch, mcfg.maxEpoch)
+        return distill_weight(epoch, position, mcfg.distilEpochs, trained, mcfg.distilSchedule)
 
     return DistillationObjective(loss.to(device), teacher, weight_at, pseudo)
+
+
+def _try_schedule(mcfg: ModelConfig, schedule: Schedule) -> None:
+    """Raise `UserError` if a schedule, which a recipe may have written, does not give a learning rate."""
+    setting = f"schedulerType={mcfg.schedulerType}"
+    rate: Any = schedule.rate(mcfg.startEpoch)
+    if mcfg.trainMinutes is not None:
+        try:
+            rate = schedule.rate(mcfg.startEpoch + 0.5)
+        except Exception as error:
+            raise UserError(
+                f"{setting}: rate({mcfg.startEpoch + 0.5}) fails ({type(error).__name__}: {error}); with trainMinutes "
+                "the position in the schedule may be fractional, so accept a float, or set trainMinutes=none"
+            ) from error
+    if not isinstance(rate, (int, float)):
+        raise UserError(f"{setting}: rate(epoch) gives {shown_value(rate)}, not a number")
 
 
 def _try_loss_part(text: PartText, part: LossPart, model: YoloModel) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ops.random_states import random_states, restore_random_states
 from runs.checkpoint import FileParts
 from runs.folder import RunFolder
 from runs.provenance import code_commit, file_origin, identity_of, origin_text, random_origin
+from train.budget import EpochPlan, PlanSettings, earlier_plan
 from train.ema import ModelEMA, ramp_for
 from train.guard import Guard
 from train.monitor import Monitor
@@ -40,10 +40,10 @@ class TrainingState:
             log.info("%s", setup.load_report)
             self.weights_origin = file_origin(setup.start.path)
             log.info("starting weights: %s", origin_text(self.weights_origin))
-        # The EMA's ramp depends on the length of the training (see train/ema.py).
-        steps = (mcfg.maxEpoch - mcfg.startEpoch) * len(self.loader) / self.warm_up.accumulate
+        self.plan = EpochPlan(PlanSettings.of(mcfg), mcfg.validationInterval if mcfg.epochValidation else 1)
         # After the starting weights are loaded: the EMA starts as a copy of them.
-        self.ema = ModelEMA(self.model, ramp=mcfg.emaRamp or ramp_for(round(steps))) if mcfg.useEMA else None
+        self.ema = ModelEMA(self.model) if mcfg.useEMA else None
+        self.fit_ema_ramp()
         self.stepper = self._build_stepper()
         self.monitor = Monitor(folder.health, mcfg.classList or ())
         self.epoch = mcfg.startEpoch  # the next epoch
@@ -52,11 +52,12 @@ class TrainingState:
         self.history: list[Row] = []
         self.progress: EpochProgress | None = None  # of an epoch that is not saved yet
         self.resumed_progress: dict[str, Any] | None = None  # of an epoch that a checkpoint was saved in
-        self.restart_clock()
 
-    def restart_clock(self) -> None:
-        """Measure the time of an epoch from here, for the estimate of the time left."""
-        self.started, self.first_epoch = time.perf_counter(), self.epoch
+    def fit_ema_ramp(self) -> None:
+        """Fit the EMA's ramp, unless it is set, to the planned length of the training (see train/ema.py)."""
+        if self.ema is not None:
+            steps = (self.plan.end - self.mcfg.startEpoch) * len(self.loader) / self.warm_up.accumulate
+            self.ema.ramp = self.mcfg.emaRamp or ramp_for(round(steps))
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -91,6 +92,7 @@ class TrainingState:
             "scaler": self.stepper.state_dict(),
             "precision": dtype_name(self.precision.dtype),
             "schedule": self.schedule.state_dict(),
+            "plan": self.plan.state_dict(),
             "best": self.best,
             "history": json.dumps(self.history),
             **self.monitor.state_dict(),
@@ -122,6 +124,9 @@ class TrainingState:
             self.monitor.load_state_dict(checkpoint)
             self.weights_origin = checkpoint["weights_origin"]
             self.resumed_progress = checkpoint["progress"]
+            plan = checkpoint["plan"] if "plan" in checkpoint else earlier_plan(checkpoint, self.plan.limits)
+            self.plan.load_state_dict(plan, self.epoch, is_inside=self.resumed_progress is not None)
+            self.fit_ema_ramp()
             # Last: building and loading the other parts may draw random numbers.
             restore_random_states(checkpoint["random"])
 

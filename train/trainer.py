@@ -1,4 +1,4 @@
-"""The training loop: preEpochSetup -> fit_one_epoch -> validate -> save, from the last saved epoch to maxEpoch."""
+"""The training loop: preEpochSetup -> fit_one_epoch -> validate -> save, until the planned number of epochs."""
 
 import json
 import logging
@@ -85,16 +85,19 @@ class Trainer(TrainingState):
         self._plotted_at = -math.inf
 
     def run(self) -> RunFolder:
-        """Train up to maxEpoch. Weights, curves and metrics are in the run's folder. A finished run stays as it is."""
+        """Train up to maxEpoch, or as many epochs as fit into trainMinutes. A finished run stays as it is.
+
+        Weights, curves and metrics are in the run's folder.
+        """
         with RunLock(self.folder.path) as lock:
             lock.hold()
             # Under the lock: a second process must not resume the same folder.
             self._start_or_resume()
-            if self.epoch >= self.mcfg.maxEpoch:
-                log.info(
-                    "already trained: %d of %d epochs; continue with a larger maxEpoch%s",
-                    self.epoch, self.mcfg.maxEpoch, " and trainMinutes=none" if self.mcfg.trainMinutes else "",
-                )  # fmt: skip
+            if self.epoch >= self.plan.end:
+                is_shortened = self.plan.end < self.mcfg.maxEpoch
+                how = "trainMinutes=none, or more minutes" if is_shortened else "a larger maxEpoch"
+                most = self.mcfg.maxEpoch
+                log.info("already trained: %d of %d epochs; continue with %s", self.epoch, most, how)
                 return self.folder
             log.info("%s", self.precision.why)
             if isinstance(self.objective, DistillationObjective):
@@ -102,7 +105,7 @@ class Trainer(TrainingState):
                 check_teacher(self.objective.teacher, self.mcfg, split, self.splits[split])
             self.folder.write_config(self.mcfg)
             # Start-up (reading weights, timing precisions) is not part of the time per epoch.
-            self.restart_clock()
+            self.plan.restart_clock()
             with closing(self.loader), self.interrupts:  # ends the loader's processes, also after an error
                 try:
                     self._train()
@@ -134,7 +137,7 @@ class Trainer(TrainingState):
             self.evaluator.precision = self.precision.dtype
 
     def _train(self) -> None:
-        while self.epoch < self.mcfg.maxEpoch:
+        while self.epoch < self.plan.end:
             epoch, bad = self.epoch, None
             try:
                 self.preEpochSetup(epoch)
@@ -154,21 +157,22 @@ class Trainer(TrainingState):
         else:
             self.model.unfreezeBackbone()
         self.model.train()
-        self.objective.set_epoch(epoch)
+        position = self.plan.position
+        self.objective.set_epoch(epoch, position)
         # Schedules work by epoch; the warm-up scales this rate for each batch.
-        self.rate = self.schedule.rate(epoch)
+        self.rate = self.schedule.rate(position)
         # Only the first epoch after a resume continues inside an epoch.
         resumed, self.resumed_progress = self.resumed_progress, None
         self.progress = EpochProgress(resumed)
         if resumed is None:
             self.monitor.start_epoch(self.stepper)
         self.stepper.guard.set_position(epoch, self.progress.batches)
-        self.loader.set_epoch(epoch, self.progress.batches)
+        self.loader.set_epoch(epoch, self.progress.batches, position)
 
     def fit_one_epoch(self, epoch: int) -> Row:
         """Train on the training split once. Returns the epoch's means."""
         progress = self.progress or EpochProgress()
-        title = f"epoch {epoch + 1}/{self.mcfg.maxEpoch}{' frozen' if self.model.is_backbone_frozen else ''}"
+        title = f"epoch {epoch + 1}/{self.plan.end}{' frozen' if self.model.is_backbone_frozen else ''}"
         with ProgressBar(title, self.quiet, total=len(self.loader)) as bar:
             bar(progress.batches, len(self.loader))
             # The order of the images follows from (seed, epoch) alone, so a resumed epoch skips what it has seen.
@@ -231,6 +235,8 @@ class Trainer(TrainingState):
 
     def _rewind(self, bad: BadStep) -> bool:
         """Restore the last checkpoint with which the bad batch gives finite values. False if there is none."""
+        self.plan.add_time()
+        used = self.plan.used
         for path in (self.folder.last, self.folder.previous) if self.monitor.rewinds < MOST_REWINDS else ():
             try:
                 self.restore(load_checkpoint(path))
@@ -240,7 +246,7 @@ class Trainer(TrainingState):
             if self.stepper.stays_finite_on(bad.snapshot.batch):
                 self.monitor.count_rewind(bad)
                 self.progress = None  # nothing is unsaved
-                self.restart_clock()
+                self.plan.used = used  # the time has passed, although its epochs are trained again
                 log.warning("%s; back to %s, without this batch (rewind %d)", bad, path, self.monitor.rewinds)
                 return True
             log.warning("%s: the batch is not finite with this checkpoint either", path)
@@ -256,8 +262,9 @@ class Trainer(TrainingState):
         """Add the AP of the validation split to the row, if this epoch is validated, and whether it is the best."""
         # The keys exist in every epoch, so that metrics.jsonl has the same columns in every line.
         row.update(map50=None, map50_95=None, is_best=False)
-        is_last = epoch == self.mcfg.maxEpoch - 1
-        if self.evaluator is not None and (is_last or (epoch + 1) % self.mcfg.validationInterval == 0):
+        self.plan.add_time()
+        is_due = (epoch + 1) % self.mcfg.validationInterval == 0 or self.plan.is_last(epoch)
+        if self.evaluator is not None and is_due:
             name = self.mcfg.validationSplitName
             try:
                 # It may stop at any batch: nothing has changed yet, so the validation can be repeated.
@@ -276,6 +283,7 @@ class Trainer(TrainingState):
             if warning := unchanged_ap(self.history, epoch, fitness):
                 log.warning("%s", warning)
             row["is_best"] = fitness is not None and (self.best is None or fitness > self.best)
+            self.plan.add_time()
         if row["is_best"]:
             self.best = row["map50_95"]
         # Without validation the loss decides whether the learning rate is reduced.
@@ -285,31 +293,33 @@ class Trainer(TrainingState):
     def save(self, epoch: int, row: Row) -> None:
         """Write the checkpoint, then metrics and curves. A killed process leaves each file complete or absent."""
         self.stepper.check_state()
+        # Before the checkpoint is written, so that it has the plan of the next epoch.
+        self.plan.advance(epoch)
+        self.fit_ema_ramp()
         self.epoch = epoch + 1
         self.history.append(row)
         self.progress = None
         # The checkpoint first: history and plots can be made again from it, but not the other way round.
         self.folder.save(self.checkpoint(), is_best=row["is_best"])
         self._write_history()
-        # From the epochs of this start, with validation and saving.
-        per_epoch = (time.perf_counter() - self.started) / (self.epoch - self.first_epoch)
-        seconds_left = (self.mcfg.maxEpoch - self.epoch) * per_epoch
-        log.info("%s", epoch_line(row, self.objective.parts, self.mcfg.maxEpoch, seconds_left))
+        seconds_left = (self.plan.end - self.epoch) * (self.plan.seconds_per_epoch or 0.0)
+        log.info("%s", epoch_line(row, self.objective.parts, self.plan.end, seconds_left))
 
     def _save_before_leaving(self, interruption: Interrupted) -> str:
         """Save an unfinished epoch. Returns the message for the user."""
         if self.progress is None:
-            place = f"after epoch {self.epoch}/{self.mcfg.maxEpoch}"
+            place = f"after epoch {self.epoch}/{self.plan.end}"
         else:
+            self.plan.add_time()
             self.folder.save(self.checkpoint())
             batches = f"{self.progress.batches} of {len(self.loader)} batches"
-            place = f"in epoch {self.epoch + 1}/{self.mcfg.maxEpoch} after {batches}"
+            place = f"in epoch {self.epoch + 1}/{self.plan.end} after {batches}"
         self._plot_curves()
         return f"interrupted by {interruption} and saved {place}; the same command continues from there"
 
     def _write_history(self) -> None:
         self.folder.write_history(self.history)
-        is_finished = self.epoch >= self.mcfg.maxEpoch
+        is_finished = self.epoch >= self.plan.end
         if is_finished or time.monotonic() - self._plotted_at >= PLOT_INTERVAL:
             self._plot_curves()
 

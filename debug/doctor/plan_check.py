@@ -24,10 +24,11 @@ def examine_schedule(setup: TrainingSetup, folder: Path) -> Iterator[Finding]:
     mcfg, num_batches, num_epochs = setup.mcfg, len(setup.loader), len(setup.epochs)
     warm_up = setup.warm_up
     text = f"{mcfg.schedulerType} from {max(rates.rates):.2g} to {rates.rates[-1]:.2g} over "
+    text += "at most " if mcfg.trainMinutes else ""
     text += f"{counted(num_epochs, 'epoch')} of {counted(num_batches, 'batch', 'batches')}"
     if mcfg.trainMinutes:
-        text += f" (as many as fit into trainMinutes={mcfg.trainMinutes:g} at the present speed of this machine, at "
-        text += f"least trainMinEpochs={mcfg.trainMinEpochs})"
+        text += f" (trainMinutes={mcfg.trainMinutes:g}: the number is planned again after each epoch, at least "
+        text += f"trainMinEpochs={mcfg.trainMinEpochs}; with fewer epochs, each takes a larger share of the schedule)"
     text += f", drawn in {path}"
     if mcfg.schedulerType == "plateau":
         text += " without its reductions, because they depend on validation results"
@@ -69,7 +70,7 @@ def examine_freezing(setup: TrainingSetup) -> Iterator[Finding]:
 
 
 def planned_rates(setup: TrainingSetup) -> PlannedRates:
-    """The learning rates at every batch; at some of them when there are many."""
+    """The learning rates at every batch; at some of them when there are many. All epochs of maxEpoch are drawn."""
     mcfg, num_batches = setup.mcfg, len(setup.loader)
     interval = max(1, num_batches * len(setup.epochs) // _MOST_POINTS)
     epochs, rates, bias_rates = [], [], []
@@ -89,7 +90,7 @@ def planned_spans(setup: TrainingSetup) -> dict[str, list[EpochSpan]]:
     mosaic = [epoch for epoch in setup.epochs if isinstance(ranges, ModernRanges) and ranges.has_mosaic(epoch)]
     with_teacher = []
     if isinstance(objective, DistillationObjective):
-        with_teacher = [epoch for epoch in setup.epochs if objective.distill_weight_at(epoch) > 0]
+        with_teacher = [epoch for epoch in setup.epochs if objective.distill_weight_at(epoch, epoch) > 0]
     return {"frozen": spans_of(setup.frozen_epochs), "mosaic": spans_of(mosaic), "teacher": spans_of(with_teacher)}
 
 

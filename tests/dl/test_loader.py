@@ -61,7 +61,8 @@ def test_collate_of_nothing():
 
 
 def test_sampler_in_order_and_shuffled():
-    assert list(EpochSampler(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+    keys = [[key[:2] for key in batch] for batch in EpochSampler(5, 2)]
+    assert keys == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
     assert len(EpochSampler(5, 2)) == 3
     assert list(EpochSampler(0, 2)) == []
     sampler = EpochSampler(50, 8, shuffle_seed=1)
@@ -69,8 +70,8 @@ def test_sampler_in_order_and_shuffled():
     for epoch in (0, 1, 0):
         sampler.epoch = epoch
         keys = [key for batch in sampler for key in batch]
-        assert sorted(keys) == [(epoch, index) for index in range(50)]
-        orders.append([index for _, index in keys])
+        assert sorted(key[:2] for key in keys) == [(epoch, index) for index in range(50)]
+        orders.append([key.index for key in keys])
     assert orders[0] == orders[2] != orders[1]
     assert orders[0] != list(range(50))
 
@@ -266,6 +267,21 @@ def test_the_same_bits_however_images_are_kept_and_by_how_many(many, config, tmp
         assert all(same(one, other) for one, other in zip(expected, got, strict=True))
     loader.set_epoch(1, first_batch=2)
     assert all(same(one, other) for one, other in zip(epochs_of(plain, [1])[0][2:], loader, strict=True))
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mosaic_ends_by_position_and_random_numbers_follow_the_epoch(many, config, workers):
+    """Mosaic ends at position 4 of 6; a shortened run is there in its third epoch."""
+    loader = build_loader(config(many, augmentation="modern", maxEpoch=6, dcore=workers), "train")
+    loader.set_epoch(2)
+    full = list(loader)
+    for position, has_mosaic in ((3.5, True), (4.0, False)):
+        loader.set_epoch(2, position=position)
+        assert all(key.has_mosaic is has_mosaic for batch in loader.sampler for key in batch)
+        shortened = list(loader)
+        assert all(same(one, other) for one, other in zip(full, shortened, strict=True)) is has_mosaic
+        assert [one.image_ids for one in shortened] == [one.image_ids for one in full]
     loader.close()
 
 

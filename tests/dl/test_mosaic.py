@@ -23,7 +23,7 @@ SIZES = np.array([(120, 160), (200, 90), (64, 64), (300, 410)])
 
 
 def draw(seed, ranges=PLAIN, sizes=SIZES, shape=(96, 96), index=0, epoch=0):
-    return draw_mosaic(np.random.default_rng(seed), index, sizes, shape, ranges, epoch)
+    return draw_mosaic(np.random.default_rng(seed), index, sizes, shape, ranges, ranges.has_mosaic(epoch))
 
 
 def run(plan, images, boxes, labels):

@@ -42,7 +42,7 @@ def clock(monkeypatch, seconds):
 def test_a_word_is_obeyed_without_timing(word, monkeypatch):
     processor(monkeypatch, has_bfloat16=True)
     monkeypatch.setattr(device, "_time_step", None)
-    assert pick_precision(word, CPU, Net(), (32, 32)) == (getattr(torch, word), f"precision: {word}, as set", None)
+    assert pick_precision(word, CPU, Net(), (32, 32)) == (getattr(torch, word), f"precision: {word}, as set")
 
 
 @pytest.mark.parametrize("has_onednn", [True, False])
@@ -53,14 +53,7 @@ def test_without_bfloat16_its_word_is_refused_and_the_others_are_obeyed(has_oned
         pick_precision("bfloat16", CPU, Net(), (32, 32))
     assert pick_precision("float32", CPU, Net(), (32, 32)).dtype == torch.float32
     auto = pick_precision("auto", CPU, Net(), (32, 32))
-    assert auto == (torch.float32, "precision: float32, this processor has no bfloat16", None)
-
-
-def test_a_word_is_timed_when_somebody_must_know(monkeypatch):
-    clock(monkeypatch, {torch.float32: 2.0})
-    dtype, why, seconds = pick_precision("float32", CPU, Net(), (32, 32), must_time=True)
-    assert (dtype, seconds) == (torch.float32, 2.0)
-    assert "as set; forward and backward" in why
+    assert auto == (torch.float32, "precision: float32, this processor has no bfloat16")
 
 
 def test_float16_is_refused_where_no_scaler_is():
@@ -73,7 +66,7 @@ def test_float16_is_refused_where_no_scaler_is():
 )
 def test_auto_takes_what_is_clearly_faster_and_says_why(half, full, chosen, monkeypatch):
     clock(monkeypatch, {torch.bfloat16: half, torch.float32: full})
-    dtype, why, _ = pick_precision("auto", CPU, Net(), (32, 32))
+    dtype, why = pick_precision("auto", CPU, Net(), (32, 32))
     assert dtype_name(dtype) == chosen
     assert chosen in why and "ms" in why
 

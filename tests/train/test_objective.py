@@ -24,18 +24,25 @@ def teacher(trained_teacher):
 
 
 def test_all_epochs_count_alike_unless_told_otherwise():
-    assert [distill_weight(epoch, (), range(3), "constant") for epoch in range(3)] == [1, 1, 1]
-    assert [distill_weight(epoch, (0, 1), range(4), "constant") for epoch in range(4)] == [1, 1, 0, 0]
+    assert [distill_weight(epoch, epoch, (), range(3), "constant") for epoch in range(3)] == [1, 1, 1]
+    assert [distill_weight(epoch, epoch, (0, 1), range(4), "constant") for epoch in range(4)] == [1, 1, 0, 0]
 
 
 def test_a_cosine_goes_down_over_the_epochs_that_are_distilled():
-    strengths = [distill_weight(epoch, (), range(4), "cosine") for epoch in range(4)]
+    strengths = [distill_weight(epoch, epoch, (), range(4), "cosine") for epoch in range(4)]
     assert strengths == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
     for distilled in ((1, 2), (2, 1), (1, 2, 9)):  # there is no epoch 9
-        found = [distill_weight(epoch, distilled, range(4), "cosine") for epoch in range(4)]
+        found = [distill_weight(epoch, epoch, distilled, range(4), "cosine") for epoch in range(4)]
         assert found == pytest.approx([0, 1, 0.5, 0])
-    late = [distill_weight(epoch, (), range(10, 14), "cosine") for epoch in range(10, 14)]
+    late = [distill_weight(epoch, epoch, (), range(10, 14), "cosine") for epoch in range(10, 14)]
     assert late == strengths, "a run that starts in epoch 10 starts with the whole teacher"
+
+
+def test_a_shortened_run_passes_through_the_same_cosine():
+    """Two of four epochs, at the positions 0 and 2; epochs that are listed are real ones."""
+    strengths = [distill_weight(epoch, 2.0 * epoch, (), range(4), "cosine") for epoch in range(2)]
+    assert strengths == pytest.approx([1, 0.5])
+    assert [distill_weight(epoch, 2.0 * epoch, (0, 1), range(4), "cosine") for epoch in range(2)] == [1, 0.5]
 
 
 def test_a_plain_run_has_no_teacher(squares_config):
@@ -159,7 +166,7 @@ def test_a_teacher_that_only_labels_is_looked_at_too(value):
     """NaN is above no threshold: unasked, its images would just look empty."""
     maps = [torch.full((1, 64 + 2, size, size), value) for size in (8, 4, 2)]
     loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistillationWeights(1.0, 0.0, 1.0))
-    objective = DistillationObjective(loss, Blind(maps), lambda epoch: 0.0, Unlabelled())
+    objective = DistillationObjective(loss, Blind(maps), lambda epoch, position: 0.0, Unlabelled())
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
     found = objective(YoloModel("nano", 3), images.float(), batch)
@@ -170,7 +177,7 @@ def test_a_teacher_that_only_labels_is_looked_at_too(value):
 def test_a_strength_that_cannot_be_is_no_way_to_be_rid_of_the_teacher(strength):
     maps = [torch.randn(1, 64 + 2, size, size, generator=torch.Generator().manual_seed(size)) for size in (8, 4, 2)]
     loss = DistillationLoss(DetectionLoss(3), [0, 1], weights=DistillationWeights(1.0, 0.0, 1.0))
-    objective = DistillationObjective(loss, Blind(maps), lambda epoch: strength)
+    objective = DistillationObjective(loss, Blind(maps), lambda epoch, position: strength)
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), ("a",))
     parts = objective(YoloModel("nano", 3), images.float(), batch).parts
