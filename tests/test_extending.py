@@ -289,3 +289,11 @@ def test_a_schedule_without_a_rate_is_refused(config, folder):
     (folder / "steps.py").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"schedulerType=.*rate\(epoch\) gives None"):
         Trainer(config("steps", "wrong"))
+
+
+def test_a_schedule_for_whole_epochs_only_is_refused_with_a_time_budget(config, folder):
+    text = RECIPES["steps"].replace("return self.base if", "return [self.base][epoch * 0] if")
+    (folder / "steps.py").write_text(text, encoding="utf-8")
+    Trainer(config("steps", "whole"))
+    with pytest.raises(UserError, match=r"schedulerType=.*rate\(0\.5\) fails \(TypeError.*; with trainMinutes"):
+        Trainer(config("steps", "wrong", trainMinutes=1))

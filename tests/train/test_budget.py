@@ -305,3 +305,35 @@ def test_a_run_of_an_earlier_version_goes_on(squares_config, clock):
     assert again.epoch == 4 and not again.places, "finished as it was planned"
     timed(Trainer(squares_config(**{**FIELDS, "trainMinutes": None})), clock).run()
     assert load_checkpoint(folder.last)["epoch"] == 12
+
+
+def test_a_run_of_an_earlier_version_goes_on_inside_an_epoch(squares_config, clock):
+    trainer = timed(Trainer(squares_config(**{**FIELDS, "maxEpoch": 4})), clock)
+    step = trainer.train_step
+
+    def stop_in_the_second_epoch(batch):
+        if len(trainer.places) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch)
+
+    trainer.train_step = stop_in_the_second_epoch
+    with pytest.raises(Interrupted):
+        trainer.run()
+    content = dict(load_checkpoint(trainer.folder.last))
+    assert (content["epoch"], content["progress"]["batches"]) == (1, 1)
+    del content["plan"]
+    save_checkpoint(trainer.folder.last, content)
+    again = timed(Trainer(squares_config(**FIELDS)), clock)
+    again.run()
+    # The schedule goes on from its place; after the epoch there is time for more than the four epochs.
+    assert [place[:2] for place in again.places[:3]] == [(1, 3.0), (2, 6.0), (2, 6.0)]
+    assert again.epoch > 4 and again.plan.position == 12 and again.plan.used <= 66
+
+
+def test_the_last_epoch_of_a_shortened_run_is_validated(squares_config, clock):
+    fields = {**FIELDS, "epochValidation": True, "validationInterval": 5}
+    trainer = timed(Trainer(squares_config(**fields)), clock)
+    trainer.run()
+    validated = [row["epoch"] for row in trainer.history if row["map50_95"] is not None]
+    assert trainer.epoch < 12 and trainer.epoch % 5
+    assert validated == [*range(4, trainer.epoch - 1, 5), trainer.epoch - 1]
