@@ -6,16 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from config.load import load_config
 from dl.formats.discover import as_overrides, locate
 from eval.export import export
 from eval.export_model import NmsSettings
-from examples import custom_augmentation, custom_loss, predict_and_count, train_from_python
+from examples import custom_augmentation, custom_loss, predict_and_count, pretrain_on_drawings, train_from_python
 from model import build_model
 from model.pretrained import load_weights
+from model.weightsfile import read_weights
 from runs.folder import RunFolder
+from runs.provenance import file_origin
+from scenes.dataset import AIRCRAFT
+from scenes.objects import OBJECTS
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -35,8 +40,8 @@ def trained(tmp_path_factory):
     return folder / "squares", folder / "runs", map50
 
 
-def test_there_are_five():
-    assert len(list(EXAMPLES.glob("*.py"))) == 5
+def test_there_are_six():
+    assert len(list(EXAMPLES.glob("*.py"))) == 6
 
 
 def test_train_from_python_resumes(trained):
@@ -92,3 +97,16 @@ def test_onnx_only_needs_no_torch_and_finds_the_same(trained, run_config, tmp_pa
     assert printed
     counts = predict_and_count.main(run_config, [image], min_score=0.001)[image.name]
     assert abs(len(printed) - counts.total()) <= max(1, counts.total() // 50)  # Pillow resizes a little differently
+
+
+def test_pretrain_on_drawings_writes_weights_to_start_from(tmp_path):
+    """Half precision, the licence of Mars, no path of this machine; a training with other classes can start from it."""
+    small = {"inputShape": 64, "maxEpoch": 1, "closeMosaic": 0, "dcore": 0, "precision": "float32", "batchSize": 4}
+    file = pretrain_on_drawings.main(tmp_path / "runs", tmp_path / "drawn.pth", num_images=8, **small)
+    weights = read_weights(file)
+    assert {value.dtype for value in weights.tensors.values() if value.is_floating_point()} == {torch.float16}
+    assert weights.class_list == OBJECTS
+    assert str(tmp_path).encode() not in file.read_bytes()
+    assert file_origin(file)["licence"] == "MIT (Mars, drawn images)"
+    report = load_weights(build_model(load_config("demo.nano.full")), weights, AIRCRAFT)
+    assert report.carried == [] and all(name.startswith("head.cls.") for name in report.missing)

@@ -17,15 +17,17 @@ from train.teacher_file import teacher_file
 ALL_STAGES = ["", ".full", ".teacher", ".distillation"]
 STAGES = {"c1": ALL_STAGES, "demo": ALL_STAGES, "voc": ALL_STAGES}
 VARIANTS = {
-    "c1": ["ema", "backbone", "modern", "assignment"],
-    "demo": ["assignment"],
-    "voc": ["assignment", "pretrained"],
+    "c1": ["ema", "backbone", "modern", "assignment", "drawn"],
+    "demo": ["assignment", "drawn"],
+    "voc": ["assignment", "pretrained", "drawn"],
 }
 CFGNAMES = [
     f"{recipe}.{phase}{stage}{variant}"
     for recipe, stages in STAGES.items()
     for phase, stage, variant in itertools.product(PHASES, stages, ["", *(f".{tag}" for tag in VARIANTS[recipe])])
-    if stage != ".distillation" or variant not in (".backbone", ".pretrained")  # refused: it starts from its teacher
+    if stage != ".distillation"
+    or variant not in (".backbone", ".pretrained", ".drawn")  # refused: it starts from its teacher
+    if phase == "nano" or variant != ".drawn"  # refused: there are such weights for nano only
     if recipe != "c1"
     or stage == ".distillation"
     or variant not in (".modern", ".assignment")  # refused: two ways to distil
@@ -36,7 +38,7 @@ GROUPS = {"overrides": {"classList": ["ant", "bee", "cat"], "baseClasses": 2}}
 
 def test_there_are_as_many_as_we_think():
     assert [recipe.name for recipe in describe_recipes()] == sorted(STAGES)
-    assert len(CFGNAMES) == len(set(CFGNAMES)) == 160
+    assert len(CFGNAMES) == len(set(CFGNAMES)) == 169
 
 
 @pytest.mark.parametrize("cfgname", CFGNAMES)
@@ -158,6 +160,27 @@ def test_the_second_stage_of_c1_starts_from_a_frozen_backbone(tmp_path):
 def test_voc_starts_from_the_official_weights_of_its_phase(tmp_path):
     mcfg = load_config("voc.extra.pretrained", root=tmp_path, data=tmp_path)
     assert (mcfg.pretrained, mcfg.nominalBatch) == ("yolov8x", 64)
+
+
+DRAWN = RECIPE_DIR.parent / "resources/pretrained/drawn_nano.pth"
+
+
+def test_only_nano_starts_from_drawings_and_only_from_them(tmp_path):
+    def start(cfgname, **overrides):
+        return load_config(cfgname, root=tmp_path, data=tmp_path, overrides=overrides).checkpointModelFile
+
+    for cfgname in ("demo.nano.full", "demo.nano.teacher", "demo.nano.full.assignment.drawn", "voc.nano.full.drawn"):
+        assert start(cfgname) == str(DRAWN), cfgname
+    for cfgname in ("demo.nano.full.assignment", "demo.small.full", "voc.nano.full", "c1.nano.full"):
+        assert start(cfgname) is None, cfgname
+    assert start("demo.nano.distillation") == str(tmp_path / "demo.nano.teacher")
+    assert start("demo.nano.full", checkpointModelFile=None) is None
+    assert start("demo.nano.full", pretrained="yolov8n") is None
+    with pytest.raises(UserError, match="for phase nano only, not for small; leave this tag out"):
+        start("voc.small.full.drawn")
+    for cfgname in ("c1.nano.full.backbone.drawn", "voc.nano.full.pretrained.drawn", "c1.nano.distillation.drawn"):
+        with pytest.raises(UserError, match="is also set, but training starts from only one"):
+            start(cfgname)
 
 
 def test_a_student_of_voc_starts_from_its_teacher_and_not_from_official_weights(tmp_path):

@@ -1,5 +1,7 @@
 """Weights from files: what matches is copied, the rest is reported (files that are no weights: test_weightsfile)."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +10,9 @@ from config.load import load_config
 from model import YoloModel, build_model
 from model.pretrained import load_weights
 from model.weightsfile import read_weights
+from runs.provenance import file_origin
+from scenes.dataset import AIRCRAFT
+from scenes.objects import OBJECTS
 
 
 def test_a_plain_state_dict_fills_everything(tmp_path):
@@ -184,3 +189,18 @@ def test_of_a_whole_model_only_the_backbone(tmp_path):
     assert len(report.matched) == len(source.backbone.state_dict())
     assert torch.equal(target.backbone.l5.conv.weight, source.backbone.l5.conv.weight)
     assert not torch.equal(target.neck.l12.cv1.conv.weight, source.neck.l12.cv1.conv.weight)
+
+
+def test_the_weights_of_mars_fill_everything_but_the_last_rows():
+    """They are small, in half precision, under MIT, and hold no path of the machine that trained them."""
+    path = load_config("demo.nano.full").checkpointModelFile
+    assert path is not None and Path(path).stat().st_size <= 8_000_000
+    weights = read_weights(path)
+    assert weights.class_list == OBJECTS and weights.phase == "nano"
+    assert {value.dtype for value in weights.tensors.values() if value.is_floating_point()} == {torch.float16}
+    report = load_weights(YoloModel("nano", 20), weights, AIRCRAFT)
+    last = {f"head.cls.{branch}.2.{name}" for branch in range(3) for name in ("weight", "bias")}
+    assert (set(report.missing), report.carried) == (last, [])
+    assert file_origin(path)["licence"] == "MIT (Mars, drawn images)"
+    for word in (b"/home", b"/root", b"/tmp", b"/work"):
+        assert word not in Path(path).read_bytes()
