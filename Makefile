@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= logical
 # More for pytest: make test ARGS=--bfloat16=absent
 ARGS ?=
-# Without an NVIDIA GPU: make demo TORCH=cpu downloads the CPU builds of torch, a tenth of the size.
+# Without an NVIDIA GPU: make demo TORCH=cpu downloads the CPU build of torch, which is much smaller.
 TORCH ?= default
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 VENV := .venv
@@ -80,7 +80,7 @@ $(READY): requirements.txt
 	@if [ "$(TORCH)" != cpu ] && [ "$$(uname -s)" = Linux ]; then \
 	  echo "torch comes with CUDA: about 3 GB to download, 6 GB on the disk."; \
 	  command -v nvidia-smi >/dev/null || \
-	    echo "No NVIDIA GPU was found. The CPU build is enough (0.3 GB): stop with Ctrl-C, then make $(MAKECMDGOALS) TORCH=cpu"; fi
+	    echo "No NVIDIA GPU was found. The CPU build of torch is much smaller: stop with Ctrl-C, then make $(MAKECMDGOALS) TORCH=cpu"; fi
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(if $(filter cpu,$(TORCH)),$(RUN) -m pip install torch torchvision --index-url $(TORCH_CPU))
@@ -90,7 +90,7 @@ $(READY): requirements.txt
 
 # Also what it takes to test Mars and to write ONNX files.
 $(TOOLS): $(READY) requirements-dev.txt
-	@echo "Installing the packages of requirements-dev.txt (tests, lint, ONNX; about 0.3 GB to download) into $(VENV)."
+	@echo "Installing the packages of requirements-dev.txt (tests, lint, ONNX; about 0.1 GB to download) into $(VENV)."
 	$(RUN) -m pip install -r requirements-dev.txt
 	@$(CHECK_OPENCV)
 	@touch $(TOOLS)
