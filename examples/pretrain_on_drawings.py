@@ -8,8 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from config.load import CODE_DIR, load_config
 from dl.formats.discover import as_overrides, locate
 from model.weightsfile import read_weights
@@ -18,7 +16,7 @@ from scenes.dataset import make_data_set
 from train.trainer import Trainer
 
 SEED = 20261128  # of the drawings; the demo draws with seed 0
-SETTINGS = {"inputShape": 256, "maxEpoch": 12, "closeMosaic": 2, "validationInterval": 4, "precision": "bfloat16"}
+SETTINGS = {"inputShape": 256, "maxEpoch": 9, "closeMosaic": 2, "validationInterval": 9, "precision": "bfloat16"}
 LICENCE = "MIT (Mars, drawn images)"
 
 
@@ -27,20 +25,23 @@ def main(root: Path, target: Path, num_images: int = 12000, **settings: object) 
     data = make_data_set(root / "drawn-objects", num_images, SEED, size=320, kind="objects")
     mcfg = load_config("voc.nano.full", root=root, data=data, overrides={**SETTINGS, **settings})
     mcfg = mcfg.with_values(**as_overrides(locate(mcfg)))
-    run = Trainer(mcfg).run()
-    weights = read_weights(run.best)
-    origin = {"path": None, "sha256": None, "licence": LICENCE, "from": None}
+    return write_start_weights(Trainer(mcfg).run().best, target)
+
+
+def write_start_weights(source: Path, target: Path) -> Path:
+    """Write the weights of a run in float16, with their licence and without paths of this machine."""
+    weights = read_weights(source)
     content = {
         "model": {
             name: value.half() if value.is_floating_point() else value for name, value in weights.tensors.items()
         },
         "class_list": list(weights.class_list or ()),
-        "phase": mcfg.phase,
-        "config": json.dumps({"phase": mcfg.phase, "inputShape": mcfg.inputShape}),  # no paths of this machine
-        "weights_origin": origin,
+        "phase": weights.phase,
+        "config": json.dumps({"phase": weights.phase, "inputShape": (weights.config or {}).get("inputShape")}),
+        "weights_origin": {"path": None, "sha256": None, "licence": LICENCE, "from": None},
     }
     write_sealed(target, content)
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {len(content['model'])} tensors, torch {torch.__version__}")
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {len(content['model'])} tensors")
     return target
 
 
