@@ -23,7 +23,7 @@ def mcfg(tags):
 
     if "full" in tags:
         mcfg.maxEpoch = 30
-        mcfg.trainMinutes = 8  # a slower machine trains fewer epochs instead of longer
+        mcfg.trainMinutes = 6  # a slower machine trains fewer epochs instead of longer
         mcfg.trainMinEpochs = 10  # at least, for a useful result: docs/experiments.md, section 4
 
     if sum(tag in tags for tag in ("full", "teacher", "distillation")) > 1:
