@@ -22,9 +22,9 @@ def mcfg(tags):
     mcfg.paintImages = True
 
     if "full" in tags:
-        mcfg.maxEpoch = 30
+        mcfg.maxEpoch = 16
         mcfg.trainMinutes = 6  # a slower machine trains fewer epochs instead of longer
-        mcfg.trainMinEpochs = 10  # at least, for a useful result: docs/experiments.md, section 4
+        mcfg.trainMinEpochs = 8  # at least, for a useful result: docs/experiments.md, section 4
 
     if sum(tag in tags for tag in ("full", "teacher", "distillation")) > 1:
         raise UserError("demo: full, teacher and distillation are runs of their own; keep one of these tags")

@@ -168,14 +168,17 @@ class EpochPlan:
         return max(0, min(max(fitting, fewest), self.limits.max_epoch - epoch))
 
     def _report(self, epoch: int, before: int) -> None:
-        """Log a changed number of epochs, and once that trainMinEpochs needs more time. `epoch`: the next one."""
+        """Log that the run is shortened, or no longer, and once that trainMinEpochs needs more time.
+
+        `epoch`: the next one. Smaller changes of the number show in the line of each epoch.
+        """
         first, most, minutes, min_epochs = self.limits
         seconds = self.seconds_per_epoch
         if seconds is None:
             return
-        if self.end != before:
+        if self.end != before and most in (self.end, before):
             shown = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
-            number = f"{self.end - first} epochs instead of {most - first}"
+            number = f"about {self.end - first} epochs instead of {most - first}"
             hint = "; --set trainMinutes=none trains all of them"
             if self.end == most:
                 number, hint = f"all {most - first} epochs", ""

@@ -117,8 +117,15 @@ def test_validation_in_some_epochs_does_not_move_the_plan(clock, caplog):
 def test_what_the_log_says(clock, caplog):
     caplog.set_level("INFO", "mars")
     follow(EpochPlan(limits()), clock, lambda epoch: 20.0)
-    text = "trainMinutes=5: 15 epochs instead of 30 (20 s each); --set trainMinutes=none trains all of them"
+    text = "trainMinutes=5: about 15 epochs instead of 30 (20 s each); --set trainMinutes=none trains all of them"
     assert caplog.messages == [text]
+    caplog.clear()
+    # Later changes show in the line of each epoch; only the full number has a line again.
+    follow(EpochPlan(limits()), clock, lambda epoch: 20.0 if epoch < 3 else 25.0)
+    assert caplog.messages == [text]
+    caplog.clear()
+    follow(EpochPlan(limits()), clock, lambda epoch: 20.0 if epoch < 3 else 5.0)
+    assert caplog.messages == [text, "trainMinutes=5: all 30 epochs (5.0 s each)"]
     caplog.clear()
     follow(EpochPlan(limits(fewest=15)), clock, lambda epoch: 38.0)
     text = "trainMinutes=5 allows 8 epochs, but trainMinEpochs=15: training takes about 9.5 minutes"
