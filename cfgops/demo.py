@@ -1,4 +1,4 @@
-"""Twenty types of aircraft from above, in generated images: needs no data and no GPU, takes ten minutes at most on two idle cores."""
+"""Twenty types of aircraft in generated images: needs no data and no GPU, at most ten minutes on two cores."""
 
 from config import mconfig
 from config.errors import UserError

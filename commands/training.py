@@ -113,11 +113,14 @@ def command_to_continue(mcfg: ModelConfig, args: Namespace, name: str | None = N
 
 def log_next_commands(args: Namespace, image: Path) -> None:
     """Log three commands to try after the demo. `image`: an image of the test split."""
-    own = [args.cfgname or DEFAULT_CFGNAME]
     places = (("--root", args.root or os.environ.get("MARS_ROOT")), ("--name", args.name))
-    own += [word for option, value in places if value for word in (option, value)]
+    own = [word for option, value in places if value for word in (option, value)]
+    own += ["--set", *args.set] if args.set else []  # among them may be the number of scenes
     steps = (
-        ("why each object of an image was found or missed", ["explain", *own, str(_from_here(image))]),
+        (
+            "why each object of an image was found or missed",
+            ["explain", args.cfgname or DEFAULT_CFGNAME, str(_from_here(image)), *own],
+        ),
         ("check your own images and annotations", ["doctor", "voc.nano.full", "--data", "FOLDER"]),
         ("train on them", ["voc.nano.full", "--data", "FOLDER"]),
     )

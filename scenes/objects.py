@@ -204,38 +204,42 @@ def _cell(own: Rng, rng: Rng) -> Parts:
     return tuple(parts)
 
 
+def _fish(own: Rng, bend: float) -> Parts:
+    """A body with a bent tail, fins and stripes."""
+    half, back = own.uniform(1.2, 3.4), own.uniform(8, 11)
+    stations = [
+        (x, half * np.sin(np.pi * min(1, x / back) ** own.uniform(0.5, 0.8)) + 0.25) for x in np.linspace(0, back, 9)
+    ]
+    fork, fin = own.uniform(1, 3.4), own.uniform(0.5, 2)
+    tail = np.array(
+        [
+            [back - 0.5, 0.3],
+            [back + 2.5, fork + bend * 4],
+            [back + 1.6, 0],
+            [back + 2.5, -fork + bend * 4],
+            [back - 0.5, -0.3],
+        ]
+    )
+    fins = _polygon("accent", np.array([[3.4, half * 0.8], [5.5, half * 0.8 + fin], [6.4, half * 0.6]]))
+    stripes = [
+        part
+        for x in own.uniform(2.5, back - 1, int(own.integers(0, 4)))
+        for part in _block("accent", x, x + 0.6, half * 0.55)
+    ]
+    return (
+        *_polygon("accent", tail),
+        *fins,
+        *hull("skin", *stations),
+        *stripes,
+        *disc("dark", 1.6, 0.35, half * 0.3),
+    )
+
+
 def _animal(own: Rng, rng: Rng) -> Parts:
     """Bodies with fins, arms, wings or threads, slightly different in every object."""
     kind, bend = own.integers(5), rng.normal(0, 0.12)
-    if kind == 0:  # a body with a tail and fins
-        half, back = own.uniform(1.2, 3.4), own.uniform(8, 11)
-        stations = [
-            (x, half * np.sin(np.pi * min(1, x / back) ** own.uniform(0.5, 0.8)) + 0.25)
-            for x in np.linspace(0, back, 9)
-        ]
-        fork, fin = own.uniform(1, 3.4), own.uniform(0.5, 2)
-        tail = np.array(
-            [
-                [back - 0.5, 0.3],
-                [back + 2.5, fork + bend * 4],
-                [back + 1.6, 0],
-                [back + 2.5, -fork + bend * 4],
-                [back - 0.5, -0.3],
-            ]
-        )
-        fins = _polygon("accent", np.array([[3.4, half * 0.8], [5.5, half * 0.8 + fin], [6.4, half * 0.6]]))
-        stripes = [
-            part
-            for x in own.uniform(2.5, back - 1, int(own.integers(0, 4)))
-            for part in _block("accent", x, x + 0.6, half * 0.55)
-        ]
-        return (
-            *_polygon("accent", tail),
-            *fins,
-            *hull("skin", *stations),
-            *stripes,
-            *disc("dark", 1.6, 0.35, half * 0.3),
-        )
+    if kind == 0:
+        return _fish(own, bend)
     if kind == 1:  # a star
         arms, inner = int(own.integers(4, 9)), own.uniform(0.3, 0.6)
         radii = np.tile([1.0, inner], arms) * (1 + rng.normal(0, 0.07, 2 * arms)) * 5

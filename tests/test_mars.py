@@ -465,14 +465,15 @@ def test_the_first_step_is_traced_when_asked(run, monkeypatch):
 
 
 def test_the_demo_draws_its_data_and_trains_on_it(tmp_path, capsys):
-    settings = ["drawnScenes=10", "maxEpoch=1", "inputShape=64", "dcore=0"]
+    # The network of the tests is narrow, so the start weights do not fit.
+    settings = ["drawnScenes=10", "maxEpoch=1", "inputShape=64", "dcore=0", "checkpointModelFile=none"]
     assert mars.main(["demo.nano", "--root", str(tmp_path), "--set", *settings]) == 0
     out = capsys.readouterr().out
     assert "epoch 1/1" in out
     end = out.partition("what to try next:")[2].splitlines()
     commands = [shlex.split(line) for line in end if line.startswith("    ")]
     assert [words[2] for words in commands] == ["explain", "doctor", "voc.nano.full"]
-    assert str(tmp_path / "demo.nano/plots/loss.png") in out and str(tmp_path / "demo.nano/eval/test/images") in out
+    assert f"painted images: {tmp_path / 'demo.nano/eval/test/images'}" in out
     assert mars.main(commands[0][2:]) == 0, "the command works as it is printed"
     assert len(list((tmp_path / "demo-data/images").iterdir())) == 10
     metrics = json.loads((tmp_path / "demo.nano/eval/metrics.json").read_text())

@@ -268,7 +268,9 @@ def test_both_sides_of_a_short_circuit_are_known():
 
 def test_an_unknown_tag_is_found_beside_known_ones():
     assert "tag 'emma': unknown (did you mean 'ema'?)" in refused("c1.nano.full.emma")
-    assert "c1 knows full, teacher, distillation, backbone, assignment, modern, ema;" in refused("c1.nano.full.emma")
+    assert "c1 knows full, teacher, distillation, backbone, drawn, assignment, modern, ema;" in refused(
+        "c1.nano.full.emma"
+    )
     assert "did you mean 'nano'" in refused("c1.Nano")
 
 
