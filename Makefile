@@ -19,7 +19,7 @@ TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_N
 .PHONY: help setup demo test test-slow mutations parity chaos faults attacks check lint format clean
 
 help:
-	@echo "make demo       draw a data set, train on it, evaluate, paint (at most ten minutes on two idle cores)"
+	@echo "make demo       draw a data set, train on it, evaluate, paint (about ten minutes on two idle cores)"
 	@echo "make test       the fast tests            make lint    formatting, rules, types"
 	@echo "make parity     a table: network, loss, training, AP against Ultralytics and pycocotools (three minutes)"
 	@echo "make test-slow  all tests                 make check   lint, then the fast tests"

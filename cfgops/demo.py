@@ -1,4 +1,4 @@
-"""Twenty types of aircraft in generated images: needs no data and no GPU, at most ten minutes on two cores."""
+"""Twenty types of aircraft in generated images: needs no data and no GPU, about ten minutes on two cores."""
 
 from config import mconfig
 from config.errors import UserError

@@ -1,7 +1,7 @@
 """Train the start weights of Mars on drawn images: python -m examples.pretrain_on_drawings
 
-This takes about an hour on two cores with bfloat16. The result, resources/pretrained/drawn_nano.pth, comes with Mars
-(tag `drawn`); this script shows how it was made, and makes it again. The same command continues an interrupted run.
+The file resources/pretrained/drawn_nano.pth (tag `drawn`) comes with Mars; the README beside it says how the run behind
+it differed from this script. Training takes about an hour on two cores. The same command continues an interrupted run.
 """
 
 import json
