@@ -213,24 +213,19 @@ def _share_loss(
     probes: dict[str, Tensor] = {}
     with listening(lambda name, value: probes.__setitem__(name, value)):
         loss(raw_maps, batch)
-    target = assigned.assignment.target_scores[0]
-    weight = target.sum(dim=-1)
-    cls = F.binary_cross_entropy_with_logits(logits[0], target, reduction="none").sum(dim=-1)
-    gains = {part.name: part.weight for part in loss.parts}
-    columns = torch.stack(
-        (
-            (1 - probes["loss.ciou"][0]) * weight * gains["box"],
-            cls * gains["cls"],
-            probes["loss.dfl"][0] * weight * gains["dfl"] if "dfl" in gains else torch.zeros_like(cls),
-        ),
-        dim=-1,
-    )  # (A, 3)
-    columns, owner = (columns / probes["loss.normaliser"]).double(), assigned.owner[0]
+    target, owner = assigned.assignment.target_scores[0], assigned.owner[0]
+    is_object, gains = owner >= 0, {part.name: part.weight for part in loss.parts}
+    columns = torch.zeros(len(owner), 3, dtype=torch.float64)  # box, cls, dfl of each anchor point
+    columns[:, 1] = F.binary_cross_entropy_with_logits(logits[0], target, reduction="none").sum(dim=-1) * gains["cls"]
+    weight, num_objects = target.sum(dim=-1)[is_object], int(is_object.sum())
+    columns[is_object, 0] = ((1 - probes["loss.ciou"][:num_objects]) * weight * gains["box"]).double()
+    if "dfl" in gains:
+        columns[is_object, 2] = (probes["loss.dfl"][:num_objects] * weight * gains["dfl"]).double()
+    columns /= probes["loss.normaliser"]
     numbers = range(batch.labels.shape[1])
     losses = [LossParts(*columns[owner == number].sum(dim=0).tolist()) for number in numbers]
     background = LossParts(*columns[owner < 0].sum(dim=0).tolist())
-    metrics = [float((probes["tal.metric"][0, number] * (owner == number)).max()) for number in numbers]
-    return losses, background, metrics
+    return losses, background, probes["tal.best_metric"][0].tolist() if numbers else []
 
 
 class ErrorAnalysis:

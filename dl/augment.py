@@ -126,6 +126,20 @@ def resize(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
 
 
+def resize_fast(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Like `resize`, several times faster for smaller sizes: halved until less than half is missing, then linear.
+
+    No pixel is skipped, since linear interpolation from at most twice the size uses all of them. Halving is fast for
+    even sides.
+    """
+    while image.shape[1] >= 2 * width and image.shape[0] >= 2 * height:
+        half = (image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2
+        image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
+    if image.shape[:2] == (height, width):
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
 def change_colours(
     image: UInt8[np.ndarray, "H W 3"], hues: Shaped[np.ndarray, "256"], saturation: float, value: float
 ) -> UInt8[np.ndarray, "H W 3"]:

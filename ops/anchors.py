@@ -72,18 +72,42 @@ def points_inside(
     if min_side > 0:
         centre, half = (low + high) / 2, ((high - low) / 2).clamp(min=min_side / 2)
         low, high = centre - half, centre + half
-    points = points.to(boxes.dtype)
-    x, y = points[:, 0], points[:, 1]  # (A,) against (G, 1)
-    is_inside = (x - low[..., :1] > INSIDE_MARGIN) & (high[..., :1] - x > INSIDE_MARGIN)
-    return is_inside & (y - low[..., 1:] > INSIDE_MARGIN) & (high[..., 1:] - y > INSIDE_MARGIN)
+    low, high = low + INSIDE_MARGIN, high - INSIDE_MARGIN
+    x, y = points.to(boxes.dtype).unbind(-1)  # (A,) against (G, 1)
+    # Comparisons give bytes; in place, since (G, A) is large.
+    is_inside = x > low[..., :1]
+    for is_right in (x < high[..., :1], y > low[..., 1:], y < high[..., 1:]):
+        is_inside &= is_right
+    return is_inside
+
+
+def pair_limits(
+    boxes: Float[Tensor, "B M 4"], strides: tuple[int, ...] = STRIDES, min_side: float = 16.0
+) -> tuple[int, int]:
+    """At least the number of pairs of a box and an anchor point inside it, of all boxes and of one box.
+
+    Computed from the sizes of the boxes alone, on the CPU, so that the assigner need not ask a GPU. `boxes` in pixels,
+    also outside the input; `min_side`: at least that of `points_inside`.
+    """
+    # Centres lie a stride apart: a side of n strides has at most n + 1 of them. Padding and boxes that are not numbers
+    # have the smallest size.
+    sides = (boxes[..., 2:] - boxes[..., :2]).nan_to_num(0, 0, 0).clamp(min=min_side)
+    counts = torch.stack([((sides / stride).floor() + 1).prod(dim=-1) for stride in strides]).sum(dim=0)
+    return int(counts.sum()), int(counts.max()) if counts.numel() else 0
 
 
 def flatten_maps(raw_maps: Sequence[Tensor], reg_max: int) -> FlatMaps:
     """Raw maps [(B, 4R + C, h, w), ...] -> distributions (B, A, 4R) and logits (B, A, C), in float32 or float64."""
-    # flatten(2) joins rows and columns, in the order of `make_anchors`; transpose puts the channels last.
-    rows = torch.cat([full_precision(raw).flatten(2) for raw in raw_maps], dim=2).transpose(1, 2)
-    distributions, logits = torch.split(rows, [4 * reg_max, rows.shape[2] - 4 * reg_max], dim=2)
-    return FlatMaps(distributions, logits)
+    distributions: list[Tensor] = []
+    logits: list[Tensor] = []
+    for raw in raw_maps:
+        # flatten(2) joins rows and columns, in the order of `make_anchors`; transpose puts the channels last, where
+        # channels-last maps have them in memory, too.
+        rows = full_precision(raw).flatten(2).transpose(1, 2)
+        box_channels, class_channels = torch.split(rows, [4 * reg_max, rows.shape[2] - 4 * reg_max], dim=2)
+        distributions.append(box_channels)
+        logits.append(class_channels)
+    return FlatMaps(torch.cat(distributions, dim=1), torch.cat(logits, dim=1))
 
 
 def expected_distances(distributions: Float[Tensor, "*A four_R"]) -> Float[Tensor, "*A 4"]:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, Num, UInt8
 from torch import Tensor
 
+from ops.anchors import pair_limits
+
 
 class Letterbox(NamedTuple):
     """How an image was placed in the network input: input = image * scale + offset, in pixels."""
@@ -66,13 +68,18 @@ class Batch:
     image_ids: tuple[str, ...]
     letterboxes: tuple[Letterbox | None, ...] = ()
     labelled: Bool[Tensor, "B C"] | None = None  # as in `Sample`; None: every class is labelled on every image
+    # See `ops.anchors.pair_limits`; None: not counted, as on the CPU, where the assigner can ask at no cost.
+    pair_limits: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """The same batch with its tensors on `device`."""
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same batch with its tensors on `device`. On the way to a GPU the pairs are counted."""
+        counted = self
+        if torch.device(device).type != "cpu" and self.boxes.is_cpu:
+            counted = replace(self, pair_limits=pair_limits(self.boxes))
+        return counted._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies asynchronously. The loader calls it."""

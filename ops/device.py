@@ -1,20 +1,22 @@
 """What a network computes on and in: the device, its processor cores, and the floating-point type (precision)."""
 
 import copy
+import math
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Int64
+from torch import Tensor, nn
 
 from config.errors import UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _SECONDS_PER_TYPE = 0.8  # of timing; two types and their slower first passes take about two seconds
-_IMAGES = {"cpu": 4, "cuda": 16}  # images per pass; four do not load a GPU fully
+_IMAGES = {"cpu": 4, "cuda": 16}  # images per pass, at most a batch; four do not load a GPU fully
 _MAX_TIME_RATIO = 0.95  # a half precision that saves less than 5 % of the time is not worth its rounding
 
 
@@ -90,12 +92,14 @@ def half_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     return (torch.bfloat16,) if cpu_has_bfloat16() else ()
 
 
-def pick_precision(name: str, device: torch.device, model: nn.Module, input_shape: tuple[int, int]) -> Precision:
+def pick_precision(
+    name: str, device: torch.device, model: nn.Module, input_shape: tuple[int, int], batch_size: int = 16
+) -> Precision:
     """The type that `name` (auto, bfloat16, float16 or float32) stands for on this device.
 
     `auto` times the device's best half precision and float32 on a copy of `model` (forward and backward pass at
-    `input_shape`, height and width) for about two seconds, and takes the faster one. Raises `UserError` for float16
-    without CUDA, and for bfloat16 on a device without it.
+    `input_shape`, height and width) for about two seconds, and takes the faster one, or the one for which the memory is
+    sufficient. Raises `UserError` for float16 without CUDA, and for bfloat16 on a device without it.
     """
     if name == "float16" and device.type != "cuda":
         raise UserError(f"precision=float16: needs a CUDA GPU, but this run is on {device.type}; use bfloat16 or auto")
@@ -107,9 +111,15 @@ def pick_precision(name: str, device: torch.device, model: nn.Module, input_shap
     if not halves:
         return Precision(torch.float32, "precision: float32, this processor has no bfloat16")
     half = halves[0]
-    seconds = {dtype: _time_step(model, device, input_shape, dtype) for dtype in (torch.float32, half)}
-    chosen = half if seconds[half] < _MAX_TIME_RATIO * seconds[torch.float32] else torch.float32
-    timings = ", ".join(f"{dtype_name(dtype)} {1000 * value:.1f} ms" for dtype, value in seconds.items())
+    count = min(_IMAGES[device.type], batch_size)
+    seconds = {dtype: _time_step(model, device, input_shape, dtype, count) for dtype in (half, torch.float32)}
+    # Also if neither has enough memory, since half precision needs less; the training then reports it.
+    is_slower = seconds[half] >= _MAX_TIME_RATIO * seconds[torch.float32]
+    chosen = torch.float32 if is_slower and math.isfinite(seconds[torch.float32]) else half
+    timings = ", ".join(
+        f"{dtype_name(dtype)} {f'{1000 * value:.1f} ms' if math.isfinite(value) else 'out of memory'}"
+        for dtype, value in seconds.items()
+    )
     return Precision(chosen, f"precision: {dtype_name(chosen)} (forward and backward pass per image: {timings})")
 
 
@@ -125,12 +135,28 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _time_step(model: nn.Module, device: torch.device, input_shape: tuple[int, int], dtype: torch.dtype) -> float:
-    """Seconds per image of the fastest forward and backward pass. Model and random states do not change."""
+def _time_step(
+    model: nn.Module, device: torch.device, input_shape: tuple[int, int], dtype: torch.dtype, count: int
+) -> float:
+    """Seconds per image of the fastest forward and backward pass of `count` images; infinite if memory is too small.
+
+    Model and random states do not change.
+    """
+    try:
+        return _time_passes(model, device, input_shape, dtype, count)
+    except torch.cuda.OutOfMemoryError:
+        return math.inf
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the training needs other sizes
+
+
+def _time_passes(
+    model: nn.Module, device: torch.device, input_shape: tuple[int, int], dtype: torch.dtype, count: int
+) -> float:
     # A copy, because a pass in train mode updates the batch norm statistics; a generator of its own for the images.
     model = copy.deepcopy(model).train()
     generator = torch.Generator().manual_seed(0)
-    count = _IMAGES[device.type]
     images = torch.rand(count, 3, *input_shape, generator=generator).to(device, memory_format=torch.channels_last)
     best, end = float("inf"), float("inf")
     while time.perf_counter() < end:
@@ -145,3 +171,16 @@ def _time_step(model: nn.Module, device: torch.device, input_shape: tuple[int, i
         else:
             best = min(best, time.perf_counter() - started)
     return min(best, _SECONDS_PER_TYPE) / count
+
+
+def true_indices(mask: Bool[Tensor, " N"], size: int | None = None) -> Int64[Tensor, " size"]:
+    """Indices of the true elements in their order, padded with N to `size`, which they must not exceed.
+
+    `size` None: exactly the true elements; the host waits for a GPU to count them.
+    """
+    if size is None:
+        return mask.nonzero()[:, 0]
+    # Not nonzero_static, which CUDA has only since torch 2.7. False elements write to the place behind the last.
+    numbers = torch.arange(len(mask), device=mask.device)
+    places = torch.where(mask, mask.cumsum(dim=0) - 1, size)
+    return numbers.new_full((size + 1,), len(mask)).scatter_(0, places, numbers)[:size]

@@ -96,7 +96,7 @@ def _fixed_step_times(pytestconfig: pytest.Config) -> None:
 
     if reported := pytestconfig.getoption("--bfloat16"):
         ops.device.cpu_has_bfloat16 = lambda: reported == "present"
-    ops.device._time_step = lambda _model, _device, _shape, dtype: 0.002 if dtype == torch.float32 else 0.001
+    ops.device._time_step = lambda _model, _device, _shape, dtype, _count: 0.002 if dtype == torch.float32 else 0.001
 
 
 @pytest.fixture(autouse=True, scope="session")

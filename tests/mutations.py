@@ -49,20 +49,19 @@ MUTATIONS = {
         (Edit("model/base/neck.py", 'mode="nearest"', 'mode="bilinear"'),), OWN_NETWORK, NETWORK
     ),
     "stride forgotten before assigning": Mutation(
-        (Edit(LOSS, "pred_boxes.detach() * strides[:, None],", "pred_boxes.detach(),"),),
+        (Edit(LOSS, "(distributions, points, strides, ", "(distributions, points, strides / strides, "),),
         OWN_TRAINING,
         f"{GRADIENTS}[0-usual-0]",
     ),
     "stride forgotten in the target boxes": Mutation(
-        (Edit(LOSS, "assigned.target_bboxes / strides[:, None]", "assigned.target_bboxes"),),
+        (Edit(LOSS, "target_bboxes.flatten(0, 1)[row] / stride,", "target_bboxes.flatten(0, 1)[row],"),),
         OWN_TRAINING,
         f"{GRADIENTS}[0-usual-0]",
     ),
     "targets not detached": Mutation(
         (
             Edit(TAL, "    @torch.no_grad()\n", ""),
-            Edit(LOSS, "logits.detach().sigmoid(),", "logits.sigmoid(),"),
-            Edit(LOSS, "pred_boxes.detach() * strides[:, None],", "pred_boxes * strides[:, None],"),
+            Edit(LOSS, "with torch.no_grad():", "with torch.enable_grad():"),
         ),
         OWN_TRAINING,
         f"{GRADIENTS}[0-usual-0]",
@@ -84,17 +83,23 @@ MUTATIONS = {
         f"{GRADIENTS}[0-long-0]",
     ),
     "eleven points a box": Mutation(
-        (Edit(TAL, "min(self.topk, metric.shape[-1])", "min(self.topk + 1, metric.shape[-1])"),),
+        (Edit(TAL, "min(self.topk, pairs.most)", "min(self.topk + 1, pairs.most)"),),
         OWN_TRAINING,
         f"{ASSIGNER}[usual]",
     ),
     "conflicts among choosers only": Mutation(
-        (Edit(TAL, "overlaps.masked_fill(~is_inside, -1).argmax", "overlaps.masked_fill(~is_chosen, -1).argmax"),),
+        (Edit(TAL, 'per_point(overlaps, "amax")', 'per_point(overlaps * is_chosen, "amax")'),),
         OWN_TRAINING,
         f"{ASSIGNER}[crowded]",
     ),
     "targets scaled before conflicts": Mutation(
-        (Edit(TAL, "_target_scores(metric, overlaps, is_owner)", "_target_scores(metric, overlaps, is_chosen)"),),
+        (
+            Edit(
+                TAL,
+                "_target_scores(pairs, metric, overlaps, is_owner)",
+                "_target_scores(pairs, metric, overlaps, self._choose(pairs, metric))",
+            ),
+        ),
         OWN_TRAINING,
         f"{ASSIGNER}[crowded]",
     ),
@@ -158,7 +163,7 @@ MUTATIONS = {
         ),
         (
             "what a mosaic cut off counts as area of a box", "dl/mosaic.py",
-            "on_canvas, visible = _clipped(placed, np.array(plan.canvas))", "on_canvas, visible = placed",
+            "for limits in (canvas, window)", "for limits in (canvas * 0 + [-1e9, -1e9, 1e9, 1e9], window)",
             "tests/dl/test_mosaic.py::test_what_the_canvas_had_cut_off_counts_for_nothing",
         ),
         (
@@ -291,7 +296,7 @@ MUTATIONS = {
         # From batches to weights
         (
             "the average and the weights exchanged", "train/ema.py",
-            "value.lerp_(new, 1 - d)", "value.lerp_(new, d)",
+            "lerp_(averages, weights, 1 - d)", "lerp_(averages, weights, d)",
             "tests/train/test_schedules.py::test_average_equals_the_formula",
         ),
         (

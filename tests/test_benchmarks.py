@@ -23,6 +23,7 @@ from benchmarks import (
     incremental,
     kill_injector,
     memory,
+    race,
     ultralytics_baseline,
 )  # fmt: skip
 from benchmarks.chaos import KILL_POINTS, Chaos
@@ -68,6 +69,37 @@ def test_every_module_is_imported_by_a_test():
 
 
 # Mars against Ultralytics
+
+
+def test_a_race_times_both_systems_alternately_and_every_stage(monkeypatch):
+    order, now = [], [0.0]
+    monkeypatch.setattr(race.time, "perf_counter", lambda: now[0])
+
+    def system(name, seconds):
+        def one_round():
+            order.append(name)
+            for stage in ("first", "second"):
+                now[0] += seconds
+                yield stage
+
+        return one_round
+
+    rows = race.Race("wait", system("theirs", 0.006), system("ours", 0.002)).run(3, torch.device("cpu"))
+    assert [(row[0], row[1], row[2], row[3]) for row in rows] == [
+        ("wait: first", "6.00", "2.00", "3.00"), ("wait: second", "6.00", "2.00", "3.00"), ("wait", "12.00", "4.00", "3.00")
+    ]  # fmt: skip
+    assert order == ["ours", "theirs", "theirs", "ours"] * 3, "three rounds to warm up, three that are timed"
+
+
+def test_losses_and_steps_of_both_systems_run(monkeypatch, capsys):
+    pytest.importorskip("ultralytics", reason="the reference implementation is not installed")
+    monkeypatch.setattr(race, "LOSS_SIZES", ((2, 64, 3),))
+    monkeypatch.setattr(race, "STEP_SIZE", (2, 64, 3))
+    monkeypatch.setattr(race, "WARM_UP", 0)
+    race.main(["loss", "step", "--rounds", "2", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "loss and backward to the raw maps, batch 2, 64 px, 3 boxes" in out and ": EMA" in out
+    assert out.splitlines()[-1].startswith("2 rounds, float32, cpu, ")
 
 
 def in_this_process(words, cwd, stdout, stderr):

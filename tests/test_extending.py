@@ -210,7 +210,7 @@ def test_names_are_checked_before_anything_is_written(config, tmp_path):
 
 
 MISTAKES = {
-    "a vector": ("inputs.weight.sum(dim=-1)", "lossParts=.*a tensor without dimensions is required"),
+    "a vector": ("inputs.weight * 1.0", "lossParts=.*a tensor without dimensions is required"),
     "a number": ("0.5", "lossParts=.*gives 0.5 on test values"),
     "nothing": ("None", "lossParts=.*gives None on test values"),
     "below zero": ("-inputs.weight.sum() - 1", "lossParts=.*not below 0"),

@@ -41,9 +41,9 @@ def test_signatures():
     assert parameters(load_config)[:6] == ["cfgname", "root", "data", "overrides", "name", "nobuf"]
     assert inspect.signature(load_config).parameters["cfgname"].default == "demo.nano.full"
     assert parameters(TaskAlignedAssigner.__init__)[:4] == ["topk", "num_classes", "alpha", "beta"]
-    assert parameters(TaskAlignedAssigner.__call__) == [
-        "pd_scores", "pd_bboxes", "anc_points", "gt_labels", "gt_bboxes", "mask_gt",
-    ]  # fmt: skip
+    promised = ["pd_scores", "pd_bboxes", "anc_points", "gt_labels", "gt_bboxes", "mask_gt"]
+    assert parameters(TaskAlignedAssigner.__call__) == [*promised, "pair_limits"]
+    assert inspect.signature(TaskAlignedAssigner.__call__).parameters["pair_limits"].default is None
     assert parameters(DetectionLoss.from_config) == ["mcfg", "model"]
     assert parameters(DetectionLoss.__call__) == ["raw_maps", "batch"]
     assert parameters(load_weights)[:2] == ["model", "path"]

@@ -1,8 +1,9 @@
 """The detection loss of YOLOv8: classes, boxes, and distributions of the box sides.
 
-Legend: B images, A anchor points, M most boxes on one image (may be 0), C classes, R bins per side.
-Everything is computed in float32 or better, under any autocast. Every term runs over all A anchor points, and
-background has weight zero: a boolean index would make the host wait for the device.
+Legend: B images, A anchor points, M most boxes on one image (may be 0), C classes, R bins per side, F foreground points
+of the batch. Everything is computed in float32 or better, under any autocast. Boxes and distributions have a loss at
+foreground points only. F is their largest possible number, so that the host need not wait for the device; rows that are
+left have weight zero.
 """
 
 import math
@@ -15,13 +16,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ops.anchors import STRIDES, anchors_of, boxes_to_distances, distances_to_boxes, expected_distances, flatten_maps
+from ops.anchors import (
+    STRIDES,
+    anchors_of,
+    boxes_to_distances,
+    decode_boxes,
+    distances_to_boxes,
+    expected_distances,
+    flatten_maps,
+)  # fmt: skip
 from ops.batch import Batch
 from ops.boxes import ciou
-from ops.device import without_autocast
+from ops.device import true_indices, without_autocast
 from ops.probe import probe
 from ops.safe import total_of
-from train.tal import TaskAlignedAssigner
+from train.tal import Assignment, TaskAlignedAssigner
 
 LAST_BIN_MARGIN = 0.01  # the largest distance is just below the last bin, so that it has a bin to its right
 
@@ -46,11 +55,12 @@ class LossInputs(NamedTuple):
     logits: Float[Tensor, "B A C"]
     target_scores: Float[Tensor, "B A C"]  # 0 in the background
     labelled: Bool[Tensor, "B C"] | None  # the classes that are labelled on each image; None: all
-    distributions: Float[Tensor, "B A four_R"]
-    cells: Float[Tensor, "A 2"]  # anchor points
-    pred_boxes: Float[Tensor, "B A 4"]
-    target_boxes: Float[Tensor, "B A 4"]  # without meaning in the background
-    weight: Float[Tensor, "B A"]  # sum of the target scores of an anchor point, 0 in the background
+    # Foreground points of the whole batch:
+    distributions: Float[Tensor, "F four_R"]
+    cells: Float[Tensor, "F 2"]  # anchor points
+    pred_boxes: Float[Tensor, "F 4"]
+    target_boxes: Float[Tensor, "F 4"]
+    weight: Float[Tensor, " F"]  # sum of the target scores of an anchor point; 0: padding
     normaliser: Float[Tensor, ""]  # sum of all weights, at least 1
 
 
@@ -121,7 +131,7 @@ class DistributionLoss:
         last = bins - 1
         # A side beyond the last bin cannot be represented; the target is the nearest distance that can.
         distances = boxes_to_distances(inputs.cells, inputs.target_boxes)
-        target = distances.clamp(0, last - LAST_BIN_MARGIN)  # (B, A, 4)
+        target = distances.clamp(0, last - LAST_BIN_MARGIN)  # (F, 4)
         left = target.long().clamp(0, last - 1)  # NaN as an index would kill a GPU process; it reaches the loss below
         right_weight = target - left
         # A cross-entropy with two targets, linear in the distance to each bin: its minimum has the expectation y.
@@ -155,6 +165,7 @@ class DetectionLoss:
         parts = (BoxLoss(gains[0]), ClassLoss(gains[1]), *([DistributionLoss(gains[2])] if reg_max > 1 else []))
         self.parts: tuple[LossPart, ...] = (*parts, *more_parts)
         self.assigner = assigner or TaskAlignedAssigner(num_classes=num_classes)
+        self.max_points = self.assigner.topk  # anchor points of one box
 
     @classmethod
     def from_config(cls, mcfg: Any, model: Any) -> "DetectionLoss":
@@ -176,28 +187,31 @@ class DetectionLoss:
     def _compute(self, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         points, strides = anchors_of(raw_maps, self.strides)
         distributions, logits = flatten_maps(raw_maps, self.reg_max)
-        cells = points / strides[:, None]  # anchor points in units of the stride, in which the head predicts distances
-        pred_boxes = distances_to_boxes(cells, self.distances(distributions))  # (B, A, 4), in strides
         probe("loss.logits", logits)
-        probe("loss.pred_boxes", pred_boxes)
-
-        # The assigner gets detached predictions: targets must not have a gradient.
-        assigned = self.assigner(
-            logits.detach().sigmoid(),
-            pred_boxes.detach() * strides[:, None],
-            points,
-            batch.labels[..., None],
-            batch.boxes,
-            batch.valid[..., None],
-        )
+        assigned = self._assign(distributions, logits, points, strides, batch)
         weight = assigned.target_scores.sum(dim=-1)  # (B, A), zero for background
         # One normaliser for all parts keeps their ratio independent of the number of objects.
         normaliser = probe("loss.normaliser", weight.sum().clamp(min=1))
-        target_boxes = assigned.target_bboxes / strides[:, None]
+
+        # Each box chooses at most topk anchor points.
+        most = min(weight.numel(), self.max_points * batch.valid.numel())
+        index = true_indices(assigned.fg_mask.flatten(), most)
+        row = index.clamp(max=weight.numel() - 1)
+        probe("loss.images", row // len(points))
+        stride, point = strides[row % len(points), None], points[row % len(points)]
+        cells = point / stride  # anchor points in units of the stride, in which the head predicts distances
+        fg_distributions = distributions.flatten(0, 1)[row]
         inputs = LossInputs(
-            logits, assigned.target_scores, batch.labelled, distributions, cells, pred_boxes, target_boxes, weight,
+            logits,
+            assigned.target_scores,
+            batch.labelled,
+            fg_distributions,
+            cells,
+            probe("loss.pred_boxes", distances_to_boxes(cells, self.distances(fg_distributions))),
+            assigned.target_bboxes.flatten(0, 1)[row] / stride,
+            weight.flatten()[row] * (row == index),
             normaliser,
-        )  # fmt: skip
+        )
         parts: dict[str, Tensor] = {}
         for part in self.parts:
             parts[part.name] = probe(f"loss.{part.name}_part", part(inputs) * part.weight)
@@ -206,11 +220,33 @@ class DetectionLoss:
             total, {name: value.detach() for name, value in parts.items()}, top_logit=logits.detach().amax()
         )
 
+    def _assign(
+        self, distributions: Tensor, logits: Tensor, points: Tensor, strides: Tensor, batch: Batch
+    ) -> Assignment:
+        # Only if known, so that an assigner of your own needs no such argument.
+        known = {} if batch.pair_limits is None else {"pair_limits": batch.pair_limits}
+        with torch.no_grad():  # targets must not have a gradient
+            return self.assigner(
+                logits.sigmoid(),
+                decode_boxes(distributions, points, strides, self.distances),
+                points,
+                batch.labels[..., None],
+                batch.boxes,
+                batch.valid[..., None],
+                **known,
+            )
+
     def _with_checks(self, result: LossResult, raw_maps: Sequence[Tensor], batch: Batch) -> LossResult:
         """The result with the numbers that the guard checks. Also correct for subclasses with their own `_compute`."""
         # Compared on the device: the guard reads all of these numbers together, with a single wait.
         is_unknown = (batch.labels.clamp(0, self.num_classes - 1) != batch.labels) & batch.valid
         labels = torch.where(is_unknown.any(), math.nan, 0.0)
         return replace(
-            result, must_be_finite={**result.must_be_finite, "raw maps": total_of(raw_maps), "labels": labels}
+            result,
+            must_be_finite={
+                **result.must_be_finite,
+                "raw maps": total_of(raw_maps),
+                "boxes": total_of([batch.boxes]),
+                "labels": labels,
+            },
         )

@@ -129,7 +129,9 @@ def build_training(
             load_report = load_weights(model, file, mcfg.classList, start.backbone_only)
 
     # Timed only where a run starts: a resumed run takes its precision from the checkpoint.
-    precision = pick_precision("float32" if is_resumed else mcfg.precision, device, model, mcfg.inputShape)
+    precision = pick_precision(
+        "float32" if is_resumed else mcfg.precision, device, model, mcfg.inputShape, mcfg.batchSize
+    )
 
     # Without a teacher that cannot be used, the other checks of the doctor still run.
     detection = build_detection_loss(mcfg, model)
@@ -226,17 +228,16 @@ def _try_schedule(mcfg: ModelConfig, schedule: Schedule) -> None:
 
 def _try_loss_part(text: PartText, part: LossPart, model: YoloModel) -> None:
     """Compute a loss part of a recipe on random values, with and without objects. Raises `UserError` as `_try_part`."""
-    random, num_points = torch.Generator().manual_seed(0), 84
-    logits, distributions = (
-        torch.randn(2, num_points, channels, generator=random).requires_grad_()
-        for channels in (model.num_classes, 4 * model.reg_max)
-    )
+    random, num_points = torch.Generator().manual_seed(0), 8
+    logits = torch.randn(2, 84, model.num_classes, generator=random).requires_grad_()
+    distributions = torch.randn(num_points, 4 * model.reg_max, generator=random).requires_grad_()
     cells = torch.rand(num_points, 2, generator=random) * 8
     pred_boxes = distances_to_boxes(cells, model.distances(distributions))
-    target_boxes = torch.cat((cells - 1, cells + 1), dim=-1).expand(2, -1, -1)
+    target_boxes = torch.cat((cells - 1, cells + 1), dim=-1)
     for score in (0.0, 0.5):
-        scores = torch.zeros_like(logits).index_fill(1, torch.arange(8), score)
-        weight = scores.sum(dim=-1)
+        scores = torch.zeros_like(logits)
+        scores[0, :num_points, 0] = score
+        weight = scores[0, :num_points].sum(dim=-1)
         inputs = LossInputs(
             logits, scores, None, distributions, cells, pred_boxes, target_boxes, weight, weight.sum().clamp(min=1)
         )

@@ -119,6 +119,7 @@ class PseudoLabels:
             boxes=pad_sequence(list(all_boxes), batch_first=True),
             labels=pad_sequence(list(all_labels), batch_first=True),
             valid=valid,
+            pair_limits=None,
         )
 
     def _row(self, batch: Batch, row: int, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -136,12 +136,14 @@ def _overfit(setup: TrainingSetup, batch: Batch) -> OverfitCourse:
     before = [parameter.detach().clone() for parameter in trained]
     weight, started = float(len(batch)) if mcfg.lossReduction == "sum" else 1.0, time.perf_counter()
     course = OverfitCourse(_HIGHEST_GROWTH * sum(mcfg.lossWeights))
+    # As in the training: gradients in float16 vanish without a scaler.
+    scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision.dtype == torch.float16)
     while True:
         total, probes = _loss_and_probes(setup, batch)
         course.losses.append(total.item())
-        # The assigner's IoU, of anchor points inside the object; the mean over all objects of the batch. Pseudo-labels
+        # The best IoU of the anchor points that the object keeps; the mean over all objects of the batch. Pseudo-labels
         # follow them in the same rows.
-        overlaps = probes.get("tal.overlap", batch.valid[..., None] * 0.0).amax(dim=-1)
+        overlaps = probes.get("tal.best_overlap", batch.valid * 0.0)
         num_columns = min(overlaps.shape[1], batch.valid.shape[1])
         overlaps = overlaps[:, :num_columns][batch.valid[:, :num_columns]]
         course.overlaps.append(overlaps.mean().item())
@@ -149,9 +151,11 @@ def _overfit(setup: TrainingSetup, batch: Batch) -> OverfitCourse:
         is_enough = course.num_steps >= _LEAST_STEPS and (is_late or course.is_clear)
         if course.num_steps == _STEPS or is_enough or not math.isfinite(total.item()) or not total.requires_grad:
             break
-        (total * weight).backward()
+        scaler.scale(total * weight).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, mcfg.gradientClip)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
     changes = [(now.detach() - old).norm().item() for now, old in zip(trained, before, strict=True)]
     course.movement = math.hypot(*changes) / max(math.hypot(*(old.norm().item() for old in before)), 1e-12)

@@ -94,7 +94,9 @@ def saved_bytes(setup: TrainingSetup, batch: Batch) -> int:
 
 
 def peak_bytes(setup: TrainingSetup, batch: Batch) -> int:
-    """The most bytes on the GPU during one forward and backward pass."""
+    """The most bytes on the GPU during one forward and backward pass that begins without gradients."""
+    for module in setup.trained_modules:  # those of another batch would count for this one
+        module.zero_grad(set_to_none=True)
     torch.cuda.synchronize(setup.device)
     torch.cuda.reset_peak_memory_stats(setup.device)
     setup.loss_of(batch).total.backward()

@@ -102,6 +102,7 @@ class Recorder(TorchDispatchMode):
         self.bad_probes: dict[str, tuple[int, ...]] = {}  # name -> the operations that its bad values come from
         self.is_backward = False
         self._weight_shapes: set[tuple[int, ...]] = set()  # their first dimension is not the batch
+        self._images_of: dict[int, Tensor] = {}  # length of a list -> the image of each row
         self._leaves: dict[int, str] = {}
         self._writers: dict[int, list[int]] = {}
         self._uninitialised: set[int] = set()
@@ -121,6 +122,9 @@ class Recorder(TorchDispatchMode):
         """Within the block, every operation, module call and probe is recorded."""
 
         def record_probe(name: str, value: Tensor) -> None:
+            if name.endswith(".images"):
+                self._images_of[len(value)] = value
+                return
             with self.paused():
                 stats = tensor_stats(name, value)
                 self.probes.setdefault(name, stats)
@@ -225,14 +229,25 @@ class Recorder(TorchDispatchMode):
         if op.is_bad and not op.has_read_nan:  # a bad value may begin here
             op.inputs = tuple(argument.before or self._stats(argument) for argument in read)
             op.outputs = tuple(tensor_stats(f"result {number}", value) for number, value in enumerate(written))
-            per_image = (value for value in written if value.dim() > 0 and len(value) == self.batch_size)
-            masks = [~value.detach().isfinite() for value in per_image if tuple(value.shape) not in self._weight_shapes]
-            op.rows = tuple(sorted({row for mask in masks for row in rows_with(mask)}))
+            op.rows = self._bad_images(written)
         self.ops.append(op)
         for key, value in zip(op.storages, written, strict=True):
             if op.base in OVERWRITING and value.nbytes == value.untyped_storage().nbytes():
                 self._uninitialised.discard(key)
             self._writers.setdefault(key, []).append(op.index)
+
+    def _bad_images(self, written: Sequence[Tensor]) -> tuple[int, ...]:
+        """The images whose rows are not finite. Rows are images, or items of a list that a probe gave the images of."""
+        images: set[int] = set()
+        for value in written:
+            if value.dim() == 0 or tuple(value.shape) in self._weight_shapes:
+                continue
+            rows = rows_with(~value.detach().isfinite())
+            if len(value) == self.batch_size:
+                images.update(rows)
+            elif len(value) in self._images_of:
+                images.update(self._images_of[len(value)][rows].tolist())
+        return tuple(sorted(images))
 
     def _link(self, op: Operation, read: list[Argument]) -> None:
         """Note which operations and leaves the arguments come from, and which of them are bad."""

@@ -34,7 +34,7 @@ def processor(monkeypatch, has_bfloat16, has_onednn=True):
 
 
 def clock(monkeypatch, seconds):
-    monkeypatch.setattr(device, "_time_step", lambda model, device, shape, dtype: seconds[dtype])
+    monkeypatch.setattr(device, "_time_step", lambda model, device, shape, dtype, count: seconds[dtype])
     monkeypatch.setattr(device, "half_dtypes", lambda device: (torch.bfloat16,))
 
 
@@ -71,6 +71,32 @@ def test_auto_takes_what_is_clearly_faster_and_says_why(half, full, chosen, monk
     assert chosen in why and "ms" in why
 
 
+@pytest.mark.parametrize(
+    ("too_small_for", "chosen"),
+    [((torch.float32,), "bfloat16"), ((torch.bfloat16,), "float32"), ((torch.bfloat16, torch.float32), "bfloat16")],
+)
+def test_a_type_for_which_the_memory_is_too_small_is_not_taken(too_small_for, chosen, monkeypatch):
+    monkeypatch.setattr(device, "_SECONDS_PER_TYPE", 0.02)
+    monkeypatch.setattr(device, "_time_step", TIME_STEP)
+    monkeypatch.setattr(device, "half_dtypes", lambda device: (torch.bfloat16,))
+    counts, order = set(), []
+
+    class Large(Net):
+        def forward(self, images):
+            dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+            counts.add(len(images))
+            order.append(dtype)
+            if dtype in too_small_for:
+                raise torch.cuda.OutOfMemoryError("so many bytes")
+            return super().forward(images)
+
+    dtype, why = pick_precision("auto", CPU, Large(), (32, 32), batch_size=3)
+    assert dtype_name(dtype) == chosen
+    assert all(f"{dtype_name(small)} out of memory" in why for small in too_small_for)
+    assert counts == {3}, "never more images than a batch of the training has"
+    assert order[0] == torch.bfloat16, "it needs less memory"
+
+
 def test_auto_without_half_precision_is_float32(monkeypatch):
     monkeypatch.setattr(device, "half_dtypes", lambda device: ())
     monkeypatch.setattr(device, "_time_step", None)
@@ -95,7 +121,7 @@ def test_timing_leaves_model_and_random_state_as_they_were(monkeypatch):
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    assert TIME_STEP(net, CPU, (32, 32), torch.float32) > 0
+    assert TIME_STEP(net, CPU, (32, 32), torch.float32, 4) > 0
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())

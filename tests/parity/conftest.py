@@ -107,6 +107,18 @@ class Reference:
         assigner.stride_val = min_side
         return assigner
 
+    @staticmethod
+    def drop_ties(assigner) -> None:
+        """Points with a metric of zero are no longer chosen. Where a box has fewer than `topk` others, the reference
+        takes those of them that come first in memory; in a crowd, a point may so go to another box."""
+        get_pos_mask = assigner.get_pos_mask
+
+        def without_ties(*args, **kwargs):
+            mask_pos, align_metric, overlaps = get_pos_mask(*args, **kwargs)
+            return mask_pos * (align_metric > 0), align_metric, overlaps
+
+        assigner.get_pos_mask = without_ties
+
 
 @pytest.fixture(scope="session")
 def reference():

@@ -34,7 +34,10 @@ def test_parts_and_gradients_equal_the_reference(reference, pair, measured, kind
     theirs = reference.loss_batch(batch.boxes, batch.labels, batch.valid, *batch.images.shape[2:])
     network.zero_grad()
     model.zero_grad()
-    their_total, their_parts = reference.loss(network, min_side)(network(images), theirs)
+    their_loss = reference.loss(network, min_side)
+    if kind == "crowded":
+        reference.drop_ties(their_loss.assigner)
+    their_total, their_parts = their_loss(network(images), theirs)
     their_total.sum().div(len(batch)).backward()  # the reference multiplies by the batch size
 
     assigner = TaskAlignedAssigner(10, NUM_CLASSES, min_side=min_side)

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import YoloModel
+from ops.anchors import pair_limits
 from ops.batch import Batch
 from ops.probe import listening
 from train.loss import DetectionLoss, LossResult
@@ -230,7 +231,15 @@ def test_from_config_takes_what_the_model_has():
 class HostRoundTrips(TorchDispatchMode):
     """Notes every operation that on a GPU would wait for the device to tell the host a number or a length."""
 
-    WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal.", "repeat_interleave")
+    WAITS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "unique",
+        "masked_select",
+        "is_nonzero",
+        "equal.",
+        "repeat_interleave",
+    )
 
     def __init__(self):
         super().__init__()
@@ -251,6 +260,7 @@ def test_no_host_round_trip_forwards_or_backwards(m, labelled):
     batch = replace(empty_batch(m=m), labelled=labelled)
     batch.boxes[:] = torch.tensor([4.0, 4, 50, 60])
     batch.valid[:, :2] = True
+    batch = replace(batch, pair_limits=pair_limits(batch.boxes))
     raw, loss = maps(), DetectionLoss(3)
     with HostRoundTrips() as trips:
         loss(raw, batch).total.backward()
@@ -266,14 +276,19 @@ def test_a_box_that_is_not_finite_reaches_the_loss_and_is_no_index(bad, side):
     """As an index, NaN is a number far outside, which on a GPU ends the process instead of the step."""
     batch = empty_batch(m=1)
     batch.valid[0, 0], batch.boxes[0, 0] = True, torch.tensor([8.0, 8.0, 40.0, 40.0])
-    assert DetectionLoss(3)(maps(), batch).total.isfinite()
-    batch.boxes[0, 0, side] = bad
-    assert DetectionLoss(3)(maps(), batch).total.isnan(), "infinities, too: no overlap with such a box is a number"
+    for limits in (None, pair_limits(batch.boxes)):
+        batch.boxes[0, 0] = torch.tensor([8.0, 8.0, 40.0, 40.0])
+        out = DetectionLoss(3)(maps(), replace(batch, pair_limits=limits))
+        assert out.total.isfinite() and all(value.isfinite() for value in out.must_be_finite.values())
+        batch.boxes[0, 0, side] = bad
+        # No anchor point is inside a box of NaN, so the loss alone would not show it.
+        out = DetectionLoss(3)(maps(), replace(batch, pair_limits=limits))
+        assert not out.must_be_finite["boxes"].isfinite() and out.must_be_finite["raw maps"].isfinite()
 
 
 def test_what_is_watched_beside_the_parts():
     healthy = DetectionLoss(3)(maps(), empty_batch()).must_be_finite
-    assert set(healthy) == {"raw maps", "labels"} and all(value.isfinite() for value in healthy.values())
+    assert set(healthy) == {"raw maps", "boxes", "labels"} and all(value.isfinite() for value in healthy.values())
     raw_maps = [one.detach() for one in maps()]
     raw_maps[2][1, 5, 0, 0] = -math.inf
     assert not DetectionLoss(3)(raw_maps, empty_batch()).must_be_finite["raw maps"].isfinite()
