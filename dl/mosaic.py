@@ -20,6 +20,8 @@ from dl.warp import MIN_SIDE, Matrix, clip_boxes, large_enough, warp_boxes, warp
 
 MOSAIC_GREY = 114  # colour of the padding; Ultralytics' value
 
+SOURCE_STEP = 4  # a visible part begins and ends at multiples of it, so that halving it twice is fast
+
 MAX_CLOSED_SHARE = 1 / 3  # at most this share of all epochs runs without mosaic: docs/experiments.md, section 4
 
 
@@ -229,9 +231,8 @@ def _axis_of_tile(
     if first >= last:
         return None
     factor = (stop - start) / length
-    # Multiples of four, because sides that can be halved twice are resized faster.
-    begin = math.floor((first - start) / factor) // 4 * 4
-    end = min(length, -(-math.ceil((last - start) / factor) // 4) * 4)
+    begin = math.floor((first - start) / factor) // SOURCE_STEP * SOURCE_STEP
+    end = min(length, -(-math.ceil((last - start) / factor) // SOURCE_STEP) * SOURCE_STEP)
     target = round(start + begin * factor), round(start + end * factor)
     return (begin, end), target, (first, last)
 

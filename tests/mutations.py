@@ -87,6 +87,11 @@ MUTATIONS = {
         OWN_TRAINING,
         f"{ASSIGNER}[usual]",
     ),
+    "points without overlap chosen": Mutation(
+        (Edit(TAL, "return is_best & (metric != 0)", "return is_best"),),
+        "tests/train/test_tal.py::test_agrees_with_the_slow_twin",
+        f"{ASSIGNER}[usual]",
+    ),
     "conflicts among choosers only": Mutation(
         (Edit(TAL, 'per_point(overlaps, "amax")', 'per_point(overlaps * is_chosen, "amax")'),),
         OWN_TRAINING,

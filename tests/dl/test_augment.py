@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dl.augment import GREY, AugmentPlan, AugmentRanges, apply_plan, draw_plan, letterbox
+from dl.augment import GREY, AugmentPlan, AugmentRanges, apply_plan, draw_plan, letterbox, resize_fast
 
 NO_COLOUR = AugmentRanges(hue=0.0, saturation=0.0, value=0.0)
 NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
@@ -195,3 +195,31 @@ def test_letterboxed_pixels_are_where_their_boxes_are():
         canvas, placed = letterbox(image, (96, 128))
         for box, label in zip(placed.apply(boxes), labels, strict=True):
             assert np.abs(box - np.array(extent(canvas, label))).max() < 0.8
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_halving_is_the_mean_of_the_pixels(factor):
+    image = np.random.default_rng(0).integers(0, 256, (16 * factor, 24 * factor, 3), dtype=np.uint8)
+    means = image.reshape(16, factor, 24, factor, 3).mean(axis=(1, 3))
+    found = resize_fast(image, 24, 16)
+    assert found.shape == (16, 24, 3)
+    assert np.abs(found - means).max() <= 0.5 * np.log2(factor) + 1e-6, "every halving rounds once"
+
+
+@pytest.mark.parametrize("size", [(64, 48), (63, 47), (40, 31), (33, 25), (31, 23), (17, 12), (100, 70)])
+def test_what_is_resized_fast_stays_in_its_place_and_no_pixel_is_skipped(size):
+    """A ramp shows the place of every pixel; of single bright pixels, one after the other, all leave a trace."""
+    columns, rows = size
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (48, 1, 3))
+    centres = (np.arange(columns) + 0.5) * 64 / columns - 0.5  # of the pixels of the result, in pixels of the image
+    inner = (centres > 2) & (centres < 61)
+    assert np.abs(resize_fast(ramp, columns, rows)[rows // 2, :, 0] - centres * 3)[inner].max() < 1.5
+    for column in range(20, 28):
+        spot = np.zeros((48, 64, 3), dtype=np.uint8)
+        spot[24, column] = 255
+        assert resize_fast(spot, columns, rows).any()
+
+
+def test_resized_fast_to_its_own_size_is_the_same_image():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert resize_fast(image, 7, 5) is image
