@@ -16,6 +16,7 @@ from torch import Tensor
 from ops.device import without_autocast
 
 INSIDE_MARGIN = 1e-9  # pixels; an anchor point on the border of a box is outside, as in Ultralytics
+COUNTED_SIDE = 16.0  # pixels; `pair_limits` counts shorter sides as this long
 STRIDES = (8, 16, 32)  # width and height of a cell of each map, in pixels of the network input
 
 
@@ -82,17 +83,20 @@ def points_inside(
 
 
 def pair_limits(
-    boxes: Float[Tensor, "B M 4"], strides: tuple[int, ...] = STRIDES, min_side: float = 16.0
+    boxes: Float[Tensor, "B M 4"], input_shape: tuple[int, int], strides: tuple[int, ...] = STRIDES
 ) -> tuple[int, int]:
     """At least the number of pairs of a box and an anchor point inside it, of all boxes and of one box.
 
-    Computed from the sizes of the boxes alone, on the CPU, so that the assigner need not ask a GPU. `boxes` in pixels,
-    also outside the input; `min_side`: at least that of `points_inside`.
+    Computed on the CPU from the sizes of the boxes, so that the assigner need not ask a GPU. `boxes` in pixels, also
+    outside the input of height and width `input_shape`. It holds for every `min_side` up to `COUNTED_SIDE`.
     """
-    # Centres lie a stride apart: a side of n strides has at most n + 1 of them. Padding and boxes that are not numbers
-    # have the smallest size.
-    sides = (boxes[..., 2:] - boxes[..., :2]).nan_to_num(0, 0, 0).clamp(min=min_side)
-    counts = torch.stack([((sides / stride).floor() + 1).prod(dim=-1) for stride in strides]).sum(dim=0)
+    # NaN, which no point is inside of, counts as 0, and infinity as the largest number.
+    sides = (boxes[..., 2:] - boxes[..., :2]).nan_to_num(0).clamp(min=COUNTED_SIDE)
+    counts = torch.zeros(boxes.shape[:2])
+    for stride in strides:
+        # Centres lie a stride apart: a side of n strides has at most n + 1 of them, and at most all of the map.
+        cells = sides.new_tensor([input_shape[1] // stride, input_shape[0] // stride])
+        counts += ((sides / stride).floor() + 1).minimum(cells).prod(dim=-1)
     return int(counts.sum()), int(counts.max()) if counts.numel() else 0
 
 

@@ -78,7 +78,8 @@ class Batch:
         """The same batch with its tensors on `device`. On the way to a GPU the pairs are counted."""
         counted = self
         if torch.device(device).type != "cpu" and self.boxes.is_cpu:
-            counted = replace(self, pair_limits=pair_limits(self.boxes))
+            height, width = self.images.shape[2:]
+            counted = replace(self, pair_limits=pair_limits(self.boxes, (height, width)))
         return counted._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":

@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from config.errors import UserError
 
@@ -171,16 +170,3 @@ def _time_passes(
         else:
             best = min(best, time.perf_counter() - started)
     return min(best, _SECONDS_PER_TYPE) / count
-
-
-def true_indices(mask: Bool[Tensor, " N"], size: int | None = None) -> Int64[Tensor, " size"]:
-    """Indices of the true elements in their order, padded with N to `size`, which they must not exceed.
-
-    `size` None: exactly the true elements; the host waits for a GPU to count them.
-    """
-    if size is None:
-        return mask.nonzero()[:, 0]
-    # Not nonzero_static, which CUDA has only since torch 2.7. False elements write to the place behind the last.
-    numbers = torch.arange(len(mask), device=mask.device)
-    places = torch.where(mask, mask.cumsum(dim=0) - 1, size)
-    return numbers.new_full((size + 1,), len(mask)).scatter_(0, places, numbers)[:size]

@@ -27,10 +27,10 @@ from ops.anchors import (
 )  # fmt: skip
 from ops.batch import Batch
 from ops.boxes import ciou
-from ops.device import true_indices, without_autocast
+from ops.device import without_autocast
 from ops.probe import probe
 from ops.safe import total_of
-from train.tal import Assignment, TaskAlignedAssigner
+from train.tal import Assignment, TaskAlignedAssigner, true_indices
 
 LAST_BIN_MARGIN = 0.01  # the largest distance is just below the last bin, so that it has a bin to its right
 
@@ -165,7 +165,6 @@ class DetectionLoss:
         parts = (BoxLoss(gains[0]), ClassLoss(gains[1]), *([DistributionLoss(gains[2])] if reg_max > 1 else []))
         self.parts: tuple[LossPart, ...] = (*parts, *more_parts)
         self.assigner = assigner or TaskAlignedAssigner(num_classes=num_classes)
-        self.max_points = self.assigner.topk  # anchor points of one box
 
     @classmethod
     def from_config(cls, mcfg: Any, model: Any) -> "DetectionLoss":
@@ -193,9 +192,9 @@ class DetectionLoss:
         # One normaliser for all parts keeps their ratio independent of the number of objects.
         normaliser = probe("loss.normaliser", weight.sum().clamp(min=1))
 
-        # Each box chooses at most topk anchor points.
-        most = min(weight.numel(), self.max_points * batch.valid.numel())
-        index = true_indices(assigned.fg_mask.flatten(), most)
+        # Each box chooses at most topk anchor points. An assigner of your own may choose all.
+        most = min(len(points), getattr(self.assigner, "topk", len(points)) * batch.valid.shape[1])
+        index = true_indices(assigned.fg_mask.flatten(), most * len(batch))
         row = index.clamp(max=weight.numel() - 1)
         probe("loss.images", row // len(points))
         stride, point = strides[row % len(points), None], points[row % len(points)]

@@ -7,12 +7,11 @@ inside it. Boxes and anchor points are in pixels of the network input; scores ar
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 
-from ops.anchors import full_precision, points_inside
+from ops.anchors import COUNTED_SIDE, full_precision, points_inside
 from ops.boxes import ciou
-from ops.device import true_indices
 from ops.probe import probe
 
 
@@ -33,7 +32,7 @@ class TaskAlignedAssigner:
 
     An anchor point that several boxes choose goes to the box it overlaps most. Its target score is its metric, scaled
     so that the best anchor point of a box has the box's highest CIoU as its target (TOOD, eq. 6).
-    Nothing has a gradient. Only pairs of a box and an anchor point inside it are computed, about one of a hundred.
+    Nothing has a gradient. Only pairs of a box and an anchor point inside it are computed: most points are in no box.
     """
 
     def __init__(
@@ -65,9 +64,8 @@ class TaskAlignedAssigner:
     ) -> Assignment:
         """`mask_gt`: 1 for boxes, 0 for padding. Labels may be long or float, the mask bool or float.
 
-        `pair_limits`: at least P, and at least the pairs of one box (`ops.anchors.pair_limits`). None: they are
-        counted, and the host waits for a GPU. Without any box (M = 0, or only padding): zero scores, and a foreground
-        mask that is all False.
+        `pair_limits`: from `ops.anchors.pair_limits`. None: the pairs are counted, and the host waits for a GPU.
+        Without any box (M = 0, or only padding): zero scores, and a foreground mask that is all False.
         """
         # beta = 6 turns an overlap of 0.1 into 1e-6, which bfloat16 and float16 cannot resolve.
         scores, boxes = full_precision(pd_scores), full_precision(pd_bboxes)
@@ -78,6 +76,8 @@ class TaskAlignedAssigner:
         labels, is_real = gt_labels[..., 0].long().clamp(0, scores.shape[-1] - 1), mask_gt[..., 0].bool()
 
         # Candidates are inside the box: only there all four distances are positive, as the head can predict them.
+        if self.min_side > COUNTED_SIDE:
+            pair_limits = None  # they hold for smaller sides only
         pairs = _Pairs(points_inside(anc_points, gt_bboxes, self.min_side) & is_real[..., None], pair_limits)
         metric, overlaps = self._metric(pairs, scores, boxes, labels, gt_bboxes)
         is_owner = self._resolve_conflicts(pairs, self._choose(pairs, metric), overlaps)
@@ -174,9 +174,9 @@ class _Pairs:
         """The row of each pair's anchor point."""
         return table.flatten(0, 1)[self.points]
 
-    def per_box(self, values: Shaped[Tensor, " P"], reduce: str = "amax") -> Shaped[Tensor, "B M"]:
-        """Sum or largest value of the pairs of each box, 0 without any. `values`: not below 0."""
-        return self._reduce(self.box, values, reduce, self.num_boxes)
+    def per_box(self, values: Shaped[Tensor, " P"]) -> Shaped[Tensor, "B M"]:
+        """The largest value of the pairs of each box, 0 without any. `values`: not below 0."""
+        return self._reduce(self.box, values, "amax", self.num_boxes)
 
     def per_point(self, values: Shaped[Tensor, " P"], reduce: str) -> Shaped[Tensor, "B A"]:
         """Sum or largest value of the pairs of each anchor point, 0 without any. `values`: not below 0."""
@@ -185,3 +185,16 @@ class _Pairs:
     def _reduce(self, index: Tensor, values: Tensor, reduce: str, length: int) -> Tensor:
         table = values.new_zeros(length + 1).scatter_reduce_(0, index, values, reduce)
         return table[:length].view(self.num_images, -1)
+
+
+def true_indices(mask: Bool[Tensor, " N"], size: int | None = None) -> Int64[Tensor, " size"]:
+    """Indices of the true elements in their order, padded with N to `size`, which they must not exceed.
+
+    `size` None: exactly the true elements; the host waits for a GPU to count them.
+    """
+    if size is None:
+        return mask.nonzero()[:, 0]
+    # Not nonzero_static, which CUDA has only since torch 2.7. False elements write to the place behind the last.
+    numbers = torch.arange(len(mask), device=mask.device)
+    places = torch.where(mask, mask.cumsum(dim=0) - 1, size)
+    return numbers.new_full((size + 1,), len(mask)).scatter_(0, places, numbers)[:size]

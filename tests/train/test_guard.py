@@ -389,7 +389,9 @@ def test_nothing_is_asked_of_the_device_late(adam, monkeypatch):
     stepper, counting = make(True, adam=adam), Counting()
     stepper.add(batch_of())
     batches = [batch_of(seed=seed) for seed in range(3)]
-    batches = [replace(batch, pair_limits=pair_limits(batch.boxes)) for batch in batches]  # as on the way to a GPU
+    batches = [
+        replace(batch, pair_limits=pair_limits(batch.boxes, (64, 64))) for batch in batches
+    ]  # as on the way to a GPU
     with counting:
         for batch in batches:
             stepper.add(batch)

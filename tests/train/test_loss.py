@@ -260,7 +260,7 @@ def test_no_host_round_trip_forwards_or_backwards(m, labelled):
     batch = replace(empty_batch(m=m), labelled=labelled)
     batch.boxes[:] = torch.tensor([4.0, 4, 50, 60])
     batch.valid[:, :2] = True
-    batch = replace(batch, pair_limits=pair_limits(batch.boxes))
+    batch = replace(batch, pair_limits=pair_limits(batch.boxes, (64, 64)))
     raw, loss = maps(), DetectionLoss(3)
     with HostRoundTrips() as trips:
         loss(raw, batch).total.backward()
@@ -276,11 +276,13 @@ def test_a_box_that_is_not_finite_reaches_the_loss_and_is_no_index(bad, side):
     """As an index, NaN is a number far outside, which on a GPU ends the process instead of the step."""
     batch = empty_batch(m=1)
     batch.valid[0, 0], batch.boxes[0, 0] = True, torch.tensor([8.0, 8.0, 40.0, 40.0])
-    for limits in (None, pair_limits(batch.boxes)):
+    for is_counted in (False, True):
         batch.boxes[0, 0] = torch.tensor([8.0, 8.0, 40.0, 40.0])
+        limits = pair_limits(batch.boxes, (64, 64)) if is_counted else None
         out = DetectionLoss(3)(maps(), replace(batch, pair_limits=limits))
         assert out.total.isfinite() and all(value.isfinite() for value in out.must_be_finite.values())
         batch.boxes[0, 0, side] = bad
+        limits = pair_limits(batch.boxes, (64, 64)) if is_counted else None
         # No anchor point is inside a box of NaN, so the loss alone would not show it.
         out = DetectionLoss(3)(maps(), replace(batch, pair_limits=limits))
         assert not out.must_be_finite["boxes"].isfinite() and out.must_be_finite["raw maps"].isfinite()

@@ -103,20 +103,31 @@ def test_padded_pairs_change_no_bit(spare):
 
 
 @pytest.mark.parametrize("min_side", [0, 16])
-def test_the_bound_on_pairs_holds_for_boxes_of_every_size_and_place(min_side):
-    random, points = torch.Generator().manual_seed(0), make_anchors(((40, 40), (20, 20), (10, 10))).points
-    for size in (0.1, 3, 17, 100, 700):
+def test_the_limits_hold_for_boxes_of_every_size_and_place(min_side):
+    random, points = torch.Generator().manual_seed(0), make_anchors(((40, 30), (20, 15), (10, 7))).points
+    for size in (0.1, 3, 17, 100, 700, 1e6, math.inf):
         low = torch.rand(4, 6, 2, generator=random) * 400 - 50
-        boxes = torch.cat((low, low + torch.rand(4, 6, 2, generator=random) * size), -1)
-        counts, limits = points_inside(points, boxes, min_side).sum(dim=-1), pair_limits(boxes)
-        assert counts.sum() <= limits[0] and counts.max() <= limits[1]
-        boxes = boxes.clamp(0, 320)
-        counts, limits = points_inside(points, boxes, min_side).sum(dim=-1), pair_limits(boxes)
-        assert limits[0] <= 4 * counts.sum() + 24 * 20 and limits[1] <= 4 * counts.max() + 20
-    whole = torch.tensor([[[0.0, 0.0, 320.0, 320.0]]])
-    assert pair_limits(whole) == (41**2 + 21**2 + 11**2,) * 2, "a row and a column more than there are"
-    broken = torch.tensor([[[math.nan, 0, 8, 8], [0, 0, math.inf, 8]]])
-    assert pair_limits(broken) == (2 * (9 + 4 + 1), 9 + 4 + 1) and pair_limits(whole[:, :0]) == (0, 0)
+        boxes = torch.cat((low, low + (0.1 + torch.rand(4, 6, 2, generator=random)) * size), -1)
+        boxes[0, 0, 1], boxes[0, 1, 2] = -math.inf, math.nan
+        counts, limits = points_inside(points, boxes, min_side).sum(dim=-1), pair_limits(boxes, (320, 240))
+        assert counts.sum() <= limits[0] and counts.max() <= limits[1] <= len(points)
+        if size < 700:
+            assert limits[0] <= 4 * counts.sum() + 24 * 14 + len(points), "not far too many"
+    whole = torch.tensor([[[0.0, 0.0, 240.0, 320.0]]])
+    assert pair_limits(whole, (320, 240)) == (len(points), len(points))
+    assert pair_limits(whole[:, :0], (320, 240)) == (0, 0)
+
+
+def test_larger_sides_than_the_limits_hold_for_are_counted_again():
+    """Boxes of a pixel, which count as 200 pixels long."""
+    points = make_anchors(((40, 40),), (8,)).points
+    boxes = torch.tensor([[[150.0, 150, 151, 151]]])
+    near = torch.cat((points - 8, points + 8), -1)[None]
+    args = torch.ones(1, 1600, 1), near, points, torch.zeros(1, 1, 1), boxes, torch.ones(1, 1, 1)
+    limits, assigner = pair_limits(boxes, (320, 320)), TaskAlignedAssigner(10, 1, min_side=200)
+    assert limits[1] < points_inside(points, boxes, 200).sum()
+    for ours, expected in zip(assigner(*args, pair_limits=limits), assigner(*args), strict=True):
+        assert torch.equal(ours, expected)
 
 
 @pytest.fixture
