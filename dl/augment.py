@@ -127,10 +127,10 @@ def resize(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[
 
 
 def resize_fast(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Like `resize`, several times faster for smaller sizes: halved until less than half is missing, then linear.
+    """Like `resize`, but several times faster for smaller sizes.
 
-    No pixel is skipped, since linear interpolation from at most twice the size uses all of them. Halving is fast for
-    even sides.
+    The image is halved as long as it stays large enough, then interpolated linearly. From at most twice the size,
+    linear interpolation uses every pixel, so none is skipped. Halving is fast for even sides.
     """
     while image.shape[1] >= 2 * width and image.shape[0] >= 2 * height:
         half = (image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2

@@ -1,6 +1,7 @@
 """Gradients that reach every part or not, and overfitting a few images."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from debug.doctor.finding import LOOK, OK, WRONG
 from debug.doctor.learning_check import examine_gradient, examine_overfitting
+from ops.device import Precision
 from train.loss import LossResult
 
 
@@ -99,6 +101,23 @@ def test_overfitting_ends_after_its_time_and_the_least_steps(setup_of, monkeypat
     monkeypatch.setattr(setup.objective.loss, "_compute", constant)
     only(examine_overfitting(setup, first_batch(setup)))
     assert len(losses) == 1 + steps
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.float32])
+def test_gradients_in_float16_are_scaled_as_in_the_training(setup_of, monkeypatch, precision):
+    """A scaler, which is on in float16 only. The network computes in float32 here, since a CPU may have no float16."""
+    setup, flags, scaler = setup_of(), [], torch.amp.GradScaler
+    setup.precision = Precision(precision, "")
+    monkeypatch.setattr("train.setup.autocast", lambda device, dtype: nullcontext())
+
+    def noted(device, enabled):
+        flags.append(enabled)
+        return scaler(device, enabled=enabled)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", noted)
+    found = only(examine_overfitting(setup, first_batch(setup)))
+    assert flags == [precision == torch.float16]
+    assert found.level == OK, "scaled gradients are divided again before the step"
 
 
 def test_without_objects_overfitting_is_not_tried(setup_of):

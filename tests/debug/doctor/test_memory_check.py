@@ -52,6 +52,24 @@ def test_a_teacher_and_its_projections_need_memory(setup_of, tmp_path):
     assert 0 <= more - (teacher + 3 * projections) < few_buffers, "weight, gradient and momentum"
 
 
+def test_the_peak_of_a_batch_begins_without_the_gradients_of_another(setup_of, monkeypatch):
+    setup, kept = setup_of(), []
+    batch = first_batch(setup)
+
+    def count_gradients(device):
+        kept.append(sum(parameter.grad is not None for parameter in setup.model.parameters()))
+
+    for name, value in {
+        "synchronize": lambda device: None,
+        "reset_peak_memory_stats": count_gradients,
+        "max_memory_allocated": lambda device: 7,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert [memory_check.peak_bytes(setup, batch) for _ in range(2)] == [7, 7]
+    assert kept == [0, 0]
+    assert any(parameter.grad is not None for parameter in setup.model.parameters()), "or nothing was to be removed"
+
+
 def test_saved_tensors_are_counted_once_and_released(setup_of):
     """exp keeps its result, the product the images, and the weight is no activation: twice the images, in float32."""
     weight, seen = nn.Parameter(torch.ones(1)), []
