@@ -3,8 +3,9 @@
     python -m benchmarks.race [STAGE ...] [--rounds 20] [--device auto] [--precision float32]
 
 Both systems take turns on the same batch. A ratio is the time of Ultralytics divided by the time of Mars in the same
-round, so that above 1 Mars is faster; the table has the median of all rounds and the quartiles. Each system has its own
-best settings: Mars has channels-last images, and both use all cores.
+round, so that above 1 Mars is faster; the table has the median of all rounds and the quartiles. Both use all cores and
+their own layout of images. The step has no checks for non-finite values, which Mars makes besides
+(`benchmarks/guard_cost.py`).
 """
 
 import argparse
